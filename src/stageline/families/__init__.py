@@ -1,0 +1,87 @@
+"""The model families: one folder each, one line in this table.
+
+`family_config(name)` gives a family's torch-free half (config class, presets, stages, facts, inheritance);
+`load_family(name)` its record, which loads torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stageline.config import RunConfig, apply_overrides, nearest, read_yaml, validate
+from stageline.errors import ConfigError
+from stageline.stage import Inheritance, Stage, Stages
+
+if TYPE_CHECKING:
+    from stageline.families.door import Family
+
+FAMILIES = {"film_flow": "stageline.families.film_flow"}
+
+Comparison = Literal["equal", "report", "ablatable"]
+"""How a fact of the family is compared by a verb: it must be equal; a difference is only reported; or the config may
+ask for less than the file has (an ablation)."""
+
+
+@dataclass(frozen=True)
+class FamilyConfig:
+    """The torch-free half of a family's record.
+
+    config: its `RunConfig` subclass.  presets: name -> raw config, `tiny` among them.
+    facts(config): what a checkpoint of a stage with this (stage) config says about itself, JSON values.
+    fact_rules: fact -> how `resume`, `seed` and `evaluate` compare it, e.g. {"vlm_film_trained_stages":
+        {"resume": "equal", "seed": "report", "evaluate": "ablatable"}}. A fact without a rule must be equal.
+    inherit(parent_facts, config): what becomes of each section of a parent.
+    asked(raw_config): the facts a user's own config *states* (absent keys are no statement), for evaluate.
+    data_key(config): the part of the config that prepared data depend on (seed included where it matters).
+    source_files(config): the files prepared data are read from, sorted; () for synthetic data.
+    """
+
+    name: str
+    config: type[RunConfig]
+    stages: Stages
+    presets: Mapping[str, Mapping[str, Any]]
+    facts: Callable[[Any], dict[str, Any]]
+    fact_rules: Mapping[str, Mapping[str, Comparison]]
+    inherit: Callable[[Mapping[str, Any], Any], tuple[Inheritance, ...]]
+    data_key: Callable[[Any], dict[str, Any]]
+    source_files: Callable[[Any], tuple[Path, ...]]
+    check: Callable[[Any, Stage], None]
+    """Everything that can be refused about a stage's config before data or model are touched."""
+
+
+def _module(name: str) -> str:
+    if name not in FAMILIES:
+        near = nearest(name, FAMILIES)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise ConfigError(f"there is no family {name!r}{hint}", remedy=f"families: {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[name]
+
+
+def family_config(name: str) -> FamilyConfig:
+    """The torch-free half of a family."""
+    record: FamilyConfig = import_module(f"{_module(name)}.config").FAMILY_CONFIG
+    return record
+
+
+def load_family(name: str) -> Family:
+    """The family's record; loads torch."""
+    record: Family = import_module(f"{_module(name)}.family").FAMILY
+    return record
+
+
+def parse_config(raw: Mapping[str, Any], overrides: Iterable[str] = (), where: str = "config") -> RunConfig:
+    """Raw mapping + dotted overrides -> the family's typed config."""
+    merged = apply_overrides(raw, overrides)
+    name = merged.get("family")
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: `family` is required", remedy=f"families: {', '.join(sorted(FAMILIES))}")
+    return validate(merged, family_config(name).config, where)
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """YAML file + dotted overrides -> the family's typed config."""
+    return parse_config(read_yaml(path), overrides, str(path))

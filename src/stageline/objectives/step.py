@@ -1,0 +1,50 @@
+"""What passes between a family and the loop in one micro-batch: the context in, sums and weights out.
+
+A loss is handed over as a sum and its weight (true samples or tokens), so that the loop can divide once, over all
+micro-batches and ranks, and micro-batching never changes a result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StageLoss:
+    """Loss of one micro-batch.
+
+    sum: scalar tensor with a graph, summed over samples (or tokens).
+    weight: how many samples (or tokens) it sums over.
+    parts: named parts for the log as (sum, count); a part the batch lacks has count 0, not value 0.
+    may_split: False where the loss is no sum over samples (VICReg); accumulation is then refused.
+    """
+
+    sum: Tensor
+    weight: float
+    parts: Mapping[str, tuple[float | Tensor, float]] = field(default_factory=dict)
+    may_split: bool = True
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Where the loop stands. Randomness is a function of (seed, step, rank, micro-batch), not a state.
+
+    step: optimizer steps finished before this one.  progress: step / steps, in [0, 1).
+    rng: a generator on the CPU; draw there and move, so that every device sees the same numbers.
+    """
+
+    step: int
+    progress: float
+    rng: torch.Generator
+
+
+def seeded(*parts: int | str) -> torch.Generator:
+    """A CPU generator that is a function of its arguments: rng = f(seed, step, rank), f(seed, image id, member)."""
+    text = "\x1f".join(str(part) for part in parts)
+    value = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") & (2**63 - 1)
+    return torch.Generator().manual_seed(value)
