@@ -23,7 +23,7 @@ from stageline.errors import ConfigError, Faults
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
 """Run names: DNS-safe, at most 40 characters, so that `<run>-<stage>` stays under Kubernetes' 63."""
 
-OPERATIONAL = {"operational": True}
+OPERATIONAL: dict[str, Any] = {"operational": True}
 
 
 class Settings(BaseModel):
@@ -68,7 +68,7 @@ class TrainerConfig(Settings):
     strategy: Literal["auto", "ddp", "fsdp2"] = operational("auto")
     """auto: one process alone, several with DDP; fsdp2 shards parameters, gradients and optimizer state."""
     processes: int = Field(default=1, ge=1)
-    """Processes (ranks) per node; more than one is started by torchrun. Changes the order of sums and the random draws."""
+    """Processes (ranks) per node; torchrun starts more than one. Changes sums and random draws."""
     threads: int = operational(1, ge=1)
     """CPU threads per process inside torch."""
     num_workers: int = operational(0, ge=0)
@@ -167,10 +167,10 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _mapping_once(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+def _mapping_once(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: ARG001
     seen: set[Any] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node, deep=True)
         if key in seen:
             raise ConfigError(
                 f"the key {key!r} stands twice (line {key_node.start_mark.line + 1})", remedy="keep one of the two"
@@ -258,13 +258,13 @@ def validate(raw: Mapping[str, Any], model: type[S], where: str) -> S:
     except ValidationError as error:
         faults = Faults(ConfigError, where, "`stageline init` writes a commented config with every key")
         for fault in error.errors(include_url=False):
-            code, line = _describe(fault, raw, model)
+            code, line = _describe(fault, model)
             faults.add(line, code=code)
         faults.raise_if_any()
         raise
 
 
-def _describe(fault: Mapping[str, Any], raw: Mapping[str, Any], model: type[BaseModel]) -> tuple[str, str]:
+def _describe(fault: Mapping[str, Any], model: type[BaseModel]) -> tuple[str, str]:
     """(code, sentence) of one pydantic fault."""
     path = tuple(fault["loc"])
     name = ".".join(str(part) for part in path) or "config"

@@ -100,7 +100,7 @@ class Stages:
         return self._by_name[name]
 
     def selected(self, config: RunConfig) -> tuple[Stage, ...]:
-        """The stages of this run, in the family's order. All faults of `stages`, `parents`, `stage_overrides` at once."""
+        """The stages of this run, in the family's order; every fault of the keys that name stages at once."""
         faults = Faults(ConfigError, "stages", f"stages of {config.family}: {', '.join(self.names)}")
         wanted = self.names if config.stages is None else config.stages
         for key, names in (
@@ -126,9 +126,8 @@ class Stages:
             for role, parent in stage.parents.items():
                 given = config.parents.get(stage.name, {}).get(role)
                 if parent not in wanted and not given and role not in stage.optional_parents:
-                    faults.add(
-                        f"stages: {stage.name!r} needs {parent!r} before it, or parents.{stage.name}.{role}=<checkpoint>"
-                    )
+                    key = f"parents.{stage.name}.{role}"
+                    faults.add(f"stages: {stage.name!r} needs {parent!r} before it, or {key}=<checkpoint>")
         faults.raise_if_any()
         return tuple(stage for stage in self if stage.name in wanted)
 
