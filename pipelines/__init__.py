@@ -1,0 +1,3 @@
+"""Pipelines: one readable file per family and what it compiles to."""
+
+from __future__ import annotations

@@ -133,14 +133,22 @@ class Stages:
 
 
 def stage_config(config: C, stage: Stage) -> C:
-    """The config as this stage sees it: patch, then `stage_overrides`; validated again as a whole."""
-    raw: dict[str, Any] = json.loads(config.model_dump_json(exclude_unset=True))
-    overrides = raw.pop("stage_overrides", {})
-    # A copy: the base may not change.
-    for key, value in {**stage.patch, **overrides.get(stage.name, {})}.items():
+    """The config as this stage sees it: patch, then `stage_overrides`; validated again as a whole.
+
+    An override may be spelled `{film: {trainer.max_steps: 9}}` or nested, as `stage_overrides.film.trainer.max_steps=9`
+    on the command line gives it; both change that key and leave its neighbours alone.
+    """
+    raw: dict[str, Any] = json.loads(config.model_dump_json(exclude_unset=True, by_alias=True))
+    overrides = flatten(raw.pop("stage_overrides", {}).get(stage.name, {}))
+    faults = Faults(ConfigError, f"stage_overrides.{stage.name}", "write them as section.key: value")
+    for key, value in [*stage.patch.items(), *overrides.items()]:
+        if not all(key.split(".")):
+            faults.add(f"{key!r} is no dotted key")
+            continue
         clash = set_dotted(raw, key, value)
         if clash:
-            raise ConfigError(f"stage_overrides.{stage.name}.{key}: {clash} is not a section")
+            faults.add(f"{key}: {clash} is not a section")
+    faults.raise_if_any()
     return validate(raw, type(config), f"config of stage {stage.name}")
 
 

@@ -1,0 +1,75 @@
+# Everything a person or CI calls. `make` alone lists it. Nothing but make and Python >= 3.11 is presupposed: the
+# environment is made in .venv from requirements/lock.txt, once (requirements/environment.py). PYTHON=... chooses one.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON_CHOSEN := $(if $(filter command line environment override,$(origin PYTHON)),--chosen)
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+ifeq ($(origin PYTHON),undefined)
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo $$p; exit; }; done; echo python3)
+endif
+
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+# Two processes, whole files to each: a file's fixtures are made once, and a laptop has two cores to give.
+WORKERS ?= 2
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+.PHONY: env
+env: # the environment, if it is not there yet; says so in words where Python is too old or absent
+	@$(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+		echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1 | tail -n 1), Python 3.11 or newer is needed" >&2; \
+		echo "  -> install it, or name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) requirements/environment.py $(PYTHON_CHOSEN)
+
+.PHONY: demo
+demo: env ## train, evaluate and report on made-up vessels and on a real picture (5 minutes)
+	@$(BIN)/python scripts/demo.py
+
+.PHONY: test
+test: env ## the default tests: CPU, no network (6 minutes)
+	@$(PYTEST) -m "not slow" -n $(WORKERS) --dist loadfile
+
+.PHONY: test-slow
+test-slow: env ## learning checks, kill drills, two ranks (10 minutes)
+	@$(PYTEST) -m slow -n $(WORKERS) --dist loadfile
+
+.PHONY: lint
+lint: env ## ruff, mypy --strict, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+.PHONY: format
+format: env ## rewrite the code as ruff wants it
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+
+.PHONY: lock
+lock: env ## pin every dependency by hash (UPGRADE=--upgrade takes newer ones)
+	@$(COMPILE) $(UPGRADE) --extra dev pyproject.toml -o requirements/lock.txt
+	@$(COMPILE) $(UPGRADE) --extra pipelines pyproject.toml -o requirements/launcher.txt
+	@echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" | $(COMPILE) - -o requirements/uv.txt
+
+.PHONY: render
+render: env ## compile the pipelines again (goldens)
+	@$(BIN)/stageline pipeline compile
+
+.PHONY: bench
+bench: env ## measurements side by side, as ratios
+	@for script in benchmarks/*.py; do $(BIN)/python "$$script" || exit 1; done
+
+.PHONY: clean
+clean: ## remove what the other targets made, but for .venv
+	@rm -rf build dist demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis src/*.egg-info
+	@find . -path ./.venv -prune -o -type d -name __pycache__ -print0 | xargs -0 rm -rf

@@ -1,0 +1,125 @@
+"""A run's name, claimed: one name, one identity, one directory. Loads no torch.
+
+`run.json` is created conditionally; whoever comes with another identity under the same name is blocked and told the
+difference and the flag that starts a new run.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata as installed
+from typing import Any
+
+from stageline import __version__
+from stageline.config import RunConfig, fingerprint, identity
+from stageline.errors import PlanError, difference
+from stageline.store import NotFoundError, Store, open_store
+
+RUN_NAME = "run.json"
+RUN_SCHEMA = "stageline-run/1"
+PACKAGES = ("torch", "lightning-fabric", "safetensors", "numpy", "pydantic", "obstore", "kfp", "transformers")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What run.json holds. stages: name -> where it lies, relative to the run."""
+
+    run: str
+    family: str
+    identity: Mapping[str, Any]
+    fingerprint: str
+    stages: Mapping[str, str]
+    versions: Mapping[str, str]
+    image: str
+    command: str
+    created: str
+
+    def to_bytes(self) -> bytes:
+        return (json.dumps({"schema": RUN_SCHEMA, **vars(self)}, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part in a result, read without importing it."""
+    found = {"stageline": __version__, "python": platform.python_version(), "platform": sys.platform}
+    for package in PACKAGES:
+        try:
+            found[package] = installed.version(package)
+        except installed.PackageNotFoundError:
+            continue
+    return found
+
+
+def run_store(root: Store | str, run: str) -> Store:
+    """`<root>/runs/<run>`."""
+    return (root if isinstance(root, Store) else open_store(root)).child("runs", run)
+
+
+def read_run(root: Store | str, run: str) -> RunRecord | None:
+    """The record of a run, or None where the name is free."""
+    store = run_store(root, run)
+    try:
+        data = store.get(RUN_NAME)
+    except NotFoundError:
+        return None
+    where = f"{store.uri}/{RUN_NAME}"
+    try:
+        plain = json.loads(data)
+        schema = plain.pop("schema", None)
+        record = RunRecord(**plain)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise PlanError(
+            f"{where!r} is damaged: {error}", remedy="restore it, or start a new run: run=<new name>"
+        ) from None
+    if schema != RUN_SCHEMA:
+        raise PlanError(f"{where!r} has schema {schema!r}, this version reads {RUN_SCHEMA}", remedy="run=<new name>")
+    return record
+
+
+def compare_run(record: RunRecord, config: RunConfig) -> list[str]:
+    """In which fields a config is another run than the record, one line each: `key: recorded -> asked`."""
+    own = json.loads(json.dumps(identity(config)))
+    if fingerprint(own) == record.fingerprint:
+        return []
+    return difference(record.identity, own) or ["identity: the fields are equal but the fingerprint is another"]
+
+
+def claim_run(
+    root: Store | str, config: RunConfig, command: str = "", *, stages: Sequence[str] = (), image: str = ""
+) -> RunRecord:
+    """Claim `config.run` for this config's identity, or join the run that has it already.
+
+    stages: names for the record.  PlanError if the name belongs to another identity, with the differing fields.
+    """
+    own = json.loads(json.dumps(identity(config)))
+    record = RunRecord(
+        run=config.run,
+        family=config.family,
+        identity=own,
+        fingerprint=fingerprint(own),
+        stages={name: name for name in stages},
+        versions=versions(),
+        image=image,
+        command=command,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    store = run_store(root, config.run)
+    if store.create(RUN_NAME, record.to_bytes()):
+        return record
+    there = read_run(root, config.run)
+    if there is None:
+        raise PlanError(
+            f"{store.uri}/{RUN_NAME} came and went", remedy="start again; is another process deleting runs?"
+        )
+    lines = compare_run(there, config)
+    if lines:
+        listed = "\n".join(f"  - {line}" for line in lines)
+        raise PlanError(
+            f"the run {config.run!r} at {store.uri!r} has another identity:\n{listed}",
+            remedy="start a new run with run=<new name>, or undo the change",
+        )
+    return there

@@ -1,0 +1,246 @@
+"""Where checkpoints lie and how one is named: stage directories, step directories, pointers. Loads no torch.
+
+A step directory without `checkpoint_metadata.json` does not exist for any reader. `resolve` is the one reader of names:
+it takes a step directory, a stage directory, a pointer file, each also with `@sha256:<digest>`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from stageline.checkpoint.metadata import METADATA_NAME, CheckpointMetadata, digest_of, parse_metadata
+from stageline.errors import CheckpointError
+from stageline.store import NotFoundError, Reference, Store, open_store
+
+Pointer = Literal["best", "last"]
+POINTERS: tuple[Pointer, ...] = ("best", "last")
+STEP_PATTERN = re.compile(r"step-(\d{8,})(?:-(\d+))?")
+CHECKPOINTS = "checkpoints"
+PARENTS_NAME = "parents.json"
+
+
+@dataclass(frozen=True)
+class CheckpointRef:
+    """A committed checkpoint: where it lies, which one it is, what it says."""
+
+    store: Store
+    digest: str
+    metadata: CheckpointMetadata
+
+    @property
+    def uri(self) -> str:
+        return self.store.uri
+
+    @property
+    def reference(self) -> Reference:
+        return Reference(self.uri, self.digest)
+
+    @property
+    def content(self) -> str:
+        return self.metadata.content
+
+    @property
+    def name(self) -> str:
+        return self.uri.rsplit("/", 1)[-1]
+
+
+def open_checkpoint(store: Store, digest: str | None = None) -> CheckpointRef:
+    """The checkpoint in a step directory; CheckpointError if it is uncommitted, damaged or not the one of `digest`."""
+    try:
+        data = store.get(METADATA_NAME)
+    except NotFoundError as error:
+        if store.list():
+            raise CheckpointError(
+                f"{store.uri!r} was never committed: it has no {METADATA_NAME}",
+                remedy="use another checkpoint; the next save of this stage sweeps the leftover",
+            ) from error
+        raise CheckpointError(
+            f"there is no checkpoint at {store.uri!r}", remedy="`stageline runs show <run>` lists what there is"
+        ) from error
+    found = digest_of(data)
+    if digest is not None and found != digest:
+        raise CheckpointError(
+            f"{store.uri!r} is another checkpoint than the one named: digest {found}, expected {digest}",
+            remedy="name the checkpoint anew, or find out who replaced it",
+        )
+    metadata = parse_metadata(data, store.uri)
+    if metadata.export_of:
+        raise CheckpointError(
+            f"{store.uri!r} is an export of checkpoint {metadata.export_of}, for other programs",
+            remedy="name the checkpoint itself, not its export",
+        )
+    return CheckpointRef(store, found, metadata)
+
+
+class StageDir:
+    """The directory of one stage of one run: `runs/<run>/<stage>[/<variant>]` below the root."""
+
+    def __init__(self, root: Store | str, run: str, stage: str, variant: str = "") -> None:
+        base = root if isinstance(root, Store) else open_store(root)
+        self.store = base.child("runs", run, stage, variant)
+        self.root: Store | None = base
+
+    @classmethod
+    def at(cls, store: Store) -> StageDir:
+        """The stage directory that a store is. Its root is known where the URI has the usual form."""
+        self = cls.__new__(cls)
+        self.store = store
+        match = re.fullmatch(r"(?P<root>.+?)/runs/[^/]+/[^/]+(?:/[^/]+)?", store.uri)
+        self.root = open_store(match["root"]) if match else None
+        return self
+
+    @property
+    def uri(self) -> str:
+        return self.store.uri
+
+    def step_dirs(self) -> list[str]:
+        """Names of all step directories, committed or not, in the order of step and attempt."""
+        names = [name for name in self.store.folders(CHECKPOINTS) if STEP_PATTERN.fullmatch(name)]
+        return sorted(names, key=step_order)
+
+    def step_store(self, name: str) -> Store:
+        return self.store.child(CHECKPOINTS, name)
+
+    def committed(self) -> list[CheckpointRef]:
+        """Every committed checkpoint, oldest first. Damaged metadata raises: nothing is skipped."""
+        stores = [self.step_store(name) for name in self.step_dirs()]
+        return [open_checkpoint(store) for store in stores if store.exists(METADATA_NAME)]
+
+    def newest(self) -> CheckpointRef | None:
+        """The committed checkpoint with the highest step (and attempt), or None; looks at no other."""
+        for name in reversed(self.step_dirs()):
+            store = self.step_store(name)
+            if store.exists(METADATA_NAME):
+                return open_checkpoint(store)
+        return None
+
+    def pointer(self, name: Pointer) -> CheckpointRef | None:
+        """The checkpoint a pointer names, or None where there is no such pointer."""
+        key = f"{name}.ckpt"
+        try:
+            data = self.store.get(key)
+        except NotFoundError:
+            return None
+        where = f"{self.uri}/{key}"
+        try:
+            plain = json.loads(data)
+            target, digest = plain["target"], plain["digest"]
+            usable = isinstance(target, str) and isinstance(digest, str)
+        except (ValueError, TypeError, KeyError):
+            usable = False
+        if not usable or not re.fullmatch(rf"{CHECKPOINTS}/{STEP_PATTERN.pattern}", target):
+            raise CheckpointError(
+                f"{where!r} is no pointer: expected JSON with `target` and `digest`",
+                remedy="a .ckpt of another program: `stageline checkpoint import`; else name a step directory",
+            )
+        return open_checkpoint(self.store.child(target), digest)
+
+    def set_pointer(self, name: Pointer, ref: CheckpointRef) -> None:
+        """Let a pointer name a committed checkpoint of this directory; atomic."""
+        plain = {"target": f"{CHECKPOINTS}/{ref.name}", "digest": ref.digest}
+        self.store.put(f"{name}.ckpt", (json.dumps(plain) + "\n").encode())
+
+    def record_parents(self, parents: Mapping[str, Reference]) -> None:
+        """Say durably what this stage starts from, before it has a checkpoint of its own: retention keeps that."""
+        plain = {role: {"uri": ref.uri, "digest": ref.digest} for role, ref in parents.items()}
+        self.store.put(PARENTS_NAME, (json.dumps(plain, indent=1) + "\n").encode())
+
+
+def step_name(step: int, attempt: int = 1) -> str:
+    return f"step-{step:08d}" + (f"-{attempt}" if attempt > 1 else "")
+
+
+def step_order(name: str) -> tuple[int, int]:
+    """(step, attempt) of a step directory's name."""
+    match = STEP_PATTERN.fullmatch(name)
+    assert match is not None, name
+    return int(match[1]), int(match[2] or 1)
+
+
+def parse_reference(text: str) -> tuple[str, str | None]:
+    """(URI, digest or None) of `<uri>` or `<uri>@sha256:<digest>`."""
+    if "@sha256:" in text:
+        try:
+            reference = Reference.parse(text)
+        except Exception as error:
+            raise CheckpointError(
+                f"{text!r} names no checkpoint", remedy="write <uri>@sha256:<64 hex digits>"
+            ) from error
+        return reference.uri, reference.digest
+    return text, None
+
+
+def resolve(name: str | Reference, prefer: Pointer = "best") -> CheckpointRef:
+    """The committed checkpoint a name stands for.
+
+    name: URI of a step directory, a stage directory (then `prefer` says which pointer) or a pointer file; with
+    `@sha256:<digest>` the checkpoint must be that one. CheckpointError if there is none, it is uncommitted, damaged,
+    an export, or another one.
+    """
+    uri, digest = parse_reference(str(name))
+    uri = uri.rstrip("/")
+    folder, _, last = uri.rpartition("/")
+    if last in (f"{p}.ckpt" for p in POINTERS):
+        pointer: Pointer = "best" if last == "best.ckpt" else "last"
+        ref = _pointed(StageDir.at(open_store(folder or ".")), pointer)
+    elif last.endswith((".ckpt", ".pt", ".pth", ".bin")):
+        raise CheckpointError(
+            f"{uri!r} is a file of another program", remedy="bring it in once with `stageline checkpoint import`"
+        )
+    else:
+        store = open_store(folder if last == METADATA_NAME else uri)
+        directory = StageDir.at(store)
+        if STEP_PATTERN.fullmatch(store.uri.rsplit("/", 1)[-1]):
+            return open_checkpoint(store, digest)
+        if any(store.exists(f"{p}.ckpt") for p in POINTERS) or directory.step_dirs():
+            ref = _pointed(directory, prefer)
+        else:
+            _refuse_folder(store)
+            return open_checkpoint(store, digest)
+    if digest is not None and ref.digest != digest:
+        raise CheckpointError(
+            f"{uri!r} now names {ref.uri!r} with digest {ref.digest}, expected {digest}",
+            remedy="name the step directory, pointers move",
+        )
+    return ref
+
+
+def _pointed(directory: StageDir, pointer: Pointer) -> CheckpointRef:
+    """What a pointer names. `last` without a pointer file is the newest committed one, which is what it means."""
+    ref = directory.pointer(pointer)
+    if ref is None and pointer == "last":
+        ref = directory.newest()
+    if ref is None:
+        some = directory.newest()
+        if some is None:
+            raise CheckpointError(
+                f"stage directory {directory.uri!r} has no committed checkpoint",
+                remedy="train the stage first; leftovers without metadata do not count",
+            )
+        raise CheckpointError(
+            f"stage directory {directory.uri!r} has no pointer {pointer}.ckpt",
+            remedy=f"name last.ckpt or a step directory, for example {some.uri}",
+        )
+    return ref
+
+
+def _refuse_folder(store: Store) -> None:
+    """Say what a folder is, if it is something else than a checkpoint."""
+    if store.exists(METADATA_NAME):
+        return
+    if store.exists("run.json"):
+        stages = [name for name in store.folders() if name not in ("evaluations", "pipeline")]
+        raise CheckpointError(
+            f"{store.uri!r} is a run, not a checkpoint",
+            remedy=f"name one of its stages: {', '.join(f'{store.uri}/{name}' for name in stages) or 'it has none'}",
+        )
+    local = store.local_path()
+    if local is not None and local.is_file():
+        raise CheckpointError(
+            f"{store.uri!r} is a file, a checkpoint is a directory",
+            remedy="name a step directory, a stage directory, best.ckpt or last.ckpt",
+        )

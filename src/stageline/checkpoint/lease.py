@@ -1,0 +1,231 @@
+"""The lease of a stage directory: one writer at a time, and a writer that lost it can't commit. Loads no torch.
+
+`lease.json` is created conditionally, renewed by conditional replacement, and taken over only when it is expired, given
+back, or its holder was a process of this machine that is dead. Expiry is read off the reader's clock: clocks of machines
+that share a store have to agree to within the lease's length.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from stageline.checkpoint.layout import StageDir
+from stageline.errors import BusyError, StagelineError
+from stageline.store import NotFoundError, Store
+
+LEASE_NAME = "lease.json"
+DEFAULT_TTL_SECONDS = 60.0
+RENEWALS_PER_TTL = 3
+
+
+def _host() -> str:
+    """This machine since its last start, seen from this process namespace: where process numbers mean the same."""
+    parts = [socket.gethostname()]
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    space = Path("/proc/self/ns/pid")
+    if boot.is_file():
+        parts.append(boot.read_text(encoding="ascii").strip())
+    if space.exists():
+        parts.append(str(space.readlink()))
+    return "/".join(parts)
+
+
+def _born(pid: int) -> str | None:
+    """When a process started (clock ticks since boot), None if there is no such process or it is a zombie.
+
+    Where there is no /proc, the empty text for a living process.
+    """
+    stat = Path(f"/proc/{pid}/stat")
+    if Path("/proc/self/stat").is_file():
+        try:
+            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return None if fields[0] in ("Z", "X") else fields[19]
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        return ""
+    return ""
+
+
+def _is_free(plain: dict[str, Any]) -> bool:
+    """Whether a lease may be taken over."""
+    if plain["expires"] <= time.time():
+        return True
+    return plain["host"] == _host() and _born(plain["pid"]) != plain["born"]
+
+
+def _read(store: Store) -> tuple[dict[str, Any], str] | None:
+    try:
+        data, token = store.get_with_token(LEASE_NAME)
+    except NotFoundError:
+        return None
+    try:
+        plain = json.loads(data)
+        usable = {"holder", "id", "host", "pid", "born", "expires"} <= set(plain)
+    except (ValueError, TypeError):
+        usable = False
+    if not usable:
+        raise BusyError(
+            f"{store.uri}/{LEASE_NAME} is no lease", remedy="delete that file if no stage is running in this directory"
+        )
+    return plain, token
+
+
+def held_by(stage_dir: StageDir) -> str | None:
+    """Who holds a running lease, or None."""
+    found = _read(stage_dir.store)
+    return None if found is None or _is_free(found[0]) else str(found[0]["holder"])
+
+
+class StageLease:
+    """A lease that is held. `check` before anything that only one writer may do; a context manager gives it back."""
+
+    def __init__(self, stage_dir: StageDir, holder: str, ttl_seconds: float) -> None:
+        self.stage_dir = stage_dir
+        self.holder = holder
+        self.ttl_seconds = ttl_seconds
+        self.id = uuid.uuid4().hex
+        self._store_token = ""
+        self._good_until = 0.0
+        self._serial = 0
+        self._lost = ""
+        self._mutex = threading.Lock()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @classmethod
+    def acquire(
+        cls,
+        stage_dir: StageDir,
+        holder: str,
+        ttl_seconds: float = DEFAULT_TTL_SECONDS,
+        *,
+        keep_renewed: bool = True,
+    ) -> StageLease:
+        """Take the lease; BusyError if somebody living holds it.
+
+        holder: who we are, for people.  keep_renewed: renew it from a thread of its own until `release`.
+        """
+        self = cls(stage_dir, holder, ttl_seconds)
+        start = time.monotonic()
+        data = self._content(ttl_seconds)
+        store = stage_dir.store
+        if not store.create(LEASE_NAME, data):
+            found = _read(store)
+            taken = found is not None and _is_free(found[0]) and store.replace(LEASE_NAME, data, found[1])
+            if not taken:
+                raise _busy(stage_dir, _read(store))
+        self._store_token = store.get_with_token(LEASE_NAME)[1]
+        self._good_until = start + ttl_seconds
+        self.check()
+        if keep_renewed:
+            self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+            self._thread.start()
+        return self
+
+    def _content(self, seconds: float) -> bytes:
+        self._serial += 1
+        pid = os.getpid()
+        plain = {
+            "holder": self.holder,
+            "id": self.id,
+            "serial": self._serial,
+            "host": _host(),
+            "pid": pid,
+            "born": _born(pid),
+            "expires": time.time() + seconds if seconds else 0.0,
+            "ttl_seconds": self.ttl_seconds,
+        }
+        return (json.dumps(plain, indent=1) + "\n").encode()
+
+    def renew(self) -> None:
+        """Move the expiry; BusyError if the lease was lost."""
+        with self._mutex:
+            self._renew(self.ttl_seconds)
+
+    def _renew(self, seconds: float) -> None:
+        start = time.monotonic()
+        store = self.stage_dir.store
+        if not store.replace(LEASE_NAME, self._content(seconds), self._store_token):
+            found = _read(store)
+            if found is None or found[0]["id"] != self.id:
+                self._lost = f"taken over by {found[0]['holder']!r}" if found else "lease.json is gone"
+                raise self._lost_error()
+            # Our own write arrived but its answer did not: take its token and write once more.
+            if not store.replace(LEASE_NAME, self._content(seconds), found[1]):
+                self._lost = "taken over while it was renewed"
+                raise self._lost_error()
+        self._store_token = store.get_with_token(LEASE_NAME)[1]
+        self._good_until = start + seconds
+
+    def check(self) -> None:
+        """Do nothing if the lease is ours and in time, as the store says now; else BusyError."""
+        with self._mutex:
+            if not self._lost:
+                found = _read(self.stage_dir.store)
+                if found is None or found[0]["id"] != self.id:
+                    self._lost = f"taken over by {found[0]['holder']!r}" if found else "lease.json is gone"
+                elif time.monotonic() >= self._good_until:
+                    self._lost = f"not renewed for {self.ttl_seconds:g} s"
+            if self._lost:
+                raise self._lost_error()
+
+    def _lost_error(self) -> BusyError:
+        return BusyError(
+            f"the lease of {self.stage_dir.uri!r} was lost ({self._lost}): nothing is committed any more",
+            remedy="another process writes this stage now; follow that one, or stop it and start again",
+        )
+
+    def _keep(self) -> None:
+        while not self._ended.wait(self.ttl_seconds / RENEWALS_PER_TTL):
+            try:
+                self.renew()
+            except BusyError:
+                return
+            except StagelineError:
+                # The store may answer again before the lease expires; `check` refuses once it did.
+                continue
+
+    def release(self) -> None:
+        """Give the lease back; a lease that was lost is left to its new holder."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+        with self._mutex:
+            if self._lost:
+                return
+            self._lost = "given back"
+            self.stage_dir.store.replace(LEASE_NAME, self._content(0.0), self._store_token)
+
+    def __enter__(self) -> StageLease:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def _busy(stage_dir: StageDir, found: tuple[dict[str, Any], str] | None) -> BusyError:
+    who = "another process"
+    if found is not None:
+        plain = found[0]
+        left = max(0.0, plain["expires"] - time.time())
+        machine = plain["host"].split("/")[0]
+        who = f"{plain['holder']!r} (process {plain['pid']} on {machine!r}, for another {left:.0f} s unless renewed)"
+    return BusyError(
+        f"{stage_dir.uri!r} is being written by {who}",
+        remedy="wait for it or stop it; two runs need two names: run=<new name>",
+    )

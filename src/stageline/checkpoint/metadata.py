@@ -1,0 +1,209 @@
+"""What a checkpoint says about itself: the schema of `checkpoint_metadata.json`. Loads no torch.
+
+The file is written last and is the commit marker. **digest** is SHA-256 of its bytes (which checkpoint is this),
+**content** a hash over the model's files (is it the same weights). `seal` covers all other fields, so that a file that
+was edited is found out even where nobody remembers its digest.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from stageline.config import Settings, canonical_json, fingerprint
+from stageline.errors import CheckpointError
+
+SCHEMA = "stageline/1"
+READABLE_SCHEMAS = (SCHEMA,)
+"""Schemas this version reads. A newer one is refused, never guessed at."""
+
+METADATA_NAME = "checkpoint_metadata.json"
+CLAIM_NAME = "claim.json"
+MODEL_FILE = "model.safetensors"
+EMA_FILE = "ema.safetensors"
+OPTIMIZER_FILE = "training/optimizer.safetensors"
+STATE_FILE = "training/state.json"
+CONFIG_FILE = "config.yaml"
+CONTENT_PATTERNS = ("model*.safetensors", "ema*.safetensors")
+"""Files that hold the weights: what `content` is made of. Shards lie under `model/` and `ema/`."""
+
+HASH = r"^[0-9a-f]{64}$"
+
+
+class Record(Settings):
+    """Base of the parts of the metadata."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+
+
+class FileRecord(Record):
+    """One file of a checkpoint: its size and SHA-256."""
+
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=HASH)
+
+
+class TensorRecord(Record):
+    """dtype in safetensors' spelling (F32, BF16, …) and the full shape, also where the file holds shards of it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class ParentRecord(Record):
+    """A checkpoint this one started from, and what became of each of its sections."""
+
+    uri: str
+    digest: str = Field(pattern=HASH)
+    content: str = Field(pattern=HASH)
+    stage: str
+    step: int = Field(ge=0)
+    weights: Literal["raw", "ema"]
+    sections: list[dict[str, Any]] = Field(default_factory=list)
+    """`Inheritance.to_json()` of each section."""
+
+
+class ExternalRecord(Record):
+    """Weights that are not ours and not in the files."""
+
+    name: str
+    revision: str = ""
+    digest: str = ""
+
+
+class GroupRecord(Record):
+    """How much a group of tensors holds."""
+
+    tensors: int = Field(ge=0)
+    parameters: int = Field(ge=0)
+
+
+class BestRecord(Record):
+    """The best value of the stage's metric so far, and at which step it was."""
+
+    metric: str
+    direction: Literal["max", "min"]
+    value: float
+    step: int = Field(ge=0)
+
+
+class Provenance(Record):
+    """What stays the same over all checkpoints of one stage of one run."""
+
+    family: str
+    stage: str
+    variant: str = ""
+    run: str
+    identity: str
+    """Fingerprint of the run's identity."""
+    stage_fingerprint: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """The stage's settings, flat, so that a plan can name the field that changed."""
+    parents: dict[str, ParentRecord] = Field(default_factory=dict)
+    externals: dict[str, ExternalRecord] = Field(default_factory=dict)
+    facts: dict[str, Any] = Field(default_factory=dict)
+    """What the family says about the model (decoder stages, channels, …), JSON values."""
+    trained: dict[str, GroupRecord] = Field(default_factory=dict)
+    frozen: dict[str, GroupRecord] = Field(default_factory=dict)
+    data_digest: str = ""
+    environment: dict[str, Any] = Field(default_factory=dict)
+    stageline_version: str = ""
+    image: str = ""
+    command: str = ""
+
+
+class CheckpointMetadata(Provenance):
+    """The whole of `checkpoint_metadata.json`."""
+
+    schema_version: str = Field(default=SCHEMA, alias="schema")
+    step: int = Field(ge=0)
+    """Optimizer steps done."""
+    steps: int = Field(ge=0)
+    """Optimizer steps planned for the stage."""
+    final: bool
+    """Whether the stage is finished with this checkpoint."""
+    files: dict[str, FileRecord]
+    tensors: dict[str, dict[str, TensorRecord]]
+    """Per file (or folder of shards) the names it holds; `model` and `ema` are the weights."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    """Validation metrics at this step."""
+    best: BestRecord | None = None
+    timing: dict[str, float] = Field(default_factory=dict)
+    """Seconds: what was measured when this was saved."""
+    notes: dict[str, Any] = Field(default_factory=dict)
+    """What an import or another origin has to say."""
+    created: str
+    """ISO 8601, UTC."""
+    export_of: str = ""
+    """Digest of the checkpoint this is an export of; empty for a checkpoint."""
+    seal: str = ""
+
+    def to_bytes(self) -> bytes:
+        """The bytes of the file, sealed."""
+        plain = self.model_dump(mode="json", by_alias=True)
+        plain["seal"] = seal_of(plain)
+        return (json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+    @property
+    def content(self) -> str:
+        return content_of(self.files)
+
+    @property
+    def is_sharded(self) -> bool:
+        return MODEL_FILE not in self.files
+
+    def has_weights(self, weights: Literal["raw", "ema"]) -> bool:
+        return ("model" if weights == "raw" else "ema") in self.tensors
+
+
+def seal_of(plain: Mapping[str, Any]) -> str:
+    """Hash over every field but the seal."""
+    return fingerprint({key: value for key, value in plain.items() if key != "seal"})
+
+
+def digest_of(data: bytes) -> str:
+    """SHA-256 (hex) of a metadata file's bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def content_of(files: Mapping[str, FileRecord]) -> str:
+    """Hash over names and hashes of the files that hold weights."""
+    weights = {
+        name: record.sha256
+        for name, record in files.items()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in CONTENT_PATTERNS)
+    }
+    return hashlib.sha256(canonical_json(weights).encode()).hexdigest()
+
+
+def parse_metadata(data: bytes, where: str) -> CheckpointMetadata:
+    """Read a metadata file. where: its URI, for the error.
+
+    Raises CheckpointError for what is no JSON, has another schema, lacks a field, or does not match its seal.
+    """
+    remedy = "use another checkpoint; `stageline checkpoint verify` tells which are whole"
+    try:
+        plain = json.loads(data)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: damaged metadata, not JSON: {error}", remedy=remedy) from error
+    if not isinstance(plain, dict):
+        raise CheckpointError(f"{where}: damaged metadata, holds a {type(plain).__name__}", remedy=remedy)
+    schema = plain.get("schema")
+    if schema not in READABLE_SCHEMAS:
+        raise CheckpointError(
+            f"{where}: schema {schema!r}, this version reads {', '.join(READABLE_SCHEMAS)}",
+            remedy="use the version of stageline that wrote it, or a checkpoint of this one",
+        )
+    try:
+        metadata = CheckpointMetadata.model_validate_json(data)
+    except ValidationError as error:
+        lines = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
+        raise CheckpointError(f"{where}: damaged metadata: {lines}", remedy=remedy) from error
+    if plain.get("seal") != seal_of(plain):
+        raise CheckpointError(f"{where}: the metadata was changed after it was written (seal broken)", remedy=remedy)
+    return metadata

@@ -1,0 +1,60 @@
+"""YAML and dotted overrides become one frozen, typed config; every fault of it is reported at once.
+
+Layer: the lowest but errors; loads no torch. `document` reads YAML and overrides, `settings` says which keys there are,
+`validation` turns one into the other, `canonical` makes fingerprints of the result. A family's `config` module
+subclasses `RunConfig` with sections of its own.
+"""
+
+from __future__ import annotations
+
+from stageline.config.canonical import (
+    canonical_json,
+    fingerprint,
+    flatten,
+    identity,
+    semantic,
+    to_yaml,
+)
+from stageline.config.document import apply_overrides, parse_yaml, read_yaml, set_dotted
+from stageline.config.settings import (
+    NAME_PATTERN,
+    OPERATIONAL,
+    C,
+    RetentionConfig,
+    RunConfig,
+    S,
+    Settings,
+    TrainerConfig,
+    is_operational,
+    key_of,
+    operational,
+)
+from stageline.config.validation import dotted_fields, json_schema, nearest, validate
+
+__all__ = [
+    "NAME_PATTERN",
+    "OPERATIONAL",
+    "C",
+    "RetentionConfig",
+    "RunConfig",
+    "S",
+    "Settings",
+    "TrainerConfig",
+    "apply_overrides",
+    "canonical_json",
+    "dotted_fields",
+    "fingerprint",
+    "flatten",
+    "identity",
+    "is_operational",
+    "json_schema",
+    "key_of",
+    "nearest",
+    "operational",
+    "parse_yaml",
+    "read_yaml",
+    "semantic",
+    "set_dotted",
+    "to_yaml",
+    "validate",
+]

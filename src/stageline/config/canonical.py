@@ -1,0 +1,77 @@
+"""Settings to one canonical text and its SHA-256: fingerprints, identity, and the YAML written beside a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from stageline.config.document import Dumper
+from stageline.config.settings import RunConfig, is_operational, key_of
+
+
+def semantic(config: BaseModel) -> dict[str, Any]:
+    """The config as plain JSON data without its operational fields: what fingerprints are made of."""
+    fields = type(config).model_fields.items()
+    return {key_of(name, field): _plain(getattr(config, name)) for name, field in fields if not is_operational(field)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return semantic(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists and empty mappings stay values. For showing what differs."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            flat |= flatten(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+def canonical_json(value: Any) -> str:
+    """One text per value: sorted keys, no spaces, whole floats as integers (1.0 and 1 are the same setting).
+
+    Raises ValueError for infinity and nan, which JSON has not.
+    """
+
+    def normal(item: Any) -> Any:
+        if isinstance(item, float) and item.is_integer() and abs(item) < 2**53:
+            return int(item)
+        if isinstance(item, Mapping):
+            return {str(k): normal(v) for k, v in item.items()}
+        if isinstance(item, (list, tuple)):
+            return [normal(v) for v in item]
+        return item
+
+    return json.dumps(normal(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of a value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """What makes a run this run and no other, as a flat mapping of dotted keys."""
+    flat = flatten(semantic(config))
+    wanted = type(config).IDENTITY
+    return {k: v for k, v in flat.items() if any(k == w or k.startswith(w + ".") for w in wanted)}
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The fully resolved config as YAML, defaults written out; `parse_yaml` reads it back equal."""
+    plain = config.model_dump(mode="json", by_alias=True)
+    return yaml.dump(plain, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)

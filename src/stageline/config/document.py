@@ -1,0 +1,184 @@
+"""Config text to plain data: YAML files and dotted `section.key=value` overrides.
+
+YAML is read as its version 1.2 reads it, where 1.1 surprises: `on`, `off`, `yes`, `no` and `2026-01-31` are texts,
+`1e-4` is a number, `010` is ten, and a key stands once. Nothing here knows which keys exist.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stageline.errors import ConfigError, Faults
+
+_TAG = "tag:yaml.org,2002:"
+_OURS = {
+    "bool": (re.compile(r"^(?:true|True|false|False)$"), "tTfF"),
+    "int": (re.compile(r"^[-+]?[0-9]+$"), "-+0123456789"),
+    "float": (
+        re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.[0-9]+(?:[eE][-+]?[0-9]+)?)$"),
+        "-+0123456789.",
+    ),
+}
+"""Plain words that are no texts, by the core schema of YAML 1.2 (10.3.2) without octal, hexadecimal, infinity, nan."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Collects what is wrong with keys instead of stopping at the first."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.faults: list[str] = []
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag.removeprefix(_TAG) not in (*_OURS, "timestamp", "value")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _name, (_pattern, _first) in _OURS.items():
+    _Loader.add_implicit_resolver(_TAG + _name, _pattern, list(_first))
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """A mapping whose keys are texts and stand once; `<<` merges are YAML's own and may be overridden."""
+    seen: dict[str, int] = {}
+    for key_node, _ in node.value:
+        line = key_node.start_mark.line + 1
+        if key_node.tag == _TAG + "merge":
+            continue
+        if key_node.tag != _TAG + "str":
+            shown = repr(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "made of several values"
+            loader.faults.append(f"line {line}: the key {shown} is no text; put it in quotes")
+        elif key_node.value in seen:
+            first = seen[key_node.value]
+            loader.faults.append(f"line {line}: the key {key_node.value!r} stands twice (first in line {first})")
+        else:
+            seen[key_node.value] = line
+    if loader.faults:
+        return {}
+    loader.flatten_mapping(node)
+    return loader.construct_mapping(node, deep=True)
+
+
+def _refuse_tag(loader: _Loader, node: yaml.Node) -> None:
+    loader.faults.append(
+        f"line {node.start_mark.line + 1}: {node.tag.removeprefix(_TAG)!r} is no kind of config value; "
+        "expected texts, numbers, true/false, null, lists and mappings"
+    )
+
+
+_Loader.yaml_constructors = {
+    tag: constructor
+    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+    if tag in {_TAG + kind for kind in ("null", "bool", "float", "seq", "str")}
+}
+_Loader.add_constructor(_TAG + "int", _construct_int)
+_Loader.add_constructor(_TAG + "map", _construct_mapping)
+_Loader.add_constructor(None, _refuse_tag)
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes what `parse_yaml` reads back equal: also quotes texts that only YAML 1.2 takes for numbers (`1e4`)."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        """Equal lists are written out twice; an anchor in a config helps nobody."""
+        return True
+
+
+Dumper.yaml_implicit_resolvers = {
+    first: list(resolvers) for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
+}
+Dumper.add_implicit_resolver(_TAG + "float", _OURS["float"][0], list(_OURS["float"][1]))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse one YAML document. `where` names it in the error, which lists every bad key."""
+    try:
+        loader = _Loader(text)
+        try:
+            value = loader.get_single_data()
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{where} is not YAML: {error}", remedy="mend the file; `stageline init` writes a valid one"
+        ) from error
+    faults = Faults(ConfigError, where, "mend these lines; `stageline init` writes a valid config")
+    faults.extend(loader.faults)
+    faults.raise_if_any()
+    return value
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping from a file."""
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"no config file at {str(path)!r}", remedy="`stageline init --family film_flow --preset tiny` writes one"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{str(path)!r} cannot be read: {error}", remedy="give a readable UTF-8 YAML file") from error
+    raw = parse_yaml(text, str(path))
+    if not isinstance(raw, dict):
+        found = "nothing" if raw is None else f"a {type(raw).__name__}"
+        raise ConfigError(
+            f"{str(path)!r} holds {found}, expected a mapping of sections",
+            remedy="`stageline init` writes a valid config",
+        )
+    return raw
+
+
+def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of `raw` with `a.b=value` applied in order; the value is YAML (`[2, 3]`, `null`, `1e-4`, `text`).
+
+    Every override that cannot be applied is listed in one ConfigError.
+    """
+    result: dict[str, Any] = copy.deepcopy(dict(raw))
+    faults = Faults(ConfigError, "overrides", "write them as section.key=value")
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        key = key.strip()
+        if not sign or not key or not all(key.split(".")):
+            faults.add(f"{override!r} is not of the form section.key=value")
+            continue
+        try:
+            value = parse_yaml(text, f"override {override!r}")
+        except ConfigError as error:
+            faults.add(error.message)
+            continue
+        clash = set_dotted(result, key, value)
+        if clash:
+            faults.add(f"{override!r}: {clash} is not a section")
+    faults.raise_if_any()
+    return result
+
+
+def set_dotted(target: dict[str, Any], key: str, value: Any) -> str | None:
+    """Set `target["a"]["b"]` for the key `a.b`; returns the part that is no mapping, if one is in the way.
+
+    A section that is absent or null starts empty.
+    """
+    *path, last = key.split(".")
+    node = target
+    for depth, part in enumerate(path):
+        child = node.get(part)
+        if child is None:
+            child = node[part] = {}
+        if not isinstance(child, dict):
+            return ".".join(path[: depth + 1])
+        node = child
+    node[last] = value
+    return None

@@ -1,0 +1,154 @@
+"""The sections every family has, as frozen typed settings: each key with its unit, range and meaning.
+
+A field declared with `operational(...)` (a path, a worker count, a log interval) cannot change a result and stays out
+of fingerprints.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic.fields import FieldInfo
+
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+"""Run names: DNS-safe, at most 40 characters, so that `<run>-<stage>` stays under Kubernetes' 63."""
+
+OPERATIONAL: dict[str, Any] = {"operational": True}
+
+
+class Settings(BaseModel):
+    """Base of every section: frozen, closed, strict about types (an int is not a bool, a string is no number)."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+S = TypeVar("S", bound="Settings")
+
+
+def operational(default: Any, **kwargs: Any) -> Any:
+    """A field that cannot change a result, only where or how fast it is made: left out of fingerprints."""
+    return Field(default=default, json_schema_extra=OPERATIONAL, **kwargs)
+
+
+def is_operational(field: FieldInfo) -> bool:
+    """Whether a field was declared with `operational(...)`."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and extra.get("operational") is True
+
+
+def key_of(name: str, field: FieldInfo) -> str:
+    """How a field is spelled in YAML: its alias where it has one (`import` is no name in Python)."""
+    return field.alias or name
+
+
+class RetentionConfig(Settings):
+    """Which checkpoints of a stage are kept; what a pointer, a parent link or a running save refers to always is."""
+
+    last: int = Field(default=2, ge=1)
+    """The newest N."""
+    best: int = Field(default=1, ge=0)
+    """The best N by the declared metric."""
+    every_steps: int = Field(default=0, ge=0)
+    """Also every checkpoint whose step is a multiple of K; 0 keeps none for that."""
+
+
+class TrainerConfig(Settings):
+    """What the loop does, the same for every family."""
+
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps of the stage; null takes `max_epochs`, or else the stage's own default."""
+    max_epochs: int | None = Field(default=None, ge=1)
+    """Passes over the training data instead of `max_steps`."""
+    batch_size: int = Field(default=8, ge=1)
+    """Samples per rank and micro-batch. Effective batch = batch_size x accumulate_grad_batches x ranks."""
+    accumulate_grad_batches: int = Field(default=1, ge=1)
+    """Micro-batches per optimizer step."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """16-mixed needs a GPU: on a CPU it is refused."""
+    accelerator: Literal["auto", "cpu", "cuda"] = operational("auto")
+    strategy: Literal["auto", "ddp", "fsdp2"] = operational("auto")
+    """auto: one process alone, several with DDP; fsdp2 shards parameters, gradients and optimizer state."""
+    processes: int = Field(default=1, ge=1)
+    """Processes (ranks) per node; torchrun starts more than one. Changes sums and random draws."""
+    threads: int = operational(1, ge=1)
+    """CPU threads per process inside torch."""
+    num_workers: int = operational(0, ge=0)
+    """Data loader processes; any number gives the same batches."""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """Peak learning rate after warm-up, per step; Adam, not scaled by batch."""
+    weight_decay: float = Field(default=1e-5, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = Field(default=1e-8, gt=0)
+    gradient_clip_val: float = Field(default=1.0, ge=0)
+    """Largest norm of the whole gradient; 0 does not clip."""
+    schedule: Literal["constant", "cosine", "linear", "onecycle"] = "cosine"
+    warmup_fraction: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps in which the learning rate rises from (nearly) 0 to its peak."""
+    final_lr_fraction: float = Field(default=0.0, ge=0, le=1)
+    """Learning rate at the end as a share of the peak (cosine, linear)."""
+    use_ema: bool = True
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the n-th update is min(ema_decay, (1+n)/(10+n))."""
+    validate_every_steps: int = Field(default=0, ge=0)
+    """0: once, at the end."""
+    validation_batch_size: int = Field(default=8, ge=1)
+    checkpoint_every_steps: int = operational(0, ge=0)
+    """0: only at the end and when stopped."""
+    keep: RetentionConfig = operational(RetentionConfig())
+    async_checkpoint: bool = operational(True)
+    """Write checkpoints in a background thread; the loop waits only for the copy to host memory."""
+    max_bad_steps: int = Field(default=5, ge=0)
+    """Steps in a row whose loss or gradient is not finite are skipped and counted; one more ends the stage."""
+    log_every_steps: int = operational(10, ge=1)
+    metrics_port: int = operational(0, ge=0, le=65535)
+    """Port of `/metrics`; 0 serves none. A port that is taken costs the endpoint, never the run."""
+    tensorboard: bool = operational(True)
+    process_group_timeout_seconds: int = operational(600, ge=10)
+    """How long a rank waits for the others before it calls them lost."""
+    shutdown_timeout_seconds: int = operational(120, ge=1)
+    """How long torchrun lets ranks finish their step and commit after SIGTERM."""
+    max_seconds: float | None = operational(None, gt=0)
+    """Stop, commit and ask to be continued after this many seconds."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainerConfig:
+        if self.max_steps is not None and self.max_epochs is not None:
+            raise ValueError("max_steps and max_epochs contradict each other; give one of them")
+        return self
+
+
+class RunConfig(Settings):
+    """The sections every family has. A family's config adds `model`, `data`, `evaluate` and whatever it needs."""
+
+    family: str
+    run: str = operational("default")
+    """The run's name: its directory is `<root>/runs/<run>/`."""
+    root: str = operational(".")
+    """Where `runs/` and `cache/` lie: a path or s3://, gs:// (memory:// inside one process)."""
+    seed: int = Field(default=0, ge=0)
+    stages: tuple[str, ...] | None = None
+    """Which stages to train, in the family's order; null takes all."""
+    stage_overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Per stage, dotted keys that win over the rest of this file: `{film: {trainer.max_steps: 250}}`."""
+    parents: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Per stage and role, a checkpoint of another run to start from, by URI: `{film: {default: runs/a/backbone}}`."""
+    trainer: TrainerConfig = TrainerConfig()
+
+    IDENTITY: ClassVar[tuple[str, ...]] = ("family", "seed", "model", "data")
+    """Dotted keys whose values make up a run's identity; a family may name others."""
+
+    @field_validator("run")
+    @classmethod
+    def _dns_safe(cls, value: str) -> str:
+        if not re.fullmatch(NAME_PATTERN, value):
+            raise ValueError(
+                f"{value!r} is no run name: lower-case letters, digits and inner hyphens, at most 40 characters"
+            )
+        return value
+
+
+C = TypeVar("C", bound=RunConfig)

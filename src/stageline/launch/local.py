@@ -1,0 +1,101 @@
+"""A job on this machine: start it in a process group of its own, follow its lines live, cancel it without orphans."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from stageline.launch.job import Job, Verdict, judge, render_command, render_environment
+from stageline.launch.process import adopt_orphans, descendants, die_with_parent, kill_descendants
+from stageline.telemetry import read_failure
+
+KILL_AFTER_SECONDS = 15.0
+"""Past the job's own shutdown timeout, before SIGKILL: chosen here because torchrun needs a few seconds to follow."""
+TAIL_LINES = 40
+"""Last lines of output kept for the failure record."""
+
+
+class LocalProcess:
+    """A started job. `follow` once; `cancel` from any thread or signal handler."""
+
+    def __init__(self, job: Job, process: subprocess.Popen[str], failure_dir: Path) -> None:
+        self.job = job
+        self.process = process
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._failure_dir = failure_dir
+        self._cancelled = False
+        self._killer: threading.Timer | None = None
+
+    def follow(self, on_line: Callable[[str], None]) -> Verdict:
+        """Hand every line of output (stdout and stderr) to `on_line` as it comes; return the verdict at the end."""
+        assert self.process.stdout is not None
+        try:
+            for line in self.process.stdout:
+                text = line.rstrip("\n")
+                self.tail.append(text)
+                on_line(text)
+            returncode = self.process.wait()
+        except BaseException:
+            self.kill()
+            raise
+        finally:
+            if self._killer:
+                self._killer.cancel()
+        verdict = judge(returncode, read_failure(self._failure_dir), cancelled=self._cancelled)
+        shutil.rmtree(self._failure_dir, ignore_errors=True)
+        return verdict
+
+    def cancel(self) -> None:
+        """First call: SIGTERM, so that the job finishes its step, commits and ends; SIGKILL follows in stated time.
+
+        Second call: SIGKILL now.
+        """
+        if self._cancelled:
+            self.kill()
+            return
+        self._cancelled = True
+        if self.process.poll() is None:
+            os.kill(self.process.pid, signal.SIGTERM)
+            self._killer = threading.Timer(self.job.shutdown_timeout_seconds + KILL_AFTER_SECONDS, self.kill)
+            self._killer.daemon = True
+            self._killer.start()
+
+    def kill(self) -> None:
+        """End the job and everything below it at once."""
+        below = descendants(self.process.pid)
+        for pid in (self.process.pid, *below):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        kill_descendants(self.process.pid)
+
+
+def start_job(job: Job, python: str = sys.executable) -> LocalProcess:
+    """Start a job; call it from the main thread, since the job cannot outlive the thread that started it.
+
+    Raises OSError where the interpreter cannot start.
+    """
+    adopt_orphans()
+    failure_dir = Path(tempfile.mkdtemp(prefix="stageline-failures-"))
+    process = subprocess.Popen(
+        render_command(job, python),
+        env={**os.environ, **render_environment(job, str(failure_dir))},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        bufsize=1,
+        process_group=0,
+        preexec_fn=die_with_parent,  # one prctl through an already loaded libc
+    )
+    return LocalProcess(job, process, failure_dir)

@@ -1,0 +1,103 @@
+"""Processes that end with their starter: parent-death signals, subreaping and watching, as Linux offers them.
+
+On other systems the calls do nothing; there a job ends by its own signal handling alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+"""<linux/prctl.h>"""
+PR_SET_CHILD_SUBREAPER = 36
+"""<linux/prctl.h>"""
+
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform.startswith("linux") else None
+"""Resolved at import: between fork and exec nothing may be loaded."""
+
+
+def die_with_parent(signum: int = signal.SIGTERM) -> None:
+    """Have the kernel send `signum` to this process when the thread that started it ends. Survives exec."""
+    if _LIBC is not None:
+        _LIBC.prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0)
+
+
+def adopt_orphans() -> None:
+    """Make this process the new parent of every descendant whose own parent dies, so that none can be lost."""
+    if _LIBC is not None:
+        _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def descendants(pid: int) -> list[int]:
+    """All living descendants of a process, parents before children; empty where there is no /proc."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        if fields[0] != "Z":
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found: list[int] = []
+    queue = [pid]
+    while queue:
+        below = children.get(queue.pop(0), [])
+        found += below
+        queue += below
+    return found
+
+
+def kill_descendants(pid: int, limit_seconds: float = 5.0) -> list[int]:
+    """SIGKILL every descendant of `pid` until none is left; returns those that could not be ended in time."""
+    end = time.monotonic() + limit_seconds
+    while (left := descendants(pid)) and time.monotonic() < end:
+        for child in left:
+            try:
+                os.kill(child, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        reap_orphans(set(left))
+        time.sleep(0.02)
+    return left
+
+
+def reap_orphans(pids: set[int]) -> None:
+    """Collect the exit status of adopted children among `pids`, so that no zombie is left."""
+    for pid in pids:
+        try:
+            os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            continue
+
+
+def watch_process(pid: int, on_end: Callable[[], None]) -> threading.Thread:
+    """Call `on_end` from a background thread once the process `pid` has ended (at once if it has already)."""
+
+    def wait() -> None:
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            on_end()
+            return
+        except (AttributeError, OSError):  # no pidfd here: look twice a second
+            while Path(f"/proc/{pid}").exists():
+                time.sleep(0.5)
+            on_end()
+            return
+        try:
+            select.select([handle], [], [])
+        finally:
+            os.close(handle)
+        on_end()
+
+    thread = threading.Thread(target=wait, name=f"watch-{pid}", daemon=True)
+    thread.start()
+    return thread

@@ -1,0 +1,101 @@
+"""Exponential moving average of a model's weights, kept beside them; shared by all families.
+
+After the n-th update (n = 1, 2, ...) each averaged parameter is d_n * average + (1 - d_n) * parameter with
+d_n = min(decay, (1 + n) / (10 + n)), so that early averages forget the initial weights quickly. Buffers, floating
+ones too (running statistics, schedule strengths), are never averaged: the average takes the model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from stageline.errors import CheckpointError
+
+LEFTOVER_FRACTION = 0.05
+"""A share of the initial weights in the final average above this is worth a warning."""
+
+
+def decay_of_update(n: int, decay: float) -> float:
+    """d_n of the n-th update, n >= 1; in [2/11, decay] for any decay above that."""
+    return min(decay, (1 + n) / (10 + n))
+
+
+def leftover_fraction(decay: float, updates: int) -> float:
+    """Share of the weights before the first update that `updates` updates at full decay leave in the average."""
+    return float(decay**updates)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that lies on this rank: a sharded tensor's own shard, sharing its storage."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
+
+
+class Ema:
+    """The average of a model's trained parameters.
+
+    model: whose `state_dict` names are used.  trained: names of the parameters that train; the others never change,
+    so the average holds them as they are.  decay: in [0, 1).
+    """
+
+    def __init__(self, model: nn.Module, trained: Iterable[str], decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        parameters = dict(model.named_parameters())
+        self._average = {name: parameters[name].detach().clone() for name in trained}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take the model's weights into the average, once per optimizer step that changed them."""
+        self.updates += 1
+        weight = 1.0 - decay_of_update(self.updates, self.decay)
+        parameters = dict(model.named_parameters())
+        for name, average in self._average.items():
+            _local(average).lerp_(_local(parameters[name].detach()).to(average.dtype), weight)
+
+    def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
+        """Every tensor of the model's `state_dict`, the averaged ones in place of the trained ones."""
+        state = dict(model.state_dict())
+        missing = [name for name in self._average if name not in state]
+        assert not missing, f"parameters without a name in the state: {missing}"
+        return {name: self._average.get(name, tensor) for name, tensor in state.items()}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor], updates: int) -> None:
+        """Restore the average. tensors: at least every averaged name, in its shape (sharded like the model's)."""
+        missing = sorted(set(self._average) - set(tensors))
+        if missing:
+            raise CheckpointError(
+                f"ema.safetensors lacks {len(missing)} averaged tensors, first {missing[0]!r}",
+                remedy="resume from another checkpoint of this stage",
+            )
+        for name, average in self._average.items():
+            if tensors[name].shape != average.shape:
+                raise CheckpointError(
+                    f"ema.safetensors: {name} has the shape {tuple(tensors[name].shape)}, "
+                    f"expected {tuple(average.shape)}"
+                )
+            average.copy_(tensors[name])
+        self.updates = updates
+
+    @torch.no_grad()
+    def _exchange(self, model: nn.Module) -> None:
+        parameters = dict(model.named_parameters())
+        for name, average in self._average.items():
+            own, other = _local(parameters[name].detach()), _local(average)
+            kept = own.clone()
+            own.copy_(other)
+            other.copy_(kept)
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """The model with averaged weights inside the block; bitwise its own again after it."""
+        self._exchange(model)
+        try:
+            yield
+        finally:
+            self._exchange(model)

@@ -1,0 +1,140 @@
+"""HTML as escaped text: elements, tables and numbers of the report.
+
+Every string that is not `Markup` is escaped on its way in, so that no value of a config, an event or an error can
+become an element. Numbers are shown rounded and carry their exact value in a `<data>` element.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+class Markup(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+Child = str | Markup | Iterable["Child"] | None
+VOID_ELEMENTS = frozenset({"meta", "br", "hr", "img", "col"})
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
+_NO_SPACE_AROUND = re.compile(r"[^a-zA-Z0-9]+")
+
+
+def escape(text: object) -> Markup:
+    """Any value as HTML text; control characters and lone surrogates become U+FFFD."""
+    if isinstance(text, Markup):
+        return text
+    plain = str(text).encode("utf-8", "replace").decode("utf-8")
+    return Markup(html.escape(_CONTROL.sub("\ufffd", plain), quote=True))
+
+
+def join(children: Child) -> Markup:
+    """Children in order, escaped where they are not Markup."""
+    if children is None:
+        return Markup("")
+    if isinstance(children, str):
+        return escape(children)
+    return Markup("".join(join(child) for child in children))
+
+
+def tag(name: str, *children: Child, **attributes: object) -> Markup:
+    """One element. `class_` is class, `data_x` is data-x; None and False leave an attribute out."""
+    shown = []
+    for key, value in attributes.items():
+        if value is None or value is False:
+            continue
+        attribute = key.rstrip("_").replace("_", "-")
+        shown.append(f" {attribute}" if value is True else f' {attribute}="{escape(value)}"')
+    opening = f"<{name}{''.join(shown)}>"
+    if name in VOID_ELEMENTS:
+        return Markup(opening)
+    return Markup(f"{opening}{join(children)}</{name}>")
+
+
+def anchor(text: str) -> str:
+    """A text as an id: letters, digits and hyphens."""
+    return _NO_SPACE_AROUND.sub("-", text).strip("-").lower() or "x"
+
+
+def number(value: Any, digits: int = 4) -> Markup:
+    """A number rounded to `digits` significant digits, its exact value in the element; other values as they are."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return plain(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return tag("span", str(value), class_="bad")
+    return tag("data", rounded(value, digits), value=json.dumps(value))
+
+
+def rounded(value: float, digits: int = 4) -> str:
+    """A number for people: whole ones with thin spaces, others with `digits` significant digits."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}".replace(",", "\u202f")
+    return f"{value:.{digits}g}"
+
+
+def plain(value: Any) -> Markup:
+    """A JSON value in one line."""
+    if value is None:
+        return tag("span", "none", class_="quiet")
+    if isinstance(value, bool):
+        return escape("yes" if value else "no")
+    if isinstance(value, str):
+        return escape(value)
+    if isinstance(value, int | float):
+        return number(value)
+    if isinstance(value, list | tuple) and not any(isinstance(item, dict | list | tuple) for item in value):
+        return escape("[" + ", ".join(str(item) for item in value) + "]")
+    return tag("code", json.dumps(value, ensure_ascii=False, sort_keys=True))
+
+
+def table(
+    head: Sequence[Child], rows: Iterable[Sequence[Child]], *, caption: str, class_: str = "", row_head: bool = True
+) -> Markup:
+    """A table with a caption; the first cell of each row is its heading unless `row_head` is off."""
+    body = []
+    for row in rows:
+        cells = [
+            tag("th", cell, scope="row") if row_head and index == 0 else tag("td", cell)
+            for index, cell in enumerate(row)
+        ]
+        body.append(tag("tr", cells))
+    header = tag("thead", tag("tr", [tag("th", cell, scope="col") for cell in head]))
+    whole = tag("table", tag("caption", caption), header, tag("tbody", body), class_=class_ or None)
+    return tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def fold(summary: Child, *children: Child, is_open: bool = False, class_: str = "") -> Markup:
+    """A part that opens on a click."""
+    return tag("details", tag("summary", summary), *children, open=is_open, class_=class_ or None)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 0.4 s, 12 s, 3 min 05 s, 2 h 10 min."""
+    if not math.isfinite(seconds):
+        return str(seconds)
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people, in powers of 1000."""
+    value = float(num_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

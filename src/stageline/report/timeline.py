@@ -1,0 +1,92 @@
+"""The stage timeline: one bar per session of every part of a run, as SVG and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stageline.report.chart import Axis, pixel, round_step
+from stageline.report.html import Child, Markup, duration, fold, table, tag
+
+WIDTH, ROW, TOP, BOTTOM, LABELS, RIGHT = 1120, 34, 8, 34, 190, 24
+NICE_SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
+
+
+@dataclass(frozen=True)
+class Session:
+    """One stretch of work on one part of the run.
+
+    start, end: seconds since 1970.  state: good | warn | bad | idle.  text: how it ended, in words.
+    """
+
+    part: str
+    start: float
+    end: float
+    state: str
+    text: str
+
+
+def timeline(sessions: Sequence[Session]) -> Markup:
+    """Bars over the seconds since the first one began; parts in the order of their first session."""
+    if not sessions:
+        return tag("p", "Nothing has run yet: there are no events.", class_="quiet")
+    origin = min(s.start for s in sessions)
+    span = max(max(s.end for s in sessions) - origin, 1e-3)
+    parts = list(dict.fromkeys(s.part for s in sessions))
+    height = TOP + ROW * len(parts) + BOTTOM
+    axis = Axis(0.0, span, LABELS, WIDTH - RIGHT)
+    drawn: list[Child] = []
+    for seconds in tick_seconds(span):
+        x = pixel(axis.place(seconds))
+        drawn.append(tag("line", x1=x, x2=x, y1=TOP, y2=height - BOTTOM, class_="grid"))
+        drawn.append(tag("text", clock(seconds), x=x, y=height - BOTTOM + 18, class_="tick center"))
+    for row, part in enumerate(parts):
+        drawn.append(tag("text", part, x=0, y=TOP + ROW * row + ROW / 2, class_="mid strong"))
+    for session in sessions:
+        drawn.append(bar(session, origin, parts.index(session.part), axis))
+    said = f"{len(sessions)} sessions of {len(parts)} parts in {duration(span)}"
+    picture = tag(
+        "svg", tag("title", "Timeline"), drawn, viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label=said, class_="chart"
+    )
+    rows: list[list[Child]] = [
+        [s.part, duration(s.start - origin), duration(s.end - s.start), tag("span", s.text, class_=f"state {s.state}")]
+        for s in sessions
+    ]
+    head = ["part", "began after", "lasted", "ended"]
+    as_table = fold("as a table", table(head, rows, caption="Timeline: when each part ran"))
+    return tag("figure", tag("figcaption", "When each part ran", tag("span", f" ({said})", class_="quiet")), picture, as_table)
+
+
+def bar(session: Session, origin: float, row: int, axis: Axis) -> Markup:
+    """One session's bar with its duration, inside where it fits and beside it where it does not."""
+    x, end = axis.place(session.start - origin), axis.place(session.end - origin)
+    width = max(end - x, 3.0)
+    y = TOP + ROW * row + 6
+    text = f"{duration(session.end - session.start)} · {session.text}"
+    room = 6.2 * len(text) + 12
+    middle = y + (ROW - 12) / 2
+    box = tag("rect", x=pixel(x), y=y, width=pixel(width), height=ROW - 12, rx=4, class_=f"bar {session.state}")
+    if room <= width:
+        label = tag("text", text, x=pixel(x + 8), y=middle, class_="mid")
+    elif x + width + room <= WIDTH:
+        label = tag("text", text, x=pixel(x + width + 6), y=middle, class_="mid small")
+    else:
+        label = tag("text", text, x=pixel(x - 6), y=middle, class_="mid small end")
+    return tag("g", tag("title", f"{session.part}: {text}"), box, label)
+
+
+def tick_seconds(span: float) -> list[float]:
+    """Round clock times from 0 to the end, at most nine."""
+    step = next((float(s) for s in NICE_SECONDS if span / s <= 8), 0.0) or 86400.0 * round_step(span / 86400 / 8)
+    if span < 2:
+        step = round_step(span / 5)
+    return [step * i for i in range(int(span / step) + 1)]
+
+
+def clock(seconds: float) -> str:
+    """A tick's label: 5 s, 2:30 min, 1:15 h."""
+    if seconds < 60:
+        return f"{seconds:g} s"
+    if seconds < 3600:
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
+    return f"{int(seconds) // 3600}:{int(seconds) % 3600 // 60:02d} h"

@@ -1,0 +1,172 @@
+"""The store everybody uses: `open_store(uri)` and the few verbs on it; also `Reference`, a URI with a digest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from stageline.errors import StoreError
+from stageline.store.disk import Disk
+from stageline.store.keys import Backend, Data, Names, NotFoundError, ObjectInfo, check_key
+from stageline.store.objects import open_gs, open_memory, open_s3
+
+__all__ = ["NotFoundError", "ObjectInfo", "Reference", "Store", "open_store"]
+
+CHUNK_BYTES = 8 * 2**20
+
+OPENERS = {"s3": open_s3, "gs": open_gs, "memory": open_memory}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An immutable thing by name and hash: `<uri>@sha256:<64 hex>`."""
+
+    uri: str
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.uri}@sha256:{self.digest}"
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Read a reference; a text without a digest is refused."""
+        match = re.fullmatch(r"(?P<uri>.+)@sha256:(?P<digest>[0-9a-f]{64})", text, re.DOTALL)
+        if match is None:
+            raise StoreError(f"{text!r} is no reference", remedy="references look like <uri>@sha256:<64 hex digits>")
+        return cls(match["uri"], match["digest"])
+
+
+class Store:
+    """A folder of objects anywhere. Keys are relative, with `/` between parts.
+
+    uri: normalised, without a trailing slash; a path for local disk.
+    """
+
+    def __init__(self, backend: Backend, uri: str, prefix: str = "") -> None:
+        self._backend = backend
+        self._prefix = prefix
+        self.uri = uri
+
+    def __repr__(self) -> str:
+        return f"Store({self.uri!r})"
+
+    @property
+    def in_process(self) -> bool:
+        """Whether no other process can see this store."""
+        return self.uri.startswith("memory://")
+
+    def _key(self, key: str, *, empty: bool = False) -> str:
+        check_key(key, empty=empty)
+        return "/".join(part for part in (self._prefix, key) if part)
+
+    def _own(self, info: ObjectInfo) -> ObjectInfo:
+        return ObjectInfo(info.key[len(self._prefix) + 1 :] if self._prefix else info.key, info.size, info.token)
+
+    def put(self, key: str, data: Data) -> None:
+        """Write an object whole: bytes, a local file, or chunks of bytes. Durable on return."""
+        self._backend.put(self._key(key), data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object unless it exists; of any number of writers exactly one gets True."""
+        return self._backend.create(self._key(key), data)
+
+    def replace(self, key: str, data: bytes, token: str) -> bool:
+        """Write an object if it is unchanged since `token`; False otherwise. Data must differ from what was there."""
+        return self._backend.replace(self._key(key), data, token)
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes; NotFoundError if there is none."""
+        return self._backend.get(self._key(key))[0]
+
+    def get_with_token(self, key: str) -> tuple[bytes, str]:
+        """The object's bytes and the token `replace` wants."""
+        return self._backend.get(self._key(key))
+
+    def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+        """The object's bytes in chunks."""
+        return self._backend.stream(self._key(key), chunk_bytes)
+
+    def exists(self, key: str) -> bool:
+        return self.stat(key) is not None
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        """Size and token of an object, or None."""
+        info = self._backend.stat(self._key(key))
+        return None if info is None else self._own(info)
+
+    def download(self, key: str, path: Path) -> None:
+        """Copy an object into a local file, replacing it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            for chunk in self.stream(key):
+                file.write(chunk)
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        """Every object in and below the folder `prefix`, sorted by key."""
+        return [self._own(info) for info in self._backend.list(self._key(prefix, empty=True))]
+
+    def folders(self, prefix: str = "") -> Names:
+        """Names of the folders directly in `prefix` that hold at least one object, sorted."""
+        return self._backend.folders(self._key(prefix, empty=True))
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is gone already is no error."""
+        self._backend.delete([self._key(key)])
+
+    def delete_tree(self, prefix: str) -> None:
+        """Remove everything below a folder."""
+        self._backend.delete_tree(self._key(prefix))
+
+    def child(self, *parts: str) -> Store:
+        """The store of a folder in this one; empty parts are left out."""
+        key = "/".join(part for part in parts if part)
+        if not key:
+            return self
+        return Store(self._backend, f"{self.uri.rstrip('/')}/{key}", self._key(key))
+
+    def local_path(self, key: str = "") -> Path | None:
+        """Where an object lies on local disk; None for other stores."""
+        return self._backend.local_path(self._key(key, empty=True))
+
+    def free_bytes(self) -> int | None:
+        """Room left on local disk; None where nobody can say."""
+        return self._backend.free_bytes(self._prefix)
+
+
+def open_store(uri: str | Path) -> Store:
+    """The store of a path, file://, s3://bucket/…, gs://bucket/… or memory://name/…; nothing is created or asked."""
+    text = str(uri)
+    scheme, sign, rest = text.partition("://")
+    if not sign or scheme == "file":
+        path = Path(rest if sign else text).absolute()
+        # normpath and not resolve: a link stays the name its user gave.
+        root = Path(*_without_dots(path))
+        return Store(Disk(root), str(root))
+    if scheme not in OPENERS:
+        raise StoreError(f"{scheme!r} is no kind of store (in {_shown(text)!r})", remedy="use a path, s3, gs or memory")
+    bucket, _, prefix = rest.strip("/").partition("/")
+    if not bucket or "@" in bucket or "?" in rest:
+        raise StoreError(
+            f"{_shown(text)!r} is no store: expected {scheme}://<name>/<folder>",
+            remedy="credentials belong into the environment, not into the URI",
+        )
+    check_key(prefix, empty=True)
+    clean_uri = f"{scheme}://{bucket}" + (f"/{prefix}" if prefix else "")
+    return Store(OPENERS[scheme](bucket), clean_uri, prefix)
+
+
+def _shown(uri: str) -> str:
+    """A URI fit for an error: without what stands before an @ and without a query."""
+    return re.sub(r"\?.*$", "?***", re.sub(r"://[^/]*@", "://***@", uri))
+
+
+def _without_dots(path: Path) -> tuple[str, ...]:
+    parts: list[str] = []
+    for part in path.parts:
+        if part == "..":
+            parts[1:] = parts[1:-1]
+        else:
+            parts.append(part)
+    return tuple(parts)

@@ -1,0 +1,56 @@
+"""What passes between the door and the stores behind it: keys, object facts, the backend contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from stageline.errors import StoreError
+
+HIDDEN = ".stageline-"
+"""File names a store keeps for itself on local disk (unfinished writes, locks); no listing shows them."""
+
+Names = list[str]
+
+Data = bytes | Path | Iterable[bytes | memoryview]
+
+
+class NotFoundError(StoreError):
+    """There is nothing under this key."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """key: relative to the store that was asked.  size: bytes.  token: changes whenever the object does."""
+
+    key: str
+    size: int
+    token: str
+
+
+class Backend(Protocol):
+    """One kind of store. Keys are absolute within it and already checked."""
+
+    def put(self, key: str, data: Data) -> None: ...
+    def create(self, key: str, data: bytes) -> bool: ...
+    def replace(self, key: str, data: bytes, token: str) -> bool: ...
+    def get(self, key: str) -> tuple[bytes, str]: ...
+    def stream(self, key: str, chunk_bytes: int) -> Iterator[bytes]: ...
+    def stat(self, key: str) -> ObjectInfo | None: ...
+    def list(self, prefix: str) -> list[ObjectInfo]: ...
+    def folders(self, prefix: str) -> Names: ...
+    def delete(self, keys: Iterable[str]) -> None: ...
+    def delete_tree(self, prefix: str) -> None: ...
+    def local_path(self, key: str) -> Path | None: ...
+    def free_bytes(self, key: str) -> int | None: ...
+
+
+def check_key(key: str, *, empty: bool = False) -> str:
+    """The key, if it is one: relative, `/` between non-empty parts, no `.` or `..`, nothing unprintable."""
+    parts = key.split("/")
+    wrong = any(part in ("", ".", "..") or part.startswith(HIDDEN) for part in parts)
+    if (key == "" and empty) or (not wrong and key.isprintable() and "\\" not in key):
+        return key
+    raise StoreError(f"{key!r} is no key of a store", remedy="keys look like runs/a/b.json: relative, without . or ..")

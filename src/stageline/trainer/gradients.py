@@ -1,0 +1,60 @@
+"""From summed losses to one step: divide once by the true weight, check, clip.
+
+Every micro-batch is back-propagated as a sum times a constant power of two; ranks' gradients are averaged by DDP or
+FSDP2. Afterwards one multiplication makes them the gradient of sum / weight over all micro-batches and ranks, however
+unequal their weights were.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from stageline.config import TrainerConfig
+from stageline.trainer.ranks import Ranks
+
+
+def summing_scale(settings: TrainerConfig, size: int) -> float:
+    """Power of two near 1 / (samples of a step): keeps sums in fp16's range and changes no bit in fp32."""
+    samples = settings.batch_size * settings.accumulate_grad_batches * size
+    return float(2.0 ** -math.ceil(math.log2(samples)))
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def _local(tensor: Tensor) -> Tensor:
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
+
+
+@torch.no_grad()
+def normalise(optimizer: torch.optim.Optimizer, ranks: Ranks, *, scale: float, weight: float) -> float:
+    """Make the averaged, scaled sums the gradient of the mean loss; the norm of the whole gradient.
+
+    weight: true weight over all micro-batches and ranks, > 0.  The norm is nan or infinite where a gradient is not
+    finite, the same on every rank.
+    """
+    if ranks.scaler is not None:
+        ranks.scaler.unscale_(optimizer)
+    gradients = _gradients(optimizer)
+    if not gradients:
+        return 0.0
+    factor = ranks.size / (scale * weight)
+    locals_ = [_local(gradient) for gradient in gradients]
+    torch._foreach_mul_(locals_, factor)
+    if not ranks.sharded:
+        return float(torch.nn.utils.get_total_norm(gradients))
+    squares = sum(float(torch.linalg.vector_norm(part.double()).square()) for part in locals_ if part.numel())
+    return math.sqrt(ranks.sum([float(squares)])[0])
+
+
+@torch.no_grad()
+def clip(optimizer: torch.optim.Optimizer, norm: float, limit: float) -> None:
+    """Scale the gradient down to the norm `limit`; 0 leaves it alone. norm: its present, finite norm."""
+    if limit <= 0 or norm <= limit:
+        return
+    torch._foreach_mul_([_local(gradient) for gradient in _gradients(optimizer)], limit / (norm + 1e-6))

@@ -1,0 +1,185 @@
+"""Processes of one stage and what they agree on: device, precision, strategy, and small exchanges of numbers and JSON.
+
+Built on Lightning Fabric (`lightning_fabric`). Exchanges are JSON in byte tensors or plain sums, so that nothing is
+pickled. A peer that goes away shows up here as a collective that fails: that is `PeerLostError`, never our own fault.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
+from torch import nn
+
+from stageline.config import TrainerConfig
+from stageline.errors import ConfigError, PeerLostError, StagelineError
+
+T = TypeVar("T")
+
+_LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "socket", "tcpstore", "timed out")
+"""Words in the errors of torch's collectives; they are plain RuntimeErrors on gloo."""
+
+
+class Ranks:
+    """This process among the others.
+
+    rank, size: of the whole job.  scaler: fp16's loss scaler, None otherwise.  sharded: whether FSDP2 is on.
+    """
+
+    def __init__(self, settings: TrainerConfig, shard: Callable[[nn.Module, Any], nn.Module] | None = None) -> None:
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
+        if local != settings.processes:
+            raise ConfigError(
+                f"trainer.processes={settings.processes}, but this process is one of {local} on this node",
+                remedy=f"start it with torchrun --nproc-per-node {settings.processes}, or through `stageline run`",
+            )
+        self.sharded = settings.strategy == "fsdp2"
+        self.timeout_seconds = settings.process_group_timeout_seconds
+        self.scaler = torch.amp.GradScaler("cuda") if settings.precision == "16-mixed" else None
+        plugins = [MixedPrecision("16-mixed", device="cuda", scaler=self.scaler)] if self.scaler is not None else []
+        self.fabric = Fabric(
+            accelerator=settings.accelerator,
+            devices=local,
+            num_nodes=max(1, size // local),
+            strategy=self._strategy(size, shard),
+            precision=None if plugins else settings.precision,
+            plugins=plugins or None,
+        )
+        with lost_peers("starting"):
+            self.fabric.launch()
+        self.rank, self.size = self.fabric.global_rank, self.fabric.world_size
+        self.device = self.fabric.device
+
+    def _strategy(self, size: int, shard: Callable[[nn.Module, Any], nn.Module] | None) -> Any:
+        timeout = timedelta(seconds=self.timeout_seconds)
+        if self.sharded:
+            assert shard is not None
+            return ModelParallelStrategy(shard, data_parallel_size=size, tensor_parallel_size=1, timeout=timeout)
+        if size == 1:
+            return "auto"
+        # Unused parameters happen (a head whose loss part is absent in a batch) and would otherwise hang the ranks.
+        # Buffers are ours to keep equal: DDP's own broadcast would count forward passes of validation, too.
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+        return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False, timeout=timeout)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_cuda(self) -> bool:
+        return bool(self.device.type == "cuda")
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Each number summed over all ranks, in float64; the same list everywhere."""
+        if self.size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        with lost_peers("adding numbers over ranks"):
+            dist.all_reduce(tensor)
+            summed: list[float] = tensor.tolist()
+        return summed
+
+    def gather(self, value: Any) -> list[Any]:
+        """A JSON value from every rank, in the order of ranks, on every rank."""
+        if self.size == 1:
+            return [value]
+        data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=self.device)
+        length = torch.tensor([data.numel()], device=self.device)
+        lengths = [torch.zeros_like(length) for _ in range(self.size)]
+        with lost_peers("gathering from ranks"):
+            dist.all_gather(lengths, length)
+            widest = max(int(item) for item in lengths)
+            padded = torch.zeros(widest, dtype=torch.uint8, device=self.device)
+            padded[: data.numel()] = data
+            blocks = [torch.zeros_like(padded) for _ in range(self.size)]
+            dist.all_gather(blocks, padded)
+            return [
+                json.loads(bytes(block[: int(n)].tolist()).decode()) for block, n in zip(blocks, lengths, strict=True)
+            ]
+
+    def first(self, make: Callable[[], T]) -> T:
+        """Rank 0's result (a JSON value) on every rank; where it raises, the others learn that they lost it."""
+        if self.size == 1:
+            return make()
+        answer: dict[str, Any] = {}
+        failure: BaseException | None = None
+        if self.is_first:
+            try:
+                answer = {"value": make()}
+            except BaseException as error:  # noqa: BLE001  # raised again below, after the others know
+                failure = error
+                answer = {"failed": error.message if isinstance(error, StagelineError) else repr(error)}
+        answer = self.gather(answer)[0]
+        if failure is not None:
+            raise failure
+        if "failed" in answer:
+            raise PeerLostError(f"rank 0 ended: {answer['failed']}", remedy="see the record of rank 0")
+        value: T = answer["value"]
+        return value
+
+    def agree(self, what: str, value: Any) -> None:
+        """Raise on every rank unless all have the same JSON value."""
+        values = self.gather(value)
+        other = [rank for rank, found in enumerate(values) if found != values[0]]
+        if other:
+            raise ConfigError(
+                f"{what} differs among ranks: rank 0 has {values[0]!r}, rank {other[0]} has {values[other[0]]!r}",
+                remedy="start every rank with the same config, data and version",
+            )
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every rank rank 0's floating buffers (running statistics differ by the samples each rank saw)."""
+        if self.size == 1:
+            return
+        buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point() and buffer.numel()]
+        with lost_peers("sharing buffers"):
+            for dtype in sorted({buffer.dtype for buffer in buffers}, key=str):
+                same = [buffer for buffer in buffers if buffer.dtype == dtype]
+                flat = torch.cat([buffer.detach().reshape(-1) for buffer in same])
+                dist.broadcast(flat, 0)
+                for buffer, part in zip(same, flat.split([b.numel() for b in same]), strict=True):
+                    buffer.detach().copy_(part.view_as(buffer))
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@contextmanager
+def lost_peers(doing: str) -> Iterator[None]:
+    """Turn the failure of a collective into PeerLostError; everything else passes."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        backend = isinstance(error, dist.DistError)
+        if backend or any(word in text.lower() for word in _LOST):
+            line = text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__
+            raise PeerLostError(
+                f"another rank went away while {doing}: {line}",
+                remedy="see the record of the rank that ended first; start again to continue from the last checkpoint",
+            ) from error
+        raise
+
+
+def sum_pairs(parts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, tuple[float, float]]:
+    """Named (sum, count) pairs added up, in the order given."""
+    total: dict[str, tuple[float, float]] = {}
+    for part in parts:
+        for name, (value, count) in part.items():
+            before = total.get(name, (0.0, 0.0))
+            total[name] = (before[0] + value, before[1] + count)
+    return total
