@@ -25,7 +25,8 @@ help: ## list the targets
 .PHONY: env
 env: # the environment, if it is not there yet; says so in words where Python is too old or absent
 	@$(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
-		echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1 | tail -n 1), Python 3.11 or newer is needed" >&2; \
+		found=$$($(PYTHON) --version 2>&1) || found="no Python that runs"; \
+		echo "error: Python 3.11 or newer is needed; $(PYTHON) is $$found" >&2; \
 		echo "  -> install it, or name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) requirements/environment.py $(PYTHON_CHOSEN)
 
@@ -58,7 +59,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 .PHONY: lock
 lock: env ## pin every dependency by hash (UPGRADE=--upgrade takes newer ones)
 	@$(COMPILE) $(UPGRADE) --extra dev pyproject.toml -o requirements/lock.txt
-	@$(COMPILE) $(UPGRADE) --extra pipelines pyproject.toml -o requirements/launcher.txt
+	@$(COMPILE) $(UPGRADE) --extra pipelines -c requirements/lock.txt pyproject.toml -o requirements/launcher.txt
 	@echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" | $(COMPILE) - -o requirements/uv.txt
 
 .PHONY: render
@@ -67,7 +68,7 @@ render: env ## compile the pipelines again (goldens)
 
 .PHONY: bench
 bench: env ## measurements side by side, as ratios
-	@for script in benchmarks/*.py; do $(BIN)/python "$$script" || exit 1; done
+	@for script in benchmarks/bench_*.py; do $(BIN)/python "$$script" || exit 1; done
 
 .PHONY: clean
 clean: ## remove what the other targets made, but for .venv

@@ -5,13 +5,12 @@ step is a reference, `<uri>@sha256:<digest>`, as a string; the typed artifacts s
 and metrics. No `from __future__ import annotations` here: kfp reads the annotations as objects.
 """
 
-import os
 from functools import partial
 from typing import NamedTuple
 
 from kfp import dsl
 
-IMAGE = os.environ.get("STAGELINE_IMAGE", "stageline-trainer-python:0.1.0")
+IMAGE = "stageline/trainer-python:0.1.0"
 """What the steps run in on a cluster; local runs ignore it, but warn unless it has `python` in its name."""
 
 step = partial(dsl.component, base_image=IMAGE, install_kfp_package=False)

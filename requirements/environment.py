@@ -78,19 +78,8 @@ def fill(uv: str) -> None:
     """Bring the environment to exactly what the lock says, plus this project, editable."""
     python = str(python_of(VENV))
     lock, pinned = (str(ROOT / "requirements" / name) for name in ("lock.txt", "uv.txt"))
-    sync = [
-        uv,
-        "pip",
-        "sync",
-        "--quiet",
-        "--python",
-        python,
-        "--require-hashes",
-        "--build-constraints",
-        lock,
-        lock,
-        pinned,
-    ]
+    hashed = ["--require-hashes", "--build-constraints", lock]
+    sync = [uv, "pip", "sync", "--quiet", "--python", python, *hashed, lock, pinned]
     own = [uv, "pip", "install", "--quiet", "--python", python, "--no-deps", "--no-build-isolation", "-e", str(ROOT)]
     if not (call(*sync) and call(*own)):
         sys.exit("error: the packages of requirements/lock.txt could not be installed; the lines above say why")

@@ -1,4 +1,4 @@
-"""Shared by all tests: one torch thread, offline, no leftover environment."""
+"""Shared by all tests: one torch thread, offline, no settings that happen to lie in the shell."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+for name in [name for name in os.environ if name.startswith(("AWS_", "STAGELINE_"))]:
+    del os.environ[name]
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,1 @@
+"""Checkpoints: layout, commit protocol, metadata, admission, retention; importing this package loads nothing."""

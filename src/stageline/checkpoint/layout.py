@@ -106,25 +106,45 @@ class StageDir:
         return self.store.child(CHECKPOINTS, name)
 
     def committed(self) -> list[CheckpointRef]:
-        """Every committed checkpoint, oldest first. Damaged metadata raises: nothing is skipped."""
-        stores = [self.step_store(name) for name in self.step_dirs()]
-        return [open_checkpoint(store) for store in stores if store.exists(METADATA_NAME)]
+        """Every committed checkpoint in the order of saving. Damaged metadata raises: nothing is skipped.
+
+        The last one need not have the highest step: a stage that was started over begins at 0 again.
+        """
+        refs = []
+        for name in self.step_dirs():
+            store = self.step_store(name)
+            try:
+                data = store.get(METADATA_NAME)
+            except NotFoundError:
+                # Uncommitted, or deleted by its writer a moment ago: either way it does not exist.
+                continue
+            refs.append(CheckpointRef(store, digest_of(data), parse_metadata(data, store.uri)))
+        return sorted(refs, key=lambda ref: (ref.metadata.sequence, *step_order(ref.name)))
 
     def newest(self) -> CheckpointRef | None:
-        """The committed checkpoint with the highest step (and attempt), or None; looks at no other."""
-        for name in reversed(self.step_dirs()):
-            store = self.step_store(name)
-            if store.exists(METADATA_NAME):
-                return open_checkpoint(store)
-        return None
+        """The checkpoint committed last, or None."""
+        refs = self.committed()
+        return refs[-1] if refs else None
 
     def pointer(self, name: Pointer) -> CheckpointRef | None:
         """The checkpoint a pointer names, or None where there is no such pointer."""
         key = f"{name}.ckpt"
-        try:
-            data = self.store.get(key)
-        except NotFoundError:
-            return None
+        before = b""
+        while True:
+            try:
+                data = self.store.get(key)
+            except NotFoundError:
+                return None
+            try:
+                return self._target(key, data)
+            except CheckpointError:
+                # The writer may have moved the pointer and deleted what it named while we were reading.
+                if data == before:
+                    raise
+                before = data
+
+    def _target(self, key: str, data: bytes) -> CheckpointRef:
+        """The checkpoint that a pointer file's bytes name."""
         where = f"{self.uri}/{key}"
         try:
             plain = json.loads(data)
@@ -144,10 +164,26 @@ class StageDir:
         plain = {"target": f"{CHECKPOINTS}/{ref.name}", "digest": ref.digest}
         self.store.put(f"{name}.ckpt", (json.dumps(plain) + "\n").encode())
 
+    def recorded_parents(self) -> list[Reference]:
+        """Everything this stage ever said it starts from."""
+        try:
+            plain = json.loads(self.store.get(PARENTS_NAME))
+            return [Reference(item["uri"], item["digest"]) for item in plain]
+        except NotFoundError:
+            return []
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(
+                f"{self.uri}/{PARENTS_NAME} is damaged: {error}",
+                remedy="mend it (a list of objects with uri and digest); until then nothing is pruned",
+            ) from error
+
     def record_parents(self, parents: Mapping[str, Reference]) -> None:
-        """Say durably what this stage starts from, before it has a checkpoint of its own: retention keeps that."""
-        plain = {role: {"uri": ref.uri, "digest": ref.digest} for role, ref in parents.items()}
-        self.store.put(PARENTS_NAME, (json.dumps(plain, indent=1) + "\n").encode())
+        """Say durably what this stage starts from, before it reads it: retention keeps what is named here."""
+        known = self.recorded_parents()
+        links = [*known, *(ref for ref in parents.values() if ref not in known)]
+        if links != known:
+            plain = [{"uri": ref.uri, "digest": ref.digest} for ref in links]
+            self.store.put(PARENTS_NAME, (json.dumps(plain, indent=1) + "\n").encode())
 
 
 def step_name(step: int, attempt: int = 1) -> str:

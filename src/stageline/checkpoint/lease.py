@@ -1,8 +1,8 @@
 """The lease of a stage directory: one writer at a time, and a writer that lost it can't commit. Loads no torch.
 
 `lease.json` is created conditionally, renewed by conditional replacement, and taken over only when it is expired, given
-back, or its holder was a process of this machine that is dead. Expiry is read off the reader's clock: clocks of machines
-that share a store have to agree to within the lease's length.
+back, or its holder was a process of this machine that is dead. Expiry is read off the reader's clock: machines that
+share a store have to agree about the time to within the lease's length.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _is_free(plain: dict[str, Any]) -> bool:
     """Whether a lease may be taken over."""
     if plain["expires"] <= time.time():
         return True
-    return plain["host"] == _host() and _born(plain["pid"]) != plain["born"]
+    return bool(plain["host"] == _host() and _born(plain["pid"]) != plain["born"])
 
 
 def _read(store: Store) -> tuple[dict[str, Any], str] | None:
@@ -127,9 +127,7 @@ class StageLease:
             taken = found is not None and _is_free(found[0]) and store.replace(LEASE_NAME, data, found[1])
             if not taken:
                 raise _busy(stage_dir, _read(store))
-        self._store_token = store.get_with_token(LEASE_NAME)[1]
-        self._good_until = start + ttl_seconds
-        self.check()
+        self._note_written(start, ttl_seconds)
         if keep_renewed:
             self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
             self._thread.start()
@@ -167,7 +165,15 @@ class StageLease:
             if not store.replace(LEASE_NAME, self._content(seconds), found[1]):
                 self._lost = "taken over while it was renewed"
                 raise self._lost_error()
-        self._store_token = store.get_with_token(LEASE_NAME)[1]
+        self._note_written(start, seconds)
+
+    def _note_written(self, start: float, seconds: float) -> None:
+        """Remember the token of what we just wrote, if it is still ours."""
+        found = _read(self.stage_dir.store)
+        if found is None or found[0]["id"] != self.id:
+            self._lost = "taken over while it was written"
+            raise self._lost_error()
+        self._store_token = found[1]
         self._good_until = start + seconds
 
     def check(self) -> None:

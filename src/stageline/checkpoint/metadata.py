@@ -130,13 +130,15 @@ class CheckpointMetadata(Provenance):
     files: dict[str, FileRecord]
     tensors: dict[str, dict[str, TensorRecord]]
     """Per file (or folder of shards) the names it holds; `model` and `ema` are the weights."""
-    metrics: dict[str, float] = Field(default_factory=dict)
-    """Validation metrics at this step."""
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    """Validation metrics at this step; null for a value that is not finite."""
     best: BestRecord | None = None
     timing: dict[str, float] = Field(default_factory=dict)
     """Seconds: what was measured when this was saved."""
     notes: dict[str, Any] = Field(default_factory=dict)
     """What an import or another origin has to say."""
+    sequence: int = Field(default=0, ge=0)
+    """The how-manieth save of its stage directory: the order in which checkpoints came, whatever clocks say."""
     created: str
     """ISO 8601, UTC."""
     export_of: str = ""

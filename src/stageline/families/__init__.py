@@ -51,6 +51,7 @@ class FamilyConfig:
     source_files: Callable[[Any], tuple[Path, ...]]
     check: Callable[[Any, Stage], None]
     """Everything that can be refused about a stage's config before data or model are touched."""
+    asked: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda _raw: {}
 
 
 def _module(name: str) -> str:

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stageline.launch.job import Job, Verdict, judge, render_command, render_environment
-from stageline.launch.process import adopt_orphans, descendants, die_with_parent, kill_descendants
-from stageline.telemetry import read_failure
+from stageline.launch.process import adopt_orphans, die_with_parent, kill_marked
+from stageline.telemetry import FAILURE_DIR_VARIABLE, read_failure
 
 KILL_AFTER_SECONDS = 15.0
 """Past the job's own shutdown timeout, before SIGKILL: chosen here because torchrun needs a few seconds to follow."""
@@ -69,14 +69,10 @@ class LocalProcess:
             self._killer.start()
 
     def kill(self) -> None:
-        """End the job and everything below it at once."""
-        below = descendants(self.process.pid)
-        for pid in (self.process.pid, *below):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        kill_descendants(self.process.pid)
+        """End the job and everything it started at once."""
+        if self.process.poll() is None:
+            os.kill(self.process.pid, signal.SIGKILL)
+        kill_marked(f"{FAILURE_DIR_VARIABLE}={self._failure_dir}", spare=self.process.pid)
 
 
 def start_job(job: Job, python: str = sys.executable) -> LocalProcess:

@@ -55,21 +55,36 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def kill_descendants(pid: int, limit_seconds: float = 5.0) -> list[int]:
-    """SIGKILL every descendant of `pid` until none is left; returns those that could not be ended in time."""
+def is_marked(pid: int, mark: str) -> bool:
+    """Whether a process was started with `mark` (`NAME=value`) in its environment."""
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:  # it ended meanwhile
+        return False
+    return mark.encode() in environment.split(b"\0")
+
+
+def kill_marked(mark: str, *, spare: int = 0, limit_seconds: float = 5.0) -> list[int]:
+    """SIGKILL every descendant of this process that has `mark` in its environment, until none is left.
+
+    Orphans count too, once `adopt_orphans` was called. spare: a child whose exit status its `Popen` will collect.
+    Returns those that could not be ended in time.
+    """
     end = time.monotonic() + limit_seconds
-    while (left := descendants(pid)) and time.monotonic() < end:
-        for child in left:
+    while True:
+        left = [pid for pid in descendants(os.getpid()) if is_marked(pid, mark)]
+        for pid in left:
             try:
-                os.kill(child, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        reap_orphans(set(left))
+        _reap(set(left) - {spare})
+        if not left or time.monotonic() > end:
+            return left
         time.sleep(0.02)
-    return left
 
 
-def reap_orphans(pids: set[int]) -> None:
+def _reap(pids: set[int]) -> None:
     """Collect the exit status of adopted children among `pids`, so that no zombie is left."""
     for pid in pids:
         try:

@@ -7,13 +7,11 @@ ones too (running statistics, schedule strengths), are never averaged: the avera
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-
-from stageline.errors import CheckpointError
 
 LEFTOVER_FRACTION = 0.05
 """A share of the initial weights in the final average above this is worth a warning."""
@@ -63,24 +61,6 @@ class Ema:
         missing = [name for name in self._average if name not in state]
         assert not missing, f"parameters without a name in the state: {missing}"
         return {name: self._average.get(name, tensor) for name, tensor in state.items()}
-
-    @torch.no_grad()
-    def load(self, tensors: Mapping[str, Tensor], updates: int) -> None:
-        """Restore the average. tensors: at least every averaged name, in its shape (sharded like the model's)."""
-        missing = sorted(set(self._average) - set(tensors))
-        if missing:
-            raise CheckpointError(
-                f"ema.safetensors lacks {len(missing)} averaged tensors, first {missing[0]!r}",
-                remedy="resume from another checkpoint of this stage",
-            )
-        for name, average in self._average.items():
-            if tensors[name].shape != average.shape:
-                raise CheckpointError(
-                    f"ema.safetensors: {name} has the shape {tuple(tensors[name].shape)}, "
-                    f"expected {tuple(average.shape)}"
-                )
-            average.copy_(tensors[name])
-        self.updates = updates
 
     @torch.no_grad()
     def _exchange(self, model: nn.Module) -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 from stageline.report.html import Child, Markup, anchor, fold, number, rounded, table, tag
 
 WIDTH, HEIGHT = 560, 260
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 14, 42
+LEFT, RIGHT, TOP, BOTTOM = 70, 14, 14, 42
 MAX_DRAWN = 800
 """Points drawn per series; beyond it the lowest and highest of each group of neighbours stay."""
 MAX_ROWS = 400
@@ -95,18 +95,26 @@ def value_axis(values: Sequence[float], start: float, end: float, *, unit_range:
 
 
 def line_chart(
-    title: str, series: Sequence[Series], *, y_label: str, marks: Sequence[Mark] = (), unit_range: bool = False
+    title: str,
+    series: Sequence[Series],
+    *,
+    y_label: str,
+    last_step: float = 0,
+    marks: Sequence[Mark] = (),
+    unit_range: bool = False,
 ) -> Markup:
-    """A figure: the chart over optimizer steps, its legend, and the same numbers as a table that opens."""
+    """A figure: the chart over optimizer steps, its legend, and the same numbers as a table that opens.
+
+    last_step: where the axis of steps ends at least; it begins at 0.  unit_range: the values are shares in [0, 1].
+    """
     drawn = [s for s in series if any(math.isfinite(y) for _, y in s.points)]
     if not drawn:
         return tag(
             "figure", tag("figcaption", title), tag("p", "Nothing was recorded.", class_="quiet"), values(title, series)
         )
-    xs = [x for s in drawn for x, _ in s.points] + [m.x for m in marks]
+    last = max([last_step, 1.0, *(x for s in drawn for x, _ in s.points), *(m.x for m in marks)])
     ys = [y for s in drawn for _, y in s.points if math.isfinite(y)]
-    low, high = min(xs), max(xs)
-    x_axis = Axis(low if low < high else low - 1, high if low < high else high + 1, LEFT, WIDTH - RIGHT)
+    x_axis = Axis(0.0, last, LEFT, WIDTH - RIGHT)
     y_axis = value_axis(ys, HEIGHT - BOTTOM, TOP, unit_range=unit_range)
     label = f"{title}. " + " ".join(summary(s) for s in drawn)
     picture = tag(
@@ -207,7 +215,7 @@ def draw_mark(mark: Mark, x_axis: Axis) -> Markup:
     top, bottom = TOP, HEIGHT - BOTTOM
     shapes = {
         "skipped": f"M{x - 4},{top} l8,8 m0,-8 l-8,8",
-        "resumed": f"M{x},{top} l8,5 l-8,5 z",
+        "resumed": f"M{x},{top + 12} l8,5 l-8,5 z",
         "saved": f"M{x - 3},{bottom} l3,-5 l3,5 z",
     }
     parts: list[Child] = [tag("title", mark.text)]

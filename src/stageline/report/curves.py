@@ -19,19 +19,21 @@ def stage_curves(stage: str, events: Sequence[Event], metric: str = "") -> Marku
     if not steps and not validations:
         return tag("p", "No step has been logged.", class_="quiet")
     marks = stage_marks(events)
-    charts = [line_chart(f"{stage}: training loss", loss_series(steps), y_label="loss", marks=marks)]
+    last = max(e["step"] for e in events if isinstance(e.get("step"), int))
+    loss = loss_series(steps)
+    charts = [line_chart(f"{stage}: training loss", loss, y_label="loss", last_step=last, marks=marks)]
     for group, is_share in validation_groups(validations, metric):
-        names = ", ".join(s.label for s in group)
-        charts.append(
-            line_chart(f"{stage}: validation ({names})", group, y_label="value", marks=marks, unit_range=is_share)
-        )
+        title = f"{stage}: validation ({', '.join(s.label for s in group)})"
+        chart = line_chart(title, group, y_label="value", last_step=last, marks=marks, unit_range=is_share)
+        charts.append(chart)
     for field, title, label in (
         ("learning_rate", "learning rate", "learning rate"),
         ("gradient_norm", "gradient norm before clipping", "norm"),
     ):
         points = tuple(field_points(steps, field))
         if points:
-            charts.append(line_chart(f"{stage}: {title}", [Series(label, points)], y_label=label, marks=marks))
+            series = [Series(label, points)]
+            charts.append(line_chart(f"{stage}: {title}", series, y_label=label, last_step=last, marks=marks))
     return tag("div", charts, class_="charts")
 
 
@@ -52,7 +54,7 @@ def validation_groups(validations: Sequence[Event], metric: str) -> Iterator[tup
     names.sort(key=lambda name: name != metric)
     series = [Series(name, tuple(field_points(rows, name))) for name in names]
     series = [s for s in series if s.points]
-    shares = [s for s in series if all(0 <= y <= 1 for _, y in s.points if math.isfinite(y))]
+    shares = [s for s in series if "loss" not in s.label and all(0 <= y <= 1 for _, y in s.points if math.isfinite(y))]
     for start in range(0, len(shares), 3):
         yield shares[start : start + 3], True
     for s in series:

@@ -43,7 +43,7 @@ def join(children: Child) -> Markup:
     return Markup("".join(join(child) for child in children))
 
 
-def tag(name: str, *children: Child, **attributes: object) -> Markup:
+def tag(name: str, /, *children: Child, **attributes: object) -> Markup:
     """One element. `class_` is class, `data_x` is data-x; None and False leave an attribute out."""
     shown = []
     for key, value in attributes.items():

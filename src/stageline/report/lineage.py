@@ -70,7 +70,11 @@ def lineage_graph(nodes: Sequence[Node], edges: Sequence[Edge]) -> Markup:
     )
     return tag(
         "figure",
-        tag("figcaption", "Which checkpoint started from which", tag("span", " (dashed: of another run)", class_="quiet")),
+        tag(
+            "figcaption",
+            "Which checkpoint started from which",
+            tag("span", " (dashed: of another run)", class_="quiet"),
+        ),
         tag("div", picture, class_="scroll"),
         inheritance_table(edges, names),
     )
@@ -88,15 +92,12 @@ def columns(nodes: Sequence[Node], edges: Sequence[Edge]) -> dict[str, int]:
 def draw_node(node: Node, at: tuple[int, int]) -> Markup:
     """A box with the checkpoint's stage and step, digest and content."""
     x, y = at
-    lines = [
-        tag("text", line, x=x + 14, y=y + 44 + 17 * i, class_="small") for i, line in enumerate(node.lines[:2])
-    ]
+    look = "node outside" if node.outside else "node"
+    lines = [tag("text", line, x=x + 14, y=y + 44 + 17 * i, class_="small") for i, line in enumerate(node.lines[:2])]
     return tag(
         "g",
         tag("title", ", ".join((node.title, *node.lines))),
-        tag(
-            "rect", x=x, y=y, width=NODE_WIDTH, height=NODE_HEIGHT, rx=8, class_="node outside" if node.outside else "node"
-        ),
+        tag("rect", x=x, y=y, width=NODE_WIDTH, height=NODE_HEIGHT, rx=8, class_=look),
         tag("text", node.title, x=x + 14, y=y + 24, class_="strong"),
         lines,
     )
@@ -114,7 +115,8 @@ def draw_edge(edge: Edge, place: Mapping[str, tuple[int, int]]) -> Markup:
         by_outcome.setdefault(item.outcome, []).append(item.section)
     lines = [f"{outcome}: {', '.join(sections)}" for outcome, sections in by_outcome.items()]
     below = [
-        tag("text", line, x=middle, y=(a + b) // 2 + 16 + 15 * i, class_="center small") for i, line in enumerate(lines[:3])
+        tag("text", line, x=middle, y=(a + b) // 2 + 16 + 15 * i, class_="center small")
+        for i, line in enumerate(lines[:3])
     ]
     return tag(
         "g",

@@ -13,6 +13,9 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_BYTES = 6_000_000
 """A larger picture is named instead of embedded: chosen here because the report is to be mailed."""
 
+MAX_ENLARGED = 4
+"""How much larger than its own size a picture is shown at most."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -39,7 +42,8 @@ def figure(picture: Picture) -> Markup:
         shown = tag("p", f"Not embedded: {size(len(picture.data))} is too large for a report.", class_="quiet")
     else:
         source = "data:image/png;base64," + base64.b64encode(picture.data).decode("ascii")
-        shown = tag("img", src=source, alt=picture.alt, width=shape[0], height=shape[1])
+        wide = f"max-width:{MAX_ENLARGED * shape[0]}px"
+        shown = tag("img", src=source, alt=picture.alt, width=shape[0], height=shape[1], style=wide)
     return tag("figure", shown, tag("figcaption", caption))
 
 

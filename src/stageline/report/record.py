@@ -1,7 +1,8 @@
 """What lies in a run directory, read for the report: everything there is, and what of it cannot be read.
 
 A report is wanted most when something went wrong, so a file that is missing is normal here, and one that cannot be read
-becomes a line of the report instead of an error. Credentials are redacted on the way in.
+becomes a line of the report instead of an error. Credentials are redacted on the way in. Nothing outside the run
+directory is opened.
 """
 
 from __future__ import annotations
@@ -11,38 +12,37 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from stageline.checkpoint.layout import CheckpointRef, StageDir
-from stageline.errors import StagelineError
+from stageline.checkpoint.layout import CHECKPOINTS, CheckpointRef, Pointer, StageDir, open_checkpoint
+from stageline.checkpoint.metadata import METADATA_NAME
+from stageline.errors import PlanError, StagelineError
 from stageline.store import Store
 from stageline.telemetry import read_events, read_failure, redact
 
 T = TypeVar("T")
 Json = Mapping[str, Any]
+RUN_FILES = ("run.json", "plan.json")
 OTHER_FOLDERS = frozenset({"pipeline", "evaluations"})
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A committed checkpoint. metadata: the JSON of its metadata file."""
-
-    uri: str
-    digest: str
-    content: str
-    metadata: Json
-
-
-@dataclass(frozen=True)
 class StageRecord:
-    """One stage directory. name: `<stage>` or `<stage>/<variant>`.  committed: ascending by step."""
+    """One stage directory.
+
+    name: `<stage>` or `<stage>/<variant>`.  config: its config.yaml.  committed: oldest first.
+    best, last: what the pointers name; last is the newest committed one where there is no pointer yet.
+    """
 
     name: str
     config: str
     events: Sequence[Json]
     failure: Json | None
-    lease: Json | None
-    best: Checkpoint | None
-    last: Checkpoint | None
-    committed: Sequence[Checkpoint]
+    best: CheckpointRef | None
+    last: CheckpointRef | None
+    committed: Sequence[CheckpointRef]
+
+    @property
+    def is_final(self) -> bool:
+        return any(ref.metadata.final for ref in self.committed)
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class RunRecord:
     plan: Json
     stages: Sequence[StageRecord]
     evaluations: Sequence[EvaluationRecord]
+    events: Sequence[Json]
     failure: Json | None
     unreadable: Sequence[str]
 
@@ -84,63 +85,125 @@ class Reader:
             self.faults.append(redact(f"{what}: {sentence}"))
             return otherwise
 
-    def json(self, store: Store, key: str) -> Json:
+    def json(self, key: str) -> Json:
         """A JSON mapping, redacted; empty where the file is absent."""
 
         def read() -> Json:
-            if not store.exists(key):
+            if not self.store.exists(key):
                 return {}
-            value = json.loads(store.get(key))
+            value = json.loads(self.store.get(key))
             if not isinstance(value, dict):
-                raise ValueError(f"holds a {type(value).__name__}, expected a mapping")
+                raise StagelineError(f"holds a {type(value).__name__}, expected a mapping")
             found: Json = redact(value)
             return found
 
         return self.attempt(key, read, {})
 
+    def text(self, key: str) -> str:
+        """A text file, redacted; empty where it is absent."""
+
+        def read() -> str:
+            return redact(self.store.get(key).decode("utf-8")) if self.store.exists(key) else ""
+
+        return self.attempt(key, read, "")
+
+    def events(self, folder: str) -> Sequence[Json]:
+        """The events of a directory; a damaged line costs what follows it."""
+        store = self.store.child(*folder.split("/")) if folder else self.store
+        return self.attempt(f"{folder or '.'}/events", lambda: redact(read_events(store)), [])
+
+    def failure(self, folder: str) -> Json | None:
+        """The failure record that was left in a directory."""
+        store = self.store.child(*folder.split("/")) if folder else self.store
+        return self.attempt(f"{folder or '.'}/failure.json", lambda: redact(read_failure(store)), None)  # type: ignore[no-any-return]
+
+    def pointer(self, directory: StageDir, name: Pointer) -> CheckpointRef | None:
+        """The checkpoint a pointer names."""
+        return self.attempt(f"{directory.uri}/{name}.ckpt", lambda: directory.pointer(name), None)
+
+    def committed(self, directory: StageDir) -> list[CheckpointRef]:
+        """Every committed checkpoint that can be read, oldest first."""
+        found = []
+        for name in directory.step_dirs():
+            store = directory.step_store(name)
+            if store.exists(METADATA_NAME):
+                found.append(self.attempt(store.uri, lambda place=store: open_checkpoint(place), None))  # type: ignore[misc]
+        return [ref for ref in found if ref is not None]
+
     def stage(self, name: str) -> StageRecord:
         """One stage directory."""
-        store = self.store.child(*name.split("/"))
-        place = stage_dir(self.store, name)
-        text = self.attempt(
-            f"{name}/config.yaml", lambda: store.get("config.yaml").decode() if store.exists("config.yaml") else "", ""
-        )
-        committed = self.attempt(f"{name}/checkpoints", lambda: [view(ref) for ref in place.committed()], [])
-        pointers: dict[str, Checkpoint | None] = {}
-        for pointer in ("best", "last"):
-            pointers[pointer] = self.attempt(f"{name}/{pointer}.ckpt", lambda p=pointer: view_of(place.pointer(p)), None)  # type: ignore[misc]
+        directory = StageDir.at(self.store.child(*name.split("/")))
+        committed = self.committed(directory)
+        last = self.pointer(directory, "last")
         return StageRecord(
             name=name,
-            config=redact(text),
-            events=self.attempt(f"{name}/events", lambda: redact(read_events(store)), []),
-            failure=self.attempt(f"{name}/failure.json", lambda: redact(read_failure(store)), None),
-            lease=self.json(store, "lease.json") or None,
-            best=pointers["best"],
-            last=pointers["last"],
+            config=self.text(f"{name}/config.yaml"),
+            events=self.events(name),
+            failure=self.failure(name),
+            best=self.pointer(directory, "best"),
+            last=last or (committed[-1] if committed else None),
             committed=committed,
         )
 
     def evaluation(self, fingerprint: str) -> EvaluationRecord | None:
         """One evaluation directory; None while it has no metrics yet."""
-        store = self.store.child("evaluations", fingerprint)
-        metrics = self.json(store, "metrics.json")
+        folder = f"evaluations/{fingerprint}"
+        metrics = self.json(f"{folder}/metrics.json")
         if not metrics:
             return None
-        names = [info.key for info in store.list() if info.key.endswith(".png")]
-        pictures = [
-            (name, self.attempt(f"evaluations/{fingerprint}/{name}", lambda n=name: store.get(n), b""))  # type: ignore[misc]
-            for name in names
-        ]
+        store = self.store.child("evaluations", fingerprint)
+        pictures = []
+        for info in store.list():
+            if info.key.endswith(".png"):
+                data = self.attempt(f"{folder}/{info.key}", lambda key=info.key: store.get(key), b"")  # type: ignore[misc]
+                pictures.append((info.key, data))
         return EvaluationRecord(fingerprint, metrics, pictures)
 
 
 def read_run(store: Store) -> RunRecord:
-    """Everything in a run directory."""
+    """Everything in a run directory. PlanError where there is no run at all."""
+    folders = store.folders()
+    if not folders and not any(store.exists(name) for name in RUN_FILES):
+        raise PlanError(f"there is no run at {store.uri!r}", remedy="`stageline runs list` shows what there is")
     reader = Reader(store)
-    run, plan = reader.json(store, "run.json"), reader.json(store, "plan.json")
-    stages = [reader.stage(name) for name in stage_names(store, run)]
-    folders = store.folders("evaluations")
-    evaluations = [found for name in folders if (found := reader.evaluation(name)) is not None]
-    failure = reader.attempt("failure.json", lambda: redact(read_failure(store)), None)
-    name = str(run.get("run") or store.uri.rsplit("/", 1)[-1])
-    return RunRecord(name, redact(store.uri), run, plan, stages, evaluations, failure, reader.faults)
+    run, plan = reader.json("run.json"), reader.json("plan.json")
+    evaluations = [reader.evaluation(name) for name in store.folders("evaluations")]
+    stages = [reader.stage(name) for name in stage_names(store, folders, run)]
+    return RunRecord(
+        name=str(run.get("run") or store.uri.rsplit("/", 1)[-1]),
+        uri=redact(store.uri),
+        run=run,
+        plan=plan,
+        stages=stages,
+        evaluations=[record for record in evaluations if record is not None],
+        events=reader.events(""),
+        failure=reader.failure(""),
+        unreadable=reader.faults,
+    )
+
+
+def stage_names(store: Store, folders: Sequence[str], run: Json) -> list[str]:
+    """Stage directories of a run, `<stage>/<variant>` where a family has variants, in the run's own order."""
+    names: list[str] = []
+    for folder in folders:
+        if folder in OTHER_FOLDERS:
+            continue
+        if is_stage_dir(store.child(folder)):
+            names.append(folder)
+        names += [f"{folder}/{inner}" for inner in store.folders(folder) if is_stage_dir(store.child(folder, inner))]
+    declared = run.get("stages")
+    order = list(declared) if isinstance(declared, Mapping | list) else []
+
+    def rank(name: str) -> tuple[int, str]:
+        stage = name.split("/")[0]
+        return (order.index(stage) if stage in order else len(order)), name
+
+    return sorted(names, key=rank)
+
+
+def is_stage_dir(store: Store) -> bool:
+    """Whether a folder holds what a stage writes."""
+    files = {info.key.split("/")[0] for info in store.list()}
+    return bool(files & {"config.yaml", "events.jsonl", CHECKPOINTS, "lease.json", "failure.json"}) or any(
+        name.startswith("events-") for name in files
+    )

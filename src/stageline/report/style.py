@@ -52,7 +52,8 @@ thead th { font-weight: 600; color: var(--quiet); font-size: .87rem; }
 tbody th { font-weight: 500; }
 table.numbers td, table.numbers thead th:not(:first-child) { text-align: right; padding-left: 14px; }
 table.wide { width: 100%; }
-code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: .86rem; }
+code, pre { font-size: .86rem;
+  font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 td code, li code, p code { overflow-wrap: anywhere; }
 pre { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 12px 14px; overflow-x: auto;
   white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -62,7 +63,8 @@ details details { margin-left: 16px; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 12px 14px; }
 figcaption { font-weight: 600; margin-bottom: 6px; }
 figcaption .quiet { font-weight: 400; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 16px; margin: 12px 0; }
+.charts { display: grid; gap: 16px; margin: 12px 0;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); }
 svg { display: block; width: 100%; height: auto; }
 svg text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: var(--ink); }
 svg text.tick { fill: var(--quiet); font-size: 11px; }
@@ -75,10 +77,12 @@ svg text.small { font-size: 11px; fill: var(--quiet); }
 .s2 { stroke: var(--s2); stroke-dasharray: 2 3; } .s3 { stroke: var(--s3); stroke-dasharray: 8 3 2 3; }
 .dot { stroke-dasharray: none; } .dot.s0 { fill: var(--s0); } .dot.s1 { fill: var(--s1); }
 .dot.s2 { fill: var(--s2); } .dot.s3 { fill: var(--s3); }
-.mark { stroke-width: 1; stroke-dasharray: 3 3; } .mark.skipped { stroke: var(--bad); } .mark.resumed { stroke: var(--warn); }
+.mark { stroke-width: 1; stroke-dasharray: 3 3; }
+.mark.skipped { stroke: var(--bad); } .mark.resumed { stroke: var(--warn); }
 .sign { stroke-width: 1.6; fill: none; } .sign.skipped { stroke: var(--bad); }
 .sign.resumed { stroke: var(--warn); fill: var(--warn); } .sign.saved { stroke: var(--quiet); fill: var(--quiet); }
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 18px; padding: 0; margin: 6px 0 0; font-size: .87rem; }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 18px; padding: 0; margin: 6px 0 0;
+  font-size: .87rem; }
 .legend .skipped { color: var(--bad); } .legend .resumed { color: var(--warn); } .legend .saved { color: var(--quiet); }
 svg.key { display: inline-block; width: 26px; height: 12px; margin-right: 6px; vertical-align: middle; }
 .bar { stroke-width: 1; } .bar.good { fill: var(--good-paper); stroke: var(--good); }

@@ -45,16 +45,17 @@ def timeline(sessions: Sequence[Session]) -> Markup:
     for session in sessions:
         drawn.append(bar(session, origin, parts.index(session.part), axis))
     said = f"{len(sessions)} sessions of {len(parts)} parts in {duration(span)}"
-    picture = tag(
-        "svg", tag("title", "Timeline"), drawn, viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label=said, class_="chart"
-    )
+    box = f"0 0 {WIDTH} {height}"
+    picture = tag("svg", tag("title", "Timeline"), drawn, viewBox=box, role="img", aria_label=said, class_="chart")
     rows: list[list[Child]] = [
         [s.part, duration(s.start - origin), duration(s.end - s.start), tag("span", s.text, class_=f"state {s.state}")]
         for s in sessions
     ]
     head = ["part", "began after", "lasted", "ended"]
     as_table = fold("as a table", table(head, rows, caption="Timeline: when each part ran"))
-    return tag("figure", tag("figcaption", "When each part ran", tag("span", f" ({said})", class_="quiet")), picture, as_table)
+    return tag(
+        "figure", tag("figcaption", "When each part ran", tag("span", f" ({said})", class_="quiet")), picture, as_table
+    )
 
 
 def bar(session: Session, origin: float, row: int, axis: Axis) -> Markup:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -105,17 +105,6 @@ def fill_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, names: Se
         optimizer.state[parameter][slot] = value.detach()
         tensors[key] = optimizer.state[parameter][slot]
     return tensors
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Restore what `optimizer_tensors` gave."""
-    own = fill_optimizer(optimizer, model, sorted(tensors))
-    for key, value in own.items():
-        if value.shape != tensors[key].shape:
-            raise CheckpointError(
-                f"optimizer state {key!r} has the shape {tuple(tensors[key].shape)}, expected {tuple(value.shape)}"
-            )
-        value.copy_(tensors[key])
 
 
 def count_parameters(model: nn.Module, names: Sequence[str]) -> dict[str, int]:

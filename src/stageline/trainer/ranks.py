@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
-from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import nn
 
 from stageline.config import TrainerConfig
@@ -34,9 +35,10 @@ class Ranks:
     """This process among the others.
 
     rank, size: of the whole job.  scaler: fp16's loss scaler, None otherwise.  sharded: whether FSDP2 is on.
+    shard: what FSDP2 does to the model; set before the model is wrapped.
     """
 
-    def __init__(self, settings: TrainerConfig, shard: Callable[[nn.Module, Any], nn.Module] | None = None) -> None:
+    def __init__(self, settings: TrainerConfig) -> None:
         size = int(os.environ.get("WORLD_SIZE", "1"))
         local = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
         if local != settings.processes:
@@ -44,28 +46,34 @@ class Ranks:
                 f"trainer.processes={settings.processes}, but this process is one of {local} on this node",
                 remedy=f"start it with torchrun --nproc-per-node {settings.processes}, or through `stageline run`",
             )
+        self.shard: Callable[[nn.Module, Any], nn.Module] | None = None
         self.sharded = settings.strategy == "fsdp2"
         self.timeout_seconds = settings.process_group_timeout_seconds
         self.scaler = torch.amp.GradScaler("cuda") if settings.precision == "16-mixed" else None
-        plugins = [MixedPrecision("16-mixed", device="cuda", scaler=self.scaler)] if self.scaler is not None else []
+        half = None if self.scaler is None else MixedPrecision("16-mixed", device="cuda", scaler=self.scaler)
         self.fabric = Fabric(
             accelerator=settings.accelerator,
             devices=local,
             num_nodes=max(1, size // local),
-            strategy=self._strategy(size, shard),
-            precision=None if plugins else settings.precision,
-            plugins=plugins or None,
+            strategy=self._strategy(size),
+            precision=settings.precision if half is None else None,
+            plugins=half,
         )
         with lost_peers("starting"):
             self.fabric.launch()
         self.rank, self.size = self.fabric.global_rank, self.fabric.world_size
         self.device = self.fabric.device
 
-    def _strategy(self, size: int, shard: Callable[[nn.Module, Any], nn.Module] | None) -> Any:
+    def _parallelise(self, model: nn.Module, mesh: Any) -> nn.Module:
+        assert self.shard is not None
+        return self.shard(model, mesh)
+
+    def _strategy(self, size: int) -> Any:
         timeout = timedelta(seconds=self.timeout_seconds)
         if self.sharded:
-            assert shard is not None
-            return ModelParallelStrategy(shard, data_parallel_size=size, tensor_parallel_size=1, timeout=timeout)
+            return ModelParallelStrategy(
+                self._parallelise, data_parallel_size=size, tensor_parallel_size=1, timeout=timeout
+            )
         if size == 1:
             return "auto"
         # Unused parameters happen (a head whose loss part is absent in a batch) and would otherwise hang the ranks.
@@ -149,7 +157,8 @@ class Ranks:
                 same = [buffer for buffer in buffers if buffer.dtype == dtype]
                 flat = torch.cat([buffer.detach().reshape(-1) for buffer in same])
                 dist.broadcast(flat, 0)
-                for buffer, part in zip(same, flat.split([b.numel() for b in same]), strict=True):
+                parts = torch.split_with_sizes(flat, [buffer.numel() for buffer in same])
+                for buffer, part in zip(same, parts, strict=True):
                     buffer.detach().copy_(part.view_as(buffer))
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 Topology after MedSegDiff (arXiv:2211.00611) and its public MIT implementation by lucidrains. Tensors: x_BCHW; emb_BT is
 the time embedding with T = 4 * model_channels. Variant `msd_v0` keeps that implementation's conventions, which only
-imported checkpoints need; `v1` is ours: SiLU everywhere, attention that starts as the identity.
+imported checkpoints need; `plain` is ours: SiLU everywhere, attention that starts as the identity.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stageline.families.film_flow.film_plan import GROUPS
 
-BackboneVariant = Literal["v1", "msd_v0"]
+BackboneVariant = Literal["plain", "msd_v0"]
 AttentionKind = Literal["full", "linear", "none"]
 
 HEADS = 4
@@ -75,7 +75,8 @@ class ConvBlock(nn.Module):
         h: Tensor = self.norm(self.conv(x))
         if scale_shift is not None:
             h = h * (1 + scale_shift[0]) + scale_shift[1]
-        return functional.silu(h)
+        out: Tensor = functional.silu(h)
+        return out
 
 
 class ResBlock(nn.Module):
@@ -109,17 +110,18 @@ class ResBlock(nn.Module):
             scale, shift = self.time(functional.silu(emb))[:, :, None, None].chunk(2, dim=1)
             scale_shift = (scale, shift)
         h: Tensor = self.block2(self.dropout(self.block1(x, scale_shift)))
-        return h + self.shortcut(x)
+        out: Tensor = h + self.shortcut(x)
+        return out
 
 
 def split_heads(x: Tensor) -> Tensor:
     """(B, heads * d, H, W) -> (B, heads, H * W, d)."""
-    return x.flatten(2).unflatten(1, (HEADS, HEAD_DIM)).transpose(2, 3)
+    return x.reshape(x.shape[0], HEADS, HEAD_DIM, -1).transpose(2, 3)
 
 
 def join_heads(x: Tensor, like: Tensor) -> Tensor:
     """(B, heads, H * W, d) -> (B, heads * d, H, W), H and W taken from `like`."""
-    return x.transpose(2, 3).flatten(1, 2).unflatten(2, (like.shape[-2], like.shape[-1]))
+    return x.transpose(2, 3).reshape(x.shape[0], -1, like.shape[-2], like.shape[-1])
 
 
 class FullAttention(nn.Module):
@@ -130,7 +132,7 @@ class FullAttention(nn.Module):
         self.norm = ChannelNorm(channels)
         self.qkv = nn.Conv2d(channels, 3 * HEADS * HEAD_DIM, 1, bias=False)
         self.out = nn.Conv2d(HEADS * HEAD_DIM, channels, 1)
-        if variant == "v1":
+        if variant == "plain":
             start_at_zero(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,7 +153,7 @@ class LinearAttention(nn.Module):
         self.qkv = nn.Conv2d(channels, 3 * HEADS * HEAD_DIM, 1, bias=False)
         self.out = nn.Conv2d(HEADS * HEAD_DIM, channels, 1)
         self.out_norm: nn.Module = ChannelNorm(channels) if variant == "msd_v0" else nn.Identity()
-        if variant == "v1":
+        if variant == "plain":
             start_at_zero(self.out)
 
     def forward(self, x: Tensor) -> Tensor:

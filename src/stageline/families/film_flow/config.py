@@ -206,8 +206,8 @@ _FILM: dict[str, Comparison] = _rule("equal", "report", "equal")
 FACT_RULES: dict[str, dict[str, Comparison]] = {
     "vlm_film_trained_stages": _rule("equal", "report", "ablatable"),
     "plan_fingerprint": _rule("equal", "report", "report"),
-    **{key: _FILM for key in ("apply_point", "head_variant", "gate_stages", "gate_value", "vlm_scope")},
-    **{key: _FILM for key in ("cond_source", "cond_encoder", "cond_features", "cond_dim", "junction_head")},
+    **dict.fromkeys(("apply_point", "head_variant", "gate_stages", "gate_value", "vlm_scope"), _FILM),
+    **dict.fromkeys(("cond_source", "cond_encoder", "cond_features", "cond_dim", "junction_head"), _FILM),
 }
 """Facts that are not named here must be equal for every verb."""
 

@@ -15,14 +15,14 @@ from torch.nn import functional
 
 from stageline.families.film_flow.film_plan import FilmPlan, HeadVariant
 
-Interp = Literal["adaptive", "nearest"]
+Interp = Literal["maxpool", "nearest"]
 
 
 class FilmLimit(NamedTuple):
-    """Soft bounds: dgamma -> gamma * tanh(dgamma / gamma), likewise beta. Positive."""
+    """Soft bounds: dgamma -> gamma * tanh(dgamma / gamma), likewise beta. Positive; None is unbounded."""
 
-    gamma: float
-    beta: float
+    gamma: float | None = None
+    beta: float | None = None
 
 
 class Modulation(NamedTuple):
@@ -68,15 +68,16 @@ def make_heads(plan: FilmPlan, *, layernorm: bool = True) -> nn.ModuleDict:
 
 
 def modulate(
-    head: nn.Module, cond: Tensor, present: Tensor, strength: Tensor, limit: FilmLimit | None, gate: Tensor | None
+    head: nn.Module, cond: Tensor, present: Tensor, strength: Tensor, limit: FilmLimit, gate: Tensor | None
 ) -> Modulation:
     """A head's output made ready for its site; exactly zero where the condition is absent.
 
     cond: (B, D) float32.  present: (B,) bool.  strength: scalar in [0, 1].
     """
     gamma, beta = head(cond)
-    if limit is not None:
+    if limit.gamma is not None:
         gamma = limit.gamma * torch.tanh(gamma / limit.gamma)
+    if limit.beta is not None:
         beta = limit.beta * torch.tanh(beta / limit.beta)
     here = present[:, None]
     gamma = torch.where(here, gamma * strength, 0.0)
@@ -99,17 +100,17 @@ class FilmSite(nn.Module):
 class ConditionProjection(nn.Module):
     """Frozen features (B, F) -> condition (B, D); the only trained part of conditioning.
 
-    cond_source `probe`: Linear -> SiLU -> Linear. Any other: Linear -> LayerNorm. Text-like sources are named
-    `text_proj`, all others `image_proj`.
+    cond_source `probe`: Linear -> SiLU -> Linear, `hidden` wide inside. Any other: Linear -> LayerNorm. Text-like
+    sources are named `text_proj`, all others `image_proj`.
     """
 
-    def __init__(self, features: int, cond_dim: int, cond_source: str) -> None:
+    def __init__(self, features: int, cond_dim: int, cond_source: str, hidden: int) -> None:
         super().__init__()
         self.features = features
         self.key = "text_proj" if cond_source in ("text", "probe") else "image_proj"
         layers = nn.ModuleDict()
         if cond_source == "probe":
-            layers["fc1"], layers["fc2"] = nn.Linear(features, cond_dim), nn.Linear(cond_dim, cond_dim)
+            layers["fc1"], layers["fc2"] = nn.Linear(features, hidden), nn.Linear(hidden, cond_dim)
         else:
             layers["proj"], layers["norm"] = nn.Linear(features, cond_dim), nn.LayerNorm(cond_dim)
         self.add_module(self.key, layers)
@@ -123,7 +124,7 @@ class ConditionProjection(nn.Module):
         return out
 
 
-def resize_junction(junction: Tensor, height: int, width: int, interp: Interp = "adaptive") -> Tensor:
+def resize_junction(junction: Tensor, height: int, width: int, interp: Interp = "maxpool") -> Tensor:
     """The junction map at a decoder stage's size: max-pooled going down, so that no small disc is lost, bilinear up.
 
     junction: (B, 1, H, W) in [0, 1] -> (B, 1, height, width) in [0, 1]. `nearest` is for imported checkpoints.
@@ -180,5 +181,6 @@ def diagnose(modulations: Mapping[int, Modulation], changes: Mapping[int, Tensor
 
 def relative_change(before: Tensor, after: Tensor) -> Tensor:
     """||after - before|| / ||before|| per sample, (B,)."""
-    difference = (after - before).detach().float().flatten(1).norm(dim=1)
-    return difference / before.detach().float().flatten(1).norm(dim=1).clamp_min(1e-12)
+    size: Tensor = torch.linalg.vector_norm(before.detach().float(), dim=(1, 2, 3))
+    difference: Tensor = torch.linalg.vector_norm((after - before).detach().float(), dim=(1, 2, 3))
+    return difference / size.clamp_min(1e-12)

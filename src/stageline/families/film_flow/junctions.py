@@ -64,7 +64,7 @@ def clean_mask(mask: ArrayLike) -> Bools:
         small = np.bincount(parts.ravel()) < MIN_COMPONENT_PIXELS
         small[0] = False
         clean = clean & ~small[parts]
-    return clean
+    return np.asarray(clean)
 
 
 def _ring(skeleton: Bools) -> NDArray[np.uint8]:
@@ -88,7 +88,7 @@ def skeleton_of(mask: ArrayLike) -> Bools:
     if not filled.any():
         return np.zeros(filled.shape, dtype=bool)
     # One pixel of frame: the skeleton of a vessel that leaves the picture then reaches the border.
-    skeleton: Bools = skeletonize(np.pad(filled, 1, mode="edge"))[1:-1, 1:-1]
+    skeleton: Bools = skeletonize(np.pad(filled, 1, mode="edge"))[1:-1, 1:-1]  # type: ignore[no-untyped-call]
     return skeleton
 
 
@@ -112,7 +112,7 @@ def prune(skeleton: Bools, distance: Floats) -> Bools:
         short[end] = roots[end] > 0 and lengths[end] < SPUR_RADII * roots[end] + SPUR_PIXELS
     if not short.any():
         return skeleton
-    return np.asarray(skeletonize(skeleton & ~short[branches]))
+    return np.asarray(skeletonize(skeleton & ~short[branches]))  # type: ignore[no-untyped-call]
 
 
 def _branches_at(skeleton: Bools, cluster: Bools) -> int:
@@ -205,4 +205,4 @@ def match_nodes(found: ArrayLike, true: ArrayLike, tolerance: ArrayLike) -> NDAr
     far = (limit.max() + 1.0) * (min(len(a), len(b)) + 1)
     rows, columns = optimize.linear_sum_assignment(np.where(distance <= limit[None], distance, far))
     pairs = np.stack([rows, columns], axis=1).astype(np.int64)
-    return pairs[distance[rows, columns] <= limit[columns]]
+    return np.asarray(pairs[distance[rows, columns] <= limit[columns]])

@@ -52,19 +52,19 @@ def make_pseudo_label(green: NDArray[np.float64], field: NDArray[np.bool_]) -> N
     inside `field`, small components dropped.
     """
     level = green - ndimage.gaussian_filter(green, BACKGROUND_SIGMA)
-    ridges = np.where(field, sato(level, sigmas=RIDGE_SIGMAS, black_ridges=True), 0.0)
+    ridges = np.where(field, sato(level, sigmas=RIDGE_SIGMAS, black_ridges=True), 0.0)  # type: ignore[no-untyped-call]
     low, high = np.quantile(ridges[field], HYSTERESIS_QUANTILES)
-    found = apply_hysteresis_threshold(ridges, low, high) & field
+    found = apply_hysteresis_threshold(ridges, low, high) & field  # type: ignore[no-untyped-call]
     parts, _ = ndimage.label(found, np.ones((3, 3)))
     large = np.bincount(parts.ravel()) >= MIN_COMPONENT_PIXELS
     large[0] = False
-    return large[parts].astype(np.uint8)
+    return np.asarray(large[parts], dtype=np.uint8)
 
 
 @lru_cache(maxsize=1)
 def load_pseudo_retina() -> PseudoLabelled:
     """The whole picture at 704 x 704 with its pseudo-label; about a second of work the first time."""
-    picture = resize(retina(), (SIZE, SIZE, 3), anti_aliasing=True)
+    picture = resize(retina(), (SIZE, SIZE, 3), anti_aliasing=True)  # type: ignore[no-untyped-call]
     green = np.ascontiguousarray(picture[..., 1])
     field = ndimage.binary_fill_holes(picture.mean(axis=2) > FIELD_LEVEL)
     inner = ndimage.binary_erosion(field, iterations=FIELD_EROSION)
@@ -75,7 +75,9 @@ def load_pseudo_retina() -> PseudoLabelled:
 def load_half(split: str) -> PseudoLabelled:
     """The left half (`train`) or the right, held-out half (any other split), each `MARGIN` px short of the middle."""
     whole = load_pseudo_retina()
-    side, columns = ("left", slice(0, SIZE // 2 - MARGIN)) if split == "train" else ("right", slice(SIZE // 2 + MARGIN, SIZE))
+    side, columns = (
+        ("left", slice(0, SIZE // 2 - MARGIN)) if split == "train" else ("right", slice(SIZE // 2 + MARGIN, SIZE))
+    )
     return PseudoLabelled(
         f"retina-pseudo-{side}",
         np.ascontiguousarray(whole.pixels[:, columns]),

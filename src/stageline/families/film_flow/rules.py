@@ -1,4 +1,4 @@
-"""What the keys of one film_flow section say about each other: every contradiction found, as (code, sentence). No torch.
+"""What the keys of one section say about each other: every contradiction found, as (code, sentence). No torch.
 
 A rule stands here when it needs more than one key; the range of one key stands with the key in `sections.py`.
 """
@@ -50,12 +50,15 @@ def _network(model: ModelConfig) -> Iterator[Fault]:
         yield "", f"attn_resolutions {foreign} are none of this network's resolutions {levels}"
     if model.backbone_variant == "msd_v0" and model.image_conditioning != "dual":
         yield "E_CONTRADICTION", "backbone_variant 'msd_v0' exists for image_conditioning 'dual' only"
+    other = {"fourier_grid", "mid_layers"} & model.model_fields_set
+    if other and model.image_conditioning != "dual":
+        yield "E_CONTRADICTION", f"{sorted(other)} have an effect under image_conditioning 'dual' only"
     if model.patch_plan is not None:
-        other = sorted({size for size, _ in model.patch_plan} - {model.image_size})
+        sizes = sorted({size for size, _ in model.patch_plan} - {model.image_size})
         if not model.patch_plan or any(number < 1 for _, number in model.patch_plan):
             yield "", f"patch_plan {model.patch_plan!r} makes no crops; give [[{model.image_size}, number]]"
-        if other:
-            yield "", f"patch_plan has crops of size {other}, but a batch holds one size: image_size {model.image_size}"
+        if sizes:
+            yield "", f"patch_plan has crops of size {sizes}, but a batch holds one size: image_size {model.image_size}"
 
 
 def _flow(model: ModelConfig) -> Iterator[Fault]:
@@ -90,8 +93,6 @@ def _conditioning(model: ModelConfig) -> Iterator[Fault]:
             "E_CONTRADICTION",
             f"vlm_film_config.input_mode {vlm.input_mode!r} shows a picture to a cond_source {model.cond_source!r}",
         )
-    if model.film_limit is not None and model.film_limit.gamma is None and model.film_limit.beta is None:
-        yield "", "film_limit without gamma and beta limits nothing; take it out"
     if not gate.enabled:
         return
     channels = decoder_channels(model.model_channels, model.channel_mult)

@@ -74,7 +74,7 @@ def _smooth_field(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
     coarse = rng.uniform(-1, 1, (4, 4))
     rows = np.linspace(0, 3, size)
     grid = np.meshgrid(rows, rows, indexing="ij")
-    return ndimage.map_coordinates(coarse, grid, order=1).astype(np.float32)
+    return np.asarray(ndimage.map_coordinates(coarse, grid, order=1), dtype=np.float32)
 
 
 def _distractors(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -98,7 +98,7 @@ def _picture(tree: NDArray[np.float32], look: SceneLook, rng: np.random.Generato
     if look.distractors:
         level = level + _distractors(size, rng)
     level = ndimage.gaussian_filter(level, look.blur) + look.noise * rng.standard_normal((size, size), dtype=np.float32)
-    return np.rint(np.clip(level, 0, 1) * 255).astype(np.uint8)
+    return np.asarray(np.rint(np.clip(level, 0, 1) * 255), dtype=np.uint8)
 
 
 def make_prompted_scene(seed: int, split: str, index: int, size: int, look: SceneLook | None = None) -> Scene:

@@ -36,9 +36,9 @@ class VlmFilmConfig(Settings):
     film_hidden_dim: int = Field(default=256, ge=1)
     """Inner width of a FiLM head."""
     text_mlp_hidden_dim: int = Field(default=256, ge=1)
-    """Inner width of the projection of text features."""
+    """Inner width of the projection of `cond_source: probe` features; the others have one layer."""
     cond_layernorm: bool = True
-    """Whether the projected condition passes a LayerNorm."""
+    """Whether a FiLM head starts with a LayerNorm; imported weights may lack it."""
     prompt_template: str | None = None
     """The prompt of every sample whose data bring none."""
     prompt_templates: dict[str, str] | None = None
@@ -110,15 +110,16 @@ class JunctionGatingConfig(Settings):
     apply_stages: Literal["same_as_film", "all"] | tuple[int, ...] = "same_as_film"
     """Decoder stages that are gated, a subset of the FiLM decoder stages."""
     interp: Literal["maxpool", "nearest"] = "maxpool"
-    """How J is made smaller for a decoder stage; nearest may lose small discs and serves imported models."""
+    """How J is brought to a decoder stage's size: max-pooled down and bilinear up, or nearest, which may lose small
+    discs and serves imported models."""
     detach_gate: bool = True
     """No gradient from the flow loss into the junction head."""
     lambda_junction: float = Field(default=0.1, ge=0)
     """Weight of the junction head's loss."""
     junction_loss: Literal["focal", "bce_dice"] = "focal"
     """Loss of the junction head on the heat map."""
-    junction_channels: int = Field(default=12, ge=4)
-    """First width c of the junction head."""
+    junction_channels: int = Field(default=12, ge=4, multiple_of=4)
+    """First width c of the junction head, a multiple of 4."""
 
     @field_validator("degree_threshold")
     @classmethod
@@ -138,10 +139,10 @@ class JunctionGatingConfig(Settings):
 class FilmLimitConfig(Settings):
     """Bounds g tanh(x / g) on the outputs of the FiLM heads."""
 
-    gamma: float | None = Field(default=None, gt=0)
-    """Bound of the scale change; null is unbounded."""
-    beta: float | None = Field(default=None, gt=0)
-    """Bound of the shift; null is unbounded."""
+    gamma: float = Field(gt=0)
+    """Bound of the scale change."""
+    beta: float = Field(gt=0)
+    """Bound of the shift."""
 
 
 class ModelConfig(Settings):
@@ -162,7 +163,13 @@ class ModelConfig(Settings):
     channel_mult: tuple[int, ...] = (1, 2, 3, 4)
     """Channel factor per resolution, full resolution first; its length is the number of decoder stages."""
     attn_resolutions: tuple[int, ...] = ()
-    """Resolutions (image_size, /2, /4, ...) with full softmax attention; the others use linear attention or none."""
+    """Resolutions (image_size, /2, /4, ...) with full softmax attention."""
+    level_attention: Literal["linear", "none"] | None = None
+    """Attention of all other resolutions; null is linear for msd_v0 and none otherwise."""
+    fourier_grid: int = Field(default=32, ge=4, multiple_of=2)
+    """Rows of the learned Fourier maps of `dual`, resized to the picture; msd_v0 has maps of image_size instead."""
+    mid_layers: int = Field(default=1, ge=1)
+    """Layers of the bottleneck's transformer (`dual`)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout inside residual blocks."""
     time_scale: float = Field(default=1000.0, gt=0)
@@ -222,7 +229,7 @@ class ModelConfig(Settings):
     cond_source: Literal["image", "text", "image+text", "probe"] = "image"
     """What the encoder is asked."""
     vlm_scope: Literal["image", "crop"] = "image"
-    """One condition per image, shared by its crops and windows, or one per crop; the same in training and evaluation."""
+    """One condition per image, shared by its crops and windows, or one per crop; in training and evaluation alike."""
     cond_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Probability with which training drops a sample's condition."""
     require_condition: bool = False

@@ -191,7 +191,7 @@ def rasterise(tree: Tree, size: int) -> NDArray[np.float32]:
         marks = marks[np.all((marks >= 0) & (marks < fine), axis=1)]
         canvas[marks[:, 0], marks[:, 1]] = True
     blocks = canvas.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING)
-    return blocks.mean(axis=(1, 3), dtype=np.float32)
+    return np.asarray(blocks.mean(axis=(1, 3), dtype=np.float32))
 
 
 def find_crossings(first: Tree, second: Tree) -> Floats:

@@ -1,0 +1,209 @@
+"""The check that a checkpoint may feed a stage or an evaluation, before anything is read into a model; no torch.
+
+Three verbs: **resume** continues the same stage (everything must be equal), **seed** starts another stage from weights,
+**evaluate** measures. Each fact of the family is compared as its rule for the verb says. `account` explains every
+tensor on both sides: loaded, fresh, dropped or external, each declared; nothing is cast, reshaped or left over.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from stageline.checkpoint.layout import CheckpointRef, open_checkpoint
+from stageline.checkpoint.metadata import OPTIMIZER_FILE, STATE_FILE, TensorRecord
+from stageline.checkpoint.verify import verify
+from stageline.errors import CheckpointError, Faults, difference
+from stageline.stage import Inheritance
+
+Verb = Literal["resume", "seed", "evaluate"]
+Rules = Mapping[str, Mapping[str, str]]
+NameFacts = Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Any]]
+"""Facts that tensor names and shapes alone prove (which decoder stages have heads, how wide they are)."""
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """What became of every tensor: names per outcome, sorted.
+
+    loaded: in both. fresh: in the model only. dropped: in the file only. external: from their own source.
+    """
+
+    loaded: tuple[str, ...]
+    fresh: tuple[str, ...]
+    dropped: tuple[str, ...]
+    external: tuple[str, ...]
+
+    def counts(self) -> dict[str, int]:
+        return {name: len(value) for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Admission:
+    """A checkpoint that was let in, and what was noticed: reported differences and ablations, one line each."""
+
+    ref: CheckpointRef
+    verb: Verb
+    notes: tuple[str, ...] = field(default=())
+
+
+def account(
+    model: Mapping[str, TensorRecord],
+    file: Mapping[str, TensorRecord],
+    inheritance: Iterable[Inheritance] | None = None,
+    *,
+    where: str,
+) -> Accounting:
+    """Explain every tensor of the model and of the file, or raise one CheckpointError with all that is unexplained.
+
+    inheritance: sections with their patterns and outcomes; None means that both sides must be the same set. A name
+    that no section covers, or that two sections want different things for, is a fault; so is another dtype or shape.
+    """
+    sections = None if inheritance is None else tuple(inheritance)
+    faults = Faults(CheckpointError, where, "use a checkpoint of the same model, or change the config to match it")
+    outcomes: dict[str, list[str]] = {"loaded": [], "fresh": [], "dropped": [], "external": []}
+    for name in sorted({*model, *file}):
+        wanted = _wanted(name, sections, faults)
+        if wanted is None:
+            continue
+        outcome, fault = _outcome(name, wanted, model.get(name), file.get(name))
+        if fault:
+            faults.add(fault)
+        if outcome:
+            outcomes[outcome].append(name)
+    faults.raise_if_any()
+    return Accounting(**{key: tuple(names) for key, names in outcomes.items()})
+
+
+def _wanted(name: str, sections: tuple[Inheritance, ...] | None, faults: Faults) -> str | None:
+    """The declared outcome of a tensor, None (with a fault noted) where there is not exactly one."""
+    if sections is None:
+        return "load"
+    found = {s.outcome: s for s in sections if any(fnmatch.fnmatchcase(name, p) for p in s.patterns)}
+    if not found:
+        faults.add(f"{name}: belongs to no section; sections: {', '.join(s.section for s in sections) or 'none'}")
+        return None
+    if len(found) > 1:
+        said = ", ".join(f"{s.section} says {outcome}" for outcome, s in found.items())
+        faults.add(f"{name}: {said}")
+        return None
+    return next(iter(found))
+
+
+def _outcome(
+    name: str, wanted: str, own: TensorRecord | None, other: TensorRecord | None
+) -> tuple[str | None, str | None]:
+    """(outcome, fault) of one tensor."""
+    if wanted == "external":
+        return ("external", None) if other is None else (None, f"{name}: external weights, but the file holds them")
+    if wanted == "fresh":
+        return "fresh" if own is not None else "dropped", None
+    if wanted == "drop":
+        return ("dropped", None) if own is None else (None, f"{name}: to be dropped, but the model has it")
+    if own is None:
+        return None, f"{name}: in the file, not in the model"
+    if other is None:
+        return None, f"{name}: in the model, not in the file"
+    if own.dtype != other.dtype:
+        return None, f"{name}: dtype {other.dtype} in the file, {own.dtype} in the model"
+    if own.shape != other.shape:
+        return None, f"{name}: shape {list(other.shape)} in the file, {list(own.shape)} in the model"
+    return "loaded", None
+
+
+def fact_faults(
+    found: Mapping[str, Any], asked: Mapping[str, Any], rules: Rules, verb: Verb
+) -> tuple[list[str], list[str]]:
+    """(faults, notes) of comparing the facts of a checkpoint with those a config states.
+
+    evaluate compares only what the config states; resume and seed compare all facts of either side. A fact without a
+    rule must be equal. `ablatable`: the config may ask for a part of a list, or switch a thing off.
+    """
+    faults, notes = [], []
+    names = sorted(asked) if verb == "evaluate" else sorted({*found, *asked})
+    for name in names:
+        a, b = found.get(name, "absent"), asked.get(name, "absent")
+        if _plain(a) == _plain(b):
+            continue
+        rule = rules.get(name, {}).get(verb, "equal")
+        line = f"{name}: checkpoint {a!r}, config {b!r}"
+        if rule == "report" or (rule == "ablatable" and _is_part(b, a)):
+            notes.append(f"{line} ({'ablation' if rule == 'ablatable' else 'reported'})")
+        else:
+            faults.append(line)
+    return faults, notes
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _is_part(less: Any, more: Any) -> bool:
+    """Whether `less` switches off part of `more`: a sub-list, False for True, None or zero for anything."""
+    if isinstance(less, (list, tuple)) and isinstance(more, (list, tuple)):
+        return all(item in more for item in less)
+    return less is None or less is False or less == 0
+
+
+def admit(
+    ref: CheckpointRef,
+    verb: Verb,
+    *,
+    family: str,
+    stages: Collection[str],
+    facts: Mapping[str, Any],
+    rules: Rules,
+    weights: Literal["raw", "ema"] = "raw",
+    stage_fingerprint: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    name_facts: NameFacts | None = None,
+    hashes: bool = True,
+    override: str = "",
+) -> Admission:
+    """Let a checkpoint in for a verb, or raise one CheckpointError with every difference, field by field.
+
+    stages: which stages' checkpoints are legal here.  facts: what the config says about the model (for evaluate: only
+    what it states).  rules: fact -> verb -> equal | report | ablatable.  stage_fingerprint, settings: of the stage to
+    be resumed.  name_facts: what tensor names prove; must agree with the metadata.  hashes: read every file once now
+    (tensors are verified again when they are read).  override: the config change that would allow it, for the error.
+    """
+    remedy = override or "use a checkpoint that fits, or change the config to what the checkpoint was trained with"
+    faults = Faults(CheckpointError, f"{ref.uri} may not be used to {verb}", remedy)
+    metadata = open_checkpoint(ref.store, ref.digest).metadata
+    if metadata.family != family:
+        faults.add(f"family: checkpoint {metadata.family!r}, config {family!r}")
+        faults.raise_if_any()
+    if metadata.stage not in stages:
+        faults.add(f"stage: checkpoint {metadata.stage!r}, expected {' or '.join(map(repr, sorted(stages)))}")
+    wrong, notes = fact_faults(metadata.facts, facts, rules, verb)
+    faults.extend(wrong)
+    if verb == "resume":
+        if stage_fingerprint is not None and stage_fingerprint != metadata.stage_fingerprint:
+            lines = difference(metadata.settings, settings or {}) if settings is not None else []
+            faults.extend(f"settings: {line}" for line in lines)
+            if not lines:
+                faults.add("stage fingerprint: data or parents are others than this checkpoint was trained with")
+        if not any(name in metadata.files for name in (STATE_FILE, OPTIMIZER_FILE)):
+            faults.add("it holds no training state (an import?): it can seed a stage, not be resumed")
+    if not metadata.has_weights(weights):
+        faults.add(f"it holds no {weights} weights")
+    if name_facts is not None:
+        faults.extend(name_fact_faults(metadata.tensors, metadata.facts, name_facts))
+    faults.extend(verify(ref, hashes=hashes))
+    faults.raise_if_any()
+    return Admission(ref, verb, tuple(notes))
+
+
+def name_fact_faults(
+    tensors: Mapping[str, Mapping[str, TensorRecord]], facts: Mapping[str, Any], name_facts: NameFacts
+) -> list[str]:
+    """In what the tensor names of the weights contradict the facts."""
+    faults = []
+    for group in sorted({"model", "ema"} & set(tensors)):
+        proven = name_facts({name: record.shape for name, record in tensors[group].items()})
+        for name, value in sorted(proven.items()):
+            if _plain(facts.get(name, "absent")) != _plain(value):
+                faults.append(f"{name}: tensor names of {group} say {value!r}, metadata {facts.get(name, 'absent')!r}")
+    return faults

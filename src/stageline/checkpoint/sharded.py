@@ -1,0 +1,192 @@
+"""Checkpoints of a model that is spread over ranks (FSDP2): every rank writes its shards, rank 0 commits.
+
+Shards go through torch's distributed checkpoint with its safetensors writer; no `.metadata` and no other pickle is
+written. What that library does not notice on loading (extra names, another dtype, a flipped bit, a missing shard) is
+checked here before it is asked. All functions are collective: every rank of the group calls them, on one thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+
+from stageline.checkpoint.admission import account
+from stageline.checkpoint.commit import CheckpointWriter, Snapshot
+from stageline.checkpoint.layout import CheckpointRef, StageDir, open_checkpoint
+from stageline.checkpoint.metadata import FileRecord
+from stageline.checkpoint.tensors import CHUNK_BYTES, DAMAGED, records_of
+from stageline.errors import CheckpointError, PeerLostError, StagelineError
+from stageline.store import Store
+from stageline.store.disk import sync_folder
+
+T = TypeVar("T")
+Group = dist.ProcessGroup | None
+
+
+def _rank(group: Group) -> int:
+    return dist.get_rank(group) if dist.is_initialized() else 0
+
+
+def _gather(value: Any, group: Group) -> list[Any]:
+    """What every rank says, in the order of ranks."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def _together(work: Callable[[], T], group: Group) -> list[T]:
+    """Do something on every rank; if it failed on one, all raise: that one its own error, the others PeerLostError."""
+    value: T | None = None
+    failure: StagelineError | None = None
+    try:
+        value = work()
+    except CheckpointException as error:
+        # It derives from BaseException and wraps what happened on each rank.
+        failure = CheckpointError(f"the distributed writer or reader failed: {_first_line(error)}")
+    except StagelineError as error:
+        failure = error
+    except (OSError, RuntimeError, ValueError) as error:
+        failure = CheckpointError(f"{type(error).__name__}: {_first_line(error)}")
+    told = _gather((value, str(failure) if failure else ""), group)
+    if failure is not None:
+        raise failure
+    others = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(told) if text]
+    if others:
+        raise PeerLostError(f"a checkpoint failed on another rank: {'; '.join(others)}")
+    return [item for item, _ in told]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def save_sharded(
+    stage_dir: StageDir,
+    writer: CheckpointWriter | None,
+    snapshot: Snapshot,
+    groups: Mapping[str, Mapping[str, Tensor]],
+    group: Group = None,
+) -> CheckpointRef:
+    """Commit a checkpoint whose tensors are spread over ranks; the same reference on every rank.
+
+    writer: on rank 0, None elsewhere.  snapshot: everything but tensors (`tensors={}`).  groups: `model`, `ema` and
+    `training/optimizer`, each names to DTensors or (equal on all ranks) plain tensors; nothing else.
+    """
+    is_first = _rank(group) == 0
+    assert is_first == (writer is not None), "rank 0 and only rank 0 has the writer"
+    num_bytes = sum(_local(t).numel() * t.element_size() for part in groups.values() for t in part.values())
+    total = sum(_gather(num_bytes, group))
+
+    def claim() -> str:
+        if writer is None:
+            return ""
+        writer.check_snapshot(snapshot)
+        writer.check_room(total)
+        return writer.claim(snapshot.step)
+
+    name = _together(claim, group)[0]
+    store = stage_dir.step_store(name)
+    try:
+        written: dict[str, FileRecord] = {}
+        for folder, tensors in groups.items():
+            for part in _together(lambda f=folder, t=tensors: _write_shards(store, f, t, group), group):  # type: ignore[misc]
+                written |= part
+        records = {folder: records_of(tensors) for folder, tensors in groups.items()}
+        digests = _together(lambda: writer.commit(name, snapshot, written, records).digest if writer else "", group)
+    except StagelineError:
+        if writer is not None:
+            writer.abandon(name)
+        raise
+    return open_checkpoint(store, digests[0])
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor."""
+    to_local = getattr(tensor, "to_local", None)
+    return to_local() if to_local else tensor
+
+
+def _write_shards(store: Store, folder: str, tensors: Mapping[str, Tensor], group: Group) -> dict[str, FileRecord]:
+    """Write this rank's shards of one group durably; name -> size and hash of its own files."""
+    with _working_folder(store.local_path(folder)) as target:
+        storage = HuggingFaceStorageWriter(str(target), save_distributed=True)
+        save_distributed(dict(tensors), storage_writer=storage, process_group=group)
+        own = sorted(target.glob(f"shard-{_rank(group) + 1:05d}-*.safetensors"))
+        records = {f"{folder}/{path.name}": _record(path) for path in own}
+        if store.local_path() is None:
+            for path in own:
+                store.put(f"{folder}/{path.name}", path)
+        else:
+            sync_folder(target)
+            sync_folder(target.parent)
+    return records
+
+
+@contextmanager
+def _working_folder(local: Path | None) -> Iterator[Path]:
+    """Where shards are written: in place on local disk, in scratch space for other stores."""
+    if local is not None:
+        local.mkdir(parents=True, exist_ok=True)
+        yield local
+        return
+    with tempfile.TemporaryDirectory(prefix="stageline-shards-") as scratch:
+        yield Path(scratch)
+
+
+def _record(path: Path) -> FileRecord:
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            total.update(chunk)
+    return FileRecord(bytes=path.stat().st_size, sha256=total.hexdigest())
+
+
+def load_sharded(ref: CheckpointRef, folder: str, tensors: Mapping[str, Tensor], group: Group = None) -> None:
+    """Fill DTensors (or plain tensors) in place from the shards of one group, whatever the number of ranks was.
+
+    folder: `model`, `ema` or `training/optimizer`. Every name, dtype and shape must be the file's, every byte must be
+    the metadata's; otherwise CheckpointError and nothing is touched.
+    """
+    names = sorted(name for name in ref.metadata.files if name.startswith(f"{folder}/shard-"))
+
+    def check() -> None:
+        if not names:
+            raise CheckpointError(f"{ref.uri!r} has no shards of {folder}", remedy="load it as a whole checkpoint")
+        account(records_of(tensors), ref.metadata.tensors.get(folder, {}), where=f"{ref.uri}/{folder}")
+
+    _together(check, group)
+    local = ref.store.local_path(folder)
+    with _working_folder(local) as source:
+        _together(lambda: _fetch_verified(ref, names, source, in_place=local is not None), group)
+
+        def load() -> None:
+            load_distributed(dict(tensors), storage_reader=HuggingFaceStorageReader(str(source)), process_group=group)
+
+        _together(load, group)
+
+
+def _fetch_verified(ref: CheckpointRef, names: list[str], source: Path, *, in_place: bool) -> None:
+    """Bring shards to local disk and compare every byte with the metadata; strangers among them are refused."""
+    for name in names:
+        path = source / name.rsplit("/", 1)[-1]
+        if not in_place:
+            ref.store.download(name, path)
+        if not path.is_file() or _record(path) != ref.metadata.files[name]:
+            raise CheckpointError(f"{ref.uri}/{name}: missing, truncated or changed", remedy=DAMAGED)
+    strangers = {path.name for path in source.glob("*.safetensors")} - {name.rsplit("/", 1)[-1] for name in names}
+    if strangers:
+        raise CheckpointError(f"{ref.uri}: shards the metadata does not know: {sorted(strangers)}", remedy=DAMAGED)

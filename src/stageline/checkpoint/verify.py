@@ -1,0 +1,78 @@
+"""Is a checkpoint whole? Sizes, hashes, headers and tensor names against its metadata; loads no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from stageline.checkpoint.header import SHARDING_KEY, Header, header_faults, read_header
+from stageline.checkpoint.layout import CheckpointRef, open_checkpoint, resolve
+from stageline.checkpoint.metadata import CLAIM_NAME, METADATA_NAME, TensorRecord
+from stageline.errors import CheckpointError, difference
+from stageline.store import Reference
+
+ROLES = {"model": "raw", "ema": "ema"}
+
+
+def verify(target: CheckpointRef | Reference | str, *, hashes: bool = True) -> list[str]:
+    """What is wrong with a checkpoint, one line per fault; an empty list if it is whole.
+
+    target: a checkpoint or a name `resolve` takes (a name that leads nowhere raises CheckpointError).
+    hashes: also read every byte; without it sizes, headers and names are compared.
+    """
+    ref = target if isinstance(target, CheckpointRef) else resolve(target)
+    try:
+        open_checkpoint(ref.store, ref.digest)
+    except CheckpointError as error:
+        return [error.message]
+    metadata = ref.metadata
+    there = {info.key: info.size for info in ref.store.list()}
+    faults = [
+        f"{name}: not in the metadata" for name in sorted({*there} - {*metadata.files, METADATA_NAME, CLAIM_NAME})
+    ]
+    for name, record in sorted(metadata.files.items()):
+        if name not in there:
+            faults.append(f"{name}: missing")
+        elif there[name] != record.bytes:
+            faults.append(f"{name}: {there[name]} bytes, expected {record.bytes}")
+        elif hashes and (found := _hash(ref, name)) != record.sha256:
+            faults.append(f"{name}: its bytes changed: SHA-256 {found}, expected {record.sha256}")
+        elif name.endswith(".safetensors"):
+            faults.extend(_header_faults(ref, name))
+    if "model" not in metadata.tensors:
+        faults.append("model: the metadata lists no weights")
+    return faults
+
+
+def group_of(name: str) -> str:
+    """Which group of tensors a file belongs to: `model.safetensors` and `model/shard….safetensors` to `model`."""
+    stem = name.removesuffix(".safetensors")
+    return stem.rpartition("/")[0] if "/shard-" in stem else stem
+
+
+def _hash(ref: CheckpointRef, name: str) -> str:
+    total = hashlib.sha256()
+    for chunk in ref.store.stream(name):
+        total.update(chunk)
+    return total.hexdigest()
+
+
+def _header_faults(ref: CheckpointRef, name: str) -> list[str]:
+    """Header and names of one file against the metadata."""
+    try:
+        header = read_header(ref.store, name)
+    except CheckpointError as error:
+        return [error.message]
+    group = group_of(name)
+    role = ROLES.get(group, "training")
+    faults = header_faults(header, ref.metadata, role, name)
+    return faults + _name_faults(header, ref.metadata.tensors.get(group, {}), name)
+
+
+def _name_faults(header: Header, expected: Mapping[str, TensorRecord], name: str) -> list[str]:
+    if SHARDING_KEY in header.texts:
+        strange = sorted(set(header.spans) - set(expected))
+        return [f"{name}: holds {tensor!r}, which the metadata does not know" for tensor in strange]
+    found = {key: f"{r.dtype} {list(r.shape)}" for key, r in header.records.items()}
+    said = {key: f"{r.dtype} {list(r.shape)}" for key, r in expected.items()}
+    return [f"{name}: file against metadata: {line}" for line in difference(found, said)]

@@ -1,0 +1,111 @@
+"""What every step has around its body: lines for whoever follows, cancellation, and the failure record.
+
+A step that is followed by `stageline run` speaks in JSON lines behind a mark, so that they can be told from the
+pipeline software's own; otherwise in plain lines, which is what a pod's log wants.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from stageline.errors import EXIT_INTERRUPTED, InterruptedRunError, StagelineError
+from stageline.launch.process import watch_process
+from stageline.telemetry import FAILURE_DIR_VARIABLE, write_failure
+
+FOLLOWED_VARIABLE = "STAGELINE_FOLLOWED"
+"""Environment variable: set by `stageline run`, which reads marked JSON lines."""
+DRIVER_VARIABLE = "STAGELINE_DRIVER_PID"
+"""Environment variable: the process that runs the pipeline; when it dies, its steps end."""
+MARK = "@stageline "
+TAIL_LINES = 30
+
+
+@dataclass
+class Body:
+    """One step at work. `say` for what happens, `line` for what its process prints; `on_cancel` ends that process."""
+
+    item: str
+    on_cancel: Callable[[], None] | None = None
+    cancelled: bool = False
+    started: float = field(default_factory=time.monotonic)
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
+
+    def say(self, state: str, text: str, **fields: Any) -> None:
+        """state: running | reused | done | skipped | failed."""
+        _emit({"item": self.item, "state": state, "text": text, "seconds": self.seconds, **fields})
+
+    def line(self, text: str) -> None:
+        """One line of the step's process."""
+        self.tail.append(text)
+        _emit({"item": self.item, "line": text})
+
+    @property
+    def seconds(self) -> float:
+        return round(time.monotonic() - self.started, 2)
+
+    def cancel(self) -> None:
+        """Stop as soon as the running process has committed; without one, stop now."""
+        self.cancelled = True
+        if self.on_cancel is None:
+            raise InterruptedRunError(f"{self.item} was asked to stop", remedy="run again to continue")
+        self.on_cancel()
+
+
+def _emit(event: dict[str, Any]) -> None:
+    if os.environ.get(FOLLOWED_VARIABLE):
+        text = MARK + json.dumps(event, ensure_ascii=False)
+    elif "line" in event:
+        text = f"{event['item']} | {event['line']}"
+    else:
+        text = f"{event['item']}: {event['state']}: {event['text']}"
+    try:
+        print(text, flush=True)
+    except (BrokenPipeError, ValueError):  # whoever followed is gone; the step ends by its own rules
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # lives as long as the process
+
+
+@contextmanager
+def step_body(item: str) -> Iterator[Body]:
+    """Run a step's body: signals cancel it, its error becomes a record, a sentence and the process's exit code."""
+    body = Body(item)
+
+    def stop(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        body.cancel()
+
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {signum: signal.signal(signum, stop) for signum in signals}
+    driver = os.environ.get(DRIVER_VARIABLE)
+    if driver:
+        watch_process(int(driver), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        yield body
+    except StagelineError as error:
+        _leave_record(body, error)
+        body.say("failed", error.message, remedy=error.remedy, exit_code=error.exit_code)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except Exception as error:
+        _leave_record(body, error)
+        body.say("failed", f"{type(error).__name__}: {error}", exit_code=1)
+        raise
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _leave_record(body: Body, error: BaseException) -> None:
+    folder = os.environ.get(FAILURE_DIR_VARIABLE)
+    if folder:
+        write_failure(Path(folder), error, log_tail=list(body.tail))

@@ -1,0 +1,52 @@
+"""The decision about one stage as a pipeline's step sees it: the plan's own, with parents handed on by reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stageline.checkpoint.layout import CheckpointRef
+from stageline.config import RunConfig
+from stageline.errors import PlanError
+from stageline.families import family_config, parse_config
+from stageline.plan import Item
+from stageline.plan.decision import Inputs, decide_stage
+from stageline.plan.making import num_training_samples
+from stageline.prepare import read_manifest
+from stageline.stage import stage_config
+from stageline.store import Reference, open_store
+
+
+@dataclass(frozen=True)
+class StageDecision:
+    """config: the stage's own.  item: as in a plan.  ref: what the stage hands on, if it is finished."""
+
+    config: RunConfig
+    item: Item
+    ref: CheckpointRef | None
+
+
+def parse_parents(words: str) -> dict[str, str]:
+    """`role=reference role=` -> {role: reference}; an empty reference is none."""
+    pairs = [word.partition("=") for word in words.split()]
+    return {role: reference for role, _, reference in pairs if reference}
+
+
+def decide(raw: Mapping[str, Any], stage: str, data: str, parents: str) -> StageDecision:
+    """Decide a stage from references. What the config itself names as a parent comes first."""
+    config = parse_config(raw)
+    family = family_config(config.family)
+    own = family.stages[stage]
+    given = {**parse_parents(parents), **config.parents.get(stage, {})}
+    named = config.model_copy(update={"parents": {**config.parents, stage: given}}) if given else config
+    reference = Reference.parse(data)
+    samples = num_training_samples(read_manifest(reference)["facts"])
+    decision = decide_stage(named, family, own, Inputs(open_store(config.root), reference, samples, {}))
+    return StageDecision(stage_config(config, own), decision.item, decision.ref)
+
+
+def refuse_blocked(item: Item) -> None:
+    """PlanError where a stage cannot run, with every reason."""
+    if item.action == "blocked":
+        raise PlanError(f"stage {item.name!r} is blocked: {'; '.join(item.reasons)}", remedy=" ".join(item.remedies))

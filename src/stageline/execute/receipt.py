@@ -1,0 +1,78 @@
+"""Receipts: what a step answered before, valid for the same question while every object it rests on is unchanged.
+
+This is what makes an unchanged run end in seconds: only the standard library and the store are loaded, and each digest
+is computed anew. Without a valid receipt the step decides by itself, from config and checkpoints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stageline import __version__
+from stageline.store import NotFoundError, Store
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """answer: what the step returned.  hashes: object -> SHA-256.  sizes: object -> bytes. Keys are below the root."""
+
+    answer: Mapping[str, Any]
+    hashes: Mapping[str, str]
+    sizes: Mapping[str, int]
+
+
+def receipt_key(run: str, item: str) -> str:
+    """Where the receipt of a step lies below the root."""
+    return f"runs/{run}/pipeline/receipts/{item}.json"
+
+
+def question(item: str, *parts: str) -> str:
+    """SHA-256 of everything the answer depends on. parts: config and references, as given to the step."""
+    text = json.dumps([__version__, item, *parts], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_receipt(root: Store, run: str, item: str, asked: str) -> Receipt | None:
+    """The receipt for the same question, if everything it rests on is still what it was; None otherwise."""
+    try:
+        plain = json.loads(root.get(receipt_key(run, item)))
+    except (NotFoundError, ValueError):  # none, or half of one: the step decides by itself
+        return None
+    if not isinstance(plain, dict) or plain.get("question") != asked:
+        return None
+    receipt = Receipt(plain["answer"], plain["hashes"], plain["sizes"])
+    for key, sha256 in receipt.hashes.items():
+        try:
+            if hashlib.sha256(root.get(key)).hexdigest() != sha256:
+                return None
+        except NotFoundError:
+            return None
+    for key, size in receipt.sizes.items():
+        info = root.stat(key)
+        if info is None or info.size != size:
+            return None
+    return receipt
+
+
+def write_receipt(root: Store, run: str, item: str, asked: str, receipt: Receipt) -> None:
+    """Leave a receipt for the next run."""
+    plain = {"question": asked, "answer": receipt.answer, "hashes": receipt.hashes, "sizes": receipt.sizes}
+    root.put(receipt_key(run, item), (json.dumps(plain, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def below(root: Store, uri: str) -> str | None:
+    """The key of a URI below the root, or None where it lies elsewhere."""
+    head = root.uri.rstrip("/") + "/"
+    return uri[len(head) :] if uri.startswith(head) else None
+
+
+def rest_on(root: Store, uri: str, marker: str, sha256: str, files: Sequence[tuple[str, int]] = ()) -> Receipt | None:
+    """A receipt without an answer, resting on one committed folder: its marker file's hash and its files' sizes."""
+    key = below(root, uri)
+    if key is None:
+        return None
+    return Receipt({}, {f"{key}/{marker}": sha256}, {f"{key}/{name}": size for name, size in files})

@@ -1,0 +1,82 @@
+"""A plan as data: one item per step of the pipeline, with its action and the reasons for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Action = Literal["run", "reuse", "continue", "blocked", "not selected"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One step of the pipeline.
+
+    reasons: why this action, one sentence each; `key: old -> new` where a setting changed.
+    remedies: what lifts a block, one sentence each.
+    steps: optimizer steps of the stage; None where it is none or the number of samples is not known yet.
+    from_step: where a continued stage goes on.
+    reference: what is reused or continued, as `<uri>@sha256:<digest>`.
+    parameters: tensor elements {"trained": n, "total": n}; recorded by an earlier run, or counted.
+    seconds: expected duration, from the pace an earlier run recorded.
+    """
+
+    name: str
+    kind: Literal["prepare_data", "stage", "evaluate", "report"]
+    action: Action
+    reasons: tuple[str, ...] = ()
+    remedies: tuple[str, ...] = ()
+    steps: int | None = None
+    from_step: int = 0
+    reference: str = ""
+    parents: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, int] | None = None
+    seconds: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "action": self.action,
+            "reasons": list(self.reasons),
+            "remedies": list(self.remedies),
+            "steps": self.steps,
+            "from_step": self.from_step,
+            "reference": self.reference,
+            "parents": dict(self.parents),
+            "parameters": dict(self.parameters) if self.parameters is not None else None,
+            "expected_seconds": round(self.seconds, 1) if self.seconds is not None else None,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All items of a run, in the order of the pipeline."""
+
+    family: str
+    run: str
+    uri: str
+    items: tuple[Item, ...]
+
+    def __getitem__(self, name: str) -> Item:
+        return next(item for item in self.items if item.name == name)
+
+    @property
+    def blocked(self) -> tuple[Item, ...]:
+        """The items that keep the run from starting."""
+        return tuple(item for item in self.items if item.action == "blocked")
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether nothing has to be done."""
+        return all(item.action in ("reuse", "not selected") for item in self.items)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": "stageline-plan/1",
+            "family": self.family,
+            "run": self.run,
+            "uri": self.uri,
+            "items": [item.to_json() for item in self.items],
+        }

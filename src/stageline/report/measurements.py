@@ -1,0 +1,142 @@
+"""What was measured: metric tables with counts and provenance, and the pictures that go with them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from stageline.report.html import Child, Markup, fold, number, plain, table, tag
+from stageline.report.pictures import Picture, gallery
+from stageline.report.record import EvaluationRecord
+
+Json = Mapping[str, Any]
+MODES = {"on": "FiLM on", "off": "FiLM off", "shuffle": "conditions shuffled", "swapped": "prompts swapped"}
+"""Names of the ways an evaluation may run the model, as metric suffixes, and in words."""
+_WITH_MODE = re.compile(rf"^(?P<base>.+?)[/._](?P<mode>{'|'.join(MODES)})$")
+PSEUDO = "pseudo"
+
+
+def metrics_part(evaluations: Sequence[EvaluationRecord]) -> list[Child]:
+    """One table per evaluation."""
+    if not evaluations:
+        return [tag("p", "Nothing has been evaluated.", class_="quiet")]
+    return [part for record in evaluations for part in evaluation_part(record)]
+
+
+def evaluation_part(record: EvaluationRecord) -> Iterator[Child]:
+    """Heading, warning where labels are not a person's, metrics, provenance."""
+    yield tag("h3", title_of(record))
+    if is_pseudo(record.metrics):
+        yield tag(
+            "div",
+            tag(
+                "p",
+                tag("strong", "Pseudo-label."),
+                " The reference was made by a program, not by a person. These "
+                "numbers say how well the model repeats that program; they are no accuracy.",
+            ),
+            class_="box warn",
+        )
+    if provenance_of(record).get("ablation"):
+        yield tag(
+            "div",
+            tag("p", tag("strong", "Ablation."), " Not all trained decoder stages were active."),
+            class_="box warn",
+        )
+    yield metrics_table(record)
+    rows: list[list[Child]] = [[name, plain(value)] for name, value in sorted(provenance_of(record).items())]
+    if rows:
+        yield fold("how it was measured", table(["what", "value"], rows, caption="Provenance"), is_open=len(rows) <= 12)
+
+
+def title_of(record: EvaluationRecord) -> str:
+    """What was evaluated, on what."""
+    found = record.metrics
+    name = found.get("name") or found.get("stage") or "Evaluation"
+    data = f", {PSEUDO}-label" if is_pseudo(found) else ""
+    return f"{name} ({record.fingerprint[:12]}{data})"
+
+
+def provenance_of(record: EvaluationRecord) -> Json:
+    """The evaluation's own account of how it was made."""
+    found = record.metrics.get("provenance")
+    return found if isinstance(found, Mapping) else {}
+
+
+def is_pseudo(value: Any) -> bool:
+    """Whether anything in the record says that its labels are pseudo-labels."""
+    if isinstance(value, str):
+        return PSEUDO in value.lower()
+    if isinstance(value, Mapping):
+        return any(is_pseudo(item) for key, item in value.items() if key != "config")
+    if isinstance(value, list):
+        return any(is_pseudo(item) for item in value)
+    return False
+
+
+def metrics_table(record: EvaluationRecord) -> Markup:
+    """Metrics as rows, modes as columns, the number of samples last."""
+    cells, modes = metric_cells(record.metrics.get("metrics"))
+    counts = record.metrics.get("num_samples")
+    suffix = f" ({PSEUDO}-label)" if is_pseudo(record.metrics) else ""
+    rows: list[list[Child]] = []
+    for name, by_mode in cells.items():
+        shown: list[Child] = [number(by_mode[mode]) if mode in by_mode else "" for mode in modes]
+        rows.append([name + suffix, *shown, sample_count(counts, name)])
+    heads = [MODES.get(mode, "value") for mode in modes]
+    return table(["metric", *heads, "samples"], rows, caption="Metrics" + suffix, class_="numbers")
+
+
+def metric_cells(metrics: Any) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """{"dice": 1, "dice_off": 2} -> ({"dice": {"on": 1, "off": 2}}, ["on", "off"]); one column "" without modes.
+
+    A nested mapping counts as modes where its keys are modes, else its keys are joined with a dot.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in flat(metrics if isinstance(metrics, Mapping) else {}):
+        match = _WITH_MODE.match(name)
+        base, mode = (match["base"], match["mode"]) if match else (name, "")
+        found.setdefault(base, {})[mode] = value
+    has_modes = any(mode for by_mode in found.values() for mode in by_mode)
+    if has_modes:
+        found = {base: {mode or "on": value for mode, value in by_mode.items()} for base, by_mode in found.items()}
+    modes = [mode for mode in ("", *MODES) if any(mode in by_mode for by_mode in found.values())]
+    return found, modes
+
+
+def flat(value: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested mappings with dotted names."""
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from flat(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
+
+
+def sample_count(counts: Any, name: str) -> Child:
+    """How many samples a metric is over."""
+    if isinstance(counts, Mapping):
+        match = next((counts[key] for key in (name, name.split(".")[0], "samples", "all") if key in counts), None)
+        return number(match) if match is not None else ""
+    return number(counts) if counts is not None else ""
+
+
+def pictures_part(evaluations: Sequence[EvaluationRecord]) -> list[Child]:
+    """Every evaluation's pictures."""
+    parts: list[Child] = []
+    for record in evaluations:
+        if not record.pictures:
+            continue
+        parts.append(tag("h3", title_of(record)))
+        parts.append(gallery([picture_of(record, name, data) for name, data in record.pictures]))
+    return parts or [tag("p", "No evaluation has left pictures.", class_="quiet")]
+
+
+def picture_of(record: EvaluationRecord, name: str, data: bytes) -> Picture:
+    """A picture with the caption its evaluation gave it, if it gave one."""
+    captions = record.metrics.get("captions") or record.metrics.get("panels")
+    caption = captions.get(name) or captions.get(name.removesuffix(".png")) if isinstance(captions, Mapping) else None
+    pseudo = f" ({PSEUDO}-label)" if is_pseudo(record.metrics) else ""
+    text = str(caption or name.removesuffix(".png").replace("_", " ")) + pseudo
+    return Picture(name, data, text, f"Sample pictures: {text}")

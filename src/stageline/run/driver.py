@@ -1,0 +1,257 @@
+"""A whole run on this machine: claim, plan, pipeline, and how it went. Ends everything it started, whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from stageline.checkpoint.identity import claim_run
+from stageline.config import RunConfig
+from stageline.errors import InterruptedRunError, PlanError, StagelineError, StepFailedError
+from stageline.execute.body import DRIVER_VARIABLE, FOLLOWED_VARIABLE, MARK
+from stageline.families import family_config
+from stageline.launch.local import KILL_AFTER_SECONDS
+from stageline.launch.process import adopt_orphans, die_with_parent, kill_marked
+from stageline.plan import Plan, make_plan
+from stageline.run.pipelines import compiled_pipeline
+from stageline.store import Store, open_store
+from stageline.telemetry import FAILURE_DIR_VARIABLE, clear_failures, read_failure, redact
+
+PLAN = "plan.json"
+LOG_LINES = 2000
+"""Last lines of the pipeline's raw output kept as `pipeline/log.txt`."""
+
+OnEvent = Callable[[Mapping[str, Any]], None]
+"""Gets {"item", "state", "text", "seconds"} for what happens and {"item", "line"} for what a step prints."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run went. references: item -> what its step returned.  error: None where every step succeeded."""
+
+    plan: Plan
+    uri: str
+    report: str
+    seconds: float
+    events: tuple[Mapping[str, Any], ...]
+    error: StagelineError | None = None
+
+
+@dataclass
+class _Following:
+    """What the driver knows while the pipeline runs."""
+
+    process: subprocess.Popen[str]
+    grace_seconds: float
+    signals: int = 0
+    raw: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
+    events: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """First signal: the running step commits and ends. Second: everything ends now."""
+        self.signals += 1
+        if self.signals > 1:
+            self.end()
+            return
+        try:
+            os.killpg(self.process.pid, signal.SIGTERM)
+        except ProcessLookupError:
+            return
+        killer = threading.Timer(self.grace_seconds, self.end)
+        killer.daemon = True
+        killer.start()
+
+    def end(self) -> None:
+        """SIGKILL everything the run started."""
+        kill_marked(f"{DRIVER_VARIABLE}={os.getpid()}", spare=self.process.pid)
+
+
+def local_config(config: RunConfig) -> RunConfig:
+    """The config with its root made absolute and root and run written out, as the steps need it.
+
+    PlanError for a root that lives inside one process.
+    """
+    root = open_store(config.root)
+    if root.in_process:
+        raise PlanError(
+            f"{root.uri} lives inside one process, and every step of a pipeline is its own",
+            remedy="set root to a folder, s3:// or gs://",
+        )
+    return config.model_copy(update={"root": root.uri, "run": config.run, "family": config.family})
+
+
+def run_pipeline(config: RunConfig, on_event: OnEvent, on_plan: Callable[[Plan], None], command: str = "") -> RunResult:
+    """Run a config's pipeline to its end; the result carries the error of the step that failed.
+
+    Raises PlanError where the plan is blocked, before anything is written.
+    """
+    begin = time.monotonic()
+    config = local_config(config)
+    plan = make_plan(config)
+    on_plan(plan)
+    if plan.blocked:
+        raise blocked_error(plan)
+    pipeline = compiled_pipeline(config.family)
+    root = open_store(config.root)
+    selected = [stage.name for stage in family_config(config.family).stages.selected(config)]
+    claim_run(root, config, command or redact(shlex.join(sys.argv)), stages=selected)
+    run = root.child("runs", config.run)
+    clear_failures(run)
+    run.put(PLAN, (json.dumps(plan.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
+    arguments = {"config": config.model_dump_json(exclude_unset=True, by_alias=True), "launcher": "local"}
+    grace = config.trainer.shutdown_timeout_seconds + 2 * KILL_AFTER_SECONDS
+    with _scratch() as scratch:
+        error, following = _follow_host(pipeline, arguments, run, scratch, grace, on_event)
+        log = "\n".join(following.raw) + "\n"
+        run.put("pipeline/log.txt", redact(log).encode())
+    report = f"{run.uri}/report.html"
+    if error is not None:
+        record = {**error.record(), "time": round(time.time(), 3), "log_tail": list(following.raw)[-50:]}
+        run.put("failure.json", (json.dumps(redact(record), indent=1, ensure_ascii=False) + "\n").encode())
+        report = _report_failure(run, error)
+    return RunResult(plan, run.uri, report, time.monotonic() - begin, tuple(following.events), error)
+
+
+def blocked_error(plan: Plan) -> PlanError:
+    """Every blocked item of a plan as one error."""
+    lines = [f"  - {item.name}: {reason}" for item in plan.blocked for reason in item.reasons]
+    remedies = dict.fromkeys(remedy for item in plan.blocked for remedy in item.remedies)
+    return PlanError(f"the run {plan.run!r} is blocked\n" + "\n".join(lines), remedy=" ".join(remedies))
+
+
+def _follow_host(
+    pipeline: Path, arguments: Mapping[str, str], run: Store, scratch: Path, grace: float, on_event: OnEvent
+) -> tuple[StagelineError | None, _Following]:
+    failures = scratch / "failures"
+    local = run.local_path("pipeline/steps")
+    pipeline_root = local if local is not None else scratch / "steps"
+    request = {"pipeline": str(pipeline), "arguments": arguments, "pipeline_root": str(pipeline_root)}
+    process = _start_host(scratch, failures)
+    following = _Following(process, grace)
+    with _signals(following):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(request))
+            process.stdin.close()
+            for line in process.stdout:
+                _take_line(following, line.rstrip("\n"), on_event)
+            code = process.wait()
+        finally:
+            following.end()
+    return _error_of(code, following, failures), following
+
+
+def _start_host(scratch: Path, failures: Path) -> subprocess.Popen[str]:
+    adopt_orphans()
+    temporary = scratch / "tmp"
+    temporary.mkdir()
+    return subprocess.Popen(
+        [sys.executable, "-m", "stageline.run.host"],
+        env={
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "TMPDIR": str(temporary),
+            FOLLOWED_VARIABLE: "1",
+            DRIVER_VARIABLE: str(os.getpid()),
+            FAILURE_DIR_VARIABLE: str(failures),
+        },
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        bufsize=1,
+        process_group=0,
+        preexec_fn=die_with_parent,
+    )
+
+
+def _take_line(following: _Following, line: str, on_event: OnEvent) -> None:
+    """Pass on what our steps say; keep the rest, which is the pipeline software's own, for the log."""
+    text = line.strip()
+    following.raw.append(line)
+    if not text.startswith(MARK):
+        return
+    event = json.loads(text[len(MARK) :])
+    if "line" in event:
+        following.raw[-1] = f"{event['item']} | {event['line']}"
+    else:
+        following.raw[-1] = f"{event['item']}: {event['state']}: {event['text']}"
+        following.events.append(event)
+    on_event(event)
+
+
+def _error_of(code: int, following: _Following, failures: Path) -> StagelineError | None:
+    """The error of the run: the failed step's own record, an interruption, or what kfp printed last."""
+    record = read_failure(failures) if failures.is_dir() else None
+    failed = next((event for event in reversed(following.events) if event["state"] == "failed"), None)
+    if following.signals and (code != 0 or record):
+        fault = record is not None and int(record.get("exit_code", 1)) < 128
+        if not fault:
+            return InterruptedRunError(
+                "the run was stopped; what was committed is kept", remedy="run the same command again to continue"
+            )
+    if code == 0:
+        return None
+    if record:
+        where = f"{failed['item']}: " if failed else ""
+        return StepFailedError(
+            where + str(record["sentence"]),
+            exit_code=int(record["exit_code"]),
+            remedy=str(record.get("remedy", "")),
+            code=str(record.get("code", "")),
+            origin=str(record.get("kind", "")),
+        )
+    tail = "\n".join(f"  {line}" for line in list(following.raw)[-15:] if line.strip())
+    return StepFailedError(f"the pipeline failed before a step could say why; its last lines:\n{tail}", exit_code=1)
+
+
+def _report_failure(run: Store, error: StagelineError) -> str:
+    """A report also of a failed run. The run's own error stays the one that is told."""
+    from stageline.report import build_report
+
+    try:
+        return str(build_report(run.uri))
+    except StagelineError as second:
+        error.add_note(f"the report could not be written: {second.message}")
+        return ""
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="stageline-run-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _signals(following: _Following) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP stop the run while it is followed; only the main thread can set this up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, following.stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

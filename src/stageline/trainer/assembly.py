@@ -1,0 +1,81 @@
+"""The parts of one stage put together on this rank: wrapped model, optimizer, average, in the order FSDP2 needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from stageline.config import TrainerConfig
+from stageline.layers.ema import Ema
+from stageline.stage import Stage
+from stageline.trainer.parameters import freeze_untrained, make_optimizer
+from stageline.trainer.ranks import Ranks
+from stageline.trainer.task import Task
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a step works with.
+
+    model: the wrapped module that is called.  own: the task's module, whose names count.  step_optimizer: the wrapped
+    optimizer, whose `step` knows about precision.  trained: parameter names.
+    """
+
+    task: Task
+    settings: TrainerConfig
+    ranks: Ranks
+    stage: Stage
+    model: Any
+    own: nn.Module
+    optimizer: torch.optim.AdamW
+    step_optimizer: Any
+    ema: Ema | None
+    trained: tuple[str, ...]
+
+    def hold_sync(self, hold: bool) -> AbstractContextManager[Any]:
+        """Leave out the exchange of gradients: all micro-batches of a step but the last."""
+        if not hold or self.ranks.size == 1:
+            return nullcontext()
+        context: AbstractContextManager[Any] = self.ranks.fabric.no_backward_sync(self.model)
+        return context
+
+
+def shard_function(task: Task) -> Callable[[nn.Module, Any], nn.Module]:
+    """What FSDP2 does to the model: each of the task's units, then the root, over all ranks."""
+
+    def shard(model: nn.Module, mesh: Any) -> nn.Module:
+        data_mesh = mesh["data_parallel"]
+        for unit in task.shard_units():
+            fully_shard(unit, mesh=data_mesh)
+        fully_shard(model, mesh=data_mesh)
+        return model
+
+    return shard
+
+
+def assemble(task: Task, settings: TrainerConfig, ranks: Ranks, stage: Stage) -> Parts:
+    """Freeze, wrap and build. The model must hold its starting weights already unless they are restored after."""
+    trained = freeze_untrained(task.model, stage)
+    ranks.shard = shard_function(task)
+    model = ranks.fabric.setup_module(task.model)
+    optimizer = make_optimizer(task.model, task.parameter_groups(), trained, settings)
+    step_optimizer = ranks.fabric.setup_optimizers(optimizer)
+    ema = Ema(task.model, trained, settings.ema_decay) if settings.use_ema else None
+    return Parts(
+        task=task,
+        settings=settings,
+        ranks=ranks,
+        stage=stage,
+        model=model,
+        own=task.model,
+        optimizer=optimizer,
+        step_optimizer=step_optimizer,
+        ema=ema,
+        trained=trained,
+    )

@@ -1,0 +1,214 @@
+"""Checkpoints out of a running stage: copy to the host, then write behind the loop's back, one save at a time.
+
+The loop waits only for the copy, and for a save that is still being written when the next one is due. What goes wrong
+in the background surfaces at the next step or at the end. Sharded saves need every rank's part in the exchange, so
+they are written in the loop.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from torch import Tensor
+
+from stageline.checkpoint.commit import CheckpointWriter, Snapshot
+from stageline.checkpoint.layout import StageDir
+from stageline.checkpoint.sharded import save_sharded
+from stageline.errors import CheckpointError
+from stageline.trainer.assembly import Parts
+from stageline.trainer.parameters import optimizer_tensors
+from stageline.trainer.ranks import Ranks
+from stageline.trainer.restoring import OPTIMIZER_GROUP
+from stageline.trainer.state import TrainingState
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A committed checkpoint. write_seconds: in the writer.  blocked_seconds: while the loop waited."""
+
+    step: int
+    reference: str
+    is_best: bool
+    final: bool
+    write_seconds: float = 0.0
+    blocked_seconds: float = 0.0
+
+
+class Saver(Protocol):
+    """Writes checkpoints, one at a time, perhaps behind the loop's back."""
+
+    def submit(
+        self, parts: Parts, state: TrainingState, *, final: bool, is_best: bool, metrics: Mapping[str, float]
+    ) -> None:
+        """Copy what is needed to the host and return; waits for a save that is still being written."""
+
+    def finished(self) -> Sequence[Saved]:
+        """Saves that were committed since the last call; raises where one failed."""
+
+    def wait(self) -> Sequence[Saved]:
+        """The same after waiting for the last one, on every rank."""
+
+
+class SaveQueue:
+    """At most one save under way. background: in a thread; otherwise `put` itself writes."""
+
+    def __init__(self, *, background: bool) -> None:
+        self._background = background
+        self._thread: threading.Thread | None = None
+        self._done: list[Saved] = []
+        self._error: BaseException | None = None
+
+    def put(self, write: Callable[[], str], saved: Saved, *, began: float) -> None:
+        """Start a save; raises the error of the one before. began: when the loop began to wait for this save."""
+        self.join()
+        self._raise()
+
+        def run() -> None:
+            start = time.monotonic()
+            try:
+                reference = write()
+            except BaseException as error:  # noqa: BLE001  # raised again in the loop's thread
+                self._error = error
+                return
+            taken = time.monotonic() - start
+            blocked = handed - began if self._background else time.monotonic() - began
+            self._done.append(replace(saved, reference=reference, write_seconds=taken, blocked_seconds=blocked))
+
+        handed = time.monotonic()
+        if not self._background:
+            run()
+            self._raise()
+            return
+        self._thread = threading.Thread(target=run, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait for the save under way, whatever becomes of it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def take(self) -> list[Saved]:
+        """What was committed since the last call; raises the error of a save that failed."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.join()
+        self._raise()
+        done, self._done = self._done, []
+        return done
+
+
+def host_copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in host memory that share nothing with the originals or each other."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+class CheckpointSaver:
+    """The real saver of one stage directory.
+
+    writer: on rank 0, None elsewhere.  steps: planned.  config_yaml: saved with every checkpoint.
+    """
+
+    def __init__(
+        self,
+        stage_dir: StageDir,
+        writer: CheckpointWriter | None,
+        ranks: Ranks,
+        *,
+        steps: int,
+        background: bool,
+        config_yaml: str = "",
+    ) -> None:
+        self._stage_dir = stage_dir
+        self._writer = writer
+        self._ranks = ranks
+        self._steps = steps
+        self._config_yaml = config_yaml
+        self._queue = SaveQueue(background=background and not ranks.sharded)
+
+    def submit(
+        self, parts: Parts, state: TrainingState, *, final: bool, is_best: bool, metrics: Mapping[str, float]
+    ) -> None:
+        """See `Saver`. Ranks other than 0 only take part where the model is sharded."""
+        if self._writer is None and not self._ranks.sharded:
+            return
+        began = time.monotonic()
+        self._queue.join()
+        snapshot = self._snapshot(parts, state, final=final, is_best=is_best, metrics=metrics)
+        groups = _groups(parts)
+        saved = Saved(state.step, "", is_best, final)
+        if self._ranks.sharded:
+
+            def write() -> str:
+                return str(save_sharded(self._stage_dir, self._writer, snapshot, groups).reference)
+        else:
+            writer, whole = self._writer, _whole(snapshot, groups)
+            assert writer is not None
+
+            def write() -> str:
+                return str(writer.save(whole).reference)
+
+        self._queue.put(write, saved, began=began)
+
+    def _snapshot(
+        self, parts: Parts, state: TrainingState, *, final: bool, is_best: bool, metrics: Mapping[str, float]
+    ) -> Snapshot:
+        """Everything but tensors."""
+        return Snapshot(
+            step=state.step,
+            steps=self._steps,
+            final=final,
+            tensors={},
+            training_state=state.model_dump(mode="json"),
+            facts=parts.task.facts(),
+            metrics=dict(metrics),
+            best=state.best,
+            is_best=is_best,
+            config_yaml=self._config_yaml,
+            timing={"seconds": state.seconds, "step_seconds": state.seconds / max(1, state.step)},
+        )
+
+    def finished(self) -> Sequence[Saved]:
+        """See `Saver`."""
+        return self._queue.take()
+
+    def wait(self) -> Sequence[Saved]:
+        """See `Saver`. Every rank returns what rank 0 committed."""
+        self._queue.join()
+        done = self._ranks.first(lambda: [vars(saved) for saved in self._queue.take()])
+        return [Saved(**saved) for saved in done]
+
+    def close(self) -> None:
+        """Let a save under way end; for leaving after an error."""
+        self._queue.join()
+
+
+def _groups(parts: Parts) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a checkpoint by group, as they lie on this rank."""
+    groups = {"model": dict(parts.own.state_dict())}
+    if parts.ema is not None:
+        groups["ema"] = parts.ema.state_dict(parts.own)
+        if set(groups["ema"]) != set(groups["model"]):
+            raise CheckpointError("the averaged weights have other names than the model", remedy="a fault in the model")
+    optimizer = optimizer_tensors(parts.optimizer, parts.own)
+    if optimizer:
+        groups[OPTIMIZER_GROUP] = optimizer
+    return groups
+
+
+def _whole(snapshot: Snapshot, groups: Mapping[str, Mapping[str, Tensor]]) -> Snapshot:
+    """The snapshot with host copies of the tensors."""
+    return replace(
+        snapshot,
+        tensors=host_copy(groups["model"]),
+        ema=host_copy(groups["ema"]) if "ema" in groups else None,
+        training_tensors=host_copy(groups.get(OPTIMIZER_GROUP, {})),
+    )

@@ -1,0 +1,334 @@
+"""The report says what the files say, whatever state the run is in, and nothing in it reaches out of the page."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from .run_directory import T0, HandMade, failed_run, finished_run, png, training_events
+
+from stageline.errors import PlanError
+from stageline.report import build_report
+from stageline.store import Store, open_store
+
+VOID = {"meta", "br", "hr", "img", "col"}
+HOSTILE = "</script><script>alert(1)</script>\" onload='x' & <b>\x00\x1b[31m \ud800 ☃"
+
+
+class Page(HTMLParser):
+    """Elements with attributes, text per element, and a check that everything opened is closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.numbers: dict[str, list[str]] = {}
+        self.cells: list[list[str]] = []
+        self.feed(text)
+        assert not self.open, f"left open: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.cells.append([])
+        if tag in ("th", "td") and self.cells:
+            self.cells[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self.open:
+            return
+        self.text += data
+        if self.cells and self.open and ({"th", "td"} & set(self.open)):
+            self.cells[-1][-1] += data
+
+    def of(self, name: str) -> Iterator[dict[str, str | None]]:
+        return (attrs for tag, attrs in self.elements if tag == name)
+
+    def row(self, first: str) -> list[str]:
+        return next(row for row in self.cells if row and row[0] == first)
+
+
+def report_of(store: Store) -> tuple[Page, str]:
+    uri = build_report(store.uri)
+    assert uri == f"{store.uri}/report.html"
+    text = store.get("report.html").decode()
+    return Page(text), text
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "runs" / "trees"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[HandMade, Page, str]:
+    run = finished_run(open_store(str(tmp_path_factory.mktemp("root") / "runs" / "trees")))
+    page, text = report_of(run.store)
+    return run, page, text
+
+
+def test_nothing_in_the_page_points_outside(finished: tuple[HandMade, Page, str]) -> None:
+    _, page, text = finished
+    for tag, attrs in page.elements:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base", "form")
+        for name, value in attrs.items():
+            assert not name.startswith("on"), f"{tag} has {name}"
+            if name in ("href", "src", "action", "xlink:href", "data"):
+                assert value is not None
+                assert value.startswith(("#", "data:image/png;base64,")), f"{tag} {name}={value[:40]}"
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert any("default-src 'none'" in (attrs.get("content") or "") for attrs in page.of("meta"))
+
+
+def test_every_chart_has_a_description_and_a_table(finished: tuple[HandMade, Page, str]) -> None:
+    _, _, text = finished
+    figures = re.findall(r"<figure.*?</figure>", text, re.DOTALL)
+    charts = [figure for figure in figures if 'class="chart"' in figure]
+    assert len(charts) == 2 + 5 + 5, "timeline, lineage, and per stage loss, two validations, learning rate, gradient"
+    for chart in charts:
+        assert 'role="img"' in chart
+        assert re.search(r'aria-label="[^"]{10,}"', chart)
+        assert "<table>" in chart or '<table class="numbers">' in chart
+        assert "<caption>" in chart
+
+
+def test_links_inside_the_page_have_a_target_and_ids_are_unique(finished: tuple[HandMade, Page, str]) -> None:
+    _, page, _ = finished
+    ids = [attrs["id"] for _, attrs in page.elements if attrs.get("id")]
+    assert len(ids) == len(set(ids))
+    targets = [(attrs.get("href") or "") for attrs in page.of("a")]
+    assert targets
+    assert {target.removeprefix("#") for target in targets} <= set(ids)
+
+
+def test_numbers_shown_are_the_numbers_in_the_files(finished: tuple[HandMade, Page, str]) -> None:
+    run, page, _ = finished
+    shown = {attrs["value"] for attrs in page.of("data")}
+    metrics = json.loads(run.store.get(f"evaluations/{'a' * 64}/metrics.json"))["metrics"]
+    events = [json.loads(line) for line in run.store.get("film/events.jsonl").decode().splitlines()]
+    expected = [*metrics.values()]
+    for event in events:
+        expected += [event[key] for key in ("loss", "learning_rate", "gradient_norm") if key in event]
+        expected += event.get("metrics", {}).values()
+        expected += event.get("parts", {}).values()
+    assert len(expected) > 100
+    missing = [value for value in expected if json.dumps(value) not in shown]
+    assert not missing
+
+
+def test_modes_stand_side_by_side_with_sample_counts(finished: tuple[HandMade, Page, str]) -> None:
+    _, page, _ = finished
+    assert page.row("metric") == ["metric", "FiLM on", "FiLM off", "conditions shuffled", "samples"]
+    assert page.row("dice") == ["dice", "0.8712", "0.51", "0.4", "48"]
+    assert page.row("cldice") == ["cldice", "0.93", "", "", "48"]
+
+
+def test_provenance_is_shown(finished: tuple[HandMade, Page, str]) -> None:
+    _, page, _ = finished
+    for name, value in (("decoder_stages", "[2, 3]"), ("stages_origin", "metadata"), ("nfe", "4"), ("film_mode", "on")):
+        assert page.row(name) == [name, value]
+
+
+def test_lineage_names_parents_digests_and_outcomes(finished: tuple[HandMade, Page, str]) -> None:
+    run, page, text = finished
+    for digest in run.digests.values():
+        assert digest[:12] in page.text
+        assert f"@sha256:{digest}" in page.text
+    titles = ["film · step 250 · final", "backbone · step 80 · final"]
+    rows = [row for row in page.cells if row[:2] == titles]
+    assert [row[2:6] for row in rows] == [["default", "ema", "backbone", "load"], ["default", "ema", "film", "fresh"]]
+    assert "the parent has no heads" in text
+    assert "same plan of channels" in text
+
+
+def test_skipped_steps_and_resumptions_are_marked_in_every_chart_of_their_stage(
+    finished: tuple[HandMade, Page, str],
+) -> None:
+    _, _, text = finished
+    charts = re.findall(r'<figure id="chart-film.*?</figure>', text, re.DOTALL)
+    assert len(charts) == 5
+    for chart in charts:
+        assert "step 107 skipped: loss is nan" in chart
+        assert "resumed from step 107" in chart
+    assert "skipped" not in "".join(re.findall(r'<figure id="chart-backbone.*?</figure>', text, re.DOTALL))
+
+
+def test_timeline_has_a_bar_per_session(finished: tuple[HandMade, Page, str]) -> None:
+    _, page, _ = finished
+    rows = [row for row in page.cells if row and row[-1].startswith(("finished at", "interrupted at"))]
+    assert [(row[0], row[3]) for row in rows] == [
+        ("backbone", "finished at step 80"),
+        ("film", "interrupted at step 107"),
+        ("film", "finished at step 250"),
+    ]
+
+
+def test_pictures_are_embedded_with_an_alternative_text(finished: tuple[HandMade, Page, str]) -> None:
+    _, page, _ = finished
+    (picture,) = page.of("img")
+    assert base64.b64decode((picture["src"] or "").partition(",")[2]) == png(60, 20)
+    assert "samples" in (picture["alt"] or "")
+    assert (picture["width"], picture["height"]) == ("60", "20")
+
+
+def test_command_config_environment_and_status_are_there(finished: tuple[HandMade, Page, str]) -> None:
+    _, page, _ = finished
+    assert "stageline run config.yaml run=trees" in page.text
+    assert "learning_rate: 0.003" in page.text
+    assert page.row("torch") == ["torch", "2.13.0"]
+    assert "Every stage is finished and evaluated." in page.text
+
+
+def test_the_same_files_give_the_same_report(finished: tuple[HandMade, Page, str]) -> None:
+    run, _, text = finished
+    build_report(run.store.uri)
+    assert run.store.get("report.html").decode() == text
+
+
+def test_failed_run_says_what_happened_and_what_to_do(store: Store) -> None:
+    failed_run(store)
+    page, text = report_of(store)
+    assert "Stage film failed; its last checkpoint stands at step 50 of 250." in page.text
+    for words in (
+        "the device ran out of memory in step 61",
+        "lower trainer.batch_size from 8 to 4",
+        "Exit code 8 on rank 1 (fix it first",
+        "RuntimeError: out of memory",
+    ):
+        assert words in page.text
+    assert "failed at step" in text, "the timeline's last bar"
+    assert "Nothing has been evaluated." in page.text
+
+
+def test_interrupted_run_says_try_again(store: Store) -> None:
+    run = failed_run(store)
+    run.json("film/failure.json", {"kind": "interrupted", "sentence": "stopped", "remedy": "again", "exit_code": 143})
+    page, _ = report_of(store)
+    assert "try again: the same command continues" in page.text
+    assert "was stopped at step 50 of 250" in page.text
+
+
+def test_unfinished_run_says_when_it_was_last_heard_of(store: Store) -> None:
+    run = failed_run(store)
+    run.store.delete("film/failure.json")
+    page, _ = report_of(store)
+    assert "Stage film is not finished: its last checkpoint stands at step 50 of 250, last heard of 2026-" in page.text
+
+
+def test_run_that_was_only_claimed_has_a_report(store: Store) -> None:
+    HandMade(store).claim()
+    page, _ = report_of(store)
+    assert "No stage of this run has started." in page.text
+    assert page.row("film")[:2] == ["film", "not started"]
+
+
+def test_a_place_without_a_run_is_refused_and_nothing_is_written(store: Store) -> None:
+    with pytest.raises(PlanError, match="there is no run at"):
+        build_report(store.uri)
+    assert store.list() == []
+
+
+def test_object_store_with_event_segments() -> None:
+    store = open_store("memory://report-test/runs/trees")
+    run = finished_run(store)
+    page, _ = report_of(store)
+    assert run.digests["film"][:12] in page.text
+    assert page.row("dice")[-1] == "48"
+    assert len([row for row in page.cells if row and row[-1].startswith("finished at step")]) == 2
+
+
+def test_hostile_strings_stay_text(store: Store) -> None:
+    run = failed_run(store)
+    run.claim(command=HOSTILE, versions={HOSTILE: HOSTILE, "stageline": HOSTILE})
+    run.json("film/failure.json", {"kind": HOSTILE, "sentence": HOSTILE, "remedy": HOSTILE, "log_tail": [HOSTILE]})
+    events: list[dict[str, Any]] = training_events(T0, 50)
+    events[1]["parts"] = {HOSTILE: 1.0, "b": 2.0}
+    run.events("film", [*events, {"time": T0 + 6, "event": "skipped", "step": 51, "reason": HOSTILE}])
+    run.evaluation(metrics={HOSTILE: 0.5}, provenance={HOSTILE: HOSTILE}, captions={"samples.png": HOSTILE})
+    run.store.put("film/config.yaml", HOSTILE.encode("utf-8", "replace"))
+    page, text = report_of(store)
+    assert not list(page.of("script"))
+    assert not list(page.of("b"))
+    assert not [name for _, attrs in page.elements for name in attrs if name.startswith("on")]
+    assert "<script>" not in text
+    assert "\x00" not in text
+    assert "\x1b" not in text
+    assert "☃" in page.text
+
+
+def test_pseudo_labels_are_named_at_every_number(store: Store) -> None:
+    run = finished_run(store)
+    run.evaluation("b" * 64, provenance={"labels": "pseudo-label: ridge filter", "film_mode": "on"})
+    page, _ = report_of(store)
+    assert "they are no accuracy" in page.text
+    assert page.row("dice (pseudo-label)")[1] == "0.8712"
+    assert page.row("dice")[1] == "0.8712", "the other evaluation has real labels"
+    captions = [attrs["alt"] or "" for attrs in page.of("img")]
+    assert [("pseudo-label" in caption) for caption in captions] == [False, True]
+
+
+def test_ablation_is_marked(store: Store) -> None:
+    run = HandMade(store)
+    run.claim()
+    run.evaluation(provenance={"ablation": True, "film_active": [2]})
+    page, _ = report_of(store)
+    assert "Not all trained decoder stages were active" in page.text
+
+
+def test_damaged_files_become_lines_of_the_report(store: Store) -> None:
+    run = finished_run(store)
+    run.store.put("plan.json", b"{")
+    run.store.put("film/events.jsonl", b'{"time": 1, "event": "step"}\nnot json\n')
+    key = "backbone/checkpoints/step-00000080/checkpoint_metadata.json"
+    run.store.put(key, run.store.get(key).replace(b'"step": 80', b'"step": 81', 1))
+    run.store.put(f"evaluations/{'a' * 64}/samples.png", b"no picture")
+    page, _ = report_of(store)
+    assert "Not everything could be read." in page.text
+    for words in ("plan.json", "an event line is not JSON", "backbone/best.ckpt", "This file is not a PNG picture"):
+        assert words in page.text
+    assert run.digests["film"][:12] in page.text, "what can be read is still there"
+
+
+def test_credentials_are_redacted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SERVICE_TOKEN", "correct-horse-battery")
+    run = failed_run(store)
+    run.claim(command="stageline run c.yaml root=s3://AKIAABCDEFGHIJKLMNOP:hunter2hunter2@bucket")
+    run.json("film/failure.json", {"sentence": "password=opensesame42 and correct-horse-battery", "exit_code": 5})
+    run.store.put("film/config.yaml", b"data:\n  api_key: abcdef123456\n")
+    _, text = report_of(store)
+    for secret in ("hunter2", "AKIAABCDEFGHIJKLMNOP", "opensesame42", "correct-horse-battery", "abcdef123456"):
+        assert secret not in text
+    assert "***" in text
+
+
+def test_parent_of_another_run_is_drawn_as_such(store: Store) -> None:
+    other = HandMade(open_store(store.uri.replace("trees", "other")), name="other")
+    parent = other.checkpoint("backbone", 80, 80)
+    run = HandMade(store)
+    run.claim(stages={"film": "film"})
+    run.checkpoint("film", 250, 250, parents={"default": parent})
+    page, text = report_of(store)
+    assert 'class="node outside"' in text
+    assert parent.digest[:12] in page.text
+
+
+def test_stage_variants_are_stages_of_their_own(store: Store) -> None:
+    run = HandMade(store)
+    run.claim(stages={"film": "film"})
+    run.events("film/anyres", training_events(T0, 20))
+    run.checkpoint("film/anyres", 20, 20, stage="film", variant="anyres")
+    page, _ = report_of(store)
+    assert page.row("film/anyres")[1] == "finished"

@@ -1,0 +1,57 @@
+"""Stores to test on: local disk, memory of this process, S3 served by moto on loopback."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from stageline.store import Store, open_store
+
+KEY_ID, SECRET = "AKIATESTKEYID00000001", "very/secret+key0000000000000000000000001"
+BUCKET = "stageline-test"
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """A mock S3 with one bucket; never leaves this machine."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    client = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=KEY_ID,
+        aws_secret_access_key=SECRET,
+        region_name="us-east-1",
+    )
+    client.create_bucket(Bucket=BUCKET)
+    client.close()
+    yield endpoint
+    server.stop()
+
+
+@pytest.fixture
+def s3_environment(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The usual variables, pointing at the mock."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    return s3_endpoint
+
+
+@pytest.fixture(params=["disk", "memory", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store of each kind."""
+    if request.param == "disk":
+        return open_store(tmp_path / "store")
+    if request.param == "memory":
+        return open_store(f"memory://{uuid.uuid4().hex}/inner")
+    request.getfixturevalue("s3_environment")
+    return open_store(f"s3://{BUCKET}/{uuid.uuid4().hex}")
