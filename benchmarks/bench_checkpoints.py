@@ -1,7 +1,8 @@
 """Saving and loading one model: our committed, hashed, fsynced checkpoints beside torch.save and torch's DCP.
 
-Run: `python benchmarks/bench_checkpoints.py --mebibytes 256 --folder FOLDER` (the folder decides on the disk). torch.save
-and DCP neither hash what they write nor flush it to the disk: the lines "+ fsync" and "+ SHA-256" say what that costs.
+Run: `python benchmarks/bench_checkpoints.py --mebibytes 256 --folder FOLDER` (the folder decides on the disk).
+torch.save and DCP neither hash what they write nor flush it to the disk: the lines "+ fsync" and "+ SHA-256" say what
+that costs.
 """
 
 from __future__ import annotations

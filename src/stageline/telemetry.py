@@ -94,7 +94,7 @@ def finite_json(value: Any) -> Any:
 class EventLog:
     """Appends events of one stage; one writer at a time, the holder of the stage's lease.
 
-    store: the stage directory, or one above it with `prefix`.
+    store: the stage directory, or one above it with `prefix`.  had_lines: whether there were events before.
     """
 
     def __init__(self, store: EventStore, prefix: str = "") -> None:
@@ -107,8 +107,10 @@ class EventLog:
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             _drop_torn_line(self._path)
+            self.had_lines = self._path.exists() and self._path.stat().st_size > 0
         else:
             self._segment = max((number for number, _ in _segments(store, self._prefix)), default=0)
+            self.had_lines = self._segment > 0
 
     def emit(self, event: str, **fields: Any) -> dict[str, Any]:
         """Append one line. fields: JSON values; credentials in texts are redacted. Returns the event."""

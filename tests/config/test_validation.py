@@ -12,6 +12,7 @@ from stageline.config import (
     RunConfig,
     Settings,
     TrainerConfig,
+    apply_overrides,
     dotted_fields,
     json_schema,
     nearest,
@@ -163,6 +164,14 @@ def test_what_is_no_json_is_refused(value: object) -> None:
         validate({**GOOD, "seed": value}, SmallConfig, "config.yaml")
     assert "config.yaml" in str(caught.value)
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_setting_is_infinite_however_it_is_made(value: float) -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        TrainerConfig(learning_rate=value)
+    with pytest.raises(ConfigError, match="not JSON compliant"):
+        validate(apply_overrides(GOOD, ["trainer.learning_rate=1e999"]), SmallConfig, "config.yaml")
 
 
 def test_a_long_value_is_shortened_in_the_message() -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 UV = """#!/bin/sh
 echo "$@" >> "{root}/calls"
 cp "$0" "{root}/.venv/bin/uv"
-sleep 0.2
+sleep 0.1
 exit $(cat "{root}/exit" 2>/dev/null || echo 0)
 """
 

@@ -42,7 +42,7 @@ def test_every_module_and_every_compiled_pipeline_is_inside(wheel: Path) -> None
     }
     assert "stageline/py.typed" in wanted
     assert "stageline_pipelines/film_flow.yaml" in wanted
-    assert "stageline_components/train_stage.py" in wanted
+    assert any(name.startswith("stageline_components/") for name in wanted)
     assert wanted - inside == set()
 
 

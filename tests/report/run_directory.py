@@ -70,13 +70,15 @@ class HandMade:
         else:
             self.store.put(f"{stage}/events-00000001.jsonl", text.encode())
 
-    def checkpoint(self, stage: str, step: int, steps: int, **fields: Any) -> ParentRecord:
-        """Commit a checkpoint without tensors' bytes and let both pointers name it."""
+    def checkpoint(self, folder: str, step: int, steps: int, **fields: Any) -> ParentRecord:
+        """Commit a checkpoint without tensors' bytes in a stage directory and let both pointers name it."""
+        stage, _, variant = folder.partition("/")
         weights = hashlib.sha256(f"{stage} {step}".encode()).hexdigest()
         metadata = CheckpointMetadata(
             **{
                 "family": "film_flow",
                 "stage": stage,
+                "variant": variant,
                 "run": self.name,
                 "identity": "f" * 64,
                 "stage_fingerprint": hashlib.sha256(stage.encode()).hexdigest(),
@@ -98,13 +100,13 @@ class HandMade:
         )
         name = f"step-{step:08d}"
         data = metadata.to_bytes()
-        self.store.put(f"{stage}/checkpoints/{name}/{METADATA_NAME}", data)
+        self.store.put(f"{folder}/checkpoints/{name}/{METADATA_NAME}", data)
         digest = digest_of(data)
         for pointer in ("best", "last"):
-            self.json(f"{stage}/{pointer}.ckpt", {"target": f"checkpoints/{name}", "digest": digest})
-        self.digests[stage] = digest
+            self.json(f"{folder}/{pointer}.ckpt", {"target": f"checkpoints/{name}", "digest": digest})
+        self.digests[folder] = digest
         return ParentRecord(
-            uri=f"{self.store.uri}/{stage}/checkpoints/{name}",
+            uri=f"{self.store.uri}/{folder}/checkpoints/{name}",
             digest=digest,
             content=metadata.content,
             stage=stage,

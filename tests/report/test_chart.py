@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from stageline.report.chart import HEIGHT, MAX_DRAWN, WIDTH, Axis, Mark, Series, line_chart, pieces, thinned, value_axis
-from stageline.report.timeline import Session, tick_seconds, timeline
+from stageline.report.timeline import Session, stretches, tick_seconds, timeline
 
 
 class Cells(HTMLParser):
@@ -117,6 +117,23 @@ def test_timeline_bars_are_as_long_as_their_sessions() -> None:
     assert widths[1] == pytest.approx(2 * widths[0], abs=0.3)
     assert "1 min 00 s" in text
     assert "2 min 00 s" in text
+
+
+def test_long_pauses_of_the_timeline_are_cut_short_and_their_length_is_said() -> None:
+    day = 86400.0
+    sessions = [
+        Session("a", 0.0, 60.0, "warn", "interrupted"),
+        Session("a", day, day + 60, "good", "finished"),
+        Session("b", day + 61, day + 121, "good", "finished"),
+    ]
+    first, second = stretches(sessions, 0.0)
+    assert (first.start, first.end, first.at) == (0.0, 60.0, 0.0)
+    assert (second.start, second.end, second.at) == (day, day + 121, 60.0 + 30.0), "a sixth of 180 s of work"
+    text = timeline(sessions)
+    assert "+24 h 00 min" in text
+    assert "long pauses are cut short" in text
+    widths = [float(w) for w in re.findall(r'<rect [^>]*width="([\d.]+)"', text)]
+    assert widths == pytest.approx([widths[0]] * 3, abs=0.3)
 
 
 @pytest.mark.parametrize("span", [1e-3, 0.7, 3, 59, 61, 3000, 90000, 1e7])

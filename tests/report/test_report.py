@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from .run_directory import T0, HandMade, failed_run, finished_run, png, training_events
 
 from stageline.errors import PlanError
 from stageline.report import build_report
 from stageline.store import Store, open_store
+
+from .run_directory import T0, HandMade, failed_run, finished_run, png, training_events
 
 VOID = {"meta", "br", "hr", "img", "col"}
 HOSTILE = "</script><script>alert(1)</script>\" onload='x' & <b>\x00\x1b[31m \ud800 ☃"
@@ -176,6 +177,33 @@ def test_timeline_has_a_bar_per_session(finished: tuple[HandMade, Page, str]) ->
     ]
 
 
+def test_pipeline_steps_beside_the_stages_are_in_the_timeline(store: Store) -> None:
+    run = finished_run(store)
+    lines = [
+        {"item": "prepare_data", "state": "running", "text": "preparing", "seconds": 0.1, "time": T0 - 5},
+        {"item": "prepare_data", "state": "done", "text": "2 files", "seconds": 4.0, "time": T0 - 1},
+        {"item": "film", "state": "done", "text": "250 steps", "seconds": 30.0, "time": T0 + 38.5},
+        {"item": "evaluate", "state": "done", "text": "digest", "seconds": 6.5, "time": T0 + 45},
+        {"item": "evaluate", "state": "reused", "text": "digest", "seconds": 0.0, "time": T0 + 500},
+    ]
+    run.store.put("events.jsonl", "".join(json.dumps({"event": "step", **line}) + "\n" for line in lines).encode())
+    page, _ = report_of(store)
+    assert [row for row in page.cells if row and row[-1] == "done"] == [
+        ["prepare_data", "0.0 s", "4.0 s", "done"],
+        ["evaluate", "44 s", "6.5 s", "done"],
+    ]
+
+
+def test_a_stage_that_was_not_selected_is_not_missing(store: Store) -> None:
+    run = HandMade(store)
+    run.claim()
+    run.json("plan.json", {"items": [{"name": "backbone", "action": "not selected", "reasons": ["stages: ['film']"]}]})
+    run.checkpoint("film", 250, 250)
+    page, _ = report_of(store)
+    assert "Every stage is finished" in page.text
+    assert page.row("backbone") == ["backbone", "not selected", "stages: ['film']"], "only in the plan"
+
+
 def test_pictures_are_embedded_with_an_alternative_text(finished: tuple[HandMade, Page, str]) -> None:
     _, page, _ = finished
     (picture,) = page.of("img")
@@ -303,7 +331,7 @@ def test_damaged_files_become_lines_of_the_report(store: Store) -> None:
 
 
 def test_credentials_are_redacted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_SERVICE_TOKEN", "correct-horse-battery")
+    monkeypatch.setenv("MY_ACCESS_TOKEN", "correct-horse-battery")
     run = failed_run(store)
     run.claim(command="stageline run c.yaml root=s3://AKIAABCDEFGHIJKLMNOP:hunter2hunter2@bucket")
     run.json("film/failure.json", {"sentence": "password=opensesame42 and correct-horse-battery", "exit_code": 5})
@@ -329,6 +357,7 @@ def test_stage_variants_are_stages_of_their_own(store: Store) -> None:
     run = HandMade(store)
     run.claim(stages={"film": "film"})
     run.events("film/anyres", training_events(T0, 20))
-    run.checkpoint("film/anyres", 20, 20, stage="film", variant="anyres")
+    run.checkpoint("film/anyres", 20, 20)
     page, _ = report_of(store)
-    assert page.row("film/anyres")[1] == "finished"
+    assert any(row[:2] == ["film/anyres", "finished"] for row in page.cells)
+    assert "Every stage is finished; nothing has been evaluated yet." in page.text

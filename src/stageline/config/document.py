@@ -99,6 +99,14 @@ class Dumper(yaml.SafeDumper):
 Dumper.yaml_implicit_resolvers = {
     first: list(resolvers) for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
 }
+
+
+def _represent_text(dumper: Dumper, text: str) -> yaml.ScalarNode:
+    """Texts with odd line breaks are written with escapes: PyYAML folds a lone NEL into a space."""
+    return dumper.represent_scalar(_TAG + "str", text, style='"' if set(text) & set("\r\x85\u2028\u2029") else None)
+
+
+Dumper.add_representer(str, _represent_text)
 Dumper.add_implicit_resolver(_TAG + "float", _OURS["float"][0], list(_OURS["float"][1]))
 
 

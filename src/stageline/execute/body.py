@@ -1,15 +1,9 @@
-"""What every step has around its body: lines for whoever follows, cancellation, and the failure record.
-
-A step that is followed by `stageline run` speaks in JSON lines behind a mark, so that they can be told from the
-pipeline software's own; otherwise in plain lines, which is what a pod's log wants.
-"""
+"""What every step has around its body: lines for whoever follows, cancellation, and the failure record."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,14 +14,10 @@ from types import FrameType
 from typing import Any
 
 from stageline.errors import EXIT_INTERRUPTED, InterruptedRunError, StagelineError
+from stageline.launch.lines import DRIVER_VARIABLE, print_event
 from stageline.launch.process import watch_process
 from stageline.telemetry import FAILURE_DIR_VARIABLE, write_failure
 
-FOLLOWED_VARIABLE = "STAGELINE_FOLLOWED"
-"""Environment variable: set by `stageline run`, which reads marked JSON lines."""
-DRIVER_VARIABLE = "STAGELINE_DRIVER_PID"
-"""Environment variable: the process that runs the pipeline; when it dies, its steps end."""
-MARK = "@stageline "
 TAIL_LINES = 30
 
 
@@ -43,12 +33,12 @@ class Body:
 
     def say(self, state: str, text: str, **fields: Any) -> None:
         """state: running | reused | done | skipped | failed."""
-        _emit({"item": self.item, "state": state, "text": text, "seconds": self.seconds, **fields})
+        print_event({"item": self.item, "state": state, "text": text, "seconds": self.seconds, **fields})
 
     def line(self, text: str) -> None:
         """One line of the step's process."""
         self.tail.append(text)
-        _emit({"item": self.item, "line": text})
+        print_event({"item": self.item, "line": text})
 
     @property
     def seconds(self) -> float:
@@ -60,19 +50,6 @@ class Body:
         if self.on_cancel is None:
             raise InterruptedRunError(f"{self.item} was asked to stop", remedy="run again to continue")
         self.on_cancel()
-
-
-def _emit(event: dict[str, Any]) -> None:
-    if os.environ.get(FOLLOWED_VARIABLE):
-        text = MARK + json.dumps(event, ensure_ascii=False)
-    elif "line" in event:
-        text = f"{event['item']} | {event['line']}"
-    else:
-        text = f"{event['item']}: {event['state']}: {event['text']}"
-    try:
-        print(text, flush=True)
-    except (BrokenPipeError, ValueError):  # whoever followed is gone; the step ends by its own rules
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # lives as long as the process
 
 
 @contextmanager

@@ -8,21 +8,22 @@ from typing import Any
 
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.config import RunConfig
+from stageline.data.prepared import read_manifest
 from stageline.errors import PlanError
 from stageline.families import family_config, parse_config
 from stageline.plan import Item
 from stageline.plan.decision import Inputs, decide_stage
 from stageline.plan.making import num_training_samples
-from stageline.prepare import read_manifest
 from stageline.stage import stage_config
 from stageline.store import Reference, open_store
 
 
 @dataclass(frozen=True)
 class StageDecision:
-    """config: the stage's own.  item: as in a plan.  ref: what the stage hands on, if it is finished."""
+    """config: the stage's own.  roles: of its parents.  item: as in a plan.  ref: what it hands on, if finished."""
 
     config: RunConfig
+    roles: tuple[str, ...]
     item: Item
     ref: CheckpointRef | None
 
@@ -43,7 +44,7 @@ def decide(raw: Mapping[str, Any], stage: str, data: str, parents: str) -> Stage
     reference = Reference.parse(data)
     samples = num_training_samples(read_manifest(reference)["facts"])
     decision = decide_stage(named, family, own, Inputs(open_store(config.root), reference, samples, {}))
-    return StageDecision(stage_config(config, own), decision.item, decision.ref)
+    return StageDecision(stage_config(config, own), tuple(own.parents), decision.item, decision.ref)
 
 
 def refuse_blocked(item: Item) -> None:

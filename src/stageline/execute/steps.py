@@ -36,14 +36,15 @@ def prepare_data(config: str, dataset: Artifact) -> tuple[str]:
         receipt = read_receipt(root, run, "prepare_data", asked)
         answer = receipt.answer if receipt else _prepare(body, raw, root, run, asked)
         if receipt:
-            body.say("reused", _short(answer["reference"]))
+            body.say("reused", _short(answer["reference"]), reference=answer["reference"])
         _fill(dataset, answer)
         return (str(answer["reference"]),)
 
 
 def _prepare(body: Body, raw: dict[str, Any], root: Store, run: str, asked: str) -> dict[str, Any]:
+    from stageline.data.prepared import MANIFEST, find_prepared
     from stageline.families import family_config, parse_config
-    from stageline.prepare import MANIFEST, find_prepared, hash_sources, prepared_fingerprint
+    from stageline.prepare import hash_sources, prepared_fingerprint
 
     typed = parse_config(raw)
     family = family_config(typed.family)
@@ -51,7 +52,7 @@ def _prepare(body: Body, raw: dict[str, Any], root: Store, run: str, asked: str)
     key = prepared_fingerprint(typed, family, sources)
     found = find_prepared(root, key)
     if found:
-        body.say("reused", _short(str(found.reference)))
+        body.say("reused", _short(str(found.reference)), reference=str(found.reference))
     else:
         body.say("running", "preparing data")
         run_verb(body, f"{run}-prepare", ["prepare"], raw, processes=1, timeout_seconds=5)
@@ -87,7 +88,7 @@ def train_stage(
         receipt = read_receipt(root, run, stage, asked)
         if receipt:
             answer = dict(receipt.answer)
-            body.say("reused", _short(str(answer["reference"])))
+            body.say("reused", _short(str(answer["reference"])), reference=answer["reference"])
         elif raw.get("stages") is not None and stage not in raw["stages"]:
             body.say("skipped", "not selected by `stages`")
             answer = {"reference": "", "metadata": {"selected": False}, "metrics": {}}
@@ -115,7 +116,7 @@ def _train(
         start = f" from step {decision.item.from_step}" if decision.item.from_step else ""
         body.say("running", f"{verb}{steps}{start}: {'; '.join(decision.item.reasons)}")
         trainer = decision.config.trainer
-        words = [f"--parent={role}={uri}" for role, uri in decision.item.parents.items()]
+        words = [f"--parent={role}={decision.item.parents.get(role, '')}" for role in decision.roles]
         run_verb(
             body,
             f"{run}-{stage}",
@@ -159,7 +160,7 @@ def evaluate(config: str, data: str, checkpoints: str, launcher: str, metrics: M
         receipt = read_receipt(root, run, "evaluate", asked)
         if receipt:
             answer = dict(receipt.answer)
-            body.say("reused", _short(str(answer["reference"])))
+            body.say("reused", _short(str(answer["reference"])), reference=answer["reference"])
         else:
             answer = _evaluate(body, data, checkpoints, raw, root, run, asked)
         _fill(metrics, answer)
@@ -183,7 +184,7 @@ def _evaluate(
     folder = root.child("runs", run)
     found = find_evaluation(folder, name)
     if found:
-        body.say("reused", _short(str(found.reference)))
+        body.say("reused", _short(str(found.reference)), reference=str(found.reference))
     else:
         body.say("running", f"evaluating {ref.metadata.stage} step {ref.metadata.step}")
         words = ["evaluate", f"--checkpoint={ref.reference}", f"--data={data}"]
@@ -191,7 +192,7 @@ def _evaluate(
         found = find_evaluation(folder, name)
         if found is None:
             raise StepFailedError("the evaluation ended without its metrics", exit_code=1)
-        body.say("done", _short(str(found.reference)))
+        body.say("done", _short(str(found.reference)), reference=str(found.reference))
     numbers = {key: value for key, value in found.metrics.items() if isinstance(value, (int, float))}
     answer = {
         "reference": str(found.reference),

@@ -56,11 +56,15 @@ class Ema:
             _local(average).lerp_(_local(parameters[name].detach()).to(average.dtype), weight)
 
     def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
-        """Every tensor of the model's `state_dict`, the averaged ones in place of the trained ones."""
-        state = dict(model.state_dict())
-        missing = [name for name in self._average if name not in state]
-        assert not missing, f"parameters without a name in the state: {missing}"
-        return {name: self._average.get(name, tensor) for name, tensor in state.items()}
+        """Every tensor of the model's `state_dict`, the averaged ones in place of the trained ones.
+
+        A parameter that stands under several names (tied weights) has its one average under all of them.
+        """
+        first: dict[int, str] = {}
+        names: dict[str, str] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            names[name] = first.setdefault(id(parameter), name)
+        return {name: self._average.get(names.get(name, name), tensor) for name, tensor in model.state_dict().items()}
 
     @torch.no_grad()
     def _exchange(self, model: nn.Module) -> None:

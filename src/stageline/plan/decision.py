@@ -49,7 +49,7 @@ def decide_stage(config: RunConfig, family: FamilyConfig, stage: Stage, inputs: 
         parents, faults = stage_parents(config, family, stage, inputs.handed_on)
         faults += _refusals(own, family, parents)
         directory = StageDir(inputs.root, config.run, stage.name)
-        committed = sorted(directory.committed(), key=lambda ref: (ref.metadata.created, ref.metadata.step))
+        committed = sorted(directory.committed(), key=lambda ref: ref.metadata.sequence)
     except StagelineError as error:
         return Decision(_blocked(stage, [error]))
     if faults:
@@ -92,7 +92,7 @@ def _take_up(
     item: Item, stage: Stage, directory: StageDir, same: Sequence[CheckpointRef], parents: Mapping[str, Parent]
 ) -> Decision:
     """Reuse or continue checkpoints that were made from the same settings, data and parents."""
-    last = max(same, key=lambda ref: ref.metadata.step)
+    last = max(same, key=lambda ref: (ref.metadata.step, ref.metadata.sequence))
     step = last.metadata.step
     if any(ref.metadata.final for ref in same):
         ref = handed_on(directory, stage, last.metadata.stage_fingerprint)

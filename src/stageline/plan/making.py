@@ -8,12 +8,13 @@ from typing import Literal
 from stageline.checkpoint.identity import compare_run, read_run
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.config import RunConfig, flatten
+from stageline.data.prepared import Prepared
 from stageline.errors import StagelineError, difference
 from stageline.evaluate.record import evaluation_fingerprint, find_evaluation
 from stageline.families import FamilyConfig, family_config
 from stageline.plan.decision import Decision, Inputs, decide_stage
 from stageline.plan.record import Action, Item, Plan
-from stageline.prepare import Prepared, forecast_prepared
+from stageline.prepare import forecast_prepared
 from stageline.stage import Stage, stage_config
 from stageline.store import Store, open_store
 
@@ -94,7 +95,10 @@ def _plan_data(
 
 
 def _stages_with_other_data(config: RunConfig, family: FamilyConfig, selected: tuple[Stage, ...]) -> list[str]:
-    """Stages whose own config asks for other prepared data than the run's: all stages see the same data."""
+    """Stages whose own config asks for other prepared data than the run's: all stages see the same data.
+
+    A stage that asks for less (no condition features without FiLM) is content with more.
+    """
     faults = []
     own = flatten(family.data_key(config))
     for stage in selected:
@@ -102,7 +106,8 @@ def _stages_with_other_data(config: RunConfig, family: FamilyConfig, selected: t
             theirs = flatten(family.data_key(stage_config(config, stage)))
         except StagelineError:  # the stage's own item says so
             continue
-        faults += [f"stage {stage.name!r} asks for other data: {line}" for line in difference(own, theirs)]
+        shared = {key: value for key, value in own.items() if key in theirs}
+        faults += [f"stage {stage.name!r} asks for other data: {line}" for line in difference(shared, theirs)]
     return faults
 
 

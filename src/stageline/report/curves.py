@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stageline.report.chart import Mark, Series, line_chart
-from stageline.report.html import Markup, tag
+from stageline.report.html import Markup, fold, tag
 
 Event = Mapping[str, Any]
 
@@ -20,21 +21,32 @@ def stage_curves(stage: str, events: Sequence[Event], metric: str = "") -> Marku
         return tag("p", "No step has been logged.", class_="quiet")
     marks = stage_marks(events)
     last = max(e["step"] for e in events if isinstance(e.get("step"), int))
-    loss = loss_series(steps)
-    charts = [line_chart(f"{stage}: training loss", loss, y_label="loss", last_step=last, marks=marks)]
-    for group, is_share in validation_groups(validations, metric):
-        title = f"{stage}: validation ({', '.join(s.label for s in group)})"
-        chart = line_chart(title, group, y_label="value", last_step=last, marks=marks, unit_range=is_share)
-        charts.append(chart)
+
+    def chart(title: str, series: Sequence[Series], label: str, *, unit_range: bool = False) -> Markup:
+        return line_chart(
+            f"{stage}: {title}", series, y_label=label, last_step=last, marks=marks, unit_range=unit_range
+        )
+
+    charts = [chart("training loss", loss_series(steps), "loss")]
+    groups, diagnostics = validation_groups(validations, metric)
+    charts += [chart(validation_title(group), group, "value", unit_range=is_share(group[0])) for group in groups]
     for field, title, label in (
         ("learning_rate", "learning rate", "learning rate"),
         ("gradient_norm", "gradient norm before clipping", "norm"),
     ):
         points = tuple(field_points(steps, field))
         if points:
-            series = [Series(label, points)]
-            charts.append(line_chart(f"{stage}: {title}", series, y_label=label, last_step=last, marks=marks))
-    return tag("div", charts, class_="charts")
+            charts.append(chart(title, [Series(label, points)], label))
+    parts = [tag("div", charts, class_="charts")]
+    if diagnostics:
+        more = [chart(validation_title(group), group, "value") for group in diagnostics]
+        parts.append(fold(f"{len(more)} more charts: validation diagnostics", tag("div", more, class_="charts")))
+    return tag("div", parts)
+
+
+def validation_title(group: Sequence[Series]) -> str:
+    """What a validation chart shows."""
+    return f"validation ({', '.join(s.label for s in group)})"
 
 
 def loss_series(steps: Sequence[Event]) -> list[Series]:
@@ -47,19 +59,29 @@ def loss_series(steps: Sequence[Event]) -> list[Series]:
     return found[:4]
 
 
-def validation_groups(validations: Sequence[Event], metric: str) -> Iterator[tuple[list[Series], bool]]:
-    """Metrics that are shares in [0, 1] in charts of at most three, each other metric in a chart of its own."""
+def validation_groups(validations: Sequence[Event], metric: str) -> tuple[list[list[Series]], list[list[Series]]]:
+    """(charts, diagnostics): what is drawn together, the stage's own metric first.
+
+    Shares in [0, 1] stand three to a chart, any other metric alone. Names that differ in a number only (one per decoder
+    stage, say) are diagnostics, and stand together.
+    """
     rows = [{"step": e.get("step"), **mapping(e.get("metrics"))} for e in validations]
-    names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
-    names.sort(key=lambda name: name != metric)
-    series = [Series(name, tuple(field_points(rows, name))) for name in names]
-    series = [s for s in series if s.points]
-    shares = [s for s in series if "loss" not in s.label and all(0 <= y <= 1 for _, y in s.points if math.isfinite(y))]
-    for start in range(0, len(shares), 3):
-        yield shares[start : start + 3], True
+    names = sorted(dict.fromkeys(name for row in rows for name in row if name != "step"), key=lambda n: n != metric)
+    series = [s for name in names if (s := Series(name, tuple(field_points(rows, name)))).points]
+    numbered: dict[str, list[Series]] = {}
     for s in series:
-        if s not in shares:
-            yield [s], False
+        if re.search(r"\d", s.label):
+            numbered.setdefault(re.sub(r"\d+", "#", s.label), []).append(s)
+    plain = [s for s in series if not re.search(r"\d", s.label)]
+    shares = [s for s in plain if is_share(s)]
+    groups = [shares[start : start + 3] for start in range(0, len(shares), 3)]
+    groups += [[s] for s in plain if s not in shares]
+    return groups, [group[start : start + 4] for group in numbered.values() for start in range(0, len(group), 4)]
+
+
+def is_share(series: Series) -> bool:
+    """Whether every value lies in [0, 1] and none of them is a loss."""
+    return "loss" not in series.label and all(0 <= y <= 1 for _, y in series.points if math.isfinite(y))
 
 
 def field_points(rows: Sequence[Event], field: str) -> Iterator[tuple[float, float]]:

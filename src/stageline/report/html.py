@@ -116,6 +116,11 @@ def fold(summary: Child, *children: Child, is_open: bool = False, class_: str = 
     return tag("details", tag("summary", summary), *children, open=is_open, class_=class_ or None)
 
 
+def count(number_of: int, noun: str) -> str:
+    """1 session, 2 sessions."""
+    return f"{number_of} {noun}{'' if number_of == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Seconds for people: 0.4 s, 12 s, 3 min 05 s, 2 h 10 min."""
     if not math.isfinite(seconds):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stageline.report.html import Child, Markup, fold, table, tag
+from stageline.report.html import Child, Markup, count, fold, table, tag
 
 NODE_WIDTH, NODE_HEIGHT, COLUMN, ROW, MARGIN = 236, 84, 470, 112, 8
 
@@ -57,7 +57,7 @@ def lineage_graph(nodes: Sequence[Node], edges: Sequence[Edge]) -> Markup:
     drawn += [draw_node(node, place[node.key]) for node in nodes]
     names = {node.key: node.title for node in nodes}
     links = "; ".join(f"{names[e.child]} started from {names[e.parent]} as {e.role}" for e in edges)
-    said = f"{len(nodes)} checkpoints. {links or 'None of them has a parent.'}"
+    said = f"{count(len(nodes), 'checkpoint')}. {links or 'None of them has a parent.'}"
     picture = tag(
         "svg",
         tag("title", "Checkpoint lineage"),

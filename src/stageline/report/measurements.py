@@ -45,17 +45,23 @@ def evaluation_part(record: EvaluationRecord) -> Iterator[Child]:
             class_="box warn",
         )
     yield metrics_table(record)
+    notes = record.metrics.get("notes")
+    if isinstance(notes, list) and notes:
+        yield tag("ul", [tag("li", str(note)) for note in notes])
     rows: list[list[Child]] = [[name, plain(value)] for name, value in sorted(provenance_of(record).items())]
-    if rows:
-        yield fold("how it was measured", table(["what", "value"], rows, caption="Provenance"), is_open=len(rows) <= 12)
+    rows += [[name, tag("code", value)] for name, value in references_of(record)]
+    yield fold("how it was measured", table(["what", "value"], rows, caption="Provenance"), is_open=True)
 
 
 def title_of(record: EvaluationRecord) -> str:
-    """What was evaluated, on what."""
-    found = record.metrics
-    name = found.get("name") or found.get("stage") or "Evaluation"
-    data = f", {PSEUDO}-label" if is_pseudo(found) else ""
-    return f"{name} ({record.fingerprint[:12]}{data})"
+    """What was evaluated, on what kind of labels."""
+    checkpoint = record.metrics.get("checkpoint")
+    name = "Evaluation"
+    if isinstance(checkpoint, Mapping) and checkpoint.get("stage"):
+        name = f"{checkpoint['stage']} at step {checkpoint.get('step', '?')}"
+    mode = provenance_of(record).get("film_mode")
+    said = [word for word in (MODES.get(str(mode)), f"{PSEUDO}-label" if is_pseudo(record.metrics) else None) if word]
+    return f"{name} ({', '.join(said)})" if said else name
 
 
 def provenance_of(record: EvaluationRecord) -> Json:
@@ -64,12 +70,21 @@ def provenance_of(record: EvaluationRecord) -> Json:
     return found if isinstance(found, Mapping) else {}
 
 
+def references_of(record: EvaluationRecord) -> Iterator[tuple[str, str]]:
+    """Checkpoint and data by URI and digest, and the evaluation's own name."""
+    for name in ("checkpoint", "data"):
+        found = record.metrics.get(name)
+        if isinstance(found, Mapping) and found.get("uri"):
+            yield name, f"{found['uri']}@sha256:{found.get('digest', '')}"
+    yield "evaluation", record.fingerprint
+
+
 def is_pseudo(value: Any) -> bool:
     """Whether anything in the record says that its labels are pseudo-labels."""
     if isinstance(value, str):
         return PSEUDO in value.lower()
     if isinstance(value, Mapping):
-        return any(is_pseudo(item) for key, item in value.items() if key != "config")
+        return any(is_pseudo(item) for item in value.values())
     if isinstance(value, list):
         return any(is_pseudo(item) for item in value)
     return False

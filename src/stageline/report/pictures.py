@@ -16,6 +16,9 @@ MAX_BYTES = 6_000_000
 MAX_ENLARGED = 4
 """How much larger than its own size a picture is shown at most."""
 
+SMALL = 400
+"""Pixels: up to this width a picture's own pixels stay visible when it is enlarged."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -42,8 +45,9 @@ def figure(picture: Picture) -> Markup:
         shown = tag("p", f"Not embedded: {size(len(picture.data))} is too large for a report.", class_="quiet")
     else:
         source = "data:image/png;base64," + base64.b64encode(picture.data).decode("ascii")
+        look = "small" if shape[0] <= SMALL else None
         wide = f"max-width:{MAX_ENLARGED * shape[0]}px"
-        shown = tag("img", src=source, alt=picture.alt, width=shape[0], height=shape[1], style=wide)
+        shown = tag("img", src=source, alt=picture.alt, width=shape[0], height=shape[1], style=wide, class_=look)
     return tag("figure", shown, tag("figcaption", caption))
 
 

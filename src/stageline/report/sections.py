@@ -9,7 +9,7 @@ from typing import Any
 
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.report.curves import stage_curves
-from stageline.report.html import Child, Markup, duration, fold, number, plain, size, table, tag
+from stageline.report.html import Child, Markup, fold, number, plain, size, table, tag
 from stageline.report.lineage import Edge, Node, Outcome, lineage_graph
 from stageline.report.record import RunRecord
 from stageline.report.status import declared_stages, is_interruption, run_status, sessions, stage_status, when
@@ -56,7 +56,8 @@ def failures(record: RunRecord) -> list[Child]:
     found: list[tuple[str, Json]] = [
         (stage.name, stage.failure) for stage in record.stages if stage.failure is not None
     ]
-    if record.failure is not None and all(record.failure != failure for _, failure in found):
+    known = [str(failure.get("sentence", "")) for _, failure in found]
+    if record.failure is not None and not any(s and s in str(record.failure.get("sentence")) for s in known):
         found.insert(0, ("this run", record.failure))
     boxes: list[Child] = [failure_box(name, failure) for name, failure in found]
     if record.unreadable:
@@ -194,7 +195,7 @@ def checkpoint_facts(ref: CheckpointRef) -> Markup:
         [name, size(record.bytes), short(record.sha256)] for name, record in sorted(meta.files.items())
     ]
     facts: list[list[Child]] = [[name, plain(value)] for name, value in sorted(meta.facts.items())]
-    timing: list[list[Child]] = [[name, duration(value)] for name, value in sorted(meta.timing.items())]
+    timing: list[list[Child]] = [[name, [number(value), " s"]] for name, value in sorted(meta.timing.items())]
     return fold(
         f"{meta.stage} at step {meta.step}: files, facts, times",
         tag("p", tag("code", f"{ref.uri}@sha256:{ref.digest}")),

@@ -18,6 +18,7 @@ Json = Mapping[str, Any]
 BEGINNINGS = frozenset({"started", "resumed", "seeded"})
 """Events that open a session where none is open."""
 ENDINGS = {"finished": ("good", "finished"), "interrupted": ("warn", "interrupted"), "failed": ("bad", "failed")}
+STEP_STATES = {"done": "good", "failed": "bad"}
 OPEN_END = "no end was recorded"
 TRY_AGAIN = 128
 """Exit codes from here on mean "try again"."""
@@ -63,8 +64,11 @@ def run_status(record: RunRecord) -> Status:
         named = [name for name, status in stages.items() if (status.state, status.word) == (state, word)]
         if named:
             return Status(state, word, " ".join(f"Stage {name} {stages[name].sentence}." for name in named))
-    waiting = [name for name in declared_stages(record) if stages.get(name, Status("idle", "", "")).state == "idle"]
-    if waiting and len(waiting) == len(declared_stages(record)):
+    if record.failure is not None:
+        return Status("warn", "interrupted", "This run was stopped; start it again to continue.")
+    begun = {name.split("/")[0] for name, status in stages.items() if status.state != "idle"}
+    waiting = [name for name in declared_stages(record) if name not in begun]
+    if waiting and not begun:
         return Status("idle", "not started", "No stage of this run has started.")
     if waiting:
         return Status("warn", "not finished", f"Still to come: {', '.join(waiting)}.")
@@ -76,9 +80,14 @@ def run_status(record: RunRecord) -> Status:
 
 
 def declared_stages(record: RunRecord) -> list[str]:
-    """The stages the run is made of, as far as it says."""
+    """The stages the run is made of, as far as it says, without those its plan left out."""
     declared = record.run.get("stages")
-    return [str(name) for name in declared] if isinstance(declared, Mapping | list) else [s.name for s in record.stages]
+    if not isinstance(declared, Mapping | list):
+        return [stage.name for stage in record.stages]
+    items = record.plan.get("items")
+    listed = [item for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
+    left_out = {item.get("name") for item in listed if item.get("action") == "not selected"}
+    return [str(name) for name in declared if name not in left_out]
 
 
 def is_interruption(failure: Json) -> bool:
@@ -107,7 +116,18 @@ def when(time: Any) -> str:
 def sessions(record: RunRecord) -> list[Session]:
     """Every stretch of work on every part, in the order of their beginnings."""
     found = [s for stage in record.stages for s in stage_sessions(stage)]
+    found += step_sessions(record, {stage.name.split("/")[0] for stage in record.stages})
     return sorted(found, key=lambda s: (s.start, s.part))
+
+
+def step_sessions(record: RunRecord, stages: set[str]) -> Iterator[Session]:
+    """Stretches of the pipeline's other steps, from events of the run itself that tell how long each took."""
+    for event in record.events:
+        item, state, end, seconds = (event.get(key) for key in ("item", "state", "time", "seconds"))
+        if item in stages or state not in STEP_STATES:
+            continue
+        if isinstance(end, int | float) and isinstance(seconds, int | float):
+            yield Session(str(item), end - seconds, float(end), STEP_STATES[state], str(state))
 
 
 def stage_sessions(stage: StageRecord) -> Iterator[Session]:

@@ -90,8 +90,9 @@ svg.key { display: inline-block; width: 26px; height: 12px; margin-right: 6px; v
 .bar.idle { fill: var(--card); stroke: var(--quiet); }
 .node { fill: var(--node); stroke: var(--node-rule); } .node.outside { stroke-dasharray: 5 3; }
 .edge { stroke: var(--quiet); stroke-width: 1.4; fill: none; } .arrow { fill: var(--quiet); }
-.pictures { display: grid; gap: 20px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)); }
-.pictures img { display: block; width: 100%; height: auto; image-rendering: pixelated; border-radius: 4px; }
+.pictures { display: grid; gap: 20px; }
+.pictures img { display: block; width: 100%; height: auto; border-radius: 4px; }
+.pictures img.small { image-rendering: pixelated; }
 dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; margin: 12px 0; }
 dl.facts dt { color: var(--quiet); } dl.facts dd { margin: 0; overflow-wrap: anywhere; }
 footer { margin-top: 48px; padding-bottom: 32px; color: var(--quiet); font-size: .87rem; }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from stageline.report.chart import Axis, pixel, round_step
-from stageline.report.html import Child, Markup, duration, fold, table, tag
+from stageline.report.html import Child, Markup, count, duration, fold, table, tag
 
 WIDTH, ROW, TOP, BOTTOM, LABELS, RIGHT = 1120, 34, 8, 34, 190, 24
 NICE_SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
@@ -26,25 +27,55 @@ class Session:
     text: str
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """A time with work in it. start, end: seconds since the first session began.  at: where it is drawn, in seconds."""
+
+    start: float
+    end: float
+    at: float
+
+
+def stretches(sessions: Sequence[Session], origin: float) -> list[Stretch]:
+    """The time line without its long gaps: a gap longer than a sixth of all the work is drawn that short."""
+    spans: list[list[float]] = []
+    for session in sorted(sessions, key=lambda s: s.start):
+        start, end = session.start - origin, session.end - origin
+        if spans and start <= spans[-1][1]:
+            spans[-1][1] = max(spans[-1][1], end)
+        else:
+            spans.append([start, end])
+    longest = max(sum(end - start for start, end in spans) / 6, 1.0)
+    found = [Stretch(spans[0][0], spans[0][1], 0.0)]
+    for start, end in spans[1:]:
+        last = found[-1]
+        gap = start - last.end
+        if gap <= longest:
+            found[-1] = Stretch(last.start, end, last.at)
+        else:
+            found.append(Stretch(start, end, last.at + last.end - last.start + longest))
+    return found
+
+
 def timeline(sessions: Sequence[Session]) -> Markup:
     """Bars over the seconds since the first one began; parts in the order of their first session."""
     if not sessions:
         return tag("p", "Nothing has run yet: there are no events.", class_="quiet")
     origin = min(s.start for s in sessions)
-    span = max(max(s.end for s in sessions) - origin, 1e-3)
+    found = stretches(sessions, origin)
+    drawn_seconds = max(found[-1].at + found[-1].end - found[-1].start, 1e-3)
     parts = list(dict.fromkeys(s.part for s in sessions))
     height = TOP + ROW * len(parts) + BOTTOM
-    axis = Axis(0.0, span, LABELS, WIDTH - RIGHT)
-    drawn: list[Child] = []
-    for seconds in tick_seconds(span):
-        x = pixel(axis.place(seconds))
-        drawn.append(tag("line", x1=x, x2=x, y1=TOP, y2=height - BOTTOM, class_="grid"))
-        drawn.append(tag("text", clock(seconds), x=x, y=height - BOTTOM + 18, class_="tick center"))
+    axis = Axis(0.0, drawn_seconds, LABELS, WIDTH - RIGHT)
+    drawn: list[Child] = [draw_ticks(found, axis, height - BOTTOM)]
     for row, part in enumerate(parts):
         drawn.append(tag("text", part, x=0, y=TOP + ROW * row + ROW / 2, class_="mid strong"))
     for session in sessions:
-        drawn.append(bar(session, origin, parts.index(session.part), axis))
-    said = f"{len(sessions)} sessions of {len(parts)} parts in {duration(span)}"
+        stretch = next(s for s in reversed(found) if s.start <= session.start - origin + 1e-9)
+        start = session.start - origin - stretch.start + stretch.at
+        drawn.append(bar(session, start, parts.index(session.part), axis))
+    whole = duration(max(s.end for s in sessions) - origin)
+    said = f"{count(len(sessions), 'session')} of {count(len(parts), 'part')} in {whole}"
     box = f"0 0 {WIDTH} {height}"
     picture = tag("svg", tag("title", "Timeline"), drawn, viewBox=box, role="img", aria_label=said, class_="chart")
     rows: list[list[Child]] = [
@@ -53,14 +84,30 @@ def timeline(sessions: Sequence[Session]) -> Markup:
     ]
     head = ["part", "began after", "lasted", "ended"]
     as_table = fold("as a table", table(head, rows, caption="Timeline: when each part ran"))
-    return tag(
-        "figure", tag("figcaption", "When each part ran", tag("span", f" ({said})", class_="quiet")), picture, as_table
-    )
+    cut = "; long pauses are cut short" if len(found) > 1 else ""
+    caption = tag("figcaption", "When each part ran", tag("span", f" ({said}{cut})", class_="quiet"))
+    return tag("figure", caption, picture, as_table)
 
 
-def bar(session: Session, origin: float, row: int, axis: Axis) -> Markup:
+def draw_ticks(found: Sequence[Stretch], axis: Axis, bottom: float) -> list[Child]:
+    """Round times in the first stretch, and the beginning of every later one."""
+    first = found[0]
+    times = [(t, clock(t)) for t in tick_seconds(max(first.end, 1e-3)) if len(found) == 1 or t <= first.end]
+    times += [(s.at, f"+{duration(s.start)}") for s in found[1:]]
+    drawn: list[Child] = []
+    for at, text in times:
+        x = pixel(axis.place(at))
+        drawn.append(tag("line", x1=x, x2=x, y1=TOP, y2=bottom, class_="grid"))
+        drawn.append(tag("text", text, x=x, y=bottom + 18, class_="tick center"))
+    for before, after in pairwise(found):
+        x = pixel((axis.place(before.at + before.end - before.start) + axis.place(after.at)) / 2)
+        drawn.append(tag("text", "⋯", x=x, y=bottom + 4, class_="tick center"))
+    return drawn
+
+
+def bar(session: Session, start: float, row: int, axis: Axis) -> Markup:
     """One session's bar with its duration, inside where it fits and beside it where it does not."""
-    x, end = axis.place(session.start - origin), axis.place(session.end - origin)
+    x, end = axis.place(start), axis.place(start + session.end - session.start)
     width = max(end - x, 3.0)
     y = TOP + ROW * row + 6
     text = f"{duration(session.end - session.start)} · {session.text}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -23,16 +24,18 @@ from typing import Any
 from stageline.checkpoint.identity import claim_run
 from stageline.config import RunConfig
 from stageline.errors import InterruptedRunError, PlanError, StagelineError, StepFailedError
-from stageline.execute.body import DRIVER_VARIABLE, FOLLOWED_VARIABLE, MARK
+from stageline.evaluate.record import EvaluationRecord, find_evaluation
 from stageline.families import family_config
+from stageline.launch.lines import DRIVER_VARIABLE, FOLLOWED_VARIABLE, event_text, parse_event
 from stageline.launch.local import KILL_AFTER_SECONDS
 from stageline.launch.process import adopt_orphans, die_with_parent, kill_marked
 from stageline.plan import Plan, make_plan
 from stageline.run.pipelines import compiled_pipeline
 from stageline.store import Store, open_store
-from stageline.telemetry import FAILURE_DIR_VARIABLE, clear_failures, read_failure, redact
+from stageline.telemetry import FAILURE_DIR_VARIABLE, EventLog, clear_failures, read_failure, redact
 
 PLAN = "plan.json"
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 LOG_LINES = 2000
 """Last lines of the pipeline's raw output kept as `pipeline/log.txt`."""
 
@@ -42,13 +45,14 @@ OnEvent = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run went. references: item -> what its step returned.  error: None where every step succeeded."""
+    """How a run went. events: what its steps said.  error: None where every step succeeded."""
 
     plan: Plan
     uri: str
     report: str
     seconds: float
     events: tuple[Mapping[str, Any], ...]
+    evaluation: EvaluationRecord | None = None
     error: StagelineError | None = None
 
 
@@ -57,6 +61,7 @@ class _Following:
     """What the driver knows while the pipeline runs."""
 
     process: subprocess.Popen[str]
+    log: EventLog
     grace_seconds: float
     signals: int = 0
     raw: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
@@ -108,8 +113,8 @@ def run_pipeline(config: RunConfig, on_event: OnEvent, on_plan: Callable[[Plan],
         raise blocked_error(plan)
     pipeline = compiled_pipeline(config.family)
     root = open_store(config.root)
-    selected = [stage.name for stage in family_config(config.family).stages.selected(config)]
-    claim_run(root, config, command or redact(shlex.join(sys.argv)), stages=selected)
+    stages = family_config(config.family).stages.names
+    claim_run(root, config, command or redact(shlex.join(sys.argv)), stages=stages)
     run = root.child("runs", config.run)
     clear_failures(run)
     run.put(PLAN, (json.dumps(plan.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
@@ -124,7 +129,8 @@ def run_pipeline(config: RunConfig, on_event: OnEvent, on_plan: Callable[[Plan],
         record = {**error.record(), "time": round(time.time(), 3), "log_tail": list(following.raw)[-50:]}
         run.put("failure.json", (json.dumps(redact(record), indent=1, ensure_ascii=False) + "\n").encode())
         report = _report_failure(run, error)
-    return RunResult(plan, run.uri, report, time.monotonic() - begin, tuple(following.events), error)
+    evaluation = _evaluation_of(run, following) if error is None else None
+    return RunResult(plan, run.uri, report, time.monotonic() - begin, tuple(following.events), evaluation, error)
 
 
 def blocked_error(plan: Plan) -> PlanError:
@@ -132,6 +138,14 @@ def blocked_error(plan: Plan) -> PlanError:
     lines = [f"  - {item.name}: {reason}" for item in plan.blocked for reason in item.reasons]
     remedies = dict.fromkeys(remedy for item in plan.blocked for remedy in item.remedies)
     return PlanError(f"the run {plan.run!r} is blocked\n" + "\n".join(lines), remedy=" ".join(remedies))
+
+
+def _evaluation_of(run: Store, following: _Following) -> EvaluationRecord | None:
+    """What the step `evaluate` handed on in this run."""
+    for event in following.events:
+        if event["item"] == "evaluate" and event.get("reference"):
+            return find_evaluation(run, str(event["reference"]).partition("@sha256:")[0].rsplit("/", 1)[-1])
+    return None
 
 
 def _follow_host(
@@ -142,7 +156,7 @@ def _follow_host(
     pipeline_root = local if local is not None else scratch / "steps"
     request = {"pipeline": str(pipeline), "arguments": arguments, "pipeline_root": str(pipeline_root)}
     process = _start_host(scratch, failures)
-    following = _Following(process, grace)
+    following = _Following(process, EventLog(run), grace)
     with _signals(following):
         assert process.stdin is not None
         assert process.stdout is not None
@@ -154,6 +168,7 @@ def _follow_host(
             code = process.wait()
         finally:
             following.end()
+            following.log.close()
     return _error_of(code, following, failures), following
 
 
@@ -184,16 +199,14 @@ def _start_host(scratch: Path, failures: Path) -> subprocess.Popen[str]:
 
 def _take_line(following: _Following, line: str, on_event: OnEvent) -> None:
     """Pass on what our steps say; keep the rest, which is the pipeline software's own, for the log."""
-    text = line.strip()
-    following.raw.append(line)
-    if not text.startswith(MARK):
+    event = parse_event(line)
+    following.raw.append(COLOURS.sub("", line) if event is None else event_text(event))
+    if event is None:
         return
-    event = json.loads(text[len(MARK) :])
-    if "line" in event:
-        following.raw[-1] = f"{event['item']} | {event['line']}"
-    else:
-        following.raw[-1] = f"{event['item']}: {event['state']}: {event['text']}"
+    if "line" not in event:
         following.events.append(event)
+        fields = {key: event[key] for key in ("item", "state", "text", "seconds")}
+        following.log.emit("step", **fields)
     on_event(event)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 SMOOTHING = 0.05
 """Weight of the newest step in the mean step time that the time left is computed from; chosen for a mean over about
 twenty steps."""
+TAIL_LINES = 50
+"""Lines kept for a failure record."""
 
 
 def clock_text(seconds: float) -> str:
@@ -41,12 +44,13 @@ class StepClock:
 
 
 class ProgressView:
-    """Shows one stage. steps: planned.  console: where to; standard error by default."""
+    """Shows one stage. steps: planned.  console: where to; standard error by default.  lines: the last ones shown."""
 
     def __init__(self, stage: str, steps: int, console: Console | None = None) -> None:
         self.stage = stage
         self.steps = steps
         self._console = console or Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self.lines: deque[str] = deque(maxlen=TAIL_LINES)
         self._bar: Progress | None = None
         self._job: Any = None
         if self._console.is_terminal:
@@ -62,6 +66,7 @@ class ProgressView:
 
     def line(self, text: str) -> None:
         """One line of its own, above the bar where there is one."""
+        self.lines.append(text)
         self._console.print(f"{self.stage}: {text}", markup=False)
 
     def step(self, step: int, values: Mapping[str, float], left_seconds: float, *, log: bool) -> None:

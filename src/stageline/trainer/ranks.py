@@ -79,7 +79,7 @@ class Ranks:
         # Unused parameters happen (a head whose loss part is absent in a batch) and would otherwise hang the ranks.
         # Buffers are ours to keep equal: DDP's own broadcast would count forward passes of validation, too.
         warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-        return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False, timeout=timeout)
+        return DDPStrategy(find_unused_parameters=True, forward_sync_buffers=False, timeout=timeout)
 
     @property
     def is_first(self) -> bool:

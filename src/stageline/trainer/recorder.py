@@ -57,7 +57,13 @@ class Recorder:
         if self._events is not None:
             self._events.emit(name, **fields)
 
+    @property
+    def tail(self) -> list[str]:
+        """The last lines a person saw."""
+        return [] if self._view is None else list(self._view.lines)
+
     def say(self, text: str) -> None:
+        """One line for the person watching."""
         if self._view is not None:
             self._view.line(text)
 

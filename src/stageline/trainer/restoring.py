@@ -41,7 +41,7 @@ def restore(parts: Parts, ref: CheckpointRef) -> TrainingState:
         _restore_group(parts, ref, OPTIMIZER_GROUP, fill_optimizer(parts.optimizer, parts.own, names))
     if (parts.ranks.scaler is None) != (state.scaler is None):
         raise CheckpointError(f"{ref.uri}: made with another precision", remedy="start a new run: run=<new name>")
-    if parts.ranks.scaler is not None:
+    if parts.ranks.scaler is not None and state.scaler is not None:
         parts.ranks.scaler.load_state_dict(state.scaler)
     return state
 

@@ -7,7 +7,7 @@ in `inheritance.py`. Everything here is a function of the config alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -26,8 +26,6 @@ from stageline.families.film_flow.seed_keys import KeyFault, normalise
 from stageline.stage import Stage, Stages
 
 __all__ = ["FAMILY_CONFIG", "STAGES", "DataConfig", "EvaluateConfig", "FilmFlowConfig", "ImportConfig", "ModelConfig"]
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 NO_IDENTITY = frozenset(
     {
@@ -223,42 +221,46 @@ def asked(raw: Mapping[str, Any]) -> dict[str, Any]:
     }
     stated = raw.get("model")
     stated = stated if isinstance(stated, Mapping) else {}
-    model = FilmFlowConfig.model_validate_json(json.dumps(raw))
-    own = facts(model)
+    own = facts(FilmFlowConfig.model_validate_json(json.dumps(raw)))
     result = {fact: own[fact] for fact, key in named.items() if stated.get(key) is not None}
     gate = stated.get("junction_gating_config")
     if not isinstance(gate, Mapping) or gate.get("apply_stages") in (None, "same_as_film"):
         result.pop("gate_stages", None)
+    data = raw.get("data")
+    if isinstance(data, Mapping) and data.get("image_norm") is not None:
+        result["image_norm"] = own["image_norm"]
     return result
 
 
 def data_key(config: FilmFlowConfig) -> dict[str, Any]:
-    """The part of the config that prepared data depend on: the data section, and what features are made with."""
+    """The part of the config that prepared data depend on: what is made or read, and what features are made with."""
     model, vlm, gate = config.model, config.model.vlm_film_config, config.model.junction_gating_config
-    key = {
-        "data": config.data.model_dump(mode="json"),
-        "seed": config.seed if config.data.name in ("prompted_trees", "trees") else None,
+    made = config.data.name in ("prompted_trees", "trees")
+    key: dict[str, Any] = {
+        "data": config.data.model_dump(mode="json", exclude={"flips", "num_samples_per_image", "train_bs"}),
+        "seed": config.seed if made else None,
         "image_channels": model.image_channels,
         "target_kind": model.target_kind,
         "junction": {"degree_threshold": gate.degree_threshold, "radius_px": gate.radius_px},
+        "prompts": {"template": vlm.prompt_template, "templates": vlm.prompt_templates},
     }
-    if vlm.encoder != "none":
+    if model.use_vlm_film:
+        trained = {"cond_dim", "film_hidden_dim", "text_mlp_hidden_dim", "cond_layernorm"}
+        placed = {"device_map", "cache_dir", "cache_only", "prompt_template", "prompt_templates"}
         key["condition"] = {
             "source": model.cond_source,
             "scope": model.vlm_scope,
-            "encoder": vlm.model_dump(
-                mode="json",
-                exclude={"cond_dim", "film_hidden_dim", "text_mlp_hidden_dim", "cond_layernorm", "device_map"}
-                | {"cache_dir", "cache_only"},
-            ),
+            "encoder": vlm.model_dump(mode="json", exclude=trained | placed),
         }
     return key
 
 
 def source_files(config: FilmFlowConfig) -> tuple[Path, ...]:
-    """The files that folder data are read from, sorted; a folder that is missing gives none (preparing names it)."""
-    data = config.data
+    """The files that prepared data are made from, sorted; a folder that is missing gives none (preparing names it)."""
+    data, vlm = config.data, config.model.vlm_film_config
     found = [Path(data.prompts_file)] if data.prompts_file else []
+    if config.model.use_vlm_film and vlm.encoder == "precomputed" and vlm.model_name:
+        found.append(Path(vlm.model_name))
     for folder in (data.train_dir, data.val_dir, data.test_dir):
         for part in ("image", "label"):
             path = Path(folder or "") / part
@@ -275,21 +277,35 @@ def check(config: FilmFlowConfig, stage: Stage) -> None:
         faults.add("model.use_vlm_film is true, but the stage 'backbone' has no FiLM", code="E_CONTRADICTION")
     if stage.name == "film" and not model.use_vlm_film:
         faults.add("model.use_vlm_film is false: use stages=[backbone] to train without FiLM", code="E_CONTRADICTION")
-    if stage.name == "film" and config.evaluate.film_active is not None:
-        missing = sorted(set(config.evaluate.film_active) - set(model.vlm_film_decoder_stages or ()))
-        if missing:
-            faults.add(
-                f"evaluate.film_active names {missing}, but FiLM is trained at "
-                f"{list(model.vlm_film_decoder_stages or ())} only: no trained head exists there",
-                code="E_CFG_VS_CKPT",
-            )
-    gate = model.junction_gating_config
+    if stage.name == "film":
+        _add_evaluation_faults(faults, config, model.vlm_film_decoder_stages or ())
+    faults.raise_if_any()
+
+
+def check_evaluation(config: FilmFlowConfig, trained: Sequence[int]) -> None:
+    """What `evaluate` asks of a model with FiLM heads at the decoder stages `trained`. Raises ConfigError."""
+    faults = Faults(ConfigError, "config section evaluate")
+    _add_evaluation_faults(faults, config, trained)
+    faults.raise_if_any()
+
+
+def _add_evaluation_faults(faults: Faults, config: FilmFlowConfig, trained: Sequence[int]) -> None:
+    active = config.evaluate.film_active
+    missing = sorted(set(active or ()) - set(trained))
+    if missing:
+        faults.add(
+            f"evaluate.film_active names {missing}, but FiLM is trained at {list(trained)} only: no trained head "
+            "exists there",
+            code="E_CFG_VS_CKPT",
+        )
+    if active is not None and not active:
+        faults.add("evaluate.film_active is empty; to switch FiLM off say evaluate.film_mode=off", code="E_EMPTY")
+    gate = config.model.junction_gating_config
     if gate.enabled and gate.source == "gt" and not config.evaluate.oracle:
         faults.add(
             "model.junction_gating_config.source 'gt' reads the true junctions in evaluation; "
             "say evaluate.oracle=true to mark the result, or use 'head'"
         )
-    faults.raise_if_any()
 
 
 FAMILY_CONFIG = FamilyConfig(

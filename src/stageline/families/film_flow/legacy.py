@@ -7,13 +7,16 @@ section or assumed, and each assumption stands in the report.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from stageline.checkpoint.legacy import load_torch_file
 from stageline.errors import CheckpointError, Faults
 from stageline.families.film_flow.film import FilmLimit
 from stageline.families.film_flow.film_plan import FilmPlan
@@ -34,7 +37,7 @@ def import_legacy(
     Raises CheckpointError with the codes of `restore_stages`, E_UNSUPPORTED, E_TENSORS.
     """
     answers = config_raw.get("import") or {}
-    checkpoint = read_legacy(path, answers.get("allow_globals") or ())
+    checkpoint = load_torch_file(path, tuple(answers.get("allow_globals") or ()))
     tensors, hyper = _contents(checkpoint, str(path))
     multi_task = sorted(name for name in tensors if MULTI_TASK.search(name))
     if multi_task:
@@ -45,7 +48,7 @@ def import_legacy(
         )
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     prefix = unet_prefix(tensors, str(path))
-    evidence = legacy_evidence(str(path), shapes, hyper, checkpoint.get("vlm_film_trained_stages"), prefix)
+    evidence = legacy_evidence(str(path), shapes, hyper, _plain(checkpoint.get("vlm_film_trained_stages")), prefix)
     restored = restore_stages(evidence, answers.get("film_stages"))
     renamed, unknown = map_names(tensors, prefix, restored.stages)
     faults = Faults(CheckpointError, str(path), "the file is not of the supported kind; nothing was written")
@@ -74,17 +77,16 @@ def import_legacy(
     return reading.raw_config(config_raw), new, report
 
 
-def read_legacy(path: Path, allow_globals: Sequence[str]) -> dict[str, Any]:
-    """The file's content under `weights_only=True`; replaced by the generic reader of `checkpoint.legacy`."""
-    del allow_globals
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(loaded, dict):
-        raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, expected a Lightning checkpoint")
-    return loaded
-
-
-def _contents(checkpoint: Mapping[str, Any], where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _contents(checkpoint: Any, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State dict and hyper-parameters of a Lightning checkpoint, the latter as plain values."""
+    if not isinstance(checkpoint, Mapping):
+        raise CheckpointError(
+            f"{where}: holds a {type(checkpoint).__name__}",
+            remedy="give a Lightning checkpoint",
+            code="E_UNSUPPORTED",
+        )
     state, hyper = checkpoint.get("state_dict"), checkpoint.get("hyper_parameters") or {}
+    hyper = vars(hyper) if isinstance(hyper, argparse.Namespace) else hyper
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(
             f"{where}: no `state_dict` of tensors (keys: {sorted(map(str, checkpoint))})",
@@ -95,7 +97,18 @@ def _contents(checkpoint: Mapping[str, Any], where: str) -> tuple[dict[str, Tens
         raise CheckpointError(
             f"{where}: hyper_parameters are a {type(hyper).__name__}, expected a mapping", code="E_UNSUPPORTED"
         )
-    return dict(state), dict(hyper)
+    return dict(state), {str(key): _plain(value) for key, value in hyper.items()}
+
+
+def _plain(value: Any) -> Any:
+    """numpy's numbers and arrays as Python's; containers likewise."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
 
 
 def _converted(name: str, tensor: Tensor) -> Tensor:

@@ -50,9 +50,11 @@ def _network(model: ModelConfig) -> Iterator[Fault]:
         yield "", f"attn_resolutions {foreign} are none of this network's resolutions {levels}"
     if model.backbone_variant == "msd_v0" and model.image_conditioning != "dual":
         yield "E_CONTRADICTION", "backbone_variant 'msd_v0' exists for image_conditioning 'dual' only"
-    other = {"fourier_grid", "mid_layers"} & model.model_fields_set
-    if other and model.image_conditioning != "dual":
-        yield "E_CONTRADICTION", f"{sorted(other)} have an effect under image_conditioning 'dual' only"
+    if model.image_conditioning != "dual":
+        fields = type(model).model_fields
+        changed = [key for key in ("fourier_grid", "mid_layers") if getattr(model, key) != fields[key].default]
+        if changed:
+            yield "E_CONTRADICTION", f"{changed} have an effect under image_conditioning 'dual' only"
     if model.patch_plan is not None:
         sizes = sorted({size for size, _ in model.patch_plan} - {model.image_size})
         if not model.patch_plan or any(number < 1 for _, number in model.patch_plan):
@@ -88,10 +90,11 @@ def _conditioning(model: ModelConfig) -> Iterator[Fault]:
     vlm, gate = model.vlm_film_config, model.junction_gating_config
     if model.use_vlm_film and vlm.encoder == "none":
         yield "E_CONTRADICTION", "vlm_film_config.encoder 'none' gives no condition, but use_vlm_film is true"
-    if vlm.input_mode != "raw" and "image" not in model.cond_source:
+    if vlm.input_mode != "raw":
         yield (
-            "E_CONTRADICTION",
-            f"vlm_film_config.input_mode {vlm.input_mode!r} shows a picture to a cond_source {model.cond_source!r}",
+            "E_REFUSED_KEY",
+            f"vlm_film_config.input_mode {vlm.input_mode!r} would make the condition depend on the model and the step; "
+            "train with 'raw' and say evaluate.mask_feedback for a painted picture in prediction",
         )
     if not gate.enabled:
         return

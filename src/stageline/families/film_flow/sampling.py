@@ -106,6 +106,21 @@ def switch_off(condition: ConditionBundle) -> ConditionBundle:
     return replace(condition, present=torch.zeros_like(condition.present))
 
 
+def move(condition: ConditionBundle, device: torch.device) -> ConditionBundle:
+    """The condition on another device."""
+
+    def there(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.to(device)
+
+    return replace(
+        condition,
+        vec=condition.vec.to(device),
+        present=condition.present.to(device),
+        tokens=there(condition.tokens),
+        token_mask=there(condition.token_mask),
+    )
+
+
 def take(condition: ConditionBundle, index: Sequence[int]) -> ConditionBundle:
     """The condition of some of its samples, in the order of `index`; tokens go along."""
     rows = torch.tensor(list(index), device=condition.vec.device)
@@ -200,6 +215,7 @@ class _Pass:
     def _window(self, window: Window, fields: _NoiseFields, junction: Tensor | None) -> Tensor:
         image, batch = window.cut(self.image), len(self.ids)
         condition = self.condition(window) if callable(self.condition) else self.condition
+        condition = None if condition is None else move(condition, image.device)
         gate = None if junction is None else window.cut(junction)
         if self.sampling.solver != "dopri5":
             return self._solve(image, condition, gate, fields, window, range(batch))

@@ -37,7 +37,7 @@ class SceneLook:
     blur: sigma in pixels of the blur over everything but the noise.  background: height of the smooth background.
     """
 
-    contrast: tuple[float, float] = (0.20, 0.32)
+    contrast: tuple[float, float] = (0.22, 0.35)
     noise: float = 0.03
     blur: float = 0.5
     background: float = 0.12

@@ -44,9 +44,9 @@ class VlmFilmConfig(Settings):
     prompt_templates: dict[str, str] | None = None
     """Prompt per data set name; wins over `prompt_template`."""
     input_mode: Literal["raw", "overlay", "mask_only"] = "raw"
-    """Picture the encoder sees. overlay and mask_only show a first pass's mask in a second pass of prediction."""
+    """Picture the encoder sees in training: raw alone is legal, for `evaluate.mask_feedback` has the others."""
     overlay_alpha: float = Field(default=0.5, ge=0, le=1)
-    """Opacity of the painted mask under `input_mode: overlay`."""
+    """Opacity of the painted mask under `evaluate.mask_feedback: overlay`."""
     max_new_tokens: int = Field(default=4, ge=1)
     """Longest answer, in tokens, that `cond_source: probe` scores; nothing is generated freely."""
     embedding_dtype: Literal["float16", "float32"] = "float16"
@@ -335,6 +335,10 @@ class EvaluateConfig(Settings):
     """An ablation: only these of the trained decoder stages are modulated; null is all of them."""
     guidance: float = Field(default=1.0, ge=0)
     """w of v_off + w (v_on - v_off); 1 costs nothing extra."""
+    prompt: str | None = None
+    """Prompt for predicting pictures; null takes `model.vlm_film_config.prompt_template`."""
+    mask_feedback: Literal["off", "overlay", "mask_only"] = "off"
+    """Predict twice, the second time with a condition from the picture with the first mask painted on, or the mask."""
     oracle: bool = False
     """Allow the true junction map in evaluation (`junction_gating_config.source: gt`); the result is marked."""
     compare_film: bool = True

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stageline.errors import ConfigError
 from stageline.families.door import Item, ParameterGroup
 from stageline.families.film_flow import losses
 from stageline.families.film_flow.condition_bundle import ConditionBundle
-from stageline.families.film_flow.config import FilmFlowConfig, facts, film_plan
+from stageline.families.film_flow.config import FilmFlowConfig, facts
 from stageline.families.film_flow.construction import build_model
-from stageline.families.film_flow.data import Batch, FilmFlowData
+from stageline.families.film_flow.data import Batch, FilmFlowData, open_data, window_condition
+from stageline.families.film_flow.preparation import is_per_crop
 from stageline.families.film_flow.sampling import junction_of_probability, read_prediction, training_sampling
 from stageline.families.film_flow.validation import validate_batch
 from stageline.objectives.flow import (
@@ -49,12 +50,14 @@ class FilmFlowTask:
         self.train_set = data.train_set
         self.val_set = data.val_set
         self.collate = data.collate
+        self.features = data.features if is_per_crop(data.features.settings) else None
         self.sampling = training_sampling(config)
         self.advance(0, 1)
 
     def batch_items(self, epoch: int) -> Sequence[Item] | None:
         """The loop's own order."""
         del epoch
+        return None
 
     def set_train_mode(self, model: nn.Module) -> None:
         """Everything trains in both stages."""
@@ -68,7 +71,8 @@ class FilmFlowTask:
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """Weight decay on all weights but those of norms, biases, and the output layers of the FiLM heads."""
-        decayed, plain = [], []
+        decayed: list[str] = []
+        plain: list[str] = []
         for prefix, module in self.model.named_modules():
             is_norm = "Norm" in type(module).__name__
             is_output = prefix.startswith("film.") and prefix.endswith(".fc2")
@@ -111,7 +115,8 @@ class FilmFlowTask:
 
     def validate(self, model: nn.Module, batch: Batch) -> Mapping[str, tuple[float, float]]:
         """Metrics of one batch through the one sampling path."""
-        return validate_batch(self.config, self.model, model, batch, self.sampling)
+        condition = batch.condition if self.features is None else window_condition(batch, self.features)
+        return validate_batch(self.config, self.model, model, batch, condition, self.sampling)
 
     def loss(self, model: nn.Module, batch: Batch, context: StepContext) -> StageLoss:
         """Flow loss, junction loss and their parts, each summed over the samples of the micro-batch."""
@@ -185,15 +190,6 @@ class FilmFlowTask:
         return terms
 
 
-def build_task(config: FilmFlowConfig, stage: str, data: FilmFlowData) -> FilmFlowTask:
-    """The task of a stage over prepared data. Raises ConfigError where the features are not the model's."""
-    task = FilmFlowTask(config, stage, data)
-    plan = film_plan(config)
-    assert task.model.plan.fingerprint == plan.fingerprint
-    if plan.stages and data.feature_dim != task.model.cond.features:
-        raise ConfigError(
-            f"the prepared data hold condition features of size {data.feature_dim}, the model was built for "
-            f"{task.model.cond.features}",
-            remedy="set model.vlm_film_config.feature_dim to the encoder's size and prepare the data again",
-        )
-    return task
+def build_task(config: FilmFlowConfig, stage: str, folder: Path) -> FilmFlowTask:
+    """The task of a stage over the prepared data in `folder`. Raises DataError where they are of another config."""
+    return FilmFlowTask(config, stage, open_data(config, folder))

@@ -34,14 +34,14 @@ SUPERSAMPLING = 4
 class TreeShape:
     """How a tree grows. Lengths in pixels where no share is named.
 
-    depth: generations of branches.  root_radius: radius of the first branch as a share of the size, with a floor of
+    depth: generations of branches, drawn per tree.  root_radius: radius of the first branch as a share of the size, with a floor of
     `min_root_radius` px.  min_gap: free space kept between two branches, beside their radii.
     """
 
-    depth: int = 4
+    depth: tuple[int, int] = (3, 4)
     root_radius: tuple[float, float] = (0.014, 0.021)
-    min_root_radius: float = 1.1
-    min_radius: float = 0.7
+    min_root_radius: float = 1.2
+    min_radius: float = 0.75
     min_gap: float = 2.5
 
 
@@ -118,6 +118,7 @@ def _root(size: int, shape: TreeShape, rng: np.random.Generator) -> _Tip:
 def grow_tree(size: int, rng: np.random.Generator, shape: TreeShape | None = None) -> Tree:
     """One self-avoiding tree in a size x size picture."""
     shape = shape or TreeShape()
+    depth = int(rng.integers(shape.depth[0], shape.depth[1] + 1))
     grown: list[Branch] = []
     splits: list[Floats] = []
     pending = [[_root(size, shape, rng)]]
@@ -138,18 +139,15 @@ def grow_tree(size: int, rng: np.random.Generator, shape: TreeShape | None = Non
             children.append((len(grown) - 1, tip, whole))
         if len(family) == 2 and len(children) == 2:
             splits.append(np.array([*family[0].start, max(tip.radius for tip in family) * 2 ** (1 / 3)]))
-        pending += [_split(grown, *child, shape, rng) for child in children if child[2]]
-        pending = [family for family in pending if family]
+        for number, tip, whole in children:
+            if whole and tip.generation + 1 < depth:
+                pending.append(_split(grown[number], number, tip, shape, rng))
     return Tree(tuple(grown), np.array(splits).reshape(-1, 3))
 
 
-def _split(
-    grown: list[Branch], number: int, tip: _Tip, whole: bool, shape: TreeShape, rng: np.random.Generator
-) -> list[_Tip]:
-    """The two children at the end of a branch that grew to its end, or none at the last generation."""
-    if not whole or tip.generation + 1 >= shape.depth:
-        return []
-    points = grown[number].points
+def _split(branch: Branch, number: int, tip: _Tip, shape: TreeShape, rng: np.random.Generator) -> list[_Tip]:
+    """The two children at the end of branch `number`, which grew to its end."""
+    points = branch.points
     end = points[-1]
     back = points[max(0, len(points) - 4)]
     heading = float(np.arctan2(end[0] - back[0], end[1] - back[1]))

@@ -181,7 +181,9 @@ class TokenAttention(nn.Module):
         some = mask.any(dim=1)
         q = split_heads(self.query(self.norm(x)))
         clean = torch.where(mask[:, :, None], tokens, 0.0).to(x.dtype)
-        k, v = (part(clean).reshape(*clean.shape[:2], HEADS, HEAD_DIM).transpose(1, 2) for part in (self.key, self.value))
+        k, v = (
+            part(clean).reshape(*clean.shape[:2], HEADS, HEAD_DIM).transpose(1, 2) for part in (self.key, self.value)
+        )
         # A row without any legal key would be NaN; such samples are switched off below.
         legal = (mask | ~some[:, None])[:, None, None, :]
         mixed = self.out(join_heads(functional.scaled_dot_product_attention(q, k, v, attn_mask=legal), x))

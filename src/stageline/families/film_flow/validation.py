@@ -14,7 +14,8 @@ from stageline.families.film_flow.data import Batch
 from stageline.families.film_flow.junctions import find_peaks, match_nodes
 from stageline.families.film_flow.metrics import centreline_scores, overlap_scores
 from stageline.families.film_flow.model import FilmFlowModel
-from stageline.families.film_flow.sampling import Sampling, predict_probability
+from stageline.families.film_flow.sampling import Sampling, WindowCondition, move, predict_probability
+from stageline.families.film_flow.windows import Window
 
 PEAK_THRESHOLD = 0.2
 """A junction is a peak of J above this, picked in a 5 x 5 window."""
@@ -26,16 +27,19 @@ Sums = dict[str, tuple[float, float]]
 
 
 def validate_batch(
-    config: FilmFlowConfig, model: FilmFlowModel, forward: nn.Module, batch: Batch, sampling: Sampling
+    config: FilmFlowConfig,
+    model: FilmFlowModel,
+    forward: nn.Module,
+    batch: Batch,
+    condition: ConditionBundle | WindowCondition | None,
+    sampling: Sampling,
 ) -> Sums:
     """name -> (sum, count): `dice`, `iou`, `cldice` per case; `junction_f1` pooled over nodes; FiLM's diagnostics.
 
-    forward: the wrapped model.
+    forward: the wrapped model.  condition: of the batch; a function of the window under `vlm_scope: crop`.
     """
-    condition = batch.condition if model.plan.stages else None
-    found = predict_probability(
-        model, batch.image, condition, batch.ids, sampling, forward=forward, heat=batch.heat
-    )
+    condition = condition if model.plan.stages else None
+    found = predict_probability(model, batch.image, condition, batch.ids, sampling, forward=forward, heat=batch.heat)
     masks = (found.mean[:, 0] > config.evaluate.threshold).cpu().numpy()
     truths = (batch.mask[:, 0] > 0.5).cpu().numpy()
     sums = {"dice": 0.0, "iou": 0.0, "cldice": 0.0}
@@ -48,7 +52,9 @@ def validate_batch(
     if model.junction is not None:
         result["junction_f1"] = _node_f1(model.junction_map(batch.image), batch)
     if condition is not None:
-        result |= _film(model, forward, batch, condition)
+        whole = Window(0, 0, *batch.image.shape[-2:])
+        bundle = condition(whole) if callable(condition) else condition
+        result |= _film(model, forward, batch, move(bundle, batch.image.device))
     return result
 
 

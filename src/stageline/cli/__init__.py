@@ -1,0 +1,105 @@
+"""The command line. `--help` loads typer only: every command imports what it needs when it runs.
+
+configuration   -c FILE | --family --preset, and trailing key=value
+tables          plans, runs and metrics for a terminal
+training        init plan prepare train evaluate predict schema
+running         run report runs pipeline
+checkpoints     checkpoint show verify lineage import export prune
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from stageline.errors import EXIT_INTERRUPTED, MissingPartError, StagelineError
+
+OPTIONAL_PARTS = {
+    "torch": "train",
+    "lightning_fabric": "train",
+    "safetensors": "train",
+    "scipy": "train",
+    "skimage": "train",
+    "torchdiffeq": "train",
+    "tensorboard": "train",
+    "kfp": "pipelines",
+    "stageline_components": "pipelines",
+    "stageline_pipelines": "pipelines",
+    "transformers": "vlm",
+}
+"""Module -> the extra that brings it."""
+
+app = typer.Typer(
+    name="stageline",
+    help="Train models that are trained in stages, with every seam between them checked.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for _module in ("training", "running", "checkpoints"):
+    importlib.import_module(f"stageline.cli.{_module}").register(app)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit code. Our own errors become a sentence, a remedy and their code."""
+    try:
+        app(arguments, standalone_mode=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except StagelineError as error:
+        return _tell(error)
+    except ModuleNotFoundError as error:
+        part = OPTIONAL_PARTS.get(str(error.name).partition(".")[0])
+        if part is None:
+            _leave_record(error)
+            raise
+        missing = MissingPartError(
+            f"{error.name} is not installed, and this command needs it",
+            remedy=f"pip install 'stageline[{part}]'",
+        )
+        return _tell(missing)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # nobody reads any more
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        _leave_record(error)
+        raise
+    return 0
+
+
+def _tell(error: StagelineError) -> int:
+    from stageline.telemetry import redact
+
+    text = str(redact(str(error)))
+    for note in getattr(error, "__notes__", ()):
+        text += f"\n  {note}"
+    print(f"error: {text}", file=sys.stderr, flush=True)
+    _leave_record(error)
+    return error.exit_code
+
+
+def _leave_record(error: BaseException) -> None:
+    """For the process that started this one, unless this rank has left its record already."""
+    from stageline.telemetry import FAILURE_DIR_VARIABLE, write_failure
+
+    folder = os.environ.get(FAILURE_DIR_VARIABLE)
+    if not folder:
+        return
+    rank = int(os.environ.get("RANK", "0"))
+    name = "failure.json" if rank == 0 else f"failure-rank-{rank}.json"
+    if not (Path(folder) / name).exists():
+        write_failure(Path(folder), error, rank=rank)
+
+
+def echo(*lines: Any) -> None:
+    """Print lines to stdout at once."""
+    for line in lines:
+        print(line, flush=True)

@@ -1,0 +1,150 @@
+"""Commands around checkpoints: checkpoint show, verify, lineage, import, export, prune."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stageline.cli.configuration import AsJson, ConfigFile, FamilyName, PresetName
+
+Target = Annotated[str, typer.Argument(help="Step directory, stage directory, best.ckpt or last.ckpt.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to the application."""
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at checkpoints, move them, tidy up.")
+    group.command("show")(show)
+    group.command("verify")(verify)
+    group.command("lineage")(lineage)
+    group.command("import")(import_)
+    group.command("export")(export)
+    group.command("prune")(prune)
+    app.add_typer(group, name="checkpoint")
+
+
+def show(target: Target, as_json: AsJson = False) -> None:
+    """What a checkpoint is."""
+    import json
+
+    from stageline.checkpoint.lineage import describe
+
+    plain = describe(target)
+    if as_json:
+        print(json.dumps(plain, indent=1, ensure_ascii=False))
+    else:
+        _print_nested(plain)
+
+
+def _print_nested(value: Mapping[str, Any], pad: str = "") -> None:
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            print(f"{pad}{key}:")
+            _print_nested(item, pad + "  ")
+        else:
+            print(f"{pad}{key}: {item}")
+
+
+def verify(
+    target: Target,
+    fast: Annotated[bool, typer.Option("--fast", help="Sizes, headers and names only; reads no tensors.")] = False,
+) -> None:
+    """Is a checkpoint whole? Exit code 4 and every fault if not."""
+    from stageline.checkpoint.layout import resolve
+    from stageline.checkpoint.verify import verify as faults_of
+    from stageline.errors import CheckpointError, Faults
+
+    ref = resolve(target)
+    faults = Faults(CheckpointError, ref.uri, "use another checkpoint; the last good one is never touched by a save")
+    faults.extend(faults_of(ref, hashes=not fast))
+    faults.raise_if_any()
+    print(f"whole: {ref.reference}")
+
+
+def lineage(target: Target, as_json: AsJson = False) -> None:
+    """A checkpoint and all it descends from."""
+    import json
+
+    from stageline.checkpoint.lineage import lineage as chain_of
+
+    chain = chain_of(target)
+    if as_json:
+        print(json.dumps(chain, indent=1, ensure_ascii=False))
+        return
+    for entry in chain:
+        pad = "  " * int(entry.get("depth", 0))
+        role = f"{entry['role']}: " if entry.get("role") else ""
+        status = entry.get("status", "present")
+        mark = "" if status == "present" else f"  [{status}]"
+        print(f"{pad}{role}{entry.get('stage')} step {entry.get('step')}  {entry.get('uri')}{mark}")
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="A .ckpt or .pt file of another program.")],
+    to: Annotated[str, typer.Option("--to", help="Name of the run that gets the checkpoint.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    config: ConfigFile = None,
+    family: FamilyName = None,
+    preset: PresetName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring in a file of another program as a finished checkpoint; nothing in it is executed."""
+    import json
+
+    from stageline.cli.imports import import_file
+
+    answer = import_file(file, to, overrides or [], config=config, family=family, preset=preset)
+    if as_json:
+        print(json.dumps(answer, indent=1, ensure_ascii=False, default=str))
+        return
+    _print_nested(answer["report"])
+    print(answer["reference"])
+
+
+def export(
+    target: Target,
+    to: Annotated[Path, typer.Option("--to", help="Empty or new folder.")],
+    weights: Annotated[str | None, typer.Option(help="raw or ema; none takes ema where there is one.")] = None,
+) -> None:
+    """Write a checkpoint's weights for other programs."""
+    from stageline.checkpoint.export import export as write_export
+    from stageline.errors import ConfigError
+
+    if weights not in (None, "raw", "ema"):
+        raise ConfigError(
+            f"--weights {weights!r}: expected raw or ema", remedy="leave it out for ema where there is one"
+        )
+    print(write_export(target, to, weights=weights))  # type: ignore[arg-type]  # checked above
+
+
+def prune(
+    target: Annotated[str, typer.Argument(help="Run directory or stage directory.")],
+    last: Annotated[int, typer.Option(help="Keep the newest N.")] = 2,
+    best: Annotated[int, typer.Option(help="Keep the best N by the stage's metric.")] = 1,
+    every: Annotated[int, typer.Option(help="Keep every checkpoint whose step is a multiple of K; 0 none.")] = 0,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it only show.")] = False,
+) -> None:
+    """Delete old checkpoints by three numbers; never what a pointer, a parent link or a running save needs."""
+    from stageline.checkpoint.layout import StageDir
+    from stageline.checkpoint.retention import prune as prune_stage
+    from stageline.cli.tables import show_rows
+    from stageline.config import RetentionConfig, validate
+    from stageline.errors import CheckpointError
+    from stageline.store import open_store
+
+    keep = validate({"last": last, "best": best, "every_steps": every}, RetentionConfig, "retention")
+    store = open_store(target)
+    names = (
+        [""] if StageDir.at(store).step_dirs() else [n for n in store.folders() if n not in ("evaluations", "pipeline")]
+    )
+    rows = []
+    for name in names:
+        for decision in prune_stage(StageDir.at(store.child(name)), keep, dry_run=not yes):
+            rows.append((name or store.uri.rsplit("/", 1)[-1], decision.name, decision.action, decision.reason))
+    if not rows:
+        raise CheckpointError(f"{store.uri} holds no checkpoints", remedy="name a run or stage directory")
+    show_rows(("stage", "checkpoint", "action", "why"), rows)
+    if not yes:
+        print("nothing was deleted; add --yes")

@@ -1,0 +1,63 @@
+"""How a command gets its config: a YAML file or a family's preset, then trailing `section.key=value` overrides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from stageline.config import RunConfig
+
+ConfigFile = Annotated[Path | None, typer.Option("-c", "--config", help="YAML config file.", show_default=False)]
+FamilyName = Annotated[str | None, typer.Option("--family", help="Model family, with --preset.", show_default=False)]
+PresetName = Annotated[str | None, typer.Option("--preset", help="A preset of the family.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that win over the file.")
+]
+Root = Annotated[str, typer.Option("--root", help="Where runs/ and cache/ lie: a folder, s3://… or gs://….")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+OVERRIDE = re.compile(r"^[A-Za-z_][\w-]*(\.[\w-]+)*=")
+
+
+def raw_preset(family: str, preset: str) -> dict[str, Any]:
+    """The raw config of a preset; ConfigError names the nearest for one that does not exist."""
+    from stageline.config import nearest
+    from stageline.errors import ConfigError
+    from stageline.families import family_config
+
+    presets = family_config(family).presets
+    if preset not in presets:
+        near = nearest(preset, presets)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise ConfigError(f"{family} has no preset {preset!r}{hint}", remedy=f"presets: {', '.join(sorted(presets))}")
+    return {"family": family, **presets[preset]}
+
+
+def read_config(
+    file: Path | None, family: str | None, preset: str | None, overrides: Sequence[str] | None
+) -> RunConfig:
+    """The typed config of a command; ConfigError with every fault at once."""
+    from stageline.config import read_yaml
+    from stageline.errors import ConfigError
+    from stageline.families import parse_config
+
+    if file is not None and (family or preset):
+        raise ConfigError("-c and --family/--preset contradict each other", remedy="give one of the two")
+    if file is not None:
+        return parse_config(read_yaml(file), overrides or (), str(file))
+    if not family:
+        raise ConfigError(
+            "no config given", remedy="-c FILE, or --family film_flow --preset tiny; `stageline init` writes a file"
+        )
+    return parse_config(raw_preset(family, preset or "tiny"), overrides or (), f"preset {preset or 'tiny'!r}")
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(others, overrides): `key=value` words that are no existing file are overrides."""
+    overrides = [word for word in words if OVERRIDE.match(word) and not Path(word).exists()]
+    return [word for word in words if word not in overrides], overrides

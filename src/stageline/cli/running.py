@@ -1,0 +1,203 @@
+"""Commands around a whole run: run, report, runs list, runs show, pipeline compile."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stageline.cli.configuration import AsJson, ConfigFile, FamilyName, Overrides, PresetName, Root, read_config
+
+if TYPE_CHECKING:
+    from stageline.run.driver import RunResult
+    from stageline.store import Store
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command()(run)
+    app.command()(report)
+    runs = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What runs there are.")
+    runs.command("list")(list_runs)
+    runs.command("show")(show_run)
+    app.add_typer(runs, name="runs")
+    pipeline = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The pipelines of the families.")
+    pipeline.command("compile")(compile_)
+    app.add_typer(pipeline, name="pipeline")
+
+
+def run(
+    overrides: Overrides = None, config: ConfigFile = None, family: FamilyName = None, preset: PresetName = None
+) -> None:
+    """Run the family's pipeline on this machine: data, stages, evaluation, report. Unchanged parts are reused."""
+    from stageline.cli.tables import show_plan
+    from stageline.run.driver import run_pipeline
+
+    own = read_config(config, family, preset, overrides)
+    result = run_pipeline(own, show_event, show_plan)
+    if result.error is not None:
+        if result.report:
+            print(f"report: {result.report}")
+        print(f"run: {result.uri}", flush=True)
+        raise result.error
+    _show_result(result)
+
+
+def show_event(event: Mapping[str, Any]) -> None:
+    """One line per event of a step."""
+    if "line" in event:
+        print(f"  {event['item']} | {event['line']}", flush=True)
+        return
+    seconds = f"  ({event['seconds']:.1f} s)" if event["state"] in ("done", "reused") else ""
+    print(f"{event['item']}: {event['state']}: {event['text']}{seconds}", flush=True)
+
+
+def _show_result(result: RunResult) -> None:
+    """The last thing a run prints: metrics with sample counts, what was reused, where the report is."""
+    from stageline.cli.tables import duration, show_metrics
+
+    if result.evaluation is not None:
+        print()
+        show_metrics(result.evaluation.metrics, result.evaluation.num_samples)
+    states = [event["state"] for event in result.events]
+    reused, skipped = states.count("reused"), states.count("skipped")
+    made = states.count("done")
+    parts = [f"{made} made", f"{reused} reused", *([f"{skipped} not selected"] if skipped else [])]
+    print(f"\n{', '.join(parts)} in {duration(result.seconds)}")
+    print(f"report: {result.report}", flush=True)
+
+
+def report(
+    run_uri: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Run directory.", show_default=False)] = None,
+    config: ConfigFile = None,
+    family: FamilyName = None,
+    preset: PresetName = None,
+) -> None:
+    """Write a run's report, one self-contained HTML file; prints where it is."""
+    from stageline.report import build_report
+    from stageline.store import open_store
+
+    if run_uri is None:
+        own = read_config(config, family, preset, [])
+        run_uri = open_store(own.root).child("runs", own.run).uri
+    print(build_report(run_uri))
+
+
+def list_runs(root: Root = ".", as_json: AsJson = False) -> None:
+    """Every run below a root, with how far its stages are."""
+    import json
+
+    from stageline.cli.tables import show_rows
+    from stageline.store import open_store
+
+    store = open_store(root)
+    found = [_summary(store, name) for name in store.folders("runs") if store.exists(f"runs/{name}/run.json")]
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    if not found:
+        print(f"no runs at {store.uri}")
+        return
+    rows = [(r["run"], r["family"], r["created"], ", ".join(_stage_line(s) for s in r["stages"])) for r in found]
+    show_rows(("run", "family", "created", "stages"), rows)
+
+
+def show_run(
+    run: Annotated[str, typer.Argument(help="Name of the run.")], root: Root = ".", as_json: AsJson = False
+) -> None:
+    """A run: its stages and checkpoints, its evaluations, its failure."""
+    import json
+
+    from stageline.checkpoint.identity import read_run
+    from stageline.cli.tables import show_metrics, show_rows
+    from stageline.errors import PlanError
+    from stageline.store import open_store
+
+    store = open_store(root)
+    if read_run(store, run) is None:
+        raise PlanError(f"there is no run {run!r} at {store.uri}", remedy="`stageline runs list` shows those there are")
+    summary = _summary(store, run) | _details(store, run)
+    if as_json:
+        print(json.dumps(summary, indent=1, ensure_ascii=False))
+        return
+    print(f"run {run} ({summary['family']}) at {summary['uri']}, created {summary['created']}")
+    rows = [(c["stage"], str(c["step"]), c["state"], c["best"], c["reference"]) for c in summary["checkpoints"]]
+    show_rows(("stage", "step", "state", "best", "checkpoint"), rows)
+    for evaluation in summary["evaluations"]:
+        where = evaluation["checkpoint"]
+        title = f"\nevaluation of {where.get('stage')} step {where.get('step')}: {evaluation['uri']}"
+        show_metrics(evaluation["metrics"], evaluation["num_samples"], title)
+    if summary["failure"]:
+        print(f"\nfailed: {summary['failure'].get('sentence')}\n  -> {summary['failure'].get('remedy')}")
+    if summary["report"]:
+        print(f"\nreport: {summary['report']}")
+
+
+def _summary(store: Store, name: str) -> dict[str, Any]:
+    from stageline.checkpoint.identity import read_run
+    from stageline.checkpoint.layout import StageDir
+
+    record = read_run(store, name)
+    assert record is not None
+    stages = []
+    for stage in record.stages:
+        newest = StageDir(store, name, stage).newest()
+        entry: dict[str, Any] = {"stage": stage, "step": None, "steps": None, "final": False}
+        if newest is not None:
+            entry |= {"step": newest.metadata.step, "steps": newest.metadata.steps, "final": newest.metadata.final}
+        stages.append(entry)
+    uri = store.child("runs", name).uri
+    return {"run": name, "uri": uri, "family": record.family, "created": record.created, "stages": stages}
+
+
+def _stage_line(stage: Mapping[str, Any]) -> str:
+    if stage["step"] is None:
+        return f"{stage['stage']} -"
+    return f"{stage['stage']} {stage['step']}/{stage['steps']}{'' if stage['final'] else ' (stopped)'}"
+
+
+def _details(store: Store, name: str) -> dict[str, Any]:
+    from stageline.checkpoint.layout import StageDir
+    from stageline.evaluate.record import EVALUATIONS, METRICS, find_evaluation
+    from stageline.telemetry import read_failure
+
+    run = store.child("runs", name)
+    checkpoints = []
+    for entry in _summary(store, name)["stages"]:
+        directory = StageDir(store, name, entry["stage"])
+        pointed = {p: directory.pointer(p) for p in ("best", "last")}
+        for ref in directory.committed():
+            metadata = ref.metadata
+            names = [p for p, target in pointed.items() if target is not None and target.digest == ref.digest]
+            best = f"{metadata.best.metric} {metadata.best.value:.4f}" if metadata.best else ""
+            state = ", ".join([*(["final"] if metadata.final else []), *names])
+            row = {"stage": metadata.stage, "step": metadata.step, "state": state, "best": best}
+            checkpoints.append({**row, "reference": str(ref.reference)})
+    evaluations = []
+    for folder in run.folders(EVALUATIONS):
+        if run.exists(f"{EVALUATIONS}/{folder}/{METRICS}"):
+            found = find_evaluation(run, folder)
+            assert found is not None
+            keys = ("metrics", "num_samples", "checkpoint")
+            evaluations.append({"uri": found.reference.uri, **{key: found.plain[key] for key in keys}})
+    report = f"{run.uri}/report.html" if run.exists("report.html") else ""
+    return {"checkpoints": checkpoints, "evaluations": evaluations, "failure": read_failure(run), "report": report}
+
+
+def compile_(
+    family: Annotated[str, typer.Option(help="Model family.")] = "film_flow",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="YAML file; none is <family>.yaml here.", show_default=False)
+    ] = None,
+) -> None:
+    """Compile a family's pipeline for a KFP backend."""
+    from stageline.families import family_config
+    from stageline.run.pipelines import compile_pipeline
+
+    family_config(family)
+    target = output or Path(f"{family}.yaml")
+    compile_pipeline(family, target)
+    print(target, file=sys.stdout)

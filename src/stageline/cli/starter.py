@@ -1,0 +1,82 @@
+"""The commented starter config: every section and key the preset states, with the sentence its field is documented by.
+
+What the file says parses back to the same config; keys left to their defaults follow as comments.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from stageline.config import RunConfig, canonical_json, key_of
+from stageline.errors import StagelineError
+from stageline.families import parse_config
+
+WIDTH = 100
+
+
+def starter_yaml(config: RunConfig, preset: str) -> str:
+    """Commented YAML of a preset's config."""
+    stated = json.loads(config.model_dump_json(exclude_unset=True, by_alias=True))
+    lines = [
+        f"# stageline config: family {config.family}, preset {preset}.",
+        "# Keys behind `#` show the defaults. `stageline run -c FILE section.key=value` overrides what stands here.",
+        "",
+        *_section(config, {"family": config.family, **stated}, 0),
+    ]
+    text = "\n".join(lines).rstrip() + "\n"
+    _check_round_trip(text, config)
+    return text
+
+
+def _section(section: BaseModel, stated: Mapping[str, Any], depth: int) -> list[str]:
+    pad = "  " * depth
+    lines: list[str] = []
+    for name, field in type(section).model_fields.items():
+        key, value = key_of(name, field), getattr(section, name)
+        lines += [f"{pad}# {line}" for line in _wrap(field.description or "")]
+        if isinstance(value, BaseModel):
+            own = stated.get(key)
+            inside = _section(value, own if isinstance(own, Mapping) else {}, depth + 1)
+            empty = not isinstance(own, Mapping) or not own
+            lines += [f"{pad}{'# ' if empty else ''}{key}:", *(_commented(inside, pad) if empty else inside)]
+        else:
+            plain = json.loads(section.model_dump_json(by_alias=True, include={name}))[key]
+            text = _inline(stated.get(key, plain))
+            lines.append(f"{pad}{'' if key in stated else '# '}{key}: {text}")
+        if depth == 0:
+            lines.append("")
+    return lines
+
+
+def _commented(lines: list[str], pad: str) -> list[str]:
+    """Lines of a section that is left to its defaults, all as comments."""
+    result = []
+    for line in lines:
+        body = line[len(pad) :]
+        result.append(f"{pad}# {body.replace('# ', '', 1) if body.lstrip().startswith('# ') else body}")
+    return result
+
+
+def _inline(value: Any) -> str:
+    """A value on one line, as YAML."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=100_000, allow_unicode=True, sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...").rstrip()
+
+
+def _wrap(text: str) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(" ".join(text.split()), WIDTH)
+
+
+def _check_round_trip(text: str, config: RunConfig) -> None:
+    from stageline.config import parse_yaml
+
+    again = parse_config(parse_yaml(text, "starter config"), where="starter config")
+    if canonical_json(again.model_dump(mode="json")) != canonical_json(config.model_dump(mode="json")):
+        raise StagelineError("the starter config does not read back as the preset it was made from")

@@ -1,0 +1,286 @@
+"""Commands around one stage: init, plan, prepare, train, evaluate, predict, schema."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stageline.cli.configuration import (
+    AsJson,
+    ConfigFile,
+    FamilyName,
+    Overrides,
+    PresetName,
+    read_config,
+    split_overrides,
+)
+
+if TYPE_CHECKING:
+    from stageline.config import RunConfig
+    from stageline.plan import Plan
+
+DataReference = Annotated[
+    str | None, typer.Option("--data", help="Reference of prepared data; none prepares them.", show_default=False)
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    for function in (init, plan, prepare, train, evaluate, predict, schema):
+        app.command()(function)
+
+
+def init(
+    family: Annotated[str, typer.Option(help="Model family.")] = "film_flow",
+    preset: Annotated[str, typer.Option(help="A preset of the family.")] = "tiny",
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path("stageline.yaml"),
+) -> None:
+    """Write a commented starter config."""
+    from stageline.cli.configuration import raw_preset
+    from stageline.cli.starter import starter_yaml
+    from stageline.errors import ConfigError
+    from stageline.families import parse_config
+
+    if output.exists():
+        raise ConfigError(f"{str(output)!r} exists and is left alone", remedy="name another file with -o")
+    config = parse_config(raw_preset(family, preset), where=f"preset {preset!r}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(starter_yaml(config, preset), encoding="utf-8")
+    print(f"wrote {output}; next: stageline plan -c {output}")
+
+
+def plan(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    family: FamilyName = None,
+    preset: PresetName = None,
+    as_json: AsJson = False,
+    count: Annotated[bool, typer.Option("--count", help="Count parameters: builds the models, loads torch.")] = False,
+) -> None:
+    """Show what a run would do, and why. Writes nothing."""
+    import json
+
+    from stageline.cli.tables import show_plan
+    from stageline.errors import PlanError
+    from stageline.plan import make_plan
+
+    own = read_config(config, family, preset, overrides)
+    made = make_plan(own)
+    if count:
+        made = _counted(own, made)
+    if as_json:
+        print(json.dumps(made.to_json(), indent=1, ensure_ascii=False))
+    else:
+        show_plan(made)
+    if made.blocked:
+        raise typer.Exit(PlanError.exit_code)
+
+
+def _counted(config: RunConfig, made: Plan) -> Plan:
+    """The plan with parameter counts of models built on the meta device, which holds no memory."""
+    import fnmatch
+    from dataclasses import replace
+
+    import torch
+
+    from stageline.families import family_config, load_family
+    from stageline.stage import stage_config
+
+    family, record = family_config(config.family), load_family(config.family)
+    items = []
+    for item in made.items:
+        if item.kind == "stage" and item.action not in ("not selected", "blocked"):
+            stage = family.stages[item.name]
+            with torch.device("meta"):
+                model = record.build_model(stage_config(config, stage))
+            sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+            trained = sum(n for name, n in sizes.items() if any(fnmatch.fnmatchcase(name, p) for p in stage.trains))
+            item = replace(item, parameters={"trained": trained, "total": sum(sizes.values())})
+        items.append(item)
+    return replace(made, items=tuple(items))
+
+
+def prepare(
+    overrides: Overrides = None, config: ConfigFile = None, family: FamilyName = None, preset: PresetName = None
+) -> None:
+    """Prepare the data of a config, or reuse them; prints their reference."""
+    from stageline.prepare import prepare_data
+
+    own = read_config(config, family, preset, overrides)
+    with _ending_on_sigterm():
+        made = prepare_data(own, _progress)
+    word = "reused" if made.reused else "prepared"
+    print(f"{word} {made.num_files} files, {made.num_bytes} bytes", file=sys.stderr)
+    print(made.reference)
+
+
+def train(
+    stage: Annotated[str, typer.Argument(help="Name of the stage.")],
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    family: FamilyName = None,
+    preset: PresetName = None,
+    data: DataReference = None,
+    parent: Annotated[
+        list[str] | None,
+        typer.Option(help="role=checkpoint to start from; `role=` starts without it.", show_default=False),
+    ] = None,
+) -> None:
+    """Train one stage to its end, or continue it; a finished one is reused."""
+    from stageline.families import family_config
+    from stageline.stage import stage_config
+
+    own = read_config(config, family, preset, overrides)
+    declared = family_config(own.family).stages[stage]
+    parents = _parents(parent)
+    if stage_config(own, declared).trainer.processes > 1 and "LOCAL_RANK" not in os.environ:
+        _train_as_job(own, stage, data, parents)
+        return
+    from stageline.launch.process import die_with_parent
+
+    if "LOCAL_RANK" in os.environ:  # torchrun starts ranks in sessions of their own: they would outlive it
+        die_with_parent()
+    from stageline.prepare import prepare_data
+    from stageline.train import train_stage
+
+    reference = data or str(prepare_data(own, _progress).reference)
+    result = train_stage(own, stage, data=reference, parents=parents)
+    if os.environ.get("RANK", "0") == "0":
+        words = {"reuse": "reused", "run": "trained", "continue": "continued"}[result.action]
+        print(f"{stage}: {words}, step {result.step} of {result.steps}")
+        print(result.reference)
+
+
+def _parents(words: list[str] | None) -> dict[str, str] | None:
+    from stageline.errors import ConfigError
+
+    if words is None:
+        return None
+    pairs = [word.partition("=") for word in words]
+    wrong = [word for word, (_, sign, _) in zip(words, pairs, strict=True) if not sign]
+    if wrong:
+        raise ConfigError(
+            f"--parent {wrong[0]!r} is not role=checkpoint", remedy="for example --parent default=runs/a/b"
+        )
+    return {role: name for role, _, name in pairs}
+
+
+def _train_as_job(config: RunConfig, stage: str, data: str | None, parents: dict[str, str] | None) -> None:
+    """Several processes: start them with torchrun and follow."""
+    import json
+
+    from stageline.execute.body import Body, step_body
+    from stageline.execute.process import run_verb
+    from stageline.prepare import prepare_data
+
+    with step_body(stage) as body:
+        assert isinstance(body, Body)
+        reference = data or str(prepare_data(config, _progress).reference)
+        words = ["train", stage, f"--data={reference}"]
+        words += [f"--parent={role}={name}" for role, name in (parents or {}).items()]
+        raw: dict[str, Any] = json.loads(config.model_dump_json(exclude_unset=True, by_alias=True))
+        trainer = config.trainer
+        run_verb(
+            body,
+            f"{config.run}-{stage}",
+            words,
+            raw,
+            processes=trainer.processes,
+            timeout_seconds=trainer.shutdown_timeout_seconds,
+        )
+
+
+def evaluate(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    family: FamilyName = None,
+    preset: PresetName = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", help="Checkpoint; none takes the run's last stage.", show_default=False),
+    ] = None,
+    data: DataReference = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a checkpoint, or reuse its evaluation; prints metrics with their sample counts."""
+    import json
+
+    from stageline.cli.tables import show_metrics
+    from stageline.evaluate.evaluation import default_checkpoint, evaluate_checkpoint
+    from stageline.prepare import prepare_data
+
+    own = read_config(config, family, preset, overrides)
+    with _ending_on_sigterm():
+        reference = data or str(prepare_data(own, _progress).reference)
+        record = evaluate_checkpoint(own, checkpoint or default_checkpoint(own), reference, _progress)
+    if as_json:
+        print(json.dumps({"reference": str(record.reference), **record.plain}, indent=1, ensure_ascii=False))
+        return
+    show_metrics(record.metrics, record.num_samples)
+    for note in record.plain.get("notes", ()):
+        print(f"note: {note}")
+    print(f"{'reused' if record.reused else 'written'}: {record.reference.uri}/metrics.json")
+
+
+def predict(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE|DIR... [KEY=VALUE]...", help="Images and settings.")],
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="Step or stage directory, or a pointer file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the pictures.")] = Path("predictions"),
+) -> None:
+    """Predict pictures with a checkpoint."""
+    paths, overrides = split_overrides(images)
+    from stageline.predict import load
+
+    with _ending_on_sigterm():
+        results = load(checkpoint, overrides).predict([Path(path) for path in paths], output, _progress)
+    for result in results:
+        print("  ".join(f"{key} {value}" for key, value in result.items()))
+    print(f"{len(results)} pictures in {output}")
+
+
+def schema(
+    family: Annotated[str, typer.Option(help="Model family.")] = "film_flow",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File; none prints.", show_default=False)
+    ] = None,
+) -> None:
+    """Print the JSON schema of a family's config, for editors."""
+    import json
+
+    from stageline.config import json_schema
+    from stageline.families import family_config
+
+    text = json.dumps(json_schema(family_config(family).config), indent=1, ensure_ascii=False)
+    if output is None:
+        print(text)
+    else:
+        output.write_text(text + "\n", encoding="utf-8")
+
+
+def _progress(done: int, total: int, what: str) -> None:
+    """A few lines per item of work, whatever its length."""
+    if total and (done == total or done % max(1, total // 4) == 0):
+        print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
+
+
+class _ending_on_sigterm:  # noqa: N801  # reads as a sentence at its `with`
+    """SIGTERM as an exception, so that temporary folders are removed on the way out."""
+
+    def __enter__(self) -> None:
+        import signal
+
+        def stop(signum: int, frame: object) -> None:  # noqa: ARG001
+            from stageline.errors import InterruptedRunError
+
+            raise InterruptedRunError("stopped by a signal", remedy="run again; nothing half-made is kept")
+
+        self._before = signal.signal(signal.SIGTERM, stop)
+
+    def __exit__(self, *exc: object) -> None:
+        import signal
+
+        signal.signal(signal.SIGTERM, self._before)

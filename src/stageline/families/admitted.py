@@ -1,0 +1,79 @@
+"""A checkpoint as a model, through admission: its own config decides what is built, the user's what is asked of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from torch import nn
+
+from stageline.checkpoint.admission import admit
+from stageline.checkpoint.layout import CheckpointRef
+from stageline.checkpoint.metadata import CONFIG_FILE
+from stageline.checkpoint.tensors import load_state, read_tensors
+from stageline.config import RunConfig, parse_yaml
+from stageline.errors import CheckpointError
+from stageline.families import family_config, load_family, parse_config
+from stageline.stage import stage_config
+from stageline.store import NotFoundError
+
+OF_THE_USER = ("data", "evaluate", "run", "root")
+"""Sections that say what is measured and where; `model` and the rest are the checkpoint's own."""
+
+
+def stated(config: RunConfig) -> dict[str, Any]:
+    """What a config states itself, without defaults."""
+    plain: dict[str, Any] = json.loads(config.model_dump_json(exclude_unset=True, by_alias=True))
+    return {**plain, "family": config.family}
+
+
+def own_config(ref: CheckpointRef) -> dict[str, Any]:
+    """The config a checkpoint was made with, as raw data."""
+    try:
+        raw = parse_yaml(ref.store.get(CONFIG_FILE).decode(), f"{ref.uri}/{CONFIG_FILE}")
+    except NotFoundError as error:
+        raise CheckpointError(
+            f"{ref.uri} has no {CONFIG_FILE}: nothing says how to build its model",
+            remedy="use another checkpoint, or import the file again",
+        ) from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{ref.uri}/{CONFIG_FILE} holds no config", remedy="use another checkpoint")
+    return raw
+
+
+def admit_model(config: RunConfig, ref: CheckpointRef) -> tuple[RunConfig, nn.Module, tuple[str, ...]]:
+    """(config, model, notes): the checkpoint's model with the weights `evaluate.weights` names, in eval mode.
+
+    config: the user's; what it states about the model must agree with the checkpoint, or be an ablation of it.
+    """
+    family = family_config(config.family)
+    own = stage_config(config, family.stages[ref.metadata.stage])
+    raw = stated(own)
+    weights: Literal["raw", "ema"] = getattr(getattr(own, "evaluate", None), "weights", "ema")
+    admission = admit(
+        ref,
+        "evaluate",
+        family=family.name,
+        stages=family.stages.names,
+        facts=family.asked(raw),
+        rules=family.fact_rules,
+        weights=weights,
+        override="take the differing keys out of `model` to use the checkpoint's own, or use another checkpoint",
+    )
+    merged = own_config(ref)
+    for key in OF_THE_USER:
+        if key in raw:
+            merged[key] = raw[key]
+    built = parse_config(merged, where=f"config of {ref.uri}")
+    model = load_family(family.name).build_model(built)
+    load_state(model, read_tensors(ref, weights), None, where=ref.uri)
+    return built, _on_device(model.eval(), config), admission.notes
+
+
+def _on_device(model: nn.Module, config: RunConfig) -> nn.Module:
+    """The model where `trainer.accelerator` wants it, and as many CPU threads as `trainer.threads`."""
+    import torch
+
+    torch.set_num_threads(config.trainer.threads)
+    cuda = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    return model.to("cuda") if cuda else model

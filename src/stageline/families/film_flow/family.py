@@ -1,0 +1,24 @@
+"""The record of film_flow: everything training, evaluation, prediction and import ask of the family."""
+
+from __future__ import annotations
+
+from stageline.families.door import Family
+from stageline.families.film_flow.config import FAMILY_CONFIG
+from stageline.families.film_flow.construction import build_model
+from stageline.families.film_flow.data import prepare
+from stageline.families.film_flow.evaluate import evaluate
+from stageline.families.film_flow.inheritance import section_of
+from stageline.families.film_flow.legacy import import_legacy
+from stageline.families.film_flow.predict import predict
+from stageline.families.film_flow.stages import build_task
+
+FAMILY = Family(
+    config=FAMILY_CONFIG,
+    build_model=build_model,
+    build_task=build_task,
+    prepare=prepare,
+    evaluate=evaluate,
+    predict=predict,
+    import_legacy=import_legacy,
+    section_of=section_of,
+)

@@ -1,0 +1,164 @@
+"""Pictures in, probability and mask out: what `stageline predict` does for film_flow.
+
+Pictures are read, brought to [-1, 1] and conditioned exactly as in preparing data, and predicted through the one
+sampling path, one by one, at any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from stageline.errors import ConfigError, DataError, Faults
+from stageline.families.film_flow.condition_bundle import ConditionBundle
+from stageline.families.film_flow.config import FilmFlowConfig, check_evaluation
+from stageline.families.film_flow.feature_source import FeatureSource
+from stageline.families.film_flow.feedback import feedback_condition, open_feedback
+from stageline.families.film_flow.model import FilmFlowModel
+from stageline.families.film_flow.pictures import Pixels, encoder_picture, find_levels, normalise, read_picture
+from stageline.families.film_flow.preparation import is_per_crop, open_features
+from stageline.families.film_flow.sampling import (
+    Probability,
+    WindowCondition,
+    evaluation_sampling,
+    predict_probability,
+    switch_off,
+)
+from stageline.families.film_flow.sources import find_prompt
+from stageline.families.film_flow.windows import Window
+
+Progress = Callable[[int, int, str], None]
+
+
+def predict(
+    config: FilmFlowConfig, model: FilmFlowModel, paths: Sequence[Path], target: Path, progress: Progress
+) -> list[dict[str, Any]]:
+    """Write `<name>-probability.png` and `<name>-mask.png` (and `-spread`, `-junctions`) for every picture.
+
+    probability: 0..255 is [0, 1].  mask: 0 and 255.  spread: standard deviation over the ensemble, 255 is 0.5.
+    Returns one mapping per picture: its path, the files, prompt, share of foreground, network evaluations.
+    Raises DataError that lists every picture that cannot be read, before any is predicted.
+    """
+    check_evaluation(config, model.plan.stages)
+    _check_pictures(paths, config.model.image_channels)
+    work = _Predictor(config, model.eval())
+    names = _names(paths)
+    target.mkdir(parents=True, exist_ok=True)
+    results = []
+    for done, (path, name) in enumerate(zip(paths, names, strict=True)):
+        progress(done, len(paths), f"predicting {path.name}")
+        pixels = read_picture(path, config.model.image_channels)
+        found = work.run(pixels, path.stem)
+        files = _write(found, target, name, config.evaluate.threshold)
+        share = float((found.mean > config.evaluate.threshold).float().mean())
+        results.append(
+            {
+                "image": str(path),
+                **{kind: str(file) for kind, file in files.items()},
+                "prompt": work.prompt,
+                "size": list(pixels.shape[:2]),
+                "foreground_fraction": share,
+                "nfe": work.nfe,
+            }
+        )
+    progress(len(paths), len(paths), "predicted")
+    return results
+
+
+class _Predictor:
+    """Everything that is the same for all pictures."""
+
+    def __init__(self, config: FilmFlowConfig, model: FilmFlowModel) -> None:
+        self.config, self.model = config, model
+        self.sampling = evaluation_sampling(config)
+        self.features: FeatureSource | None = open_features(config) if model.plan.stages else None
+        self.feedback = open_feedback(config)
+        self.prompt = self._prompt()
+        self.nfe = 0
+        if config.evaluate.film_mode == "shuffle":
+            raise ConfigError(
+                "evaluate.film_mode 'shuffle' needs other cases to take conditions from",
+                remedy="use it with `stageline evaluate`; here say on or off",
+            )
+
+    def _prompt(self) -> str:
+        config = self.config
+        prompt = config.evaluate.prompt or find_prompt(config, "")
+        if not prompt and self.model.plan.stages and "text" in config.model.cond_source:
+            raise ConfigError(
+                f"the model is conditioned by {config.model.cond_source!r} and there is no prompt",
+                remedy="say evaluate.prompt='dark branches' (or what the model was trained with)",
+            )
+        return prompt
+
+    def run(self, pixels: Pixels, name: str) -> Probability:
+        """The probability of one picture (H, W, C)."""
+        device = next(self.model.parameters()).device
+        levels = find_levels(pixels, self.config.data.image_norm)
+        image = torch.from_numpy(normalise(pixels, *levels))[None].to(device)
+        seen = encoder_picture(pixels, *levels)
+        found = predict_probability(self.model, image, self._condition(seen, name), [name], self.sampling)
+        self.nfe = found.nfe
+        if self.feedback is not None and self.config.evaluate.film_mode == "on":
+            threshold = self.config.evaluate.threshold
+            again = feedback_condition(self.feedback, [seen], [self.prompt], [name], found.mean, threshold)
+            found = predict_probability(self.model, image, again, [name], self.sampling)
+            self.nfe += found.nfe
+        return found
+
+    def _condition(self, seen: NDArray[np.uint8], name: str) -> ConditionBundle | WindowCondition | None:
+        features = self.features
+        if features is None:
+            return None
+
+        def of_window(window: Window) -> ConditionBundle:
+            part = np.ascontiguousarray(window.cut(torch.from_numpy(seen).permute(2, 0, 1)).permute(1, 2, 0).numpy())
+            box = (window.top, window.left, *part.shape[:2])
+            vectors, present = features.features([part], [self.prompt], [name], [box])
+            own = ConditionBundle(torch.from_numpy(vectors), torch.from_numpy(present), source=features.settings.source)
+            return switch_off(own) if self.config.evaluate.film_mode == "off" else own
+
+        return of_window if is_per_crop(features.settings) else of_window(Window(0, 0, *seen.shape[:2]))
+
+
+def _check_pictures(paths: Sequence[Path], channels: int) -> None:
+    faults = Faults(DataError, "pictures to predict", "mend or leave out these files")
+    for path in paths:
+        try:
+            read_picture(path, channels)
+        except DataError as error:
+            faults.add(error.message)
+    if not paths:
+        faults.add("none were named")
+    faults.raise_if_any()
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """A file name per picture; pictures of one stem get -2, -3 in their order."""
+    seen: dict[str, int] = {}
+    names = []
+    for path in paths:
+        seen[path.stem] = seen.get(path.stem, 0) + 1
+        names.append(path.stem if seen[path.stem] == 1 else f"{path.stem}-{seen[path.stem]}")
+    return names
+
+
+def _write(found: Probability, target: Path, name: str, threshold: float) -> dict[str, Path]:
+    maps: dict[str, Tensor] = {"probability": found.mean, "mask": (found.mean > threshold).float()}
+    if found.std is not None:
+        maps["spread"] = found.std * 2
+    if found.junction is not None:
+        maps["junctions"] = found.junction
+    files = {}
+    for kind, values in maps.items():
+        files[kind] = target / f"{name}-{kind}.png"
+        level = (values[0, 0].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+        Image.fromarray(level).save(files[kind])
+    return files

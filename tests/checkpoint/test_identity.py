@@ -1,0 +1,115 @@
+"""One name, one identity: who comes with another is blocked and told the difference."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from stageline.checkpoint.identity import claim_run, compare_run, read_run
+from stageline.config import RunConfig, Settings
+from stageline.errors import PlanError
+from stageline.store import Store
+
+
+class Model(Settings):
+    overlap: float = 0.5
+    stages: list[int] = Field(default_factory=lambda: [2, 3])
+
+
+class Config(RunConfig):
+    model: Model = Model()
+
+
+def config(**changes: object) -> Config:
+    return Config(family="film_flow", run="a", **changes)  # type: ignore[arg-type]
+
+
+def test_a_name_is_claimed_once_and_joined_by_the_same_identity(root: Store) -> None:
+    assert read_run(root, "a") is None
+    record = claim_run(root, config(), "stageline run", stages=("backbone", "film"))
+    assert claim_run(root, config(root="/elsewhere"), "again") == record
+    assert read_run(root, "a") == record
+    assert record.identity == {"family": "film_flow", "seed": 0, "model.overlap": 0.5, "model.stages": [2, 3]}
+    assert record.versions["stageline"]
+    assert record.command == "stageline run"
+
+
+def test_another_identity_is_blocked_with_every_difference_and_the_flag(root: Store) -> None:
+    claim_run(root, config())
+    other = config(seed=3, model=Model(overlap=0.0))
+    with pytest.raises(PlanError) as caught:
+        claim_run(root, other)
+    assert "model.overlap: 0.5 -> 0" in caught.value.message
+    assert "seed: 0 -> 3" in caught.value.message
+    assert "run=<new name>" in caught.value.remedy
+    record = read_run(root, "a")
+    assert record is not None
+    assert len(compare_run(record, other)) == 2
+    assert compare_run(record, config()) == []
+
+
+def test_two_threads_with_two_identities_get_one_run(root: Store) -> None:
+    start = threading.Barrier(2)
+    joined: list[int] = []
+    blocked: list[PlanError] = []
+
+    def claim(seed: int) -> None:
+        start.wait(30)
+        try:
+            claim_run(root, config(seed=seed))
+            joined.append(seed)
+        except PlanError as error:
+            blocked.append(error)
+
+    threads = [threading.Thread(target=claim, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert (len(joined), len(blocked)) == (1, 1)
+    record = read_run(root, "a")
+    assert record is not None
+    assert record.identity["seed"] == joined[0]
+
+
+def test_two_processes_with_two_identities_get_one_run(tmp_path: Path) -> None:
+    script = f"""
+import sys, time
+from stageline.checkpoint.identity import claim_run
+from stageline.config import RunConfig
+from stageline.errors import PlanError
+from stageline.store import open_store
+root = open_store({str(tmp_path)!r})
+root.put("ready/" + sys.argv[1], b"")
+while len(root.list("ready")) < 2:
+    time.sleep(0.002)
+won = 0
+for i in range(50):
+    try:
+        claim_run(root, RunConfig(family="film_flow", run=f"r{{i}}", seed=int(sys.argv[1])))
+        won += 1
+    except PlanError:
+        pass
+print(won)
+"""
+    ones = [
+        subprocess.Popen([sys.executable, "-c", script, seed], stdout=subprocess.PIPE, text=True) for seed in ("1", "2")
+    ]
+    counts = [int(one.communicate(timeout=90)[0]) for one in ones]
+    records = [read_run(str(tmp_path), f"r{i}") for i in range(50)]
+    seeds = [record.identity["seed"] for record in records if record is not None]
+    assert counts == [seeds.count(1), seeds.count(2)]
+    assert sum(counts) == 50
+
+
+@pytest.mark.parametrize("junk", [b"", b"[]", b'{"schema": "stageline-run/1"}', b'{"schema": "other"}'])
+def test_a_damaged_record_blocks(root: Store, junk: bytes) -> None:
+    root.put("runs/a/run.json", junk)
+    with pytest.raises(PlanError, match=r"run\.json"):
+        claim_run(root, config())
+    assert root.get("runs/a/run.json") == junk

@@ -1,0 +1,164 @@
+"""Names of checkpoints: everything that resolves, and what everything else is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stageline.checkpoint.layout import StageDir, resolve
+from stageline.checkpoint.metadata import METADATA_NAME, SCHEMA, content_of, parse_metadata, seal_of
+from stageline.errors import CheckpointError
+from stageline.store import Store, open_store
+from tests.checkpoint.samples import measured, save, writing
+
+
+def test_every_name_of_a_checkpoint_leads_to_it(root: Store) -> None:
+    directory = StageDir(root, "a", "film", "variant-x")
+    with writing(directory) as writer:
+        best = writer.save(measured(10, 0.9, 0.9, 10))
+        last = writer.save(measured(20, 0.1, 0.9, 10))
+    assert directory.uri == f"{root.uri}/runs/a/film/variant-x"
+    for name, expected in {
+        directory.uri: best,
+        f"{directory.uri}/": best,
+        f"{directory.uri}/best.ckpt": best,
+        f"{directory.uri}/last.ckpt": last,
+        last.uri: last,
+        f"{last.uri}/{METADATA_NAME}": last,
+        str(last.reference): last,
+        f"{directory.uri}/last.ckpt@sha256:{last.digest}": last,
+        f"{directory.uri}@sha256:{best.digest}": best,
+    }.items():
+        found = resolve(name)
+        assert (found.uri, found.digest) == (expected.uri, expected.digest), name
+    assert resolve(last.reference).digest == last.digest
+    assert resolve(directory.uri, prefer="last").digest == last.digest
+
+
+def test_a_relative_path_resolves(directory: StageDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    (ref,) = save(directory, 1)
+    local = directory.store.local_path()
+    assert local is not None
+    monkeypatch.chdir(local)
+    assert resolve("best.ckpt").digest == ref.digest
+    assert resolve(".").digest == ref.digest
+
+
+def test_a_pointer_that_moved_on_is_not_the_checkpoint_that_was_named(directory: StageDir) -> None:
+    first, _ = save(directory, 1, 2)
+    with pytest.raises(CheckpointError, match="expected " + first.digest):
+        resolve(f"{directory.uri}/last.ckpt@sha256:{first.digest}")
+
+
+def test_what_is_no_checkpoint_says_what_it_is(tmp_path: Path) -> None:
+    directory = StageDir(str(tmp_path), "a", "film")
+    save(directory, 1)
+    store = open_store(tmp_path)
+    store.put("runs/a/run.json", b"{}")
+    store.put("old/model.ckpt", b"PK")
+    store.put("old/best.ckpt", b"PK\x03\x04")
+    store.put("plain/file", b"x")
+    for name, said in {
+        "nowhere": "there is no checkpoint",
+        "runs/a": "is a run.*",
+        "runs/a/run.json": "is a file",
+        "old/model.ckpt": "file of another program",
+        "old/best.ckpt": "is no pointer",
+        "plain": "never committed",
+        "runs/a/film@sha256:12": "names no checkpoint",
+        "runs/a/film/checkpoints/step-00000009": "there is no checkpoint",
+    }.items():
+        with pytest.raises(CheckpointError, match=said) as caught:
+            resolve(f"{tmp_path}/{name}")
+        assert caught.value.remedy, name
+    with pytest.raises(CheckpointError) as caught:
+        resolve(f"{tmp_path}/runs/a")
+    assert f"{tmp_path}/runs/a/film" in caught.value.remedy
+
+
+def test_an_export_is_no_checkpoint(directory: StageDir, tmp_path: Path) -> None:
+    save(directory, 1)
+    data = directory.store.get(METADATA_NAME)
+    open_store(tmp_path / "export").put(METADATA_NAME, data)
+    with pytest.raises(CheckpointError, match="is an export of checkpoint"):
+        resolve(str(tmp_path / "export"))
+
+
+@pytest.mark.parametrize(
+    "pointer",
+    [
+        {},
+        {"target": "checkpoints/step-00000001"},
+        {"target": "../other/checkpoints/step-00000001", "digest": "0"},
+        {"target": 1, "digest": 2},
+    ],
+)
+def test_a_pointer_that_points_nowhere_sensible_is_refused(directory: StageDir, pointer: object) -> None:
+    save(directory, 1)
+    directory.store.put("last.ckpt", json.dumps(pointer).encode())
+    with pytest.raises(CheckpointError, match="no pointer"):
+        resolve(f"{directory.uri}/last.ckpt")
+
+
+def test_metadata_survives_its_own_file(directory: StageDir) -> None:
+    with writing(directory) as writer:
+        ref = writer.save(measured(10, 1 / 3, 1e-300, 10))
+    data = ref.store.get(METADATA_NAME)
+    again = parse_metadata(data, "x")
+    assert again == ref.metadata
+    assert again.to_bytes() == data
+    assert again.metrics == {"dice": 1 / 3}
+    assert content_of(again.files) == ref.content
+
+
+def test_a_metric_that_is_no_number_is_kept_as_null(directory: StageDir) -> None:
+    with writing(directory) as writer:
+        ref = writer.save(measured(10, float("nan"), 0.5, 5))
+    assert resolve(ref.uri).metadata.metrics == {"dice": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda p: p.update(schema="stageline/2"), f"'stageline/2', this version reads {SCHEMA}"),
+        (lambda p: p.pop("schema"), "schema None"),
+        (lambda p: p.update(surprise=1), "surprise"),
+        (lambda p: p.pop("step"), "step: Field required"),
+        (lambda p: p.update(step="1"), "step: Input should be a valid integer"),
+        (lambda p: p.update(run="b"), "seal"),
+    ],
+)
+def test_metadata_of_another_kind_is_refused(directory: StageDir, change: object, said: str) -> None:
+    (ref,) = save(directory, 1)
+    plain = json.loads(ref.store.get(METADATA_NAME))
+    change(plain)  # type: ignore[operator]
+    if said != "seal":
+        plain["seal"] = seal_of(plain)
+    with pytest.raises(CheckpointError, match=said):
+        parse_metadata(json.dumps(plain).encode(), "x")
+
+
+def test_a_reader_between_two_moves_of_a_pointer_gets_a_checkpoint(
+    directory: StageDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pointer is read, then the writer moves it and deletes what it named."""
+    save(directory, 1)
+    old = directory.store.get("last.ckpt")
+    (second,) = save(directory, 2)
+    directory.store.delete_tree("checkpoints/step-00000001")
+    get, reads = Store.get, []
+
+    def stale_first(self: Store, key: str) -> bytes:
+        data = get(self, key)
+        if key == "last.ckpt":
+            reads.append(key)
+            return old if len(reads) == 1 else data
+        return data
+
+    monkeypatch.setattr(Store, "get", stale_first)
+    found = directory.pointer("last")
+    assert found is not None
+    assert found.digest == second.digest
+    assert len(reads) == 2

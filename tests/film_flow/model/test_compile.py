@@ -1,0 +1,53 @@
+"""The network compiles as one graph: nothing in the forward pass prints, stores or branches on data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from stageline.families.film_flow.model import FilmFlowModel
+
+Build = Callable[..., FilmFlowModel]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch"),
+    pytest.mark.filterwarnings("ignore:.*:FutureWarning:torch"),
+]
+
+
+@pytest.mark.parametrize(
+    ("stages", "kwargs"),
+    [
+        ((), {}),
+        ((0, 1), {}),
+        ((2, 3), {"gate": (2, 3), "junction_channels": 12}),
+        ((0, 1, 2, 3), {}),
+        ((0, 1, 2, 3), {"image_conditioning": "dual", "settings": {"token_features": 6}}),
+    ],
+    ids=str,
+)
+def test_one_graph(build: Build, inputs: Any, stages: tuple[int, ...], kwargs: dict[str, Any]) -> None:
+    model = build(stages, **kwargs)
+    call = (*inputs.positional(), inputs.condition)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(compiled(*call), model(*call), atol=1e-6)
+        both = compiled(*call, full=True, diagnostics=True), model(*call, full=True, diagnostics=True)
+    assert torch.allclose(both[0].prediction, both[1].prediction, atol=1e-6)
+    assert list(both[0].diagnostics) == list(stages)
+    explained = torch._dynamo.explain(model)(*call)
+    assert explained.graph_count == 1
+    assert explained.graph_break_count == 0
+
+
+def test_inductor_agrees_with_eager(build: Build, inputs: Any) -> None:
+    model = build((2, 3))
+    call = (*inputs.positional(), inputs.condition)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True)
+    with torch.no_grad():
+        assert (compiled(*call) - model(*call)).abs().max() < 1e-4

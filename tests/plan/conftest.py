@@ -1,0 +1,119 @@
+"""A root with prepared data and committed checkpoints, made by the real writer from tiny tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stageline.checkpoint.commit import CheckpointWriter, Snapshot
+from stageline.checkpoint.layout import CheckpointRef, StageDir
+from stageline.checkpoint.lease import StageLease
+from stageline.checkpoint.metadata import BestRecord, GroupRecord, ParentRecord, Provenance
+from stageline.cli.configuration import raw_preset
+from stageline.config import RunConfig
+from stageline.data.prepared import MANIFEST, PREPARED, SCHEMA, Prepared, find_prepared
+from stageline.families import family_config, parse_config
+from stageline.prepare import prepared_fingerprint
+from stageline.stage import stage_config, stage_fingerprint, stage_settings
+from stageline.store import open_store
+
+
+@dataclass
+class Lab:
+    """A root in which runs look as if they had been trained."""
+
+    root: Path
+
+    def config(self, *overrides: str, **sections: Any) -> RunConfig:
+        raw = raw_preset("film_flow", "tiny") | sections
+        return parse_config(raw, ["run=lab", f"root={self.root}", *overrides])
+
+    def prepare(self, config: RunConfig) -> Prepared:
+        """Prepared data of a config without sources, committed."""
+        family = family_config(config.family)
+        key = prepared_fingerprint(config, family, {})
+        store = open_store(self.root).child(PREPARED, key)
+        facts = {"num_train": 192}
+        manifest = {"schema": SCHEMA, "family": family.name, "facts": facts, "folder": "data", "files": {}}
+        store.create(MANIFEST, json.dumps(manifest).encode())
+        found = find_prepared(open_store(self.root), key)
+        assert found is not None
+        return found
+
+    def commit(
+        self,
+        config: RunConfig,
+        name: str,
+        *,
+        step: int = 10,
+        steps: int = 10,
+        final: bool = True,
+        parents: Mapping[str, CheckpointRef] | None = None,
+        value: float = 0.5,
+    ) -> CheckpointRef:
+        """A committed checkpoint of a stage, as training with this config would leave it."""
+        family = family_config(config.family)
+        stage = family.stages[name]
+        own = stage_config(config, stage)
+        data = self.prepare(config).reference.digest
+        links = dict(parents or {})
+        records = {
+            role: ParentRecord(
+                uri=ref.uri,
+                digest=ref.digest,
+                content=ref.content,
+                stage=ref.metadata.stage,
+                step=ref.metadata.step,
+                weights="ema",
+            )
+            for role, ref in links.items()
+        }
+        contents = {role: ref.content for role, ref in links.items()}
+        provenance = Provenance(
+            family=family.name,
+            stage=name,
+            run=config.run,
+            identity="i" * 64,
+            stage_fingerprint=stage_fingerprint(own, stage, data, contents),
+            settings=stage_settings(own),
+            parents=records,
+            facts=family.facts(own),
+            trained={"all": GroupRecord(tensors=1, parameters=1234)},
+            data_digest=data,
+        )
+        directory = StageDir(open_store(self.root), config.run, name)
+        tensors = {"backbone.weight": torch.full((2, 2), value + step)}
+        snapshot = Snapshot(
+            step=step,
+            steps=steps,
+            final=final,
+            tensors=tensors,
+            ema={key: tensor.clone() for key, tensor in tensors.items()},
+            training_state={"step": step},
+            best=BestRecord(metric="dice", direction="max", value=value, step=step),
+            is_best=True,
+            timing={"seconds_per_step": 0.5},
+            config_yaml="family: film_flow\n",
+        )
+        with StageLease.acquire(directory, "test", keep_renewed=False) as lease:
+            return CheckpointWriter(directory, lease, provenance).save(snapshot)
+
+    def train_all(self, config: RunConfig) -> tuple[CheckpointRef, CheckpointRef]:
+        """Both stages, finished."""
+        backbone = self.commit(config, "backbone")
+        return backbone, self.commit(config, "film", parents={"default": backbone})
+
+    def files(self) -> dict[str, bytes]:
+        """Every file below the root, to see that nothing was touched."""
+        return {str(path.relative_to(self.root)): path.read_bytes() for path in self.root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path / "root")

@@ -1,0 +1,62 @@
+"""The toy family in the table of families, prepared data for it, and a call of `train_stage`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from stageline.families import FAMILIES, parse_config
+
+
+@pytest.fixture(autouse=True)
+def _toy_family(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    from toy_family import family
+
+    monkeypatch.setitem(FAMILIES, "toy", "toy_family")
+    family.TASKS.clear()
+    family.CHANGE.clear()
+    yield
+    family.TASKS.clear()
+    family.CHANGE.clear()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """Reference of prepared data without a file: the toy family makes its samples itself."""
+    folder = tmp_path / "cache" / "prepared" / "toy"
+    (folder / "data").mkdir(parents=True)
+    manifest = {"schema": "stageline-prepared/1", "family": "toy", "facts": {}, "folder": "data", "files": {}}
+    text = json.dumps(manifest).encode()
+    (folder / "manifest.json").write_bytes(text)
+    return f"{folder}@sha256:{hashlib.sha256(text).hexdigest()}"
+
+
+@pytest.fixture
+def train(tmp_path: Path, data: str) -> Callable[..., Any]:
+    """train(stage, run=..., **{"trainer.batch_size": 4}) -> StageResult, in this process."""
+    from stageline.train import train_stage
+
+    def call(stage: str = "base", *, run: str = "r", parents: Any = None, **dotted: Any) -> Any:
+        settings = {
+            "trainer.batch_size": 2,
+            "trainer.accumulate_grad_batches": 2,
+            "trainer.accelerator": "cpu",
+            "trainer.tensorboard": False,
+            "trainer.learning_rate": 0.02,
+            "trainer.ema_decay": 0.5,
+            "trainer.log_every_steps": 1,
+            **dotted,
+        }
+        words = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+        config = parse_config({"family": "toy", "run": run, "root": str(tmp_path), "seed": 3}, words)
+        return train_stage(config, stage, data=data, parents=parents)
+
+    return call

@@ -1,0 +1,139 @@
+"""Two ranks give what one gives: DDP and FSDP2, unequal weights, ranks without a sample, sharded checkpoints."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+
+from stageline.checkpoint.layout import CheckpointRef, StageDir
+from stageline.checkpoint.tensors import join_shards, load_state, read_named, read_tensors
+from stageline.checkpoint.verify import verify
+from stageline.telemetry import read_events
+
+# 21 samples in groups of 8: the last step of an epoch has 5, whose second micro-batch has 1 sample for 2 ranks.
+SETTINGS = {
+    "data.num_train": 21,
+    "trainer.max_steps": 7,
+    "trainer.weight_decay": 0.0,
+    "trainer.gradient_clip_val": 0.5,
+    "trainer.validate_every_steps": 3,
+    "trainer.checkpoint_every_steps": 4,
+}
+ONE = {**SETTINGS, "trainer.batch_size": 4}
+TWO = {**SETTINGS, "trainer.batch_size": 2, "trainer.processes": 2}
+
+
+def final(root: Path, run: str) -> CheckpointRef:
+    ref = StageDir(str(root), run, "base").newest()
+    assert ref is not None
+    assert ref.metadata.final
+    assert verify(ref) == []
+    return ref
+
+
+def curves(root: Path, run: str) -> list[dict[str, Any]]:
+    """What each step and validation said about the mathematics."""
+    events = read_events(StageDir(str(root), run, "base").store)
+    return [
+        {"loss": e["loss"], "norm": e["gradient_norm"], **e["parts"]} if e["event"] == "step" else e["metrics"]
+        for e in events
+        if e["event"] in ("step", "validation")
+    ]
+
+
+def assert_same_training(root: Path, run: str, other: str) -> None:
+    for a, b in zip(curves(root, run), curves(root, other), strict=True):
+        assert a == pytest.approx(b, rel=2e-5)
+    for weights in ("raw", "ema"):
+        one, two = read_tensors(final(root, run), weights), read_tensors(final(root, other), weights)
+        assert one.keys() == two.keys()
+        for name in one:
+            # Adam divides by small numbers in its first steps: rounding in the gradient shows.
+            torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
+
+
+def test_micro_batches_do_not_change_the_result(train, tmp_path):
+    train(run="whole", **{**ONE, "trainer.batch_size": 8, "trainer.accumulate_grad_batches": 1})
+    for batch_size, accumulate in ((4, 2), (1, 8)):
+        settings = {**ONE, "trainer.batch_size": batch_size, "trainer.accumulate_grad_batches": accumulate}
+        train(run=f"parts-{accumulate}", **settings)
+        assert_same_training(tmp_path, "whole", f"parts-{accumulate}")
+
+
+def test_two_ranks_equal_one(train, tmp_path):
+    train(run="one", **ONE)
+    ends = run_ranks(lambda rank: train(run="ddp", **TWO).metrics, 2, tmp_path / "ddp")
+    assert [end.code for end in ends] == [0, 0], ends
+    assert ends[0].value == ends[1].value
+    assert_same_training(tmp_path, "one", "ddp")
+
+
+def test_a_sharded_model_equals_one_rank_and_loads_plain(train, tmp_path):
+    from toy_family import family
+    from toy_family.toy import ToyModel
+
+    sharded = {**TWO, "trainer.strategy": "fsdp2"}
+    train(run="one", **ONE)
+    ends = run_ranks(lambda rank: train(run="fsdp", **sharded).step, 2, tmp_path / "fsdp")
+    assert [end.code for end in ends] == [0, 0], ends
+    assert_same_training(tmp_path, "one", "fsdp")
+    ref = final(tmp_path, "fsdp")
+    assert ref.metadata.is_sharded
+    assert not [info.key for info in ref.store.list() if not info.key.endswith((".safetensors", ".json", ".yaml"))]
+    plain = ToyModel()
+    accounting = load_state(plain, read_tensors(ref, "ema"), where=ref.uri)
+    assert len(accounting.loaded) == len(plain.state_dict())
+
+    def stop(task: Any) -> None:
+        def on_loss(summed: Any, context: Any) -> Any:
+            if context.step == 4 and os.environ["RANK"] == "0":
+                os.kill(os.getpid(), signal.SIGTERM)
+            return summed
+
+        task.on_loss = on_loss
+
+    family.CHANGE[:] = [stop]
+    ends = run_ranks(lambda rank: train(run="stopped", **sharded).step, 2, tmp_path / "stopped")
+    assert [end.code for end in ends] == [143, 143], ends
+    family.CHANGE.clear()
+    ends = run_ranks(lambda rank: train(run="stopped", **sharded).action, 2, tmp_path / "stopped")
+    assert [end.value for end in ends] == ["continue"] * 2, ends
+    again = final(tmp_path, "stopped")
+    for group in ("model", "ema", "training/optimizer"):
+        one, two = join_shards(ref, group), join_shards(again, group)
+        assert all(torch.equal(one[name], two[name]) for name in one), group
+
+    # Strategy is operational: a checkpoint of DDP goes on under FSDP2 and back.
+    family.CHANGE[:] = [stop]
+    ends = run_ranks(lambda rank: train(run="mixed", **TWO).step, 2, tmp_path / "mixed")
+    assert [end.code for end in ends] == [143, 143], ends
+    family.CHANGE.clear()
+    ends = run_ranks(lambda rank: train(run="mixed", **sharded).action, 2, tmp_path / "mixed")
+    assert [end.value for end in ends] == ["continue"] * 2, ends
+    assert_same_training(tmp_path, "one", "mixed")
+    whole = StageDir(str(tmp_path), "mixed", "base").committed()[0]
+    if not whole.metadata.is_sharded:
+        assert read_named(whole, "training/optimizer.safetensors", "training/optimizer", "training")
+
+
+def test_ranks_with_different_configs_are_refused(train, tmp_path):
+    def body(rank: int) -> Any:
+        return train(run="differ", **{**TWO, "trainer.log_every_steps": 1 + rank}).step
+
+    ends = run_ranks(body, 2, tmp_path / "differ")
+    assert [end.code for end in ends] == [2, 2], ends
+    assert "differs among ranks" in ends[0].output
+
+
+def test_a_rank_started_alone_after_the_end_finds_it(train, tmp_path, monkeypatch):
+    ends = run_ranks(lambda rank: train(run="done", **TWO).step, 2, tmp_path / "done")
+    assert [end.code for end in ends] == [0, 0], ends
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert train(run="done", **TWO).action == "reuse"

@@ -1,0 +1,199 @@
+"""Interrupted and continued equals uninterrupted, bit for bit: killed anywhere, any number of loader workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import run_ranks
+
+from stageline.checkpoint.layout import StageDir
+from stageline.checkpoint.verify import verify
+from stageline.errors import InterruptedRunError, PeerLostError
+from stageline.telemetry import read_events, read_failure
+
+SETTINGS = {
+    "trainer.checkpoint_every_steps": 3,
+    "trainer.validate_every_steps": 4,
+    "trainer.max_steps": 10,
+    "model.dropout": 0.2,
+    "trainer.schedule": "onecycle",
+}
+
+
+def weights_and_optimizer(root: Path, run: str, stage: str = "base") -> tuple[dict[str, str], dict[str, Any]]:
+    """(hashes of all tensor files of the final checkpoint, what its state and metrics say but for times)."""
+    import json
+
+    ref = StageDir(str(root), run, stage).newest()
+    assert ref is not None
+    assert ref.metadata.final
+    assert verify(ref) == []
+    state = json.loads(ref.store.get("training/state.json"))
+    state.pop("seconds")
+    hashes = {name: record.sha256 for name, record in ref.metadata.files.items() if name.endswith("safetensors")}
+    return hashes, {**state, "metrics": ref.metadata.metrics}
+
+
+def kill_in_loss(step: int, micro: int, rank: int = 0) -> Any:
+    """SIGKILL in the loss of one micro-batch (counted within the step)."""
+
+    def change(task: Any) -> None:
+        seen: dict[int, int] = {}
+
+        def on_loss(summed: Any, context: Any) -> Any:
+            number = seen.setdefault(context.step, 0)
+            seen[context.step] += 1
+            if (context.step, number) == (step, micro) and os.environ.get("RANK", "0") == str(rank):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return summed
+
+        task.on_loss = on_loss
+
+    return change
+
+
+def kill_in_save(step: int) -> Any:
+    """SIGKILL when the average's file of a step's checkpoint is written and about to get its name."""
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if event == "os.rename" and f"step-{step:08d}" in str(args[1]) and "ema" in str(args[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def change(task: Any) -> None:
+        sys.addaudithook(hook)
+
+    return change
+
+
+DEATHS = {
+    "mid_epoch": lambda: kill_in_loss(4, 0),
+    "mid_accumulation": lambda: kill_in_loss(7, 1),
+    "in_save": lambda: kill_in_save(6),
+}
+
+
+@pytest.fixture
+def family() -> Any:
+    from toy_family import family
+
+    return family
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_resume_equals_uninterrupted(train, tmp_path, family, size):
+    settings = {**SETTINGS, "trainer.processes": size, "trainer.batch_size": 4 // size}
+    whole = run_ranks(lambda rank: train(run="whole", **settings).step, size, tmp_path / "whole")
+    assert [end.code for end in whole] == [0] * size, whole
+    expected = weights_and_optimizer(tmp_path, "whole")
+    for workers, (name, death) in enumerate(DEATHS.items()):
+        run = name.replace("_", "-")
+        family.CHANGE[:] = [death()]
+        died = run_ranks(lambda rank: train(run=run, **settings).step, size, tmp_path / run)  # noqa: B023
+        assert died[0].code == -signal.SIGKILL, died
+        if size == 2:
+            assert died[1].code == PeerLostError.exit_code, died[1].output
+        left = StageDir(str(tmp_path), run, "base")
+        newest = left.newest()
+        assert newest is not None
+        assert newest.metadata.step in (3, 4, 6)
+        assert not newest.metadata.final
+        family.CHANGE.clear()
+        again = {**settings, "trainer.num_workers": workers}
+        ended = run_ranks(lambda rank: train(run=run, **again).action, size, tmp_path / run)  # noqa: B023
+        assert [end.code for end in ended] == [0] * size, ended
+        assert ended[0].value == "continue"
+        assert weights_and_optimizer(tmp_path, run) == expected, name
+        steps = [e["step"] for e in read_events(left.store) if e["event"] == "step"]
+        assert steps == list(range(1, 11)), "each step is told once"
+
+
+def test_a_signal_to_one_rank_commits_on_all(train, tmp_path, family):
+    settings = {**SETTINGS, "trainer.processes": 2}
+    whole = run_ranks(lambda rank: train(run="whole", **settings).step, 2, tmp_path / "whole")
+    assert [end.code for end in whole] == [0, 0], whole
+
+    def signalled(task: Any) -> None:
+        def on_loss(summed: Any, context: Any) -> Any:
+            if context.step == 4 and os.environ["RANK"] == "1":
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.05)
+            return summed
+
+        task.on_loss = on_loss
+
+    family.CHANGE[:] = [signalled]
+    stopped = run_ranks(lambda rank: train(run="stopped", **settings).step, 2, tmp_path / "stopped")
+    assert [end.code for end in stopped] == [143, 143], stopped
+    left = StageDir(str(tmp_path), "stopped", "base")
+    newest = left.newest()
+    assert newest is not None
+    # The signal came in step 5; ranks hear of it in the exchange of that step or the next.
+    assert newest.metadata.step in (5, 6)
+    record = read_failure(left.store)
+    assert record is not None
+    assert record["kind"] == InterruptedRunError.kind
+    assert record["exit_code"] == 143
+    assert {path.name for path in left.store.local_path().glob("failure*")} == {
+        "failure.json",
+        "failure-rank-1.json",
+    }
+    family.CHANGE.clear()
+    ended = run_ranks(lambda rank: train(run="stopped", **settings).action, 2, tmp_path / "stopped")
+    assert [end.value for end in ended] == ["continue"] * 2, ended
+    assert weights_and_optimizer(tmp_path, "stopped") == weights_and_optimizer(tmp_path, "whole")
+    assert read_failure(left.store) is None, "an earlier attempt's record does not outlive it"
+
+
+@pytest.mark.parametrize("step", [3, 9], ids=["validation put off", "final validation put off"])
+def test_a_stop_puts_validation_off_and_resume_makes_it(train, tmp_path, family, step):
+    whole = train(run="whole", **SETTINGS)
+
+    def signalled(task: Any) -> None:
+        def on_loss(summed: Any, context: Any) -> Any:
+            if context.step == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return summed
+
+        task.on_loss = on_loss
+
+    family.CHANGE[:] = [signalled]
+    with pytest.raises(InterruptedRunError, match="SIGTERM"):
+        train(run="stopped", **SETTINGS)
+    left = StageDir(str(tmp_path), "stopped", "base")
+    assert left.newest().metadata.step == step + 1
+    assert not left.newest().metadata.final
+    family.CHANGE.clear()
+    again = train(run="stopped", **SETTINGS)
+    assert again.action == "continue"
+    assert again.best == whole.best
+    assert weights_and_optimizer(tmp_path, "stopped") == weights_and_optimizer(tmp_path, "whole")
+
+
+def test_a_second_ctrl_c_ends_at_once(train, tmp_path, family):
+    def twice(task: Any) -> None:
+        def on_loss(summed: Any, context: Any) -> Any:
+            if context.step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+            return summed
+
+        task.on_loss = on_loss
+
+    family.CHANGE[:] = [twice]
+    ended = run_ranks(lambda rank: train(run="twice", **SETTINGS).step, 1, tmp_path / "twice")
+    assert ended[0].code == -signal.SIGINT
+
+
+def test_max_seconds_stops_commits_and_continues(train, tmp_path):
+    whole = train(run="whole", **SETTINGS)
+    with pytest.raises(InterruptedRunError, match="max_seconds"):
+        train(run="short", **SETTINGS, **{"trainer.max_seconds": 1e-6})
+    assert StageDir(str(tmp_path), "short", "base").newest().metadata.step == 1
+    assert train(run="short", **SETTINGS).best == whole.best
+    assert weights_and_optimizer(tmp_path, "short") == weights_and_optimizer(tmp_path, "whole")
