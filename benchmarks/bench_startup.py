@@ -27,11 +27,11 @@ def main() -> None:
     def runner(command: list[str]) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(command, check=True, capture_output=True)
 
-    seconds = side_by_side({name: lambda c=command: runner(c) for name, command in COMMANDS.items()}, rounds=5)
+    seconds = side_by_side({name: lambda c=command: runner(c) for name, command in COMMANDS.items()}, rounds=3)
     taken = seconds["stageline --help"]
     verdict = "within" if taken <= AIM_SECONDS else "beyond"
     print_table(
-        "start-up, whole processes, median of 5",
+        "start-up, whole processes, median of 3",
         seconds,
         reference="python -c pass",
         note=f"stageline --help: {taken:.2f} s, {verdict} the aim of {AIM_SECONDS} s; "

@@ -50,6 +50,7 @@ class Stage:
     steps: default number of optimizer steps; the config wins.
     parents: role -> stage. A role is `default` or one of the family's own words.
     optional_parents: roles without which the stage may start from scratch when that stage is not in the run.
+    also_from: role -> further stages whose checkpoint `parents.<stage>.<role>` may name (fine-tuning from itself).
     patch: dotted config keys this stage changes.
     metric, direction: what "best" means, as declared by the stage's validation.
     parent_weights, parent_checkpoint: which weights of this stage feed the next one.
@@ -63,9 +64,14 @@ class Stage:
     direction: Literal["max", "min"] = "max"
     parents: Mapping[str, str] = field(default_factory=dict)
     optional_parents: frozenset[str] = frozenset()
+    also_from: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     patch: Mapping[str, Any] = field(default_factory=dict)
     parent_weights: Literal["ema", "raw"] = "ema"
     parent_checkpoint: Literal["best", "last"] = "best"
+
+    def accepted(self, role: str) -> tuple[str, ...]:
+        """The stages a checkpoint in this role may be of."""
+        return (self.parents[role], *self.also_from.get(role, ()))
 
 
 class Stages:

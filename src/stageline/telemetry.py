@@ -238,7 +238,7 @@ class MetricsEndpoint:
 
 HIDDEN = "***"
 _SECRET_NAME = re.compile(
-    r"(?i)(^|[_.-])(secret|(auth|access|api|hf|hub|refresh)[_-]?token|password|passwd|passphrase|credentials?|api[_-]?key|access[_-]?key(_id)?|private[_-]?key)$"
+    r"(?i)(^|[_.-])(secret([_-]key)?|(auth|access|api|hf|hub|refresh)[_-]?token|password|passwd|passphrase|credentials?|api[_-]?key|access[_-]?key(_id)?|private[_-]?key)$"
     r"|secret[_-]?access|session[_-]?token"
 )
 _SECRET_TEXT = (
@@ -252,7 +252,7 @@ _SECRET_TEXT = (
     ),
     (
         re.compile(
-            r"(?i)\b([a-z0-9_.-]*(?:secret(?:[_-]access[_-]key)?|(?:auth|access|session|security|api|hf|hub|refresh)[_-]token|password|passwd|api[_-]?key|access[_-]key(?:[_-]id)?))"
+            r"(?i)\b([a-z0-9_.-]*(?:secret(?:[_-](?:access[_-])?key)?|(?:auth|access|session|security|api|hf|hub|refresh)[_-]token|password|passwd|api[_-]?key|access[_-]key(?:[_-]id)?))"
             r"([\"']?\s*[=:]\s*[\"']?)(?!\*\*\*)[^\s\"',;]+"
         ),
         rf"\1\2{HIDDEN}",

@@ -55,12 +55,12 @@ def test_finished_stages_are_reused_with_their_digest(lab: Lab) -> None:
     assert plan["backbone"].parameters == {"trained": 1234, "total": 1234}
 
 
+RATE, STEPS = "trainer.learning_rate", "trainer.max_steps"
+BOTH = {"backbone", "film"}
 CHANGES = [
-    pytest.param("stage_overrides.film.trainer.learning_rate=0.01", {"film"}, "trainer.learning_rate", id="film-only"),
-    pytest.param("trainer.learning_rate=0.01", {"backbone", "film"}, "trainer.learning_rate", id="both"),
-    pytest.param(
-        "stage_overrides.backbone.trainer.max_steps=81", {"backbone", "film"}, "trainer.max_steps", id="parent"
-    ),
+    pytest.param("stage_overrides.film.trainer.learning_rate=0.01", {"film"}, RATE, id="film-only"),
+    pytest.param("trainer.learning_rate=0.01", BOTH, RATE, id="both"),
+    pytest.param("stage_overrides.backbone.trainer.max_steps=81", BOTH, STEPS, id="parent"),
     pytest.param("trainer.log_every_steps=3", set(), "", id="operational"),
     pytest.param("evaluate.k=7", set(), "", id="evaluation"),
 ]
@@ -201,7 +201,7 @@ import json, sys
 from stageline.families import parse_config
 from stageline.plan import make_plan
 plan = make_plan(parse_config(json.loads(sys.argv[1])))
-heavy = [name for name in ("torch", "lightning_fabric", "scipy", "skimage", "kfp", "transformers") if name in sys.modules]
+heavy = sorted({"torch", "lightning_fabric", "scipy", "skimage", "kfp", "transformers"} & set(sys.modules))
 print(json.dumps({"heavy": heavy, "actions": [item.action for item in plan.items]}))
 """
 

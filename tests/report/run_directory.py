@@ -140,7 +140,9 @@ class HandMade:
                 **fields,
             },
         )
-        self.store.put(f"evaluations/{name}/samples.png", png(60, 20))
+        rows = "id,prompt,mode,dice\r\na/dark,dark branches,on,0.9\r\nb,,on,0.8\r\na/dark,dark branches,off,0.25\r\n"
+        self.store.put(f"evaluations/{name}/rows.csv", rows.encode())
+        self.store.put(f"evaluations/{name}/sample-000.png", png(60, 20))
 
 
 def training_events(start: float, steps: int, every: int = 10) -> list[dict[str, Any]]:

@@ -128,7 +128,7 @@ def test_long_pauses_of_the_timeline_are_cut_short_and_their_length_is_said() ->
     ]
     first, second = stretches(sessions, 0.0)
     assert (first.start, first.end, first.at) == (0.0, 60.0, 0.0)
-    assert (second.start, second.end, second.at) == (day, day + 121, 60.0 + 30.0), "a sixth of 180 s of work"
+    assert (second.start, second.end, second.at) == (day, day + 121, 60.0 + 30.0), "a sixth of 180 s"
     text = timeline(sessions)
     assert "+24 h 00 min" in text
     assert "long pauses are cut short" in text

@@ -133,8 +133,8 @@ def test_numbers_shown_are_the_numbers_in_the_files(finished: tuple[HandMade, Pa
 def test_modes_stand_side_by_side_with_sample_counts(finished: tuple[HandMade, Page, str]) -> None:
     _, page, _ = finished
     assert page.row("metric") == ["metric", "FiLM on", "FiLM off", "conditions shuffled", "samples"]
-    assert page.row("dice") == ["dice", "0.8712", "0.51", "0.4", "48"]
-    assert page.row("cldice") == ["cldice", "0.93", "", "", "48"]
+    assert page.row("dice") == ["dice", "0.8712", "0.5100", "0.4000", "48"]
+    assert page.row("cldice") == ["cldice", "0.9300", "", "", "48"]
 
 
 def test_provenance_is_shown(finished: tuple[HandMade, Page, str]) -> None:
@@ -192,6 +192,8 @@ def test_pipeline_steps_beside_the_stages_are_in_the_timeline(store: Store) -> N
         ["prepare_data", "0.0 s", "4.0 s", "done"],
         ["evaluate", "44 s", "6.5 s", "done"],
     ]
+    frames = [row for row in page.cells if row and row[-1] == "whole step, with starting up"]
+    assert [row[:3] for row in frames] == [["film", "14 s", "30 s"]]
 
 
 def test_a_stage_that_was_not_selected_is_not_missing(store: Store) -> None:
@@ -208,7 +210,10 @@ def test_pictures_are_embedded_with_an_alternative_text(finished: tuple[HandMade
     _, page, _ = finished
     (picture,) = page.of("img")
     assert base64.b64decode((picture["src"] or "").partition(",")[2]) == png(60, 20)
-    assert "samples" in (picture["alt"] or "")
+    assert picture["alt"] == (
+        "Image, truth, predictions, probability and junctions of a/dark, prompt 'dark branches'. "
+        "Dice: FiLM on 0.9, FiLM off 0.25."
+    )
     assert (picture["width"], picture["height"]) == ("60", "20")
 
 
@@ -285,7 +290,8 @@ def test_hostile_strings_stay_text(store: Store) -> None:
     events: list[dict[str, Any]] = training_events(T0, 50)
     events[1]["parts"] = {HOSTILE: 1.0, "b": 2.0}
     run.events("film", [*events, {"time": T0 + 6, "event": "skipped", "step": 51, "reason": HOSTILE}])
-    run.evaluation(metrics={HOSTILE: 0.5}, provenance={HOSTILE: HOSTILE}, captions={"samples.png": HOSTILE})
+    run.evaluation(metrics={HOSTILE: 0.5}, provenance={HOSTILE: HOSTILE, "warnings": [HOSTILE]}, notes=[HOSTILE])
+    run.store.put(f"evaluations/{'a' * 64}/rows.csv", f'id,prompt\n"{HOSTILE[:20]}",x\n'.encode())
     run.store.put("film/config.yaml", HOSTILE.encode("utf-8", "replace"))
     page, text = report_of(store)
     assert not list(page.of("script"))
@@ -322,7 +328,7 @@ def test_damaged_files_become_lines_of_the_report(store: Store) -> None:
     run.store.put("film/events.jsonl", b'{"time": 1, "event": "step"}\nnot json\n')
     key = "backbone/checkpoints/step-00000080/checkpoint_metadata.json"
     run.store.put(key, run.store.get(key).replace(b'"step": 80', b'"step": 81', 1))
-    run.store.put(f"evaluations/{'a' * 64}/samples.png", b"no picture")
+    run.store.put(f"evaluations/{'a' * 64}/sample-000.png", b"no picture")
     page, _ = report_of(store)
     assert "Not everything could be read." in page.text
     for words in ("plan.json", "an event line is not JSON", "backbone/best.ckpt", "This file is not a PNG picture"):

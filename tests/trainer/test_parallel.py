@@ -68,7 +68,7 @@ def test_micro_batches_do_not_change_the_result(train, tmp_path):
 
 def test_two_ranks_equal_one(train, tmp_path):
     train(run="one", **ONE)
-    ends = run_ranks(lambda rank: train(run="ddp", **TWO).metrics, 2, tmp_path / "ddp")
+    ends = run_ranks(lambda _: train(run="ddp", **TWO).metrics, 2, tmp_path / "ddp")
     assert [end.code for end in ends] == [0, 0], ends
     assert ends[0].value == ends[1].value
     assert_same_training(tmp_path, "one", "ddp")
@@ -80,7 +80,7 @@ def test_a_sharded_model_equals_one_rank_and_loads_plain(train, tmp_path):
 
     sharded = {**TWO, "trainer.strategy": "fsdp2"}
     train(run="one", **ONE)
-    ends = run_ranks(lambda rank: train(run="fsdp", **sharded).step, 2, tmp_path / "fsdp")
+    ends = run_ranks(lambda _: train(run="fsdp", **sharded).step, 2, tmp_path / "fsdp")
     assert [end.code for end in ends] == [0, 0], ends
     assert_same_training(tmp_path, "one", "fsdp")
     ref = final(tmp_path, "fsdp")
@@ -99,10 +99,10 @@ def test_a_sharded_model_equals_one_rank_and_loads_plain(train, tmp_path):
         task.on_loss = on_loss
 
     family.CHANGE[:] = [stop]
-    ends = run_ranks(lambda rank: train(run="stopped", **sharded).step, 2, tmp_path / "stopped")
+    ends = run_ranks(lambda _: train(run="stopped", **sharded).step, 2, tmp_path / "stopped")
     assert [end.code for end in ends] == [143, 143], ends
     family.CHANGE.clear()
-    ends = run_ranks(lambda rank: train(run="stopped", **sharded).action, 2, tmp_path / "stopped")
+    ends = run_ranks(lambda _: train(run="stopped", **sharded).action, 2, tmp_path / "stopped")
     assert [end.value for end in ends] == ["continue"] * 2, ends
     again = final(tmp_path, "stopped")
     for group in ("model", "ema", "training/optimizer"):
@@ -111,10 +111,10 @@ def test_a_sharded_model_equals_one_rank_and_loads_plain(train, tmp_path):
 
     # Strategy is operational: a checkpoint of DDP goes on under FSDP2 and back.
     family.CHANGE[:] = [stop]
-    ends = run_ranks(lambda rank: train(run="mixed", **TWO).step, 2, tmp_path / "mixed")
+    ends = run_ranks(lambda _: train(run="mixed", **TWO).step, 2, tmp_path / "mixed")
     assert [end.code for end in ends] == [143, 143], ends
     family.CHANGE.clear()
-    ends = run_ranks(lambda rank: train(run="mixed", **sharded).action, 2, tmp_path / "mixed")
+    ends = run_ranks(lambda _: train(run="mixed", **sharded).action, 2, tmp_path / "mixed")
     assert [end.value for end in ends] == ["continue"] * 2, ends
     assert_same_training(tmp_path, "one", "mixed")
     whole = StageDir(str(tmp_path), "mixed", "base").committed()[0]
@@ -132,7 +132,7 @@ def test_ranks_with_different_configs_are_refused(train, tmp_path):
 
 
 def test_a_rank_started_alone_after_the_end_finds_it(train, tmp_path, monkeypatch):
-    ends = run_ranks(lambda rank: train(run="done", **TWO).step, 2, tmp_path / "done")
+    ends = run_ranks(lambda _: train(run="done", **TWO).step, 2, tmp_path / "done")
     assert [end.code for end in ends] == [0, 0], ends
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)

@@ -88,13 +88,13 @@ def family() -> Any:
 @pytest.mark.parametrize("size", [1, 2])
 def test_resume_equals_uninterrupted(train, tmp_path, family, size):
     settings = {**SETTINGS, "trainer.processes": size, "trainer.batch_size": 4 // size}
-    whole = run_ranks(lambda rank: train(run="whole", **settings).step, size, tmp_path / "whole")
+    whole = run_ranks(lambda _: train(run="whole", **settings).step, size, tmp_path / "whole")
     assert [end.code for end in whole] == [0] * size, whole
     expected = weights_and_optimizer(tmp_path, "whole")
     for workers, (name, death) in enumerate(DEATHS.items()):
         run = name.replace("_", "-")
         family.CHANGE[:] = [death()]
-        died = run_ranks(lambda rank: train(run=run, **settings).step, size, tmp_path / run)  # noqa: B023
+        died = run_ranks(lambda _: train(run=run, **settings).step, size, tmp_path / run)  # noqa: B023
         assert died[0].code == -signal.SIGKILL, died
         if size == 2:
             assert died[1].code == PeerLostError.exit_code, died[1].output
@@ -105,7 +105,7 @@ def test_resume_equals_uninterrupted(train, tmp_path, family, size):
         assert not newest.metadata.final
         family.CHANGE.clear()
         again = {**settings, "trainer.num_workers": workers}
-        ended = run_ranks(lambda rank: train(run=run, **again).action, size, tmp_path / run)  # noqa: B023
+        ended = run_ranks(lambda _: train(run=run, **again).action, size, tmp_path / run)  # noqa: B023
         assert [end.code for end in ended] == [0] * size, ended
         assert ended[0].value == "continue"
         assert weights_and_optimizer(tmp_path, run) == expected, name
@@ -115,7 +115,7 @@ def test_resume_equals_uninterrupted(train, tmp_path, family, size):
 
 def test_a_signal_to_one_rank_commits_on_all(train, tmp_path, family):
     settings = {**SETTINGS, "trainer.processes": 2}
-    whole = run_ranks(lambda rank: train(run="whole", **settings).step, 2, tmp_path / "whole")
+    whole = run_ranks(lambda _: train(run="whole", **settings).step, 2, tmp_path / "whole")
     assert [end.code for end in whole] == [0, 0], whole
 
     def signalled(task: Any) -> None:
@@ -128,7 +128,7 @@ def test_a_signal_to_one_rank_commits_on_all(train, tmp_path, family):
         task.on_loss = on_loss
 
     family.CHANGE[:] = [signalled]
-    stopped = run_ranks(lambda rank: train(run="stopped", **settings).step, 2, tmp_path / "stopped")
+    stopped = run_ranks(lambda _: train(run="stopped", **settings).step, 2, tmp_path / "stopped")
     assert [end.code for end in stopped] == [143, 143], stopped
     left = StageDir(str(tmp_path), "stopped", "base")
     newest = left.newest()
@@ -144,7 +144,7 @@ def test_a_signal_to_one_rank_commits_on_all(train, tmp_path, family):
         "failure-rank-1.json",
     }
     family.CHANGE.clear()
-    ended = run_ranks(lambda rank: train(run="stopped", **settings).action, 2, tmp_path / "stopped")
+    ended = run_ranks(lambda _: train(run="stopped", **settings).action, 2, tmp_path / "stopped")
     assert [end.value for end in ended] == ["continue"] * 2, ended
     assert weights_and_optimizer(tmp_path, "stopped") == weights_and_optimizer(tmp_path, "whole")
     assert read_failure(left.store) is None, "an earlier attempt's record does not outlive it"
@@ -186,7 +186,7 @@ def test_a_second_ctrl_c_ends_at_once(train, tmp_path, family):
         task.on_loss = on_loss
 
     family.CHANGE[:] = [twice]
-    ended = run_ranks(lambda rank: train(run="twice", **SETTINGS).step, 1, tmp_path / "twice")
+    ended = run_ranks(lambda _: train(run="twice", **SETTINGS).step, 1, tmp_path / "twice")
     assert ended[0].code == -signal.SIGINT
 
 

@@ -1,10 +1,168 @@
-"""One stage through the verb `train`: run, reuse, seed, resume, and what is refused."""
+"""One stage through the verb `train`: run, reuse, seed from a parent, freeze, and what a checkpoint then says."""
 
 from __future__ import annotations
 
+import json
+import urllib.request
+from typing import Any
 
-def test_a_stage_runs_and_is_reused(train, tmp_path):
-    first = train("base")
-    assert first.action == "run" and first.step == 10
-    again = train("base")
-    assert again.action == "reuse" and again.reference == first.reference
+import pytest
+import torch
+from ranks import free_port
+
+from stageline.checkpoint.layout import StageDir, resolve
+from stageline.checkpoint.tensors import read_tensors
+from stageline.config import parse_yaml
+from stageline.errors import PlanError
+from stageline.telemetry import METRICS, read_events
+
+
+def test_a_stage_runs_once_and_is_then_reused(train, tmp_path):
+    first = train()
+    assert (first.action, first.step, first.steps) == ("run", 10, 10)
+    again = train()
+    assert again.action == "reuse"
+    assert again.reference == first.reference
+    other = train(**{"trainer.learning_rate": 0.01})
+    assert other.action == "run"
+    assert other.reference != first.reference
+
+
+def test_a_checkpoint_tells_what_made_it(train, tmp_path):
+    result = train(**{"trainer.validate_every_steps": 4})
+    ref = resolve(str(result.reference))
+    meta = ref.metadata
+    assert (meta.family, meta.stage, meta.run, meta.step, meta.final) == ("toy", "base", "r", 10, True)
+    assert meta.best is not None
+    assert (
+        meta.best.value
+        == result.best
+        == min(
+            e["metrics"]["error"]
+            for e in read_events(StageDir(str(tmp_path), "r", "base").store)
+            if e["event"] == "validation"
+        )
+    )
+    assert {name: group.parameters for name, group in meta.trained.items()} == {"weights": 104, "biases": 17}
+    assert meta.frozen == {}
+    assert meta.timing["step_seconds"] > 0
+    assert meta.settings["trainer.batch_size"] == 2
+    written = parse_yaml((tmp_path / "runs/r/base/config.yaml").read_text(), "config.yaml")
+    assert written["trainer"]["betas"] == [0.9, 0.999], "resolved, defaults written out"
+    assert ref.store.exists("config.yaml")
+
+
+def test_frozen_parameters_stay_bitwise_and_have_no_gradient(train, tmp_path):
+    from toy_family import family
+
+    base = train("base")
+    tune = train("tune")
+    task = family.TASKS[-1]
+    assert all(p.grad is None and not p.requires_grad for p in task.model.stem.parameters())
+    start, end = read_tensors(resolve(str(base.reference)), "ema"), read_tensors(resolve(str(tune.reference)), "raw")
+    for name, _ in task.model.named_parameters():
+        assert torch.equal(start[name], end[name]) == name.startswith("stem"), name
+    meta = resolve(str(tune.reference)).metadata
+    assert meta.parents["default"].digest == base.reference.digest
+    assert meta.parents["default"].weights == "ema"
+    assert [s["outcome"] for s in meta.parents["default"].sections] == ["load", "load"]
+    assert meta.frozen["frozen"].parameters == 40
+    seeded = [e for e in read_events(StageDir(str(tmp_path), "r", "tune").store) if e["event"] == "seeded"]
+    assert seeded[0]["tensors"] == {"loaded": 7, "fresh": 0, "dropped": 0, "external": 0}
+
+
+def test_a_fresh_section_starts_at_its_own_initialisation(train):
+    from toy_family import family
+    from toy_family.toy import ToyModel
+
+    train("base", run="a", **{"model.fresh_head": True})
+    seen: list[dict[str, Any]] = []
+
+    def look(task: Any) -> None:
+        def on_loss(summed: Any, context: Any) -> Any:
+            seen.append({name: tensor.clone() for name, tensor in task.model.state_dict().items()})
+            return summed
+
+        task.on_loss = on_loss
+
+    family.CHANGE[:] = [look]
+    train("tune", run="a", **{"model.fresh_head": True})
+    assert torch.equal(seen[0]["head.weight"], ToyModel(3).head.weight)
+    assert not torch.equal(seen[0]["body.0.weight"], ToyModel(3).body[0].weight)
+
+
+def test_parents_by_name(train, tmp_path):
+    base = train("base", run="a")
+    by_reference = train("tune", run="b", parents={"default": str(base.reference)})
+    by_config = train("tune", run="c", **{"parents.tune.default": "runs/a/base"})
+    contents = {resolve(str(r.reference)).content for r in (by_reference, by_config)}
+    assert len(contents) == 1
+    with pytest.raises(PlanError, match="no parent 'motion'"):
+        train("tune", run="d", parents={"motion": str(base.reference)})
+
+
+def test_a_parent_without_an_average_seeds_raw(train):
+    train("base", **{"trainer.use_ema": False})
+    tune = train("tune", **{"trainer.use_ema": False})
+    assert resolve(str(tune.reference)).metadata.parents["default"].weights == "raw"
+
+
+def test_events_in_a_store_without_append(train):
+    train(root="memory://trainer-events", run="m")
+    stage = StageDir("memory://trainer-events", "m", "base")
+    told = read_events(stage.store)
+    assert [e["step"] for e in told if e["event"] == "step"] == list(range(1, 11))
+    assert told[-1]["event"] == "finished"
+    assert not stage.store.exists("events.jsonl")
+
+
+def test_metrics_are_served_while_training(train):
+    from toy_family import family
+
+    port = free_port()
+    pages: list[str] = []
+
+    def scrape(task: Any) -> None:
+        def on_loss(summed: Any, context: Any) -> Any:
+            if context.step == 9:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+                    pages.append(page.read().decode())
+            return summed
+
+        task.on_loss = on_loss
+
+    family.CHANGE[:] = [scrape]
+    train(**{"trainer.metrics_port": port, "trainer.validate_every_steps": 4})
+    assert 'stageline_finished_steps{family="toy",stage="base"} 9.0' in pages[0]
+    assert 'stageline_validation_value{family="toy",part="error",stage="base"}' in pages[0]
+    names = {line.split()[2] for line in pages[0].splitlines() if line.startswith("# TYPE") and "_created" not in line}
+    assert names == set(METRICS)
+
+
+def test_tensorboard_files(train, tmp_path):
+    train(**{"trainer.tensorboard": True})
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(tmp_path / "runs/r/base/tensorboard"))
+    read.Reload()
+    assert {"loss/total", "loss/mse", "learning_rate", "gradient_norm", "validation/error"} <= set(
+        read.Tags()["scalars"]
+    )
+    assert [event.step for event in read.Scalars("loss/total")] == list(range(1, 11))
+
+
+def test_max_epochs_and_the_incomplete_group(train, tmp_path):
+    result = train(**{"trainer.max_epochs": 2, "data.num_train": 9})
+    assert result.steps == 6
+    steps = [e for e in read_events(StageDir(str(tmp_path), "r", "base").store) if e["event"] == "step"]
+    assert [e["num_samples"] for e in steps] == [4, 4, 1] * 2
+
+
+def test_bf16_trains(train):
+    assert train(**{"trainer.precision": "bf16-mixed"}).step == 10
+
+
+def test_the_state_file_is_plain_json(train):
+    ref = resolve(str(train().reference), prefer="last")
+    state = json.loads(ref.store.get("training/state.json"))
+    assert (state["step"], state["epoch"], state["index"], state["num_samples"]) == (10, 1, 16, 38)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,9 +26,9 @@ from stageline.checkpoint.commit import CheckpointWriter, Snapshot
 from stageline.checkpoint.layout import CheckpointRef, StageDir, open_checkpoint
 from stageline.checkpoint.metadata import FileRecord
 from stageline.checkpoint.tensors import CHUNK_BYTES, DAMAGED, records_of
-from stageline.errors import CheckpointError, PeerLostError, StagelineError
+from stageline.errors import CheckpointError, DiskFullError, PeerLostError, StagelineError
 from stageline.store import Store
-from stageline.store.disk import sync_folder
+from stageline.store.disk import FULL, sync_folder
 
 T = TypeVar("T")
 Group = dist.ProcessGroup | None
@@ -55,7 +55,7 @@ def _together(work: Callable[[], T], group: Group) -> list[T]:
         value = work()
     except CheckpointException as error:
         # It derives from BaseException and wraps what happened on each rank.
-        failure = CheckpointError(f"the distributed writer or reader failed: {_first_line(error)}")
+        failure = _unwrapped(error, group)
     except StagelineError as error:
         failure = error
     except (OSError, RuntimeError, ValueError) as error:
@@ -67,6 +67,20 @@ def _together(work: Callable[[], T], group: Group) -> list[T]:
     if others:
         raise PeerLostError(f"a checkpoint failed on another rank: {'; '.join(others)}")
     return [item for item, _ in told]
+
+
+def _unwrapped(error: CheckpointException, group: Group) -> StagelineError:
+    """What the distributed writer or reader met: on the rank it happened to, its own error."""
+    causes = {rank: cause for rank, (cause, _) in error.failures.items()}
+    own = causes.get(_rank(group))
+    if own is None:
+        return PeerLostError(f"a checkpoint failed on rank {', '.join(map(str, sorted(causes)))}")
+    if isinstance(own, OSError) and own.errno in FULL:
+        return DiskFullError(
+            f"no room to write a shard: {own.strerror}",
+            remedy="free space or keep fewer checkpoints (trainer.keep); what was committed before is intact",
+        )
+    return CheckpointError(f"a shard can't be written or read: {_first_line(own)}")
 
 
 def _first_line(error: BaseException) -> str:
@@ -103,8 +117,7 @@ def save_sharded(
     try:
         written: dict[str, FileRecord] = {}
         for folder, tensors in groups.items():
-            for part in _together(lambda f=folder, t=tensors: _write_shards(store, f, t, group), group):  # type: ignore[misc]
-                written |= part
+            written |= _write_shards(store, folder, tensors, group)
         records = {folder: records_of(tensors) for folder, tensors in groups.items()}
         digests = _together(lambda: writer.commit(name, snapshot, written, records).digest if writer else "", group)
     except StagelineError:
@@ -121,19 +134,32 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _write_shards(store: Store, folder: str, tensors: Mapping[str, Tensor], group: Group) -> dict[str, FileRecord]:
-    """Write this rank's shards of one group durably; name -> size and hash of its own files."""
-    with _working_folder(store.local_path(folder)) as target:
-        storage = HuggingFaceStorageWriter(str(target), save_distributed=True)
-        save_distributed(dict(tensors), storage_writer=storage, process_group=group)
-        own = sorted(target.glob(f"shard-{_rank(group) + 1:05d}-*.safetensors"))
-        records = {f"{folder}/{path.name}": _record(path) for path in own}
-        if store.local_path() is None:
-            for path in own:
-                store.put(f"{folder}/{path.name}", path)
-        else:
-            sync_folder(target)
-            sync_folder(target.parent)
-    return records
+    """Write all shards of one group durably; name -> size and hash of every rank's files.
+
+    The parts are done together one by one: a rank that failed before the distributed writer's own collectives would
+    leave the others waiting in them.
+    """
+    local = store.local_path(folder)
+    with ExitStack() as stack:
+        target = _together(lambda: stack.enter_context(_working_folder(local)), group)[_rank(group)]
+
+        def write() -> None:
+            storage = HuggingFaceStorageWriter(str(target), save_distributed=True)
+            save_distributed(dict(tensors), storage_writer=storage, process_group=group)
+
+        def finish() -> dict[str, FileRecord]:
+            own = sorted(target.glob(f"shard-{_rank(group) + 1:05d}-*.safetensors"))
+            records = {f"{folder}/{path.name}": _record(path) for path in own}
+            if local is None:
+                for path in own:
+                    store.put(f"{folder}/{path.name}", path)
+            else:
+                sync_folder(target)
+                sync_folder(target.parent)
+            return records
+
+        _together(write, group)
+        return {name: record for part in _together(finish, group) for name, record in part.items()}
 
 
 @contextmanager
@@ -170,7 +196,8 @@ def load_sharded(ref: CheckpointRef, folder: str, tensors: Mapping[str, Tensor],
 
     _together(check, group)
     local = ref.store.local_path(folder)
-    with _working_folder(local) as source:
+    with ExitStack() as stack:
+        source = _together(lambda: stack.enter_context(_working_folder(local)), group)[_rank(group)]
         _together(lambda: _fetch_verified(ref, names, source, in_place=local is not None), group)
 
         def load() -> None:

@@ -70,13 +70,36 @@ def duration(seconds: float) -> str:
 
 
 def show_metrics(metrics: Mapping[str, Any], num_samples: Mapping[str, int], title: str = "") -> None:
-    """Metric, value and how many samples it is over."""
+    """Metric, value and how many samples it is over.
+
+    `dice_off` beside `dice` is the same metric in another mode: it gets a column of its own.
+    """
+    modes = list(dict.fromkeys(mode for name in metrics if (mode := _mode_of(name, metrics))))
+    shown = [name for name, value in metrics.items() if not _mode_of(name, metrics) and _is_number(value)]
     rows = [
-        (name, f"{value:.4f}" if isinstance(value, float) else str(value), str(num_samples.get(name, "")))
-        for name, value in metrics.items()
-        if isinstance(value, (int, float, str)) and not isinstance(value, bool)
+        (name, *(_number(metrics.get(f"{name}{mode}")) for mode in ("", *modes)), str(num_samples.get(name, "")))
+        for name in shown
     ]
-    show_rows(("metric", "value", "samples"), rows, title)
+    show_rows(("metric", "value", *(mode.strip("_") for mode in modes), "samples"), rows, title)
+
+
+def _mode_of(name: str, metrics: Mapping[str, Any]) -> str:
+    """`_off` of `dice_off` where there is a `dice` too and at least another such pair; otherwise nothing."""
+    base, sign, mode = name.rpartition("_")
+    if not sign or base not in metrics:
+        return ""
+    pairs = sum(other.endswith(f"_{mode}") and other.rpartition("_")[0] in metrics for other in metrics)
+    return f"_{mode}" if pairs > 1 else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> str:
+    if not _is_number(value):
+        return "" if value is None else str(value)
+    return f"{value:.4f}" if isinstance(value, float) and not value.is_integer() else f"{value:g}"
 
 
 def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:

@@ -205,6 +205,7 @@ def evaluate(
     ] = None,
     data: DataReference = None,
     as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the reference only.")] = False,
 ) -> None:
     """Measure a checkpoint, or reuse its evaluation; prints metrics with their sample counts."""
     import json
@@ -217,6 +218,9 @@ def evaluate(
     with _ending_on_sigterm():
         reference = data or str(prepare_data(own, _progress).reference)
         record = evaluate_checkpoint(own, checkpoint or default_checkpoint(own), reference, _progress)
+    if quiet:
+        print(record.reference)
+        return
     if as_json:
         print(json.dumps({"reference": str(record.reference), **record.plain}, indent=1, ensure_ascii=False))
         return

@@ -13,7 +13,6 @@ from stageline.errors import PlanError
 from stageline.families import family_config, parse_config
 from stageline.plan import Item
 from stageline.plan.decision import Inputs, decide_stage
-from stageline.plan.making import num_training_samples
 from stageline.stage import stage_config
 from stageline.store import Reference, open_store
 
@@ -42,8 +41,8 @@ def decide(raw: Mapping[str, Any], stage: str, data: str, parents: str) -> Stage
     given = {**parse_parents(parents), **config.parents.get(stage, {})}
     named = config.model_copy(update={"parents": {**config.parents, stage: given}}) if given else config
     reference = Reference.parse(data)
-    samples = num_training_samples(read_manifest(reference)["facts"])
-    decision = decide_stage(named, family, own, Inputs(open_store(config.root), reference, samples, {}))
+    facts = read_manifest(reference)["facts"]
+    decision = decide_stage(named, family, own, Inputs(open_store(config.root), reference, facts, {}))
     return StageDecision(stage_config(config, own), tuple(own.parents), decision.item, decision.ref)
 
 

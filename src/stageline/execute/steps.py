@@ -187,7 +187,7 @@ def _evaluate(
         body.say("reused", _short(str(found.reference)), reference=str(found.reference))
     else:
         body.say("running", f"evaluating {ref.metadata.stage} step {ref.metadata.step}")
-        words = ["evaluate", f"--checkpoint={ref.reference}", f"--data={data}"]
+        words = ["evaluate", "--quiet", f"--checkpoint={ref.reference}", f"--data={data}"]
         run_verb(body, f"{run}-evaluate", words, raw, processes=1, timeout_seconds=5)
         found = find_evaluation(folder, name)
         if found is None:

@@ -38,6 +38,10 @@ class FamilyConfig:
     asked(raw_config): the facts a user's own config *states* (absent keys are no statement), for evaluate.
     data_key(config): the part of the config that prepared data depend on (seed included where it matters).
     source_files(config): the files prepared data are read from, sorted; () for synthetic data.
+    num_samples(config, prepared_facts): training samples of one epoch, for planning epochs; None where nobody can say.
+    name_facts(shapes): the facts that tensor names and shapes of a checkpoint prove; compared whenever one is admitted.
+    agree(asked, facts, shapes, where): refuses, in the family's own words, an evaluation whose config states other
+        facts than the checkpoint at `where` has; before the general comparison.
     """
 
     name: str
@@ -52,6 +56,11 @@ class FamilyConfig:
     check: Callable[[Any, Stage], None]
     """Everything that can be refused about a stage's config before data or model are touched."""
     asked: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda _raw: {}
+    num_samples: Callable[[Any, Mapping[str, Any]], int | None] = lambda _config, _facts: None
+    name_facts: Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Any]] | None = None
+    agree: Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, tuple[int, ...]], str], None] = (
+        lambda _asked, _facts, _shapes, _where: None
+    )
 
 
 def _module(name: str) -> str:

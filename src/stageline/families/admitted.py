@@ -50,6 +50,8 @@ def admit_model(config: RunConfig, ref: CheckpointRef) -> tuple[RunConfig, nn.Mo
     own = stage_config(config, family.stages[ref.metadata.stage])
     raw = stated(own)
     weights: Literal["raw", "ema"] = getattr(getattr(own, "evaluate", None), "weights", "ema")
+    shapes = {name: record.shape for name, record in ref.metadata.tensors.get("model", {}).items()}
+    family.agree(family.asked(raw), ref.metadata.facts, shapes, ref.uri)
     admission = admit(
         ref,
         "evaluate",
@@ -58,6 +60,7 @@ def admit_model(config: RunConfig, ref: CheckpointRef) -> tuple[RunConfig, nn.Mo
         facts=family.asked(raw),
         rules=family.fact_rules,
         weights=weights,
+        name_facts=family.name_facts,
         override="take the differing keys out of `model` to use the checkpoint's own, or use another checkpoint",
     )
     merged = own_config(ref)

@@ -47,6 +47,7 @@ class LocalProcess:
             self.kill()
             raise
         finally:
+            self.process.stdout.close()
             if self._killer:
                 self._killer.cancel()
         verdict = judge(returncode, read_failure(self._failure_dir), cancelled=self._cancelled)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from stageline.checkpoint.layout import CheckpointRef, StageDir
 from stageline.checkpoint.metadata import CheckpointMetadata
@@ -20,14 +21,14 @@ from stageline.store import Reference, Store
 class Inputs:
     """What a stage is decided from.
 
-    data: the prepared data, None while they are still to be made.  num_samples: training samples, where known.
+    data: the prepared data, None while they are still to be made.  data_facts: what their manifest says.
     handed_on: selected stage before this one -> the checkpoint it hands on, None while it is still to be trained.
     blocked: stages before this one that cannot run.
     """
 
     root: Store
     data: Reference | None
-    num_samples: int | None
+    data_facts: Mapping[str, Any]
     handed_on: Mapping[str, CheckpointRef | None]
     blocked: frozenset[str] = frozenset()
 
@@ -49,7 +50,7 @@ def decide_stage(config: RunConfig, family: FamilyConfig, stage: Stage, inputs: 
         parents, faults = stage_parents(config, family, stage, inputs.handed_on)
         faults += _refusals(own, family, parents)
         directory = StageDir(inputs.root, config.run, stage.name)
-        committed = sorted(directory.committed(), key=lambda ref: ref.metadata.sequence)
+        committed = directory.committed()
     except StagelineError as error:
         return Decision(_blocked(stage, [error]))
     if faults:
@@ -59,7 +60,7 @@ def decide_stage(config: RunConfig, family: FamilyConfig, stage: Stage, inputs: 
             return Decision(Item(stage.name, "stage", "blocked", (f"parent {role}: {parent.stage!r} is blocked",)))
 
     newest = committed[-1].metadata if committed else None
-    steps = num_steps(own, stage, inputs.num_samples)
+    steps = num_steps(own, stage, family.num_samples(own, inputs.data_facts))
     item = Item(
         stage.name,
         "stage",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 from stageline.checkpoint.identity import compare_run, read_run
@@ -41,7 +40,7 @@ def make_plan(config: RunConfig) -> Plan:
         inputs = Inputs(
             root,
             data.reference if data else None,
-            num_training_samples(data.facts) if data else None,
+            data.facts if data else {},
             {name: decision.ref for name, decision in decisions.items()},
             frozenset(name for name, decision in decisions.items() if decision.item.action == "blocked"),
         )
@@ -51,12 +50,6 @@ def make_plan(config: RunConfig) -> Plan:
     items.append(_plan_evaluation(config, run, data, last))
     items.append(_plan_report(run, items))
     return Plan(family.name, config.run, run.uri, tuple(items))
-
-
-def num_training_samples(facts: Mapping[str, object]) -> int | None:
-    """Training samples as the manifest of prepared data counts them, where it does."""
-    count = facts.get("num_train")
-    return count if isinstance(count, int) else None
 
 
 def _identity_difference(root: Store, config: RunConfig) -> list[str]:

@@ -41,13 +41,15 @@ def given_parent(config: RunConfig, family: FamilyConfig, stage: Stage, role: st
             f"{ref.uri}",
             remedy=f"give parents.{stage.name}.{role} a checkpoint of {family.name}",
         )
-    if metadata.stage != source.name:
+    accepted = stage.accepted(role)
+    if metadata.stage not in accepted:
+        named = " or ".join(repr(name) for name in accepted)
         raise PlanError(
             f"parent {role!r} of stage {stage.name!r} is a checkpoint of stage {metadata.stage!r}, "
-            f"expected {source.name!r}: {ref.uri}",
-            remedy=f"give parents.{stage.name}.{role} a checkpoint of stage {source.name}",
+            f"expected {named}: {ref.uri}",
+            remedy=f"give parents.{stage.name}.{role} a checkpoint of stage {' or '.join(accepted)}",
         )
-    return Parent(role, source.name, ref, metadata.facts)
+    return Parent(role, metadata.stage, ref, metadata.facts)
 
 
 def stage_parents(

@@ -62,7 +62,7 @@ class Axis:
         """Round values inside the range."""
         if self.is_log:
             low, high = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-            factors = (1, 2, 5) if high - low <= 2 else (1,)
+            factors = (1, 2, 5) if self.high / self.low <= 100 else (1,)
             found = [f * 10.0**e for e in range(low, high + 1) for f in factors]
         else:
             step = round_step((self.high - self.low) / count)
@@ -78,10 +78,12 @@ def round_step(raw: float) -> float:
     return next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= raw * (1 - 1e-9))
 
 
-def value_axis(values: Sequence[float], start: float, end: float, *, unit_range: bool = False) -> Axis:
+def value_axis(
+    values: Sequence[float], start: float, end: float, *, unit_range: bool = False, may_be_log: bool = True
+) -> Axis:
     """An axis that holds all values; logarithmic where they span more than LOG_RATIO. unit_range: shares in [0, 1]."""
     low, high = min(values), max(values)
-    if low > 0 and high / low > LOG_RATIO:
+    if may_be_log and low > 0 and high / low > LOG_RATIO:
         return Axis(low / 1.2, high * 1.2, start, end, is_log=True)
     if unit_range and low >= 0 and high <= 1:
         return Axis(0.0, 1.0, start, end)
@@ -102,10 +104,12 @@ def line_chart(
     last_step: float = 0,
     marks: Sequence[Mark] = (),
     unit_range: bool = False,
+    may_be_log: bool = False,
 ) -> Markup:
     """A figure: the chart over optimizer steps, its legend, and the same numbers as a table that opens.
 
     last_step: where the axis of steps ends at least; it begins at 0.  unit_range: the values are shares in [0, 1].
+    may_be_log: the value axis is logarithmic where the values are far apart.
     """
     drawn = [s for s in series if any(math.isfinite(y) for _, y in s.points)]
     if not drawn:
@@ -115,7 +119,7 @@ def line_chart(
     last = max([last_step, 1.0, *(x for s in drawn for x, _ in s.points), *(m.x for m in marks)])
     ys = [y for s in drawn for _, y in s.points if math.isfinite(y)]
     x_axis = Axis(0.0, last, LEFT, WIDTH - RIGHT)
-    y_axis = value_axis(ys, HEIGHT - BOTTOM, TOP, unit_range=unit_range)
+    y_axis = value_axis(ys, HEIGHT - BOTTOM, TOP, unit_range=unit_range, may_be_log=may_be_log)
     label = f"{title}. " + " ".join(summary(s) for s in drawn)
     picture = tag(
         "svg",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stageline.report.chart import Mark, Series, line_chart
-from stageline.report.html import Markup, fold, tag
+from stageline.report.html import Markup, count, fold, tag
 
 Event = Mapping[str, Any]
 
@@ -22,25 +22,26 @@ def stage_curves(stage: str, events: Sequence[Event], metric: str = "") -> Marku
     marks = stage_marks(events)
     last = max(e["step"] for e in events if isinstance(e.get("step"), int))
 
-    def chart(title: str, series: Sequence[Series], label: str, *, unit_range: bool = False) -> Markup:
-        return line_chart(
-            f"{stage}: {title}", series, y_label=label, last_step=last, marks=marks, unit_range=unit_range
-        )
+    def chart(title: str, series: Sequence[Series], label: str, *, shares: bool = False, log: bool = False) -> Markup:
+        name = f"{stage}: {title}"
+        return line_chart(name, series, y_label=label, last_step=last, marks=marks, unit_range=shares, may_be_log=log)
 
-    charts = [chart("training loss", loss_series(steps), "loss")]
+    charts = [chart("training loss", loss_series(steps), "loss", log=True)]
     groups, diagnostics = validation_groups(validations, metric)
-    charts += [chart(validation_title(group), group, "value", unit_range=is_share(group[0])) for group in groups]
-    for field, title, label in (
-        ("learning_rate", "learning rate", "learning rate"),
-        ("gradient_norm", "gradient norm before clipping", "norm"),
+    charts += [chart(validation_title(group), group, "value", shares=is_share(group[0])) for group in groups]
+    for field, title, label, log in (
+        ("learning_rate", "learning rate", "learning rate", False),
+        ("gradient_norm", "gradient norm before clipping", "norm", True),
     ):
         points = tuple(field_points(steps, field))
         if points:
-            charts.append(chart(title, [Series(label, points)], label))
+            charts.append(chart(title, [Series(label, points)], label, log=log))
     parts = [tag("div", charts, class_="charts")]
     if diagnostics:
         more = [chart(validation_title(group), group, "value") for group in diagnostics]
-        parts.append(fold(f"{len(more)} more charts: validation diagnostics", tag("div", more, class_="charts")))
+        parts.append(
+            fold(f"{count(len(more), 'more chart')}: validation diagnostics", tag("div", more, class_="charts"))
+        )
     return tag("div", parts)
 
 

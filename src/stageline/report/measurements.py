@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +15,18 @@ from stageline.report.record import EvaluationRecord
 Json = Mapping[str, Any]
 MODES = {"on": "FiLM on", "off": "FiLM off", "shuffle": "conditions shuffled", "swapped": "prompts swapped"}
 """Names of the ways an evaluation may run the model, as metric suffixes, and in words."""
+TOLD = {
+    "film_stages_active": "decoder stages active:",
+    "film_stages_origin": "known from",
+    "film_mode": "FiLM",
+    "nfe": "network evaluations (NFE)",
+    "solver": "solver",
+    "split": "split",
+    "weights": "weights",
+    "labels": "labels",
+}
+"""Fields of the provenance that are told before the numbers, where they are there."""
+MAIN_METRICS = 12
 _WITH_MODE = re.compile(rf"^(?P<base>.+?)[/._](?P<mode>{'|'.join(MODES)})$")
 PSEUDO = "pseudo"
 
@@ -25,32 +39,40 @@ def metrics_part(evaluations: Sequence[EvaluationRecord]) -> list[Child]:
 
 
 def evaluation_part(record: EvaluationRecord) -> Iterator[Child]:
-    """Heading, warning where labels are not a person's, metrics, provenance."""
+    """Heading, what a reader has to be warned of, metrics, provenance."""
+    provenance = provenance_of(record)
     yield tag("h3", title_of(record))
     if is_pseudo(record.metrics):
-        yield tag(
-            "div",
-            tag(
-                "p",
-                tag("strong", "Pseudo-label."),
-                " The reference was made by a program, not by a person. These "
-                "numbers say how well the model repeats that program; they are no accuracy.",
-            ),
-            class_="box warn",
+        yield warning(
+            "Pseudo-label.",
+            "The reference was made by a program, not by a person. These numbers say how well the model repeats that "
+            "program; they are no accuracy.",
         )
-    if provenance_of(record).get("ablation"):
-        yield tag(
-            "div",
-            tag("p", tag("strong", "Ablation."), " Not all trained decoder stages were active."),
-            class_="box warn",
-        )
-    yield metrics_table(record)
+    if provenance.get("ablation"):
+        yield warning("Ablation.", "Not all trained decoder stages were active.")
+    if provenance.get("oracle"):
+        yield warning("Oracle.", "The evaluation was given part of the truth.")
+    warnings = provenance.get("warnings")
+    if isinstance(warnings, list):
+        yield from (warning("Note.", str(text)) for text in warnings)
     notes = record.metrics.get("notes")
     if isinstance(notes, list) and notes:
         yield tag("ul", [tag("li", str(note)) for note in notes])
-    rows: list[list[Child]] = [[name, plain(value)] for name, value in sorted(provenance_of(record).items())]
+    yield tag("p", "; ".join(f"{word} {said(provenance[key])}" for key, word in TOLD.items() if key in provenance))
+    yield metrics_tables(record)
+    rows: list[list[Child]] = [[name, plain(value)] for name, value in provenance.items() if name != "warnings"]
     rows += [[name, tag("code", value)] for name, value in references_of(record)]
-    yield fold("how it was measured", table(["what", "value"], rows, caption="Provenance"), is_open=True)
+    yield fold("how it was measured", table(["what", "value"], rows, caption="Provenance"))
+
+
+def warning(word: str, text: str) -> Markup:
+    """A box that stands before the numbers it is about."""
+    return tag("div", tag("p", tag("strong", word), f" {text}"), class_="box warn")
+
+
+def said(value: Any) -> str:
+    """A value of the provenance in one line of text."""
+    return str(list(value)) if isinstance(value, list) else str(value)
 
 
 def title_of(record: EvaluationRecord) -> str:
@@ -90,17 +112,28 @@ def is_pseudo(value: Any) -> bool:
     return False
 
 
-def metrics_table(record: EvaluationRecord) -> Markup:
-    """Metrics as rows, modes as columns, the number of samples last."""
+def metrics_tables(record: EvaluationRecord) -> Markup:
+    """Metrics as rows, modes as columns, the number of samples last; beyond MAIN_METRICS folded."""
     cells, modes = metric_cells(record.metrics.get("metrics"))
     counts = record.metrics.get("num_samples")
     suffix = f" ({PSEUDO}-label)" if is_pseudo(record.metrics) else ""
     rows: list[list[Child]] = []
     for name, by_mode in cells.items():
-        shown: list[Child] = [number(by_mode[mode]) if mode in by_mode else "" for mode in modes]
+        shown: list[Child] = [measure(by_mode[mode]) if mode in by_mode else "" for mode in modes]
         rows.append([name + suffix, *shown, sample_count(counts, name)])
-    heads = [MODES.get(mode, "value") for mode in modes]
-    return table(["metric", *heads, "samples"], rows, caption="Metrics" + suffix, class_="numbers")
+    heads: list[Child] = ["metric", *(MODES.get(mode, "value") for mode in modes), "samples"]
+    parts: list[Child] = [table(heads, rows[:MAIN_METRICS], caption="Metrics" + suffix, class_="numbers")]
+    if len(rows) > MAIN_METRICS:
+        more = table(heads, rows[MAIN_METRICS:], caption="More metrics" + suffix, class_="numbers")
+        parts.append(fold(f"{len(rows) - MAIN_METRICS} more metrics", more))
+    return tag("div", parts)
+
+
+def measure(value: Any) -> Markup:
+    """A metric with four decimals, so that columns line up; whole numbers from 10 on are counts."""
+    if isinstance(value, float) and math.isfinite(value) and not (value.is_integer() and abs(value) >= 10):
+        return tag("data", f"{value:.4f}", value=json.dumps(value))
+    return number(value)
 
 
 def metric_cells(metrics: Any) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -149,9 +182,23 @@ def pictures_part(evaluations: Sequence[EvaluationRecord]) -> list[Child]:
 
 
 def picture_of(record: EvaluationRecord, name: str, data: bytes) -> Picture:
-    """A picture with the caption its evaluation gave it, if it gave one."""
-    captions = record.metrics.get("captions") or record.metrics.get("panels")
-    caption = captions.get(name) or captions.get(name.removesuffix(".png")) if isinstance(captions, Mapping) else None
+    """A picture with words for it: which sample it shows, its prompt and its Dice in each mode, where rows say so."""
+    stem = name.rsplit("/", 1)[-1].removesuffix(".png")
     pseudo = f" ({PSEUDO}-label)" if is_pseudo(record.metrics) else ""
-    text = str(caption or name.removesuffix(".png").replace("_", " ")) + pseudo
-    return Picture(name, data, text, f"Sample pictures: {text}")
+    match = re.fullmatch(r"sample-(\d+)", stem)
+    rows = rows_of_sample(record.rows, int(match[1])) if match else []
+    if not rows:
+        return Picture(name, data, stem.replace("_", " ") + pseudo, f"Sample picture {stem}{pseudo}")
+    prompt = f", prompt {rows[0]['prompt']!r}" if rows[0].get("prompt") else ""
+    caption = f"{rows[0]['id']}{prompt}{pseudo}"
+    scores = [f"{MODES.get(r.get('mode', ''), r.get('mode', ''))} {r['dice'][:4]}" for r in rows if r.get("dice")]
+    alt = (
+        f"Image, truth, predictions, probability and junctions of {caption}. Dice: {', '.join(scores) or 'not given'}."
+    )
+    return Picture(name, data, caption, alt)
+
+
+def rows_of_sample(rows: Sequence[Mapping[str, str]], index: int) -> list[Mapping[str, str]]:
+    """The rows of the sample with that place in the order of first appearance, one per mode."""
+    ids = list(dict.fromkeys(row["id"] for row in rows if row.get("id")))
+    return [row for row in rows if row.get("id") == ids[index]] if index < len(ids) else []

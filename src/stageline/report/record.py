@@ -7,6 +7,8 @@ directory is opened.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,10 +49,11 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """One evaluation. metrics: its metrics.json.  pictures: file name and bytes."""
+    """One evaluation. metrics: its metrics.json.  rows: its rows.csv.  pictures: file name and bytes."""
 
     fingerprint: str
     metrics: Json
+    rows: Sequence[Mapping[str, str]]
     pictures: Sequence[tuple[str, bytes]]
 
 
@@ -157,7 +160,8 @@ class Reader:
             if info.key.endswith(".png"):
                 data = self.attempt(f"{folder}/{info.key}", lambda key=info.key: store.get(key), b"")  # type: ignore[misc]
                 pictures.append((info.key, data))
-        return EvaluationRecord(fingerprint, metrics, pictures)
+        rows = list(csv.DictReader(io.StringIO(self.text(f"{folder}/rows.csv"))))
+        return EvaluationRecord(fingerprint, metrics, rows, pictures)
 
 
 def read_run(store: Store) -> RunRecord:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.report.curves import stage_curves
-from stageline.report.html import Child, Markup, fold, number, plain, size, table, tag
+from stageline.report.html import Child, Markup, count, fold, number, plain, size, table, tag
 from stageline.report.lineage import Edge, Node, Outcome, lineage_graph
 from stageline.report.record import RunRecord
 from stageline.report.status import declared_stages, is_interruption, run_status, sessions, stage_status, when
@@ -40,7 +41,7 @@ def head(record: RunRecord) -> Markup:
         ("lies at", tag("code", record.uri)),
     ]
     if record.run.get("created"):
-        facts.append(("run claimed", str(record.run["created"])))
+        facts.append(("run claimed", str(record.run["created"]).replace("T", " ").replace("+00:00", " UTC")))
     if times:
         facts.append(("first event", when(min(s.start for s in times))))
         facts.append(("last event", when(max(s.end for s in times))))
@@ -53,12 +54,10 @@ def head(record: RunRecord) -> Markup:
 
 def failures(record: RunRecord) -> list[Child]:
     """Every failure record in words, and files that could not be read."""
-    found: list[tuple[str, Json]] = [
-        (stage.name, stage.failure) for stage in record.stages if stage.failure is not None
-    ]
+    found: list[tuple[str, Json]] = [(f"Stage {s.name}", s.failure) for s in record.stages if s.failure is not None]
     known = [str(failure.get("sentence", "")) for _, failure in found]
     if record.failure is not None and not any(s and s in str(record.failure.get("sentence")) for s in known):
-        found.insert(0, ("this run", record.failure))
+        found.insert(0, ("This run", record.failure))
     boxes: list[Child] = [failure_box(name, failure) for name, failure in found]
     if record.unreadable:
         lines = tag("ul", [tag("li", line) for line in record.unreadable])
@@ -83,7 +82,7 @@ def failure_box(name: str, failure: Json) -> Markup:
     lines.append(tag("p", f"Exit code {code}{where} ({meaning}); {when(failure.get('time'))}.", class_="quiet"))
     tail = failure.get("log_tail")
     if isinstance(tail, list) and tail:
-        lines.append(fold(f"the last {len(tail)} lines of its log", tag("pre", "\n".join(map(str, tail)))))
+        lines.append(fold(f"the end of its log ({count(len(tail), 'line')})", tag("pre", "\n".join(map(str, tail)))))
     return tag("div", lines, class_=f"box {'warn' if again else 'bad'}", role="alert" if not again else None)
 
 
@@ -97,8 +96,7 @@ def stages_part(record: RunRecord) -> list[Child]:
             [
                 stage.name,
                 pill(status.state, status.word),
-                number(stage.last.metadata.step) if stage.last else "",
-                number(stage.last.metadata.steps) if stage.last else "",
+                f"{stage.last.metadata.step} of {stage.last.metadata.steps}" if stage.last else "",
                 parameters(stage.last.metadata.trained) if stage.last else "",
                 parameters(stage.last.metadata.frozen) if stage.last else "",
                 best_value(stage.last),
@@ -106,8 +104,8 @@ def stages_part(record: RunRecord) -> list[Child]:
             ]
         )
     started = {stage.name.split("/")[0] for stage in record.stages}
-    rows += [[name, pill("idle", "not started"), *[""] * 6] for name in declared_stages(record) if name not in started]
-    titles = ["stage", "state", "steps done", "planned", "parameters trained", "frozen", "best", "checkpoint"]
+    rows += [[name, pill("idle", "not started"), *[""] * 5] for name in declared_stages(record) if name not in started]
+    titles = ["stage", "state", "steps", "trained parameters", "frozen", "best", "checkpoint"]
     parts: list[Child] = [timeline(sessions(record))]
     if rows:
         parts.append(table(titles, rows, caption="Stages of this run", class_="wide"))
@@ -126,7 +124,8 @@ def best_value(ref: CheckpointRef | None) -> Child:
     best = ref.metadata.best if ref else None
     if best is None:
         return ""
-    return [f"{best.metric} ", number(best.value), f" at step {best.step} ({best.direction} is better)"]
+    better = "higher" if best.direction == "max" else "lower"
+    return tag("span", f"{best.metric} ", number(best.value), f" at step {best.step}", title=f"{better} is better")
 
 
 def plan_table(plan: Json) -> Markup | None:
@@ -247,7 +246,7 @@ def reproduce_part(record: RunRecord) -> list[Child]:
     version = record.run.get("versions", {})
     parts: list[Child] = []
     if command:
-        parts.append(tag("pre", str(command)))
+        parts.append(tag("pre", re.sub(r"^\S*/(?=stageline\b)", "", str(command))))
     else:
         parts.append(tag("p", "The command was not recorded; the resolved config below runs the same.", class_="quiet"))
     if isinstance(version, Mapping) and version.get("stageline"):

@@ -121,12 +121,17 @@ def sessions(record: RunRecord) -> list[Session]:
 
 
 def step_sessions(record: RunRecord, stages: set[str]) -> Iterator[Session]:
-    """Stretches of the pipeline's other steps, from events of the run itself that tell how long each took."""
+    """Stretches of the pipeline's steps, from events of the run itself that tell how long each took.
+
+    The step of a stage frames the stage's own sessions: it also starts the process and looks at the result.
+    """
     for event in record.events:
         item, state, end, seconds = (event.get(key) for key in ("item", "state", "time", "seconds"))
-        if item in stages or state not in STEP_STATES:
+        if state not in STEP_STATES or not isinstance(end, int | float) or not isinstance(seconds, int | float):
             continue
-        if isinstance(end, int | float) and isinstance(seconds, int | float):
+        if item in stages:
+            yield Session(str(item), end - seconds, float(end), "idle", "whole step, with starting up", is_frame=True)
+        else:
             yield Session(str(item), end - seconds, float(end), STEP_STATES[state], str(state))
 
 

@@ -18,6 +18,7 @@ class Session:
     """One stretch of work on one part of the run.
 
     start, end: seconds since 1970.  state: good | warn | bad | idle.  text: how it ended, in words.
+    is_frame: it surrounds other sessions of its part and is drawn behind them, without words.
     """
 
     part: str
@@ -25,6 +26,7 @@ class Session:
     end: float
     state: str
     text: str
+    is_frame: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Stretch:
 
 
 def stretches(sessions: Sequence[Session], origin: float) -> list[Stretch]:
-    """The time line without its long gaps: a gap longer than a sixth of all the work is drawn that short."""
+    """The time line without its long gaps: one longer than all the work, and than a minute, is drawn as a sixth of it."""
     spans: list[list[float]] = []
     for session in sorted(sessions, key=lambda s: s.start):
         start, end = session.start - origin, session.end - origin
@@ -45,15 +47,15 @@ def stretches(sessions: Sequence[Session], origin: float) -> list[Stretch]:
             spans[-1][1] = max(spans[-1][1], end)
         else:
             spans.append([start, end])
-    longest = max(sum(end - start for start, end in spans) / 6, 1.0)
+    work = sum(end - start for start, end in spans)
     found = [Stretch(spans[0][0], spans[0][1], 0.0)]
     for start, end in spans[1:]:
         last = found[-1]
         gap = start - last.end
-        if gap <= longest:
+        if gap <= max(work, 60.0):
             found[-1] = Stretch(last.start, end, last.at)
         else:
-            found.append(Stretch(start, end, last.at + last.end - last.start + longest))
+            found.append(Stretch(start, end, last.at + last.end - last.start + work / 6))
     return found
 
 
@@ -67,15 +69,16 @@ def timeline(sessions: Sequence[Session]) -> Markup:
     parts = list(dict.fromkeys(s.part for s in sessions))
     height = TOP + ROW * len(parts) + BOTTOM
     axis = Axis(0.0, drawn_seconds, LABELS, WIDTH - RIGHT)
-    drawn: list[Child] = [draw_ticks(found, axis, height - BOTTOM)]
+    drawn: list[Child] = [draw_ticks(found, axis, height - BOTTOM, drawn_seconds)]
     for row, part in enumerate(parts):
         drawn.append(tag("text", part, x=0, y=TOP + ROW * row + ROW / 2, class_="mid strong"))
-    for session in sessions:
+    for session in sorted(sessions, key=lambda s: not s.is_frame):
         stretch = next(s for s in reversed(found) if s.start <= session.start - origin + 1e-9)
         start = session.start - origin - stretch.start + stretch.at
         drawn.append(bar(session, start, parts.index(session.part), axis))
     whole = duration(max(s.end for s in sessions) - origin)
-    said = f"{count(len(sessions), 'session')} of {count(len(parts), 'part')} in {whole}"
+    work = [s for s in sessions if not s.is_frame]
+    said = f"{count(len(work), 'session')} of {count(len(parts), 'part')} in {whole}"
     box = f"0 0 {WIDTH} {height}"
     picture = tag("svg", tag("title", "Timeline"), drawn, viewBox=box, role="img", aria_label=said, class_="chart")
     rows: list[list[Child]] = [
@@ -89,10 +92,9 @@ def timeline(sessions: Sequence[Session]) -> Markup:
     return tag("figure", caption, picture, as_table)
 
 
-def draw_ticks(found: Sequence[Stretch], axis: Axis, bottom: float) -> list[Child]:
-    """Round times in the first stretch, and the beginning of every later one."""
-    first = found[0]
-    times = [(t, clock(t)) for t in tick_seconds(max(first.end, 1e-3)) if len(found) == 1 or t <= first.end]
+def draw_ticks(found: Sequence[Stretch], axis: Axis, bottom: float, seconds: float) -> list[Child]:
+    """Round times in the first stretch, and the beginning of every later one. seconds: the whole drawing."""
+    times = [(t, clock(t)) for t in tick_seconds(seconds) if len(found) == 1 or t <= found[0].end]
     times += [(s.at, f"+{duration(s.start)}") for s in found[1:]]
     drawn: list[Child] = []
     for at, text in times:
@@ -111,6 +113,10 @@ def bar(session: Session, start: float, row: int, axis: Axis) -> Markup:
     width = max(end - x, 3.0)
     y = TOP + ROW * row + 6
     text = f"{duration(session.end - session.start)} · {session.text}"
+    if session.is_frame:
+        note = tag("title", f"{session.part}: {text}")
+        at = {"x": pixel(x), "y": y - 3, "width": pixel(width), "height": ROW - 6}
+        return tag("rect", note, rx=5, class_="bar idle", **at)
     room = 6.2 * len(text) + 12
     middle = y + (ROW - 12) / 2
     box = tag("rect", x=pixel(x), y=y, width=pixel(width), height=ROW - 12, rx=4, class_=f"bar {session.state}")

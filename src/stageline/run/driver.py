@@ -35,6 +35,7 @@ from stageline.store import Store, open_store
 from stageline.telemetry import FAILURE_DIR_VARIABLE, EventLog, clear_failures, read_failure, redact
 
 PLAN = "plan.json"
+FAILURES = "failures"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 LOG_LINES = 2000
 """Last lines of the pipeline's raw output kept as `pipeline/log.txt`."""
@@ -107,23 +108,24 @@ def run_pipeline(config: RunConfig, on_event: OnEvent, on_plan: Callable[[Plan],
     """
     begin = time.monotonic()
     config = local_config(config)
-    plan = make_plan(config)
-    on_plan(plan)
-    if plan.blocked:
-        raise blocked_error(plan)
     pipeline = compiled_pipeline(config.family)
-    root = open_store(config.root)
-    stages = family_config(config.family).stages.names
-    claim_run(root, config, command or redact(shlex.join(sys.argv)), stages=stages)
-    run = root.child("runs", config.run)
-    clear_failures(run)
-    run.put(PLAN, (json.dumps(plan.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
-    arguments = {"config": config.model_dump_json(exclude_unset=True, by_alias=True), "launcher": "local"}
-    grace = config.trainer.shutdown_timeout_seconds + 2 * KILL_AFTER_SECONDS
-    with _scratch() as scratch:
-        error, following = _follow_host(pipeline, arguments, run, scratch, grace, on_event)
-        log = "\n".join(following.raw) + "\n"
-        run.put("pipeline/log.txt", redact(log).encode())
+    with _host() as (process, scratch):  # loads kfp while we plan
+        plan = make_plan(config)
+        on_plan(plan)
+        if plan.blocked:
+            raise blocked_error(plan)
+        run = _claim(config, plan, command)
+        local = run.local_path("pipeline/steps")
+        request = {
+            "pipeline": str(pipeline),
+            "arguments": {"config": config.model_dump_json(exclude_unset=True, by_alias=True), "launcher": "local"},
+            "pipeline_root": str(local if local is not None else scratch / "steps"),
+        }
+        grace = config.trainer.shutdown_timeout_seconds + 2 * KILL_AFTER_SECONDS
+        following = _Following(process, EventLog(run), grace)
+        code = _follow(following, request, on_event)
+        error = _error_of(code, following, scratch / FAILURES)
+    run.put("pipeline/log.txt", redact("\n".join(following.raw) + "\n").encode())
     report = f"{run.uri}/report.html"
     if error is not None:
         record = {**error.record(), "time": round(time.time(), 3), "log_tail": list(following.raw)[-50:]}
@@ -133,9 +135,24 @@ def run_pipeline(config: RunConfig, on_event: OnEvent, on_plan: Callable[[Plan],
     return RunResult(plan, run.uri, report, time.monotonic() - begin, tuple(following.events), evaluation, error)
 
 
+def _claim(config: RunConfig, plan: Plan, command: str) -> Store:
+    """Claim the run and write down what is planned; returns the run's directory."""
+    root = open_store(config.root)
+    stages = family_config(config.family).stages.names
+    claim_run(root, config, command or redact(shlex.join(sys.argv)), stages=stages)
+    run = root.child("runs", config.run)
+    clear_failures(run)
+    run.put(PLAN, (json.dumps(plan.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
+    return run
+
+
 def blocked_error(plan: Plan) -> PlanError:
     """Every blocked item of a plan as one error."""
-    lines = [f"  - {item.name}: {reason}" for item in plan.blocked for reason in item.reasons]
+    first: dict[str, str] = {}
+    for item in plan.blocked:
+        for reason in item.reasons:
+            first.setdefault(reason, item.name)
+    lines = [f"  - {name}: {reason}" for reason, name in first.items()]
     remedies = dict.fromkeys(remedy for item in plan.blocked for remedy in item.remedies)
     return PlanError(f"the run {plan.run!r} is blocked\n" + "\n".join(lines), remedy=" ".join(remedies))
 
@@ -148,35 +165,31 @@ def _evaluation_of(run: Store, following: _Following) -> EvaluationRecord | None
     return None
 
 
-def _follow_host(
-    pipeline: Path, arguments: Mapping[str, str], run: Store, scratch: Path, grace: float, on_event: OnEvent
-) -> tuple[StagelineError | None, _Following]:
-    failures = scratch / "failures"
-    local = run.local_path("pipeline/steps")
-    pipeline_root = local if local is not None else scratch / "steps"
-    request = {"pipeline": str(pipeline), "arguments": arguments, "pipeline_root": str(pipeline_root)}
-    process = _start_host(scratch, failures)
-    following = _Following(process, EventLog(run), grace)
+def _follow(following: _Following, request: Mapping[str, Any], on_event: OnEvent) -> int:
+    """Hand the host its request and follow it to its end; returns its exit code."""
+    process = following.process
+    assert process.stdin is not None
+    assert process.stdout is not None
     with _signals(following):
-        assert process.stdin is not None
-        assert process.stdout is not None
         try:
             process.stdin.write(json.dumps(request))
             process.stdin.close()
             for line in process.stdout:
                 _take_line(following, line.rstrip("\n"), on_event)
-            code = process.wait()
+            return process.wait()
         finally:
             following.end()
             following.log.close()
-    return _error_of(code, following, failures), following
 
 
-def _start_host(scratch: Path, failures: Path) -> subprocess.Popen[str]:
+@contextmanager
+def _host() -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """(the process that will run the pipeline, a scratch folder); at the end neither is left."""
     adopt_orphans()
+    scratch = Path(tempfile.mkdtemp(prefix="stageline-run-"))
     temporary = scratch / "tmp"
     temporary.mkdir()
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "stageline.run.host"],
         env={
             **os.environ,
@@ -184,7 +197,7 @@ def _start_host(scratch: Path, failures: Path) -> subprocess.Popen[str]:
             "TMPDIR": str(temporary),
             FOLLOWED_VARIABLE: "1",
             DRIVER_VARIABLE: str(os.getpid()),
-            FAILURE_DIR_VARIABLE: str(failures),
+            FAILURE_DIR_VARIABLE: str(scratch / FAILURES),
         },
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -195,6 +208,15 @@ def _start_host(scratch: Path, failures: Path) -> subprocess.Popen[str]:
         process_group=0,
         preexec_fn=die_with_parent,
     )
+    try:
+        yield process, scratch
+    finally:
+        kill_marked(f"{DRIVER_VARIABLE}={os.getpid()}", spare=process.pid)
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            pipe.close()
+        process.wait()
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _take_line(following: _Following, line: str, on_event: OnEvent) -> None:
@@ -244,15 +266,6 @@ def _report_failure(run: Store, error: StagelineError) -> str:
     except StagelineError as second:
         error.add_note(f"the report could not be written: {second.message}")
         return ""
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="stageline-run-"))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

@@ -11,28 +11,48 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def run_pipeline(pipeline: str, arguments: dict[str, object], pipeline_root: str) -> int:
-    """Run one compiled pipeline to its end.
+def load_kfp() -> tuple[Any, Callable[[str], Callable[..., object]]]:
+    """(kfp.local, its loader of compiled pipelines), without kfp's cluster client.
 
-    `workspace_root` stays unset: kfp removes it recursively after every run, so that it must never be a folder that
-    exists. kfp's own caching stays off: its key is not content.
+    `_KFP_RUNTIME` is kfp's own switch for the inside of a step; the client takes longer to load than our steps to run.
     """
     runtime = "_KFP_RUNTIME"
-    os.environ[runtime] = "true"  # kfp's own switch: leaves out its cluster client, which takes longer than our steps
+    os.environ[runtime] = "true"
     import kfp  # noqa: F401
 
     del os.environ[runtime]
     from kfp import local
     from kfp.components import load_component_from_file
 
-    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=pipeline_root, enable_caching=False)
+    return local, load_component_from_file
+
+
+def main() -> int:
+    """Read the request from stdin and run its pipeline to the end.
+
+    `workspace_root` stays unset: kfp removes it recursively after every run, so that it must never be a folder that
+    exists. kfp's own caching stays off: its key is not content.
+    """
+    from stageline.launch.process import die_with_parent
+
+    die_with_parent(signal.SIGTERM)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, _ignore)
+    local, load_pipeline = load_kfp()
+    text = sys.stdin.read()
+    if not text:  # the driver ended before it had a plan
+        return 1
+    request = json.loads(text)
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=request["pipeline_root"], enable_caching=False)
     try:
-        load_component_from_file(pipeline)(**arguments)
+        load_pipeline(request["pipeline"])(**request["arguments"])
     except RuntimeError as error:
         print(COLOURS.sub("", str(error)), file=sys.stderr)
         return 1
@@ -41,17 +61,6 @@ def run_pipeline(pipeline: str, arguments: dict[str, object], pipeline_root: str
 
 def _ignore(signum: int, frame: FrameType | None) -> None:
     """The running step was signalled too and ends by itself; kfp then sees it fail."""
-
-
-def main() -> int:
-    """Read the request from stdin and run it."""
-    from stageline.launch.process import die_with_parent
-
-    die_with_parent(signal.SIGTERM)
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(signum, _ignore)
-    request = json.load(sys.stdin)
-    return run_pipeline(request["pipeline"], request["arguments"], request["pipeline_root"])
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ def admit_resume(work: Work, ref: CheckpointRef) -> None:
         rules=work.family.fact_rules,
         stage_fingerprint=work.fingerprint,
         settings=stage_settings(work.config),
+        name_facts=work.family.name_facts,
         hashes=False,
     )
 
@@ -45,10 +46,11 @@ def seed_from_parents(work: Work, model: nn.Module) -> tuple[dict[str, ParentRec
             ref,
             "seed",
             family=work.family.name,
-            stages=[work.stage.parents[role]],
+            stages=list(work.stage.accepted(role)),
             facts=work.family.facts(work.config),
             rules=work.family.fact_rules,
             weights=weights,
+            name_facts=work.family.name_facts,
             hashes=False,
         )
         sections = work.family.inherit(ref.metadata.facts, work.config)

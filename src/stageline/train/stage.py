@@ -141,7 +141,8 @@ def _fit(
             session.recorder.event("seeded", **notice)
             session.recorder.say(f"seeded from {notice['reference']} ({notice['weights']} weights)")
         provenance = make_provenance(work, session.run, parts, parents, session.command)
-        writer = CheckpointWriter(work.stage_dir, session.lease, provenance, settings.keep)
+        names = work.family.name_facts
+        writer = CheckpointWriter(work.stage_dir, session.lease, provenance, settings.keep, name_facts=names)
     saver = CheckpointSaver(
         work.stage_dir,
         writer,

@@ -52,8 +52,10 @@ def shard_function(task: Task) -> Callable[[nn.Module, Any], nn.Module]:
     def shard(model: nn.Module, mesh: Any) -> nn.Module:
         data_mesh = mesh["data_parallel"]
         for unit in task.shard_units():
-            fully_shard(unit, mesh=data_mesh)
-        fully_shard(model, mesh=data_mesh)
+            fully_shard(unit, mesh=data_mesh, reshard_after_forward=True)
+        # The root too: a validation ends with a forward, and what stays gathered would hide the shards from the
+        # exchange of averaged weights and keep serving the old values.
+        fully_shard(model, mesh=data_mesh, reshard_after_forward=True)
         return model
 
     return shard

@@ -67,7 +67,7 @@ class ProgressView:
     def line(self, text: str) -> None:
         """One line of its own, above the bar where there is one."""
         self.lines.append(text)
-        self._console.print(f"{self.stage}: {text}", markup=False)
+        self._console.print(f"{self.stage}: {text}", markup=False, highlight=False)
 
     def step(self, step: int, values: Mapping[str, float], left_seconds: float, *, log: bool) -> None:
         """Move to `step` finished steps; on logged steps also show the values."""

@@ -25,7 +25,6 @@ pytestmark = [
         ((0, 1), {}),
         ((2, 3), {"gate": (2, 3), "junction_channels": 12}),
         ((0, 1, 2, 3), {}),
-        ((0, 1, 2, 3), {"image_conditioning": "dual", "settings": {"token_features": 6}}),
     ],
     ids=str,
 )
@@ -33,19 +32,16 @@ def test_one_graph(build: Build, inputs: Any, stages: tuple[int, ...], kwargs: d
     model = build(stages, **kwargs)
     call = (*inputs.positional(), inputs.condition)
     torch.compiler.reset()
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)  # a graph break would raise
     with torch.no_grad():
-        assert torch.allclose(compiled(*call), model(*call), atol=1e-6)
-        both = compiled(*call, full=True, diagnostics=True), model(*call, full=True, diagnostics=True)
-    assert torch.allclose(both[0].prediction, both[1].prediction, atol=1e-6)
-    assert list(both[0].diagnostics) == list(stages)
-    explained = torch._dynamo.explain(model)(*call)
-    assert explained.graph_count == 1
-    assert explained.graph_break_count == 0
+        out, expected = compiled(*call, full=True, diagnostics=True), model(*call, full=True, diagnostics=True)
+    assert torch.allclose(out.prediction, expected.prediction, atol=1e-6)
+    assert list(out.diagnostics) == list(stages)
 
 
 def test_inductor_agrees_with_eager(build: Build, inputs: Any) -> None:
-    model = build((2, 3))
+    """A network of two resolutions: the same parts, a fraction of the time to compile."""
+    model = build((0, 1), channel_mult=(1, 2))
     call = (*inputs.positional(), inputs.condition)
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True)

@@ -57,10 +57,10 @@ FAMILY_CONFIG = FamilyConfig(
     config=ToyConfig,
     stages=STAGES,
     presets={"tiny": {"family": "toy"}},
-    facts=lambda config: {"width": 8},
+    facts=lambda _config: {"width": 8},
     fact_rules={},
     inherit=inherit,
     data_key=lambda config: {"data": config.data.model_dump(mode="json")},
-    source_files=lambda config: (),
-    check=lambda config, stage: None,
+    source_files=lambda _config: (),
+    check=lambda _config, _stage: None,
 )

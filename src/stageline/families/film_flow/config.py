@@ -17,6 +17,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from stageline.config import OPERATIONAL, RunConfig
 from stageline.errors import ConfigError, Faults
 from stageline.families import Comparison, FamilyConfig
+from stageline.families.film_flow.agreement import agree_facts, agree_stages, name_facts, trained_film
 from stageline.families.film_flow.film_plan import FilmPlan, StagesOrigin, decoder_channels, resolve_gate_stages
 from stageline.families.film_flow.inheritance import inherit
 from stageline.families.film_flow.presets import PRESETS
@@ -59,6 +60,7 @@ STAGES = Stages(
         metric="dice",
         parents={"default": "backbone"},
         optional_parents=frozenset({"default"}),
+        also_from={"default": ("film",)},
     ),
 )
 
@@ -202,12 +204,13 @@ def _rule(resume: Comparison, seed: Comparison, evaluate: Comparison) -> dict[st
 _FILM: dict[str, Comparison] = _rule("equal", "report", "equal")
 """A parent without FiLM, or with other decoder stages, may seed (`inherit` says how); nothing else may differ."""
 FACT_RULES: dict[str, dict[str, Comparison]] = {
-    "vlm_film_trained_stages": _rule("equal", "report", "ablatable"),
+    "vlm_film_trained_stages": _rule("equal", "report", "equal"),
     "plan_fingerprint": _rule("equal", "report", "report"),
     **dict.fromkeys(("apply_point", "head_variant", "gate_stages", "gate_value", "vlm_scope"), _FILM),
     **dict.fromkeys(("cond_source", "cond_encoder", "cond_features", "cond_dim", "junction_head"), _FILM),
 }
-"""Facts that are not named here must be equal for every verb."""
+"""Facts that are not named here must be equal for every verb. An ablation is `evaluate.film_active`, never another list
+of trained decoder stages."""
 
 
 def asked(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,6 +233,19 @@ def asked(raw: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(data, Mapping) and data.get("image_norm") is not None:
         result["image_norm"] = own["image_norm"]
     return result
+
+
+def agree(
+    asked: Mapping[str, Any], found: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """Refuse an evaluation whose config states other FiLM decoder stages, or another wiring, than the checkpoint has.
+
+    asked: facts the user states.  found: the checkpoint's.  shapes: its tensors, which must prove what it says.
+    Raises CheckpointError E_CFG_VS_CKPT, or E_EVIDENCE_CONFLICT where a checkpoint contradicts itself.
+    """
+    trained = trained_film(where, shapes, found.get("vlm_film_trained_stages"))
+    agree_stages("evaluate", asked.get("vlm_film_trained_stages"), trained)
+    agree_facts("evaluate", asked, found, where)
 
 
 def data_key(config: FilmFlowConfig) -> dict[str, Any]:
@@ -267,6 +283,12 @@ def source_files(config: FilmFlowConfig) -> tuple[Path, ...]:
             if folder and path.is_dir():
                 found += [file for file in path.iterdir() if file.is_file()]
     return tuple(sorted(found))
+
+
+def num_samples(config: FilmFlowConfig, prepared: Mapping[str, Any]) -> int | None:
+    """Training samples of one epoch, from the facts of prepared data."""
+    images = prepared.get("splits", {}).get("train", {}).get("images")
+    return images * config.data.num_samples_per_image if isinstance(images, int) else None
 
 
 def check(config: FilmFlowConfig, stage: Stage) -> None:
@@ -320,4 +342,7 @@ FAMILY_CONFIG = FamilyConfig(
     source_files=source_files,
     check=check,
     asked=asked,
+    num_samples=num_samples,
+    name_facts=name_facts,
+    agree=agree,
 )

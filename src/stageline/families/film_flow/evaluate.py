@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from stageline.families.door import Evaluation
 from stageline.families.film_flow.comparison import Comparison, Mode, conditions_of, plan_comparison
@@ -48,11 +49,12 @@ MODE_WORDS: Mapping[Mode, str] = {
 HEAD_METRICS = ("junction_precision", "junction_recall", "junction_f1")
 
 
-def evaluate(config: FilmFlowConfig, model: FilmFlowModel, folder: Path, progress: Progress) -> Evaluation:
+def evaluate(config: FilmFlowConfig, model: nn.Module, folder: Path, progress: Progress) -> Evaluation:
     """Measure `model` on a split of the prepared data in `folder`; `config.evaluate` says how.
 
     Metrics of the mode that was asked for bear plain names (`dice`), those of the others a suffix (`dice_off`).
     """
+    assert isinstance(model, FilmFlowModel)
     check_evaluation(config, model.plan.stages)
     work = _Evaluator(config, model, folder)
     done, total = 0, len(work.cases) * len(work.comparison.modes)

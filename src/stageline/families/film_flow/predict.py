@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from stageline.errors import ConfigError, DataError, Faults
 from stageline.families.film_flow.condition_bundle import ConditionBundle
@@ -38,7 +38,7 @@ Progress = Callable[[int, int, str], None]
 
 
 def predict(
-    config: FilmFlowConfig, model: FilmFlowModel, paths: Sequence[Path], target: Path, progress: Progress
+    config: FilmFlowConfig, model: nn.Module, paths: Sequence[Path], target: Path, progress: Progress
 ) -> list[dict[str, Any]]:
     """Write `<name>-probability.png` and `<name>-mask.png` (and `-spread`, `-junctions`) for every picture.
 
@@ -46,6 +46,7 @@ def predict(
     Returns one mapping per picture: its path, the files, prompt, share of foreground, network evaluations.
     Raises DataError that lists every picture that cannot be read, before any is predicted.
     """
+    assert isinstance(model, FilmFlowModel)
     check_evaluation(config, model.plan.stages)
     _check_pictures(paths, config.model.image_channels)
     work = _Predictor(config, model.eval())

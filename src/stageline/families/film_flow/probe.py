@@ -30,10 +30,9 @@ from stageline.families.film_flow.conditions import (
     round_feature,
 )
 from stageline.families.film_flow.vlm_encoders import (
-    DTYPES,
     check_qwen,
-    freeze,
     load_config,
+    load_frozen,
     load_image_processor,
     load_part,
     place,
@@ -98,14 +97,7 @@ class ProbeEncoder:
 
         self.settings = settings
         self.config = config
-        model = load_part(
-            AutoModelForImageTextToText.from_pretrained,
-            settings,
-            "weights",
-            dtype=DTYPES[settings.dtype],
-            use_safetensors=True,
-        )
-        self.model = freeze(model, settings)
+        self.model = load_frozen(AutoModelForImageTextToText.from_pretrained, settings)
         self.processor = load_image_processor(settings)
         self.tokenizer = load_part(AutoTokenizer.from_pretrained, settings, "tokenizer")
         self.resize = qwen_resize(self.processor)

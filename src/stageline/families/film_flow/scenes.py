@@ -38,7 +38,7 @@ class SceneLook:
     """
 
     contrast: tuple[float, float] = (0.22, 0.35)
-    noise: float = 0.03
+    noise: float = 0.025
     blur: float = 0.5
     background: float = 0.12
     distractors: bool = False

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from stageline.families.door import Item, ParameterGroup
 from stageline.families.film_flow import losses
 from stageline.families.film_flow.condition_bundle import ConditionBundle
 from stageline.families.film_flow.config import FilmFlowConfig, facts
 from stageline.families.film_flow.construction import build_model
-from stageline.families.film_flow.data import Batch, FilmFlowData, open_data, window_condition
+from stageline.families.film_flow.data import Batch, FilmFlowData, Sample, open_data, window_condition
 from stageline.families.film_flow.preparation import is_per_crop
 from stageline.families.film_flow.sampling import junction_of_probability, read_prediction, training_sampling
 from stageline.families.film_flow.validation import validate_batch
@@ -46,13 +47,19 @@ class FilmFlowTask:
     def __init__(self, config: FilmFlowConfig, stage: str, data: FilmFlowData) -> None:
         self.config = config
         self.stage = stage
-        self.model = build_model(config)
-        self.train_set = data.train_set
-        self.val_set = data.val_set
-        self.collate = data.collate
+        self.network = build_model(config)
+        self.model: nn.Module = self.network
+        self.train_set: Dataset[Any] = data.train_set
+        self.val_set: Dataset[Any] = data.val_set
+        self.epoch_samples = len(data.train_set)
+        self.data = data
         self.features = data.features if is_per_crop(data.features.settings) else None
         self.sampling = training_sampling(config)
         self.advance(0, 1)
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Samples of one size -> a batch."""
+        return self.data.collate(samples)
 
     def batch_items(self, epoch: int) -> Sequence[Item] | None:
         """The loop's own order."""
@@ -65,9 +72,9 @@ class FilmFlowTask:
 
     def shard_units(self) -> Sequence[nn.Module]:
         """Encoder levels, decoder stages and the junction head, which is also called by itself."""
-        backbone = self.model.backbone
+        backbone = self.network.backbone
         units = [*backbone.enc.children(), *backbone.dec.children()]
-        return units if self.model.junction is None else [*units, self.model.junction]
+        return units if self.network.junction is None else [*units, self.network.junction]
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """Weight decay on all weights but those of norms, biases, and the output layers of the FiLM heads."""
@@ -87,7 +94,7 @@ class FilmFlowTask:
         """FiLM and gate strength of the step to come: 0 for the warm-up epochs, then linearly up to 1."""
         del steps
         model, gate = self.config.model, self.config.model.junction_gating_config
-        self.model.schedule.set(
+        self.network.schedule.set(
             film=self._strength(step, model.film_warmup_epochs, model.film_ramp_epochs),
             gate=self._strength(step, gate.warmup_epochs, gate.ramp_epochs),
         )
@@ -95,7 +102,7 @@ class FilmFlowTask:
     def _strength(self, step: int, warmup_epochs: int, ramp_epochs: int) -> float:
         trainer = self.config.trainer
         per_step = trainer.batch_size * trainer.accumulate_grad_batches * trainer.processes
-        epoch = -(-len(self.train_set) // per_step)
+        epoch = -(-self.epoch_samples // per_step)
         done = step - warmup_epochs * epoch
         if done < 0:
             return 0.0
@@ -103,20 +110,20 @@ class FilmFlowTask:
 
     def facts(self) -> dict[str, Any]:
         """What the model itself says, over what its config says: the two must agree when a checkpoint is written."""
-        plan, heads = self.model.plan, sorted(int(key) for key in self.model.film)
+        plan, heads = self.network.plan, sorted(int(key) for key in self.network.film)
         return {
             **facts(self.config),
             "vlm_film_trained_stages": heads,
             "decoder_channels": list(plan.decoder_channels),
             "plan_fingerprint": plan.fingerprint if heads else "",
             "gate_stages": list(plan.gate_stages),
-            "junction_head": self.model.junction is not None,
+            "junction_head": self.network.junction is not None,
         }
 
     def validate(self, model: nn.Module, batch: Batch) -> Mapping[str, tuple[float, float]]:
         """Metrics of one batch through the one sampling path."""
         condition = batch.condition if self.features is None else window_condition(batch, self.features)
-        return validate_batch(self.config, self.model, model, batch, condition, self.sampling)
+        return validate_batch(self.config, self.network, model, batch, condition, self.sampling)
 
     def loss(self, model: nn.Module, batch: Batch, context: StepContext) -> StageLoss:
         """Flow loss, junction loss and their parts, each summed over the samples of the micro-batch."""
@@ -150,7 +157,7 @@ class FilmFlowTask:
 
     def _drop(self, condition: ConditionBundle | None, rng: torch.Generator) -> ConditionBundle | None:
         """The condition, absent for a random share of the samples."""
-        if condition is None or not self.model.plan.stages:
+        if condition is None or not self.network.plan.stages:
             return None
         kept = torch.rand(condition.present.shape, generator=rng) >= self.config.model.cond_dropout
         return replace(condition, present=condition.present & kept.to(condition.present.device))

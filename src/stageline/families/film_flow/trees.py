@@ -40,8 +40,8 @@ class TreeShape:
 
     depth: tuple[int, int] = (3, 4)
     root_radius: tuple[float, float] = (0.014, 0.021)
-    min_root_radius: float = 1.2
-    min_radius: float = 0.75
+    min_root_radius: float = 1.3
+    min_radius: float = 0.9
     min_gap: float = 2.5
 
 

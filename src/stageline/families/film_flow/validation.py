@@ -34,7 +34,7 @@ def validate_batch(
     condition: ConditionBundle | WindowCondition | None,
     sampling: Sampling,
 ) -> Sums:
-    """name -> (sum, count): `dice`, `iou`, `cldice` per case; `junction_f1` pooled over nodes; FiLM's diagnostics.
+    """name -> (sum, count): `dice`, `iou`, `cldice` per case; `head_junction_f1` pooled over nodes; FiLM's diagnostics.
 
     forward: the wrapped model.  condition: of the batch; a function of the window under `vlm_scope: crop`.
     """
@@ -50,7 +50,7 @@ def validate_batch(
             sums[name] += scores[name]
     result: Sums = {name: (value, float(len(batch.ids))) for name, value in sums.items()}
     if model.junction is not None:
-        result["junction_f1"] = _node_f1(model.junction_map(batch.image), batch)
+        result["head_junction_f1"] = _node_f1(model.junction_map(batch.image), batch)
     if condition is not None:
         whole = Window(0, 0, *batch.image.shape[-2:])
         bundle = condition(whole) if callable(condition) else condition

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from stageline.errors import ConfigError, DataError, MissingPartError
+from stageline.errors import CheckpointError, ConfigError, DataError, MissingPartError
 from stageline.families.film_flow.condition_bundle import ConditionBundle
 from stageline.families.film_flow.conditions import (
     EncoderSettings,
@@ -97,9 +97,21 @@ def pick_device(name: str) -> torch.device:
         ) from error
 
 
-def freeze(model: nn.Module, settings: EncoderSettings) -> Any:
-    """The model on its device, in eval mode, without gradients."""
-    return model.to(pick_device(settings.device)).eval().requires_grad_(requires_grad=False)
+def load_frozen(loader: Callable[..., Any], settings: EncoderSettings) -> Any:
+    """The encoder's weights on its device, in eval mode, without gradients; refused if any of them is missing."""
+    model, report = load_part(
+        loader, settings, "weights", dtype=DTYPES[settings.dtype], use_safetensors=True, output_loading_info=True
+    )
+    # transformers fills what a file lacks with random numbers; tensors the encoder does not use are no fault.
+    absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if absent:
+        raise CheckpointError(
+            f"the weights of {settings.model_name!r} lack {len(absent)} tensors of {type(model).__name__}: "
+            f"{', '.join(absent[:4])}{', ...' if len(absent) > 4 else ''}",
+            remedy="give a complete model",
+        )
+    frozen: nn.Module = model.to(pick_device(settings.device)).eval().requires_grad_(requires_grad=False)
+    return frozen
 
 
 def load_config(settings: EncoderSettings) -> Any:
@@ -147,10 +159,7 @@ class ContrastiveEncoder:
 
         self.settings = settings
         self.kind = config.model_type
-        model = load_part(
-            AutoModel.from_pretrained, settings, "weights", dtype=DTYPES[settings.dtype], use_safetensors=True
-        )
-        self.model = freeze(model, settings)
+        self.model = load_frozen(AutoModel.from_pretrained, settings)
         self.processor = load_image_processor(settings) if "image" in settings.source else None
         self.tokenizer = (
             load_part(AutoTokenizer.from_pretrained, settings, "tokenizer") if "text" in settings.source else None
@@ -217,10 +226,7 @@ class QwenEncoder:
         from transformers import AutoModel, AutoTokenizer
 
         self.settings = settings
-        model = load_part(
-            AutoModel.from_pretrained, settings, "weights", dtype=DTYPES[settings.dtype], use_safetensors=True
-        )
-        self.model = freeze(model, settings)
+        self.model = load_frozen(AutoModel.from_pretrained, settings)
         self.processor = load_image_processor(settings)
         self.tokenizer = (
             load_part(AutoTokenizer.from_pretrained, settings, "tokenizer") if "text" in settings.source else None

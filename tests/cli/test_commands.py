@@ -1,0 +1,141 @@
+"""Commands that look: init, plan, schema, help; what they print and what they leave alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+import stageline
+from stageline.cli import main
+from stageline.cli.configuration import raw_preset, split_overrides
+from stageline.cli.starter import starter_yaml
+from stageline.config import fingerprint, semantic
+from stageline.errors import PlanError
+from stageline.families import FAMILIES, family_config, load_config, parse_config
+
+TINY = ["--family", "film_flow", "--preset", "tiny"]
+PRESETS = [(family, preset) for family in FAMILIES for preset in family_config(family).presets]
+VERBS = [
+    "init",
+    "plan",
+    "prepare",
+    "train",
+    "evaluate",
+    "predict",
+    "schema",
+    "run",
+    "report",
+    "runs",
+    "pipeline",
+    "checkpoint",
+]
+
+
+@pytest.mark.parametrize(("family", "preset"), PRESETS)
+def test_the_starter_config_reads_back_as_its_preset(tmp_path: Path, family: str, preset: str) -> None:
+    file = tmp_path / "sub" / "config.yaml"
+    assert main(["init", "--family", family, "--preset", preset, "-o", str(file)]) == 0
+    written, meant = load_config(file), parse_config(raw_preset(family, preset))
+    assert written == meant
+    assert fingerprint(semantic(written)) == fingerprint(semantic(meant))
+
+
+def test_the_starter_config_documents_its_keys(tmp_path: Path) -> None:
+    text = starter_yaml(parse_config(raw_preset("film_flow", "tiny")), "tiny")
+    assert "# Optimizer steps of the stage" in text
+    assert "# max_steps: null" in text
+    assert "batch_size: 8" in text
+
+
+def test_every_key_behind_a_hash_in_the_starter_is_a_key(tmp_path: Path) -> None:
+    text = starter_yaml(parse_config(raw_preset("film_flow", "tiny")), "tiny")
+    trainer = text[text.index("trainer:") : text.index("\nmodel:")]
+    keys = [line.strip()[2:].split(":")[0] for line in trainer.splitlines() if line.startswith("  # ")]
+    known = set(family_config("film_flow").config.model_fields["trainer"].annotation.model_fields)  # type: ignore[union-attr]
+    assert known <= {*keys, *(line.strip().split(":")[0] for line in trainer.splitlines())}
+
+
+def test_init_overwrites_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("mine: yes\n")
+    assert main(["init", "-o", str(file)]) == 2
+    assert file.read_text() == "mine: yes\n"
+
+
+def test_plan_as_json_and_as_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["plan", *TINY, f"root={tmp_path / 'r'}", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [item["action"] for item in plan["items"]] == ["run"] * 5
+    assert main(["plan", *TINY, f"root={tmp_path / 'r'}", "stages=[film]"]) == 0
+    table = capsys.readouterr().out
+    assert "not selected" in table
+    assert "never recorded" in table
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_blocked_plan_is_shown_and_ends_in_its_code(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    override = "parents.film.default=runs/nobody/backbone"
+    assert main(["plan", *TINY, f"root={tmp_path}", override]) == PlanError.exit_code
+    assert "blocked" in capsys.readouterr().out
+
+
+def test_the_schema_accepts_the_presets_and_refuses_what_they_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    config = parse_config(raw_preset("film_flow", "tiny"))
+    plain = yaml.safe_load(config.model_dump_json(exclude_unset=True, by_alias=True))
+    validator = jsonschema.Draft202012Validator(schema)
+    assert list(validator.iter_errors(plain)) == []
+    assert list(validator.iter_errors(plain | {"trainr": {}}))
+
+
+def test_overrides_are_told_from_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a=b").touch()
+    assert split_overrides(["x.png", "evaluate.k=3", "a=b", "dir/c=d"]) == (
+        ["x.png", "a=b", "dir/c=d"],
+        ["evaluate.k=3"],
+    )
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    assert main([verb, "--help"]) == 0
+    assert "Usage:" in capsys.readouterr().out
+
+
+PROBE = """
+import sys
+from stageline.cli import main
+code = main(["--help"])
+heavy = {"torch", "pydantic", "yaml", "rich.table", "obstore", "kfp", "numpy"} & set(sys.modules)
+print(code, sorted(heavy))
+"""
+
+
+def test_help_loads_nothing_that_takes_time() -> None:
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """`stageline schema | head -1`: the pipe breaks, quietly."""
+    command = f"{sys.executable} -m stageline schema | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "{"
+    assert done.stderr == ""
+
+
+def test_the_library_exposes_load_and_version_without_torch() -> None:
+    code = "import sys, stageline; print(stageline.__version__, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == [stageline.__version__, "False"]
+    with pytest.raises(AttributeError):
+        stageline.nothing  # noqa: B018

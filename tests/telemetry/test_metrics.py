@@ -1,0 +1,60 @@
+"""Metric names follow the rules of the house; the endpoint serves what was recorded."""
+
+from __future__ import annotations
+
+import re
+import socket
+import urllib.request
+
+import pytest
+
+from stageline.telemetry import METRICS, MetricsEndpoint
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_names_end_in_their_unit(name):
+    units = "steps|seconds|total|value|norm|rate|bytes"
+    assert re.fullmatch(rf"stageline(_[a-z]+)+_({units})", name)
+    assert METRICS[name].name == name
+    assert METRICS[name].text.endswith(".")
+    assert name.endswith("_total") == (METRICS[name].kind == "counter")
+
+
+def test_what_is_recorded_is_served():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    endpoint = MetricsEndpoint(port, family="toy", stage="base", address="127.0.0.1")
+    try:
+        assert endpoint.port == port
+        endpoint.record("stageline_finished_steps", 7)
+        endpoint.record("stageline_samples_total", 3)
+        endpoint.record("stageline_samples_total", 4)
+        endpoint.record("stageline_step_duration_seconds", 0.5)
+        endpoint.record("stageline_loss_value", 0.25, "dice")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+            text = page.read().decode()
+    finally:
+        endpoint.close()
+    assert 'stageline_finished_steps{family="toy",stage="base"} 7.0' in text
+    assert 'stageline_samples_total{family="toy",stage="base"} 7.0' in text
+    assert 'stageline_step_duration_seconds_sum{family="toy",stage="base"} 0.5' in text
+    assert 'stageline_loss_value{family="toy",part="dice",stage="base"} 0.25' in text
+
+
+def test_a_taken_port_costs_the_endpoint_only():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        endpoint = MetricsEndpoint(taken.getsockname()[1], family="toy", stage="base", address="127.0.0.1")
+        assert str(taken.getsockname()[1]) in endpoint.warning
+        endpoint.record("stageline_finished_steps", 7)
+        endpoint.close()
+
+
+def test_port_zero_serves_nothing():
+    endpoint = MetricsEndpoint(0, family="toy", stage="base")
+    assert (endpoint.port, endpoint.warning) == (0, "")
+    endpoint.record("stageline_finished_steps", 7)
+    with pytest.raises(KeyError):
+        endpoint.record("stageline_no_such_metric", 1)

@@ -1,0 +1,189 @@
+"""Smaller parts: which parameters train, groups, the save queue, validation's share of ranks, the time left."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from toy_family.toy import STAGE, ToyModel, ToyTask
+
+from stageline.config import TrainerConfig
+from stageline.errors import ConfigError, DiskFullError
+from stageline.families.door import ParameterGroup
+from stageline.trainer.gradients import summing_scale
+from stageline.trainer.interruption import StopRequest
+from stageline.trainer.parameters import (
+    fill_optimizer,
+    freeze_untrained,
+    make_optimizer,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from stageline.trainer.progress import ProgressView, StepClock, clock_text
+from stageline.trainer.saving import Saved, SaveQueue
+from stageline.trainer.validation import is_better, validation_lists
+
+
+def test_patterns_choose_what_trains():
+    model = ToyModel()
+    assert freeze_untrained(model, STAGE) == ("body.0.weight", "body.0.bias", "head.weight", "head.bias")
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["stem.weight", "stem.bias"]
+    with pytest.raises(ConfigError, match=r"2 faults") as caught:
+        freeze_untrained(model, replace(STAGE, trains=("body.*", "hed.*", "neck.*")))
+    assert "'hed.*' matches none of 6 parameters; near: 'head'" in caught.value.message
+
+
+def test_groups_must_cover_what_trains_exactly():
+    task = ToyTask()
+    trained = freeze_untrained(task.model, STAGE)
+    groups = (
+        ParameterGroup("a", ("body.0.weight", "head.weight", "stem.weight")),
+        ParameterGroup("b", ("head.weight", "head.bias")),
+    )
+    with pytest.raises(ConfigError) as caught:
+        make_optimizer(task.model, groups, trained, TrainerConfig())
+    for fault in ("'head.weight' stands in 'a' and 'b'", "'stem.weight' in 'a' does not train", "'body.0.bias' trains"):
+        assert fault in caught.value.message
+
+
+def test_groups_have_their_factors_and_decay():
+    task = ToyTask()
+    trained = freeze_untrained(task.model, STAGE)
+    optimizer = make_optimizer(task.model, task.parameter_groups(), trained, TrainerConfig(weight_decay=0.1))
+    set_learning_rate(optimizer, 0.5)
+    assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.5, 0.1), (1.0, 0.0)]
+
+
+def test_optimizer_state_by_name_round_trips():
+    task = ToyTask()
+    trained = freeze_untrained(task.model, STAGE)
+    made = [make_optimizer(task.model, task.parameter_groups(), trained, TrainerConfig()) for _ in range(2)]
+    assert optimizer_tensors(made[0], task.model) == {}
+    task.model(torch.ones(3, 4)).sum().backward()
+    made[0].step()
+    tensors = optimizer_tensors(made[0], task.model)
+    assert len(tensors) == 3 * len(trained)
+    for name, tensor in fill_optimizer(made[1], task.model, sorted(tensors)).items():
+        tensor.copy_(tensors[name])
+    again = optimizer_tensors(made[1], task.model)
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensors[name]) and again[name].dtype == tensors[name].dtype for name in again)
+
+
+@pytest.mark.parametrize(("batch", "accumulate", "size"), [(1, 1, 1), (8, 1, 1), (3, 5, 2)])
+def test_the_summing_scale_is_a_power_of_two_near_the_mean(batch, accumulate, size):
+    scale = summing_scale(TrainerConfig(batch_size=batch, accumulate_grad_batches=accumulate), size)
+    assert torch.frexp(torch.tensor(scale)).mantissa == 0.5
+    assert 0.5 < scale * batch * accumulate * size <= 1
+
+
+def test_never_two_saves_at_once_and_errors_surface():
+    queue = SaveQueue(background=True)
+    running, most = [0], [0]
+
+    def write() -> str:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.05)
+        running[0] -= 1
+        return "uri@sha256:0"
+
+    for step in range(3):
+        queue.put(write, Saved(step, "", False, False), began=time.monotonic())
+    queue.join()
+    assert most == [1]
+    assert [saved.step for saved in queue.take()] == [0, 1, 2]
+    assert queue.take() == []
+
+    def fail() -> str:
+        raise DiskFullError("full")
+
+    queue.put(fail, Saved(3, "", False, False), began=time.monotonic())
+    queue.join()
+    with pytest.raises(DiskFullError):
+        queue.take()
+    queue.put(fail, Saved(4, "", False, False), began=time.monotonic())
+    with pytest.raises(DiskFullError):
+        queue.put(write, Saved(5, "", False, False), began=time.monotonic())
+
+
+def test_a_save_in_the_background_does_not_block():
+    gate = threading.Event()
+    queue = SaveQueue(background=True)
+    queue.put(lambda: str(gate.wait(30)), Saved(1, "", False, False), began=time.monotonic())
+    assert queue.take() == []
+    gate.set()
+    queue.join()
+    (saved,) = queue.take()
+    assert saved.reference == "True"
+    assert saved.blocked_seconds <= saved.write_seconds
+
+
+@given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 5))
+def test_validation_covers_each_sample_once_in_equally_many_batches(num, batch, size):
+    parts = [validation_lists(num, batch, rank, size) for rank in range(size)]
+    assert len({len(lists) for lists, _ in parts}) == 1
+    counted = [index for lists, count in parts for part in lists[:count] for index in part]
+    assert sorted(counted) == list(range(num))
+
+
+def test_better_follows_the_direction():
+    up, down = replace(STAGE, direction="max"), replace(STAGE, direction="min")
+    assert is_better(0.6, 0.5, up)
+    assert not is_better(0.5, 0.5, up)
+    assert is_better(0.4, 0.5, down)
+    assert is_better(-1.0, None, up)
+    assert not is_better(float("nan"), None, up)
+
+
+def test_the_clock_counts_the_time_only_where_there_is_no_main_thread():
+    found = []
+
+    def elsewhere() -> None:
+        with StopRequest(max_seconds=0.001) as stop:
+            time.sleep(0.002)
+            found.append(stop.reason)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert found == ["trainer.max_seconds=0.001"]
+    with StopRequest() as stop:
+        assert stop.reason == ""
+
+
+def test_time_left_is_steps_times_the_mean():
+    clock = StepClock()
+    for _ in range(50):
+        clock.add(2.0)
+    assert clock.left_seconds(10) == pytest.approx(20.0)
+    assert clock_text(3725.4) == "1:02:05"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_lines_or_a_bar(terminal):
+    out = io.StringIO()
+    view = ProgressView("film", 20, Console(file=out, force_terminal=terminal, width=120))
+    view.step(10, {"loss": 0.5}, 65.0, log=True)
+    view.step(11, {"loss": 0.5}, 60.0, log=False)
+    view.line("validation  dice 0.9")
+    view.step(20, {"loss": 0.25}, 0.0, log=True)
+    view.close()
+    text = out.getvalue()
+    assert "validation  dice 0.9" in text
+    if terminal:
+        assert "20/20" in text
+    else:
+        assert text.splitlines() == [
+            "film: step 10/20  loss 0.5  0:01:05 left",
+            "film: validation  dice 0.9",
+            "film: step 20/20  loss 0.25",
+        ]
+        assert list(view.lines)[-1] == "step 20/20  loss 0.25"
