@@ -64,7 +64,8 @@ lock: env ## pin every dependency by hash (UPGRADE=--upgrade takes newer ones)
 
 .PHONY: render
 render: env ## compile the pipelines again (goldens)
-	@$(BIN)/stageline pipeline compile
+	@for file in $(filter-out %/__init__.py,$(wildcard pipelines/*.py)); do \
+		$(BIN)/stageline pipeline compile --family $$(basename $$file .py) --output $${file%.py}.yaml || exit 1; done
 
 .PHONY: bench
 bench: env ## measurements side by side, as ratios

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -154,10 +155,12 @@ def main(root: str) -> dict[str, object]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    import faulthandler; faulthandler.dump_traceback_later(30, exit=True)
-    dist.init_process_group("gloo")
-    MESH = init_device_mesh("cpu", (dist.get_world_size(),))
-    result = main(sys.argv[1])
-    Path(sys.argv[1], f"rank{dist.get_rank()}.json").write_text(json.dumps(result), encoding="utf-8")
+    ROOT, RANK = sys.argv[1], int(sys.argv[2])
+    # The process group's own timeout is the hang guard: no rank outlives the test.
+    TIMEOUT = timedelta(seconds=90)
+    dist.init_process_group("gloo", init_method=f"file://{ROOT}/meeting", rank=RANK, world_size=2, timeout=TIMEOUT)
+    MESH = init_device_mesh("cpu", (2,))
+    result = main(ROOT)
+    Path(ROOT, f"rank{RANK}.json").write_text(json.dumps(result), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()

@@ -135,8 +135,6 @@ def test_source_images_that_are_missing_are_all_named(capsys: pytest.CaptureFixt
         f"data.train_dir={tmp_path / 'train'}",
         f"data.val_dir={tmp_path / 'val'}",
         "model.vlm_film_config.prompt_template=vessels",
-        "data.num_train=null",
-        "data.num_val=null",
     )
     assert code == DataError.exit_code, err
     assert "a.png" in err

@@ -6,6 +6,7 @@ import ast
 import os
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,11 @@ def texts() -> Iterator[Path]:
             file = Path(folder, name)
             if file.suffix in TEXTS:
                 yield file
+
+
+@cache
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
 
 
 def calls(tree: ast.AST, name: str) -> Iterator[ast.Call]:
@@ -69,7 +75,7 @@ def test_modules_are_nouns_of_the_domain() -> None:
 def test_every_module_says_what_it_is() -> None:
     silent = []
     for file in OURS:
-        tree = ast.parse(file.read_text())
+        tree = tree_of(file)
         doc = ast.get_docstring(tree)
         if tree.body and not doc:
             silent.append(str(file.relative_to(ROOT)))
@@ -82,7 +88,7 @@ def test_a_file_has_one_duty() -> None:
     # The rule says about 300 lines a file and 50 a function; a fifth more is "about".
     long = [f"{f.relative_to(ROOT)}: {n}" for f in OURS if (n := len(f.read_text().splitlines())) > 360]
     for file in OURS:
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(tree_of(file)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 body = (node.end_lineno or node.lineno) - node.lineno + 1
                 doc = len((ast.get_docstring(node) or "").splitlines())
@@ -94,7 +100,7 @@ def test_a_file_has_one_duty() -> None:
 def test_nothing_reads_or_writes_a_pickle() -> None:
     found = []
     for file in OURS:
-        tree = ast.parse(file.read_text())
+        tree = tree_of(file)
         where = file.relative_to(ROOT)
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module in PICKLES:
@@ -114,7 +120,7 @@ def test_nothing_reads_or_writes_a_pickle() -> None:
 def test_no_tensor_is_dropped_and_no_fault_is_swallowed() -> None:
     found = []
     for file in OURS:
-        tree = ast.parse(file.read_text())
+        tree = tree_of(file)
         where = file.relative_to(ROOT)
         found += [
             f"{where}:{call.lineno}: load_state_dict that is not strict"

@@ -98,7 +98,7 @@ class Lab:
             training_state={"step": step},
             best=BestRecord(metric="dice", direction="max", value=value, step=step),
             is_best=True,
-            timing={"seconds_per_step": 0.5},
+            timing={"step_seconds": 0.5},
             config_yaml="family: film_flow\n",
         )
         with StageLease.acquire(directory, "test", keep_renewed=False) as lease:

@@ -98,6 +98,14 @@ def test_replace_changes_only_what_its_token_saw(store: Store) -> None:
     assert not store.exists("never/was")
 
 
+def test_a_token_does_not_come_back_however_quickly_things_change(store: Store) -> None:
+    store.put("lease", b"start")
+    first = store.get_with_token("lease")[1]
+    for number in range(30):
+        store.put("lease", b"%05d" % number)
+    assert not store.replace("lease", b"other", first)
+
+
 def test_of_many_threads_replacing_exactly_one_wins(store: Store) -> None:
     store.put("lease", b"start")
     for _ in range(5):

@@ -104,7 +104,7 @@ def test_any_number_of_workers_gives_the_same_batches():
         [batch["x"] for batch in training_batches(order, Cursor(0, 4), 6, num_workers=workers, pin=False)]
         for workers in (0, 1, 2)
     ]
-    assert len(batches[0]) == len(batches[1]) == len(batches[2]) == 11
+    assert len(batches[0]) == len(batches[1]) == len(batches[2]) == 12
     for one, two, three in zip(*batches, strict=True):
         assert torch.equal(one, two)
         assert torch.equal(one, three)

@@ -149,7 +149,10 @@ class CheckpointWriter:
         for attempt in range(1, MAX_ATTEMPTS):
             name = step_name(step, attempt)
             store = self.stage_dir.step_store(name)
-            if not store.list() and store.create(CLAIM_NAME, data):
+            if store.list():
+                continue
+            # A creation whose answer got lost was repeated and found itself there.
+            if store.create(CLAIM_NAME, data) or store.get(CLAIM_NAME) == data:
                 return name
         raise CheckpointError(
             f"{self.stage_dir.uri}: step {step} was saved {MAX_ATTEMPTS} times", remedy="run=<new name>"

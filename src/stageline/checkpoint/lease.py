@@ -124,8 +124,10 @@ class StageLease:
         store = stage_dir.store
         if not store.create(LEASE_NAME, data):
             found = _read(store)
+            # A creation whose answer got lost was repeated and found itself there.
+            ours = found is not None and found[0]["id"] == self.id
             taken = found is not None and _is_free(found[0]) and store.replace(LEASE_NAME, data, found[1])
-            if not taken:
+            if not ours and not taken:
                 raise _busy(stage_dir, _read(store))
         self._note_written(start, ttl_seconds)
         if keep_renewed:
@@ -177,16 +179,19 @@ class StageLease:
         self._good_until = start + seconds
 
     def check(self) -> None:
-        """Do nothing if the lease is ours and in time, as the store says now; else BusyError."""
+        """Do nothing if the lease is ours, as the store says now, for at least half its length; else BusyError.
+
+        A lease that expired while this process stood still, and that nobody took, is renewed.
+        """
         with self._mutex:
-            if not self._lost:
-                found = _read(self.stage_dir.store)
-                if found is None or found[0]["id"] != self.id:
-                    self._lost = f"taken over by {found[0]['holder']!r}" if found else "lease.json is gone"
-                elif time.monotonic() >= self._good_until:
-                    self._lost = f"not renewed for {self.ttl_seconds:g} s"
             if self._lost:
                 raise self._lost_error()
+            found = _read(self.stage_dir.store)
+            if found is None or found[0]["id"] != self.id:
+                self._lost = f"taken over by {found[0]['holder']!r}" if found else "lease.json is gone"
+                raise self._lost_error()
+            if self._good_until - time.monotonic() < self.ttl_seconds / 2:
+                self._renew(self.ttl_seconds)
 
     def _lost_error(self) -> BusyError:
         return BusyError(

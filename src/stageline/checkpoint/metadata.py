@@ -188,7 +188,7 @@ def parse_metadata(data: bytes, where: str) -> CheckpointMetadata:
 
     Raises CheckpointError for what is no JSON, has another schema, lacks a field, or does not match its seal.
     """
-    remedy = "use another checkpoint; `stageline checkpoint verify` tells which are whole"
+    remedy = "use another checkpoint, and move this directory away if it is in the way"
     try:
         plain = json.loads(data)
     except ValueError as error:

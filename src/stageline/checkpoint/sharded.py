@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -145,7 +146,8 @@ def _write_shards(store: Store, folder: str, tensors: Mapping[str, Tensor], grou
 
         def write() -> None:
             storage = HuggingFaceStorageWriter(str(target), save_distributed=True)
-            save_distributed(dict(tensors), storage_writer=storage, process_group=group)
+            with _alone_is_meant():
+                save_distributed(dict(tensors), storage_writer=storage, process_group=group)
 
         def finish() -> dict[str, FileRecord]:
             own = sorted(target.glob(f"shard-{_rank(group) + 1:05d}-*.safetensors"))
@@ -160,6 +162,14 @@ def _write_shards(store: Store, folder: str, tensors: Mapping[str, Tensor], grou
 
         _together(write, group)
         return {name: record for part in _together(finish, group) for name, record in part.items()}
+
+
+@contextmanager
+def _alone_is_meant() -> Iterator[None]:
+    """One process without a group may read and write shards too; torch warns that it might be an accident."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 @contextmanager
@@ -201,7 +211,9 @@ def load_sharded(ref: CheckpointRef, folder: str, tensors: Mapping[str, Tensor],
         _together(lambda: _fetch_verified(ref, names, source, in_place=local is not None), group)
 
         def load() -> None:
-            load_distributed(dict(tensors), storage_reader=HuggingFaceStorageReader(str(source)), process_group=group)
+            storage = HuggingFaceStorageReader(str(source))
+            with _alone_is_meant():
+                load_distributed(dict(tensors), storage_reader=storage, process_group=group)
 
         _together(load, group)
 

@@ -45,6 +45,7 @@ class LocalProcess:
             returncode = self.process.wait()
         except BaseException:
             self.kill()
+            self.process.wait()
             raise
         finally:
             self.process.stdout.close()

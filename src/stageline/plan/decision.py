@@ -155,7 +155,7 @@ def recorded_parameters(metadata: CheckpointMetadata) -> dict[str, int] | None:
 
 def expected_seconds(metadata: CheckpointMetadata, steps: int | None, from_step: int) -> float | None:
     """Seconds for the steps still to do, at the pace an earlier run recorded."""
-    pace = metadata.timing.get("seconds_per_step")
+    pace = metadata.timing.get("step_seconds")
     if steps is None or pace is None:
         return None
     return max(steps - from_step, 0) * pace

@@ -177,6 +177,8 @@ def pictures_part(evaluations: Sequence[EvaluationRecord]) -> list[Child]:
         if not record.pictures:
             continue
         parts.append(tag("h3", title_of(record)))
+        if provenance_of(record).get("pictures"):
+            parts.append(tag("p", str(provenance_of(record)["pictures"])))
         parts.append(gallery([picture_of(record, name, data) for name, data in record.pictures]))
     return parts or [tag("p", "No evaluation has left pictures.", class_="quiet")]
 

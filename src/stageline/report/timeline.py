@@ -39,7 +39,7 @@ class Stretch:
 
 
 def stretches(sessions: Sequence[Session], origin: float) -> list[Stretch]:
-    """The time line without its long gaps: one longer than all the work, and than a minute, is drawn as a sixth of it."""
+    """The time line without long gaps: one longer than all the work, and than a minute, is drawn as a sixth of it."""
     spans: list[list[float]] = []
     for session in sorted(sessions, key=lambda s: s.start):
         start, end = session.start - origin, session.end - origin

@@ -13,7 +13,7 @@ import torch
 from stageline.checkpoint.commit import CheckpointWriter
 from stageline.checkpoint.identity import claim_run
 from stageline.checkpoint.layout import CheckpointRef, resolve
-from stageline.config import RunConfig, fingerprint, to_yaml
+from stageline.config import RunConfig, flatten, to_yaml
 from stageline.data.prepared import materialise
 from stageline.errors import CheckpointError, difference
 from stageline.families import family_config, load_family
@@ -94,7 +94,8 @@ def _train(session: Session, work: Work, data: str, stop: StopRequest) -> StageR
     if decision.action == "reuse" and decision.ref is not None:
         return _result(work, "reuse", decision.ref, None)
     ranks = Ranks(work.config.trainer)
-    ranks.agree("the config", fingerprint([work.fingerprint, work.config.trainer.model_dump(mode="json")]))
+    trainer = work.config.trainer.model_dump(mode="json")
+    ranks.agree("the config", flatten({"stage fingerprint": work.fingerprint, "trainer": trainer}))
     action, name = ranks.first(lambda: _begin(session, work))
     session.owned = True
     ref = resolve(name) if name else None

@@ -106,7 +106,8 @@ class _Fit:
                 "ema_updates": 0 if ema is None else ema.updates,
             }
         )
-        self.saver.submit(self.parts, state, final=final, is_best=is_best, metrics=self.metrics)
+        with memory_advice(self.parts.settings, "saving"):
+            self.saver.submit(self.parts, state, final=final, is_best=is_best, metrics=self.metrics)
 
     def note_saves(self, *, wait: bool) -> None:
         """Tell of commits; an error of the writer surfaces here."""
@@ -213,9 +214,10 @@ def _announce(run: _Fit) -> None:
     )
     leftover = leftover_fraction(settings.ema_decay, run.steps)
     if run.parts.ema is not None and leftover > LEFTOVER_FRACTION:
+        decay = settings.ema_decay
         run.recorder.warn(
-            f"trainer.ema_decay={settings.ema_decay:g} leaves {leftover:.0%} of the first weights in the average after "
-            f"{run.steps} steps; take a smaller one"
+            f"trainer.ema_decay={decay:g} is long for {run.steps} steps ({decay:g}^{run.steps} = {leftover:.2f} > "
+            f"{LEFTOVER_FRACTION:g}): the average lags far behind the weights; take a smaller one"
         )
 
 

@@ -23,11 +23,11 @@ from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import nn
 
 from stageline.config import TrainerConfig
-from stageline.errors import ConfigError, PeerLostError, StagelineError
+from stageline.errors import ConfigError, PeerLostError, StagelineError, difference
 
 T = TypeVar("T")
 
-_LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "socket", "tcpstore", "timed out")
+_LOST = ("gloo", "nccl", "processgroup", "tcpstore", "connection closed by peer", "connection reset by peer")
 """Words in the errors of torch's collectives; they are plain RuntimeErrors on gloo."""
 
 
@@ -137,15 +137,16 @@ class Ranks:
         value: T = answer["value"]
         return value
 
-    def agree(self, what: str, value: Any) -> None:
-        """Raise on every rank unless all have the same JSON value."""
+    def agree(self, what: str, value: Mapping[str, Any]) -> None:
+        """Raise on every rank unless all have the same JSON mapping."""
         values = self.gather(value)
-        other = [rank for rank, found in enumerate(values) if found != values[0]]
-        if other:
-            raise ConfigError(
-                f"{what} differs among ranks: rank 0 has {values[0]!r}, rank {other[0]} has {values[other[0]]!r}",
-                remedy="start every rank with the same config, data and version",
-            )
+        for rank, found in enumerate(values):
+            lines = difference(values[0], found)
+            if lines:
+                raise ConfigError(
+                    f"{what} differs among ranks, rank 0 -> rank {rank}: {'; '.join(lines)}",
+                    remedy="start every rank with the same config, data and version",
+                )
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give every rank rank 0's floating buffers (running statistics differ by the samples each rank saw)."""
@@ -174,8 +175,8 @@ def lost_peers(doing: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        backend = isinstance(error, dist.DistError)
-        if backend or any(word in text.lower() for word in _LOST):
+        known = isinstance(error, dist.DistError) or any(word in text.lower() for word in _LOST)
+        if known and dist.is_initialized():
             line = text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__
             raise PeerLostError(
                 f"another rank went away while {doing}: {line}",

@@ -161,20 +161,40 @@ def test_fingerprint_ignores_where_the_stages_came_from_and_nothing_else() -> No
     assert len(found | {plan.fingerprint}) == len(others) + 1
 
 
-def test_plan_survives_json() -> None:
+def test_plan_as_json_has_every_field() -> None:
     plan = FilmPlan(decoder_channels=BASE, stages=(0, 2), gate_stages=(2,), gate_value=0.25, stages_origin="inferred")
-    again = FilmPlan.from_json(json.loads(json.dumps(plan.to_json())))
-    assert again == plan
-    assert again.fingerprint == plan.fingerprint
+    assert json.loads(json.dumps(plan.to_json())) == {
+        "schema": 1,
+        "n_stages": 4,
+        "decoder_channels": [128, 96, 64, 32],
+        "stages": [0, 2],
+        "stages_origin": "inferred",
+        "apply_point": "post_block1",
+        "cond_dim": 256,
+        "head_hidden": 256,
+        "head_variant": "silu_v1",
+        "gate_stages": [2],
+        "gate_value": 0.25,
+        "vlm_scope": "image",
+        "cond_source": "image",
+    }
 
 
 @pytest.mark.parametrize(
-    "change", [{"schema": 2}, {"n_stages": 3}, {"extra": 1}, {"stages": [9]}, {"gate_stages": [1]}, {"gate_value": 2.0}]
+    "change",
+    [
+        {"stages": (9,)},
+        {"gate_stages": (1,)},
+        {"gate_value": 2.0},
+        {"apply_point": "post_block3"},
+        {"head_variant": "gelu"},
+        {"cond_dim": 0},
+    ],
+    ids=str,
 )
-def test_a_changed_plan_is_refused(change: dict[str, Any]) -> None:
-    plan = FilmPlan(decoder_channels=BASE, stages=(0, 2)).to_json()
+def test_a_plan_that_contradicts_itself_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
-        FilmPlan.from_json({**plan, **change})
+        FilmPlan(**{"decoder_channels": BASE, "stages": (0, 2), **change})
 
 
 def test_stage_table_shows_both_ends() -> None:

@@ -1,33 +1,28 @@
-"""Config against checkpoint, and a checkpoint against itself; what differs is refused with both sides shown. No torch.
+"""Config against checkpoint, and what a native file's tensors prove; differences are refused with both sides shown.
 
-A native file says its decoder stages three times: metadata, safetensors header, tensor names. A config may be silent
-about them, say the same, or ask for less in an evaluation (an ablation); anything else would run heads that were never
-trained, or not run heads that were.
+A native file says its decoder stages three times: metadata, safetensors header, tensor names (`name_facts`); admission
+compares the three. A config may be silent about them, say the same, or ask for less in an evaluation (an ablation);
+anything else would run heads that were never trained, or not run heads that were. No torch.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from stageline.config import canonical_json
-from stageline.errors import CheckpointError, Faults, difference
+from stageline.errors import CheckpointError, difference
 from stageline.families.film_flow.film_plan import range_fault
 from stageline.families.film_flow.restore import (
     NATIVE_CHANNELS,
     decoder_channels_of,
     describe_heads,
-    head_widths_of,
     native_evidence,
     restore_stages,
 )
 
 Verb = Literal["evaluate", "resume", "seed"]
 FilmHeads = Literal["keep_common", "reinit"]
-AGREED = ("vlm_film_trained_stages", "decoder_channels", "plan_fingerprint")
-"""Facts that a native file's header repeats."""
 COMPARED = ("apply_point", "head_variant", "gate_stages", "vlm_scope", "target_kind", "mode")
 """Facts under the same rule as the decoder stages: silent or equal."""
 
@@ -41,38 +36,6 @@ def name_facts(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     evidence = native_evidence("tensor names", shapes, None)
     stages = restore_stages(evidence).stages if evidence.head_widths else ()
     return {"vlm_film_trained_stages": list(stages), "decoder_channels": list(evidence.channels)}
-
-
-def check_native(
-    where: str, facts: Mapping[str, Any], header: Mapping[str, str], shapes: Mapping[str, Sequence[int]]
-) -> tuple[int, ...]:
-    """The decoder stages of a native file, on which metadata, header and tensor names agree.
-
-    facts: of the metadata.  header: the safetensors header's own strings (facts as canonical JSON).  shapes: by name.
-    Raises CheckpointError E_EVIDENCE_CONFLICT that lists every disagreement (or the code of `name_facts`).
-    """
-    faults = Faults(CheckpointError, where, "the checkpoint was changed after it was written; use another one")
-    for key in AGREED:
-        if key not in facts or key not in header:
-            missing = "metadata" if key not in facts else "header"
-            faults.add(f"{key} is missing in the {missing}", code="E_EVIDENCE_CONFLICT")
-        elif header[key] != canonical_json(facts[key]):
-            said = f"{key}: metadata say {facts[key]!r}, the header says {_shown(header[key])}"
-            faults.add(said, code="E_EVIDENCE_CONFLICT")
-    for key, proven in name_facts(shapes).items():
-        if key in facts and list(facts[key]) != proven:
-            heads = describe_heads(head_widths_of(shapes))
-            said = f"{key}: metadata say {facts[key]!r}, the tensors {proven!r} (heads: {heads})"
-            faults.add(said, code="E_EVIDENCE_CONFLICT")
-    faults.raise_if_any()
-    return tuple(facts["vlm_film_trained_stages"])
-
-
-def _shown(text: str) -> str:
-    try:
-        return repr(json.loads(text))
-    except ValueError:
-        return repr(text)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ through this module, so that there is one set of rules and one wording for each 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from stageline.config import fingerprint
@@ -211,22 +211,6 @@ class FilmPlan:
         """All fields as JSON values, with `schema` and `n_stages`."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         return {"schema": SCHEMA, "n_stages": self.n_stages, **plain}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> FilmPlan:
-        """The plan that `to_json` wrote. Raises ConfigError on another schema, unknown or missing fields."""
-        plain = dict(value)
-        schema, n_stages = plain.pop("schema", None), plain.pop("n_stages", None)
-        names = {field.name for field in fields(cls)}
-        if schema != SCHEMA or set(plain) != names:
-            raise ConfigError(
-                f"FiLM plan of schema {schema!r} with the fields {sorted(plain)}, expected schema {SCHEMA} with "
-                f"{sorted(names)}"
-            )
-        plan = cls(**plain)
-        if n_stages != plan.n_stages:
-            raise ConfigError(f"FiLM plan says n_stages {n_stages!r} but lists {plan.n_stages} decoder channels")
-        return plan
 
 
 _CHOICES: dict[str, Any] = {

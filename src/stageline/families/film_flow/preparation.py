@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from stageline.errors import ConfigError, DataError
+from stageline.errors import DataError
 from stageline.families.film_flow.conditions import EncoderSettings, encoder_settings
 from stageline.families.film_flow.feature_cache import FeatureCache
 from stageline.families.film_flow.feature_source import FeatureSource
@@ -68,12 +68,6 @@ def prepare(config: FilmFlowConfig, target: Path, progress: Progress) -> dict[st
     if target.is_dir() and any(target.iterdir()):
         raise DataError(f"{str(target)!r} is not empty", remedy="prepare into an empty folder")
     features = open_features(config)
-    if features.settings.input_mode != "raw" and features.settings.encoder != "none":
-        raise ConfigError(
-            f"vlm_film_config.input_mode {features.settings.input_mode!r} shows the encoder a predicted mask, and "
-            "there is none before training",
-            remedy="train with input_mode: raw; overlays belong to a second pass of prediction",
-        )
     sources = open_sources(config, progress)
     target.mkdir(parents=True, exist_ok=True)
     facts: dict[str, Any] = {

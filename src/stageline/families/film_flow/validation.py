@@ -26,6 +26,7 @@ DIAGNOSTIC_TIME = 0.5
 Sums = dict[str, tuple[float, float]]
 
 
+@torch.no_grad()
 def validate_batch(
     config: FilmFlowConfig,
     model: FilmFlowModel,
@@ -73,8 +74,7 @@ def _film(model: FilmFlowModel, forward: nn.Module, batch: Batch, condition: Con
     count = float(len(batch.ids))
     t = torch.full((len(batch.ids),), DIAGNOSTIC_TIME, device=batch.image.device)
     x_t = DIAGNOSTIC_TIME * batch.target
-    with torch.no_grad():
-        out = forward(x_t, t, batch.image, condition, batch.heat, full=True, diagnostics=True)
+    out = forward(x_t, t, batch.image, condition, batch.heat, full=True, diagnostics=True)
     result: Sums = {}
     for s, site in out.diagnostics.items():
         result |= {f"film_{s}_{name}": (float(value) * count, count) for name, value in site._asdict().items()}
