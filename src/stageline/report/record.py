@@ -113,7 +113,7 @@ class Reader:
     def events(self, folder: str) -> Sequence[Json]:
         """The events of a directory; a damaged line costs what follows it."""
         store = self.store.child(*folder.split("/")) if folder else self.store
-        return self.attempt(f"{folder or '.'}/events", lambda: redact(read_events(store)), [])
+        return self.attempt(f"{folder or '.'}/events", lambda: redact_events(read_events(store)), [])
 
     def failure(self, folder: str) -> Json | None:
         """The failure record that was left in a directory."""
@@ -184,6 +184,20 @@ def read_run(store: Store) -> RunRecord:
         failure=reader.failure(""),
         unreadable=reader.faults,
     )
+
+
+def redact_events(events: Sequence[Json]) -> list[Json]:
+    """Events with credentials taken out of their texts; each different text is looked at once, as there are many."""
+    clean: dict[str, str] = {}
+
+    def of(value: Any) -> Any:
+        if not isinstance(value, str):
+            return redact(value) if isinstance(value, list) else value
+        if value not in clean:
+            clean[value] = redact(value)
+        return clean[value]
+
+    return [{of(key): of(value) for key, value in event.items()} for event in events]
 
 
 def stage_names(store: Store, folders: Sequence[str], run: Json) -> list[str]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -69,20 +66,6 @@ def test_stub_tells_prompts_and_pictures_apart():
     assert 0.3 < float(vectors[0].std()) < 3
     images = StubEncoder(settings(source="image", feature_dim=64)).encode(pictures(2), ["x", "x"], ["a", "b"]).vec
     assert not torch.equal(images[0], images[1])
-
-
-def test_stub_is_the_same_in_another_process():
-    code = (
-        "import numpy as np\n"
-        "from stageline.families.film_flow.conditions import EncoderSettings, StubEncoder\n"
-        "e = StubEncoder(EncoderSettings('stub', source='image+text', feature_dim=8))\n"
-        "p = np.arange(48 * 40 * 3, dtype=np.uint32).reshape(48, 40, 3).astype(np.uint8)\n"
-        "print(e.encode([p], ['dark branches'], ['a']).vec.tolist())\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
-    encoder = StubEncoder(settings(source="image+text", feature_dim=8))
-    picture = np.arange(48 * 40 * 3, dtype=np.uint32).reshape(48, 40, 3).astype(np.uint8)
-    assert done.stdout.strip() == str(encoder.encode([picture], ["dark branches"], ["a"]).vec.tolist())
 
 
 def test_descriptions_have_the_stated_parts():

@@ -136,7 +136,10 @@ def test_matching_is_the_best_one_to_one():
         found, true = rng.uniform(0, 12, (4, 2)), rng.uniform(0, 12, (5, 2))
         distance = np.linalg.norm(found[:, None] - true[None], axis=2)
         best = max(
-            (sum(distance[i, j] <= 4 for i, j in enumerate(p)), -sum(d for i, j in enumerate(p) if (d := distance[i, j]) <= 4))
+            (
+                sum(distance[i, j] <= 4 for i, j in enumerate(p)),
+                -sum(d for i, j in enumerate(p) if (d := distance[i, j]) <= 4),
+            )
             for p in permutations(range(5), 4)
         )
         pairs = match_nodes(found, true, 4.0)

@@ -68,13 +68,14 @@ def _film(
             *(_head(s, "drop", "this stage has no FiLM") for s in sorted(old)),
         ]
     condition = [key for key in CONDITION_FACTS if parent.get(key) != own[key]]
-    heads = [key for key in HEAD_FACTS if parent.get(key) != own[key]]
+    follows = {"gate_stages"} if old != new else set()  # the gate goes where the heads go
+    heads = [key for key in HEAD_FACTS if key not in follows and parent.get(key) != own[key]]
     if film_heads == "reinit":
         return [
             Inheritance("cond", "fresh", "model.film_heads: reinit", ("cond.*",)),
             *(_head(s, "fresh" if s in new else "drop", "model.film_heads: reinit") for s in sorted(old | new)),
         ]
-    if condition or (heads and not _only_gate_follows(heads, old, new)) or (old != new and film_heads is None):
+    if condition or heads or (old != new and film_heads is None):
         _refuse(parent, own, condition + heads, film_heads)
     return [
         Inheritance("cond", "load", "the same condition", ("cond.*",)),
@@ -82,11 +83,6 @@ def _film(
         *(_head(s, "fresh", "the parent has no head here: it starts at the identity") for s in sorted(new - old)),
         *(_head(s, "drop", "this stage has no head here") for s in sorted(old - new)),
     ]
-
-
-def _only_gate_follows(heads: list[str], old: set[int], new: set[int]) -> bool:
-    """Whether the gate differs only because the decoder stages do."""
-    return heads == ["gate_stages"] and old != new
 
 
 def _head(stage: int, outcome: Any, reason: str) -> Inheritance:

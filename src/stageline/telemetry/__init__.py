@@ -1,0 +1,37 @@
+"""What a running stage says about itself: metric names with their units, events, `/metrics`, failure records.
+
+Torch-free, because plan, launch, report and the pipeline read what is written here.
+"""
+
+from __future__ import annotations
+
+from stageline.telemetry.events import EVENTS_FILE, EventLog, EventStore, parse_events, read_events
+from stageline.telemetry.failures import (
+    FAILURE_DIR_VARIABLE,
+    FAILURE_FILE,
+    clear_failures,
+    failure_record,
+    read_failure,
+    write_failure,
+)
+from stageline.telemetry.metrics import METRICS, Metric, MetricsEndpoint
+from stageline.telemetry.redaction import finite_json, redact
+
+__all__ = [
+    "EVENTS_FILE",
+    "FAILURE_DIR_VARIABLE",
+    "FAILURE_FILE",
+    "METRICS",
+    "EventLog",
+    "EventStore",
+    "Metric",
+    "MetricsEndpoint",
+    "clear_failures",
+    "failure_record",
+    "finite_json",
+    "parse_events",
+    "read_events",
+    "read_failure",
+    "redact",
+    "write_failure",
+]

@@ -1,0 +1,132 @@
+"""Events of a stage: JSON lines with at least `time` (seconds since 1970, UTC) and `event`.
+
+On a local disk they are appended to `events.jsonl`; an object store has no append, so there each flush is a segment
+`events-00000001.jsonl`. A line `{"event": "resumed", "step": N}` makes every earlier line with a later step void: that
+work was lost and done again. Stores come in as `EventStore`, the part of `stageline.store.Store` that is needed, since
+this package lies below it.
+
+What a stage tells: started, resumed, seeded (a parent was loaded), step (loss, parts, learning_rate, gradient_norm),
+skipped (loss or gradient not finite), validation (metrics, counts, is_best), checkpoint (uri, digest), warning,
+interrupted, failed, finished.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from stageline.errors import StagelineError
+from stageline.telemetry.redaction import finite_json, redact
+
+EVENTS_FILE = "events.jsonl"
+FLUSH_SECONDS = 10.0
+"""Age at which buffered events become a segment on an object store; chosen so that a request is made rarely and a
+lost process loses little of the curve."""
+
+
+class EventStore(Protocol):
+    """What this module needs of a store."""
+
+    def put(self, key: str, data: bytes) -> None: ...
+    def get(self, key: str) -> bytes: ...
+    def exists(self, key: str) -> bool: ...
+    def list(self, prefix: str = "") -> Iterable[Any]: ...
+    def delete(self, key: str) -> None: ...
+    def local_path(self, key: str = "") -> Path | None: ...
+
+
+class EventLog:
+    """Appends events of one stage; one writer at a time, the holder of the stage's lease.
+
+    store: the stage directory, or one above it with `prefix`.  had_lines: whether there were events before.
+    """
+
+    def __init__(self, store: EventStore, prefix: str = "") -> None:
+        self._store = store
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._path = store.local_path(self._prefix + EVENTS_FILE)
+        self._pending: list[str] = []
+        self._flushed_at = time.monotonic()
+        self._segment = 0
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            _drop_torn_line(self._path)
+            self.had_lines = self._path.exists() and self._path.stat().st_size > 0
+        else:
+            self._segment = max((number for number, _ in _segments(store, self._prefix)), default=0)
+            self.had_lines = self._segment > 0
+
+    def emit(self, event: str, **fields: Any) -> dict[str, Any]:
+        """Append one line. fields: JSON values; credentials in texts are redacted. Returns the event."""
+        line: dict[str, Any] = {"time": round(time.time(), 3), "event": event, **redact(finite_json(fields))}
+        self._pending.append(json.dumps(line, ensure_ascii=False))
+        if self._path is not None or time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
+            self.flush()
+        return line
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        if not self._pending:
+            return
+        block = "\n".join(self._pending) + "\n"
+        self._pending.clear()
+        self._flushed_at = time.monotonic()
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(block)
+            return
+        self._segment += 1
+        self._store.put(f"{self._prefix}events-{self._segment:08d}.jsonl", block.encode())
+
+    def close(self) -> None:
+        self.flush()
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut a last line without its newline: the writer died in the middle of it."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(data.rfind(b"\n") + 1)
+
+
+def _segments(store: EventStore, prefix: str) -> Iterator[tuple[int, str]]:
+    pattern = re.compile(rf"^{re.escape(prefix)}events-(\d{{8}})\.jsonl$")
+    for info in store.list(prefix.rstrip("/")):
+        match = pattern.match(info.key)
+        if match:
+            yield int(match[1]), info.key
+
+
+def read_events(store: EventStore, prefix: str = "") -> list[dict[str, Any]]:
+    """The events of a stage directory in order, without void lines; [] where there are none yet."""
+    head = f"{prefix}/" if prefix else ""
+    if store.exists(head + EVENTS_FILE):
+        blocks = [store.get(head + EVENTS_FILE)]
+    elif store.local_path() is not None:
+        blocks = []
+    else:
+        blocks = [store.get(key) for _, key in sorted(_segments(store, head))]
+    return parse_events(block.decode("utf-8", errors="replace") for block in blocks)
+
+
+def parse_events(blocks: Iterable[str]) -> list[dict[str, Any]]:
+    """Texts of JSON lines -> events without void ones. A torn last line of a block is no event."""
+    events: list[dict[str, Any]] = []
+    for block in blocks:
+        for line in block.split("\n")[:-1]:
+            try:
+                event = json.loads(line)
+            except ValueError as error:
+                raise StagelineError(f"an event line is not JSON: {line[:80]!r}") from error
+            if event.get("event") == "resumed":
+                step = event.get("step", 0)
+                events = [e for e in events if not isinstance(e.get("step"), int) or e["step"] <= step]
+            events.append(event)
+    return events

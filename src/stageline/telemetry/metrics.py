@@ -1,0 +1,96 @@
+"""Every metric name with its unit, and `/metrics` for Prometheus to scrape.
+
+A name stands in `METRICS` and nowhere else; dashboards and rules are checked against that table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: full name ending in its unit, kind, help text, whether it has the label `part`."""
+
+    name: str
+    kind: Literal["gauge", "counter", "histogram"]
+    text: str
+    by_part: bool = False
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("stageline_finished_steps", "gauge", "Optimizer steps finished, those before a resume included."),
+        Metric("stageline_planned_steps", "gauge", "Optimizer steps of the whole stage."),
+        Metric("stageline_remaining_seconds", "gauge", "Expected seconds until the last step."),
+        Metric("stageline_step_duration_seconds", "histogram", "Wall time of one optimizer step."),
+        Metric("stageline_data_wait_seconds", "histogram", "Part of a step spent waiting for the data loader."),
+        Metric("stageline_samples_total", "counter", "Training samples consumed by all ranks."),
+        Metric("stageline_loss_value", "gauge", "Training loss per sample or token; parts by label.", by_part=True),
+        Metric("stageline_validation_value", "gauge", "Validation metrics by label.", by_part=True),
+        Metric("stageline_best_value", "gauge", "Best value so far of the stage's declared metric."),
+        Metric("stageline_gradient_norm", "gauge", "Norm of the whole gradient before clipping."),
+        Metric("stageline_learning_rate", "gauge", "Learning rate of a group with factor 1."),
+        Metric("stageline_bad_steps_total", "counter", "Steps skipped because loss or gradient was not finite."),
+        Metric("stageline_last_step_timestamp_seconds", "gauge", "When the last step ended, seconds since 1970."),
+        Metric("stageline_last_checkpoint_timestamp_seconds", "gauge", "When the last checkpoint was committed."),
+        Metric("stageline_last_checkpoint_steps", "gauge", "Step of the last committed checkpoint."),
+        Metric("stageline_checkpoint_write_seconds", "histogram", "Writing and committing one checkpoint."),
+        Metric("stageline_checkpoint_blocked_seconds", "histogram", "Part of a save during which the loop waited."),
+        Metric("stageline_device_memory_peak_bytes", "gauge", "Peak of allocated device memory; 0 on a CPU."),
+    )
+}
+
+
+class MetricsEndpoint:
+    """`/metrics` of one stage process for Prometheus.
+
+    port: 0 serves nothing. A port that is taken costs the endpoint and a warning line, never the run.
+    """
+
+    def __init__(self, port: int, *, family: str, stage: str, address: str = "0.0.0.0") -> None:  # noqa: S104  # scraped
+        self.warning = ""
+        self.port = 0
+        self._labels = {"family": family, "stage": stage}
+        self._values: dict[str, Any] = {}
+        self._server: Any = None
+        if not port:
+            return
+        import prometheus_client as prometheus  # 0.1 s, only where served
+
+        registry = prometheus.CollectorRegistry()
+        kinds: dict[str, Any] = {
+            "gauge": prometheus.Gauge,
+            "counter": prometheus.Counter,
+            "histogram": prometheus.Histogram,
+        }
+        try:
+            self._server, _ = prometheus.start_http_server(port, addr=address, registry=registry)
+        except OSError as error:
+            self.warning = f"port {port} for /metrics cannot be had ({error}); the stage runs without the endpoint"
+            return
+        self.port = port
+        for metric in METRICS.values():
+            labels = ["family", "stage", *(["part"] if metric.by_part else [])]
+            self._values[metric.name] = kinds[metric.kind](metric.name, metric.text, labels, registry=registry)
+
+    def record(self, name: str, value: float, part: str | None = None) -> None:
+        """Set a gauge, add to a counter or observe in a histogram, as the table says."""
+        metric = METRICS[name]
+        if name not in self._values:
+            return
+        child = self._values[name].labels(**self._labels, **({"part": part or "total"} if metric.by_part else {}))
+        if metric.kind == "gauge":
+            child.set(value)
+        elif metric.kind == "counter":
+            child.inc(value)
+        else:
+            child.observe(value)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
