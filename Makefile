@@ -17,6 +17,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 # Two processes, whole files to each: a file's fixtures are made once, and a laptop has two cores to give.
 WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help
 help: ## list the targets
@@ -36,11 +37,11 @@ demo: env ## train, evaluate and report on made-up vessels and on a real picture
 
 .PHONY: test
 test: env ## the default tests: CPU, no network (6 minutes)
-	@$(PYTEST) -m "not slow" -n $(WORKERS) --dist loadfile
+	@$(PYTEST) -m "not slow" $(PARALLEL)
 
 .PHONY: test-slow
 test-slow: env ## learning checks, kill drills, two ranks (10 minutes)
-	@$(PYTEST) -m slow -n $(WORKERS) --dist loadfile
+	@$(PYTEST) -m slow $(PARALLEL)
 
 .PHONY: lint
 lint: env ## ruff, mypy --strict, import contracts

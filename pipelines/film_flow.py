@@ -10,7 +10,9 @@ from kfp import dsl
 from stageline_components.steps import evaluate, prepare_data, report, train_stage
 
 
-@dsl.pipeline(name="film-flow", description="Trains film_flow's stages in order, evaluates the last, writes the report.")
+@dsl.pipeline(
+    name="film-flow", description="Trains film_flow's stages in order, evaluates the last, writes the report."
+)
 def film_flow(config: str, launcher: str = "local") -> None:
     """config: the run's config as JSON.  launcher: what stages run as."""
     data = prepare_data(config=config)

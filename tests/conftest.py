@@ -1,4 +1,4 @@
-"""Shared by all tests: one torch thread, offline, no settings that happen to lie in the shell."""
+"""Shared by all tests: one torch thread, offline, no settings that happen to lie in the shell, the same examples."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ import os
 import sys
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 for name in [name for name in os.environ if name.startswith(("AWS_", "STAGELINE_"))]:
     del os.environ[name]
+
+# No deadlines: a busy machine would fail tests. Derived examples: a failure is the same for everybody.
+settings.register_profile("stageline", deadline=None, derandomize=True, database=None)
+settings.load_profile("stageline")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that make whole runs come first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.path.parent.name != "pipeline")
 
 
 @pytest.fixture(autouse=True)

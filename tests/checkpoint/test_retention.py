@@ -155,6 +155,21 @@ def test_where_links_cannot_be_read_nothing_goes_and_nobody_dies(directory: Stag
         prune(directory, RetentionConfig(last=1), dry_run=True)
 
 
+def test_a_damaged_checkpoint_elsewhere_does_not_stop_pruning_where_its_links_are_on_record(
+    directory: StageDir,
+) -> None:
+    other = StageDir(directory.root, "b", "film")  # type: ignore[arg-type]
+    (ref,) = save(other, 1)
+    ref.store.put(METADATA_NAME, b"damaged")
+    save(directory, 10, 20)
+    prune(directory, RetentionConfig(last=1), dry_run=False)
+    assert directory.step_dirs() == ["step-00000020"]
+    other.store.delete("parents.json")
+    save(directory, 30)
+    with pytest.raises(CheckpointError, match="damaged metadata"):
+        prune(directory, RetentionConfig(last=1), dry_run=True)
+
+
 def test_a_checkpoint_is_unreadable_from_the_first_moment_of_its_deletion(
     directory: StageDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:

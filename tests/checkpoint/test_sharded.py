@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from stageline.checkpoint.export import export
-from stageline.checkpoint.layout import CheckpointRef, resolve
+from stageline.checkpoint.layout import CheckpointRef, StageDir, resolve
 from stageline.checkpoint.metadata import METADATA_NAME
-from stageline.checkpoint.sharded import load_sharded
+from stageline.checkpoint.sharded import load_sharded, save_sharded
 from stageline.checkpoint.tensors import join_shards, read_tensors
 from stageline.checkpoint.verify import verify
 from stageline.errors import CheckpointError
+from stageline.store import Store
+from tests.checkpoint.samples import equal, snapshot, tensors, writing
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +36,7 @@ def drill(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
     command = [sys.executable, str(SCRIPT), str(root)]
     ranks = [subprocess.Popen([*command, rank], stderr=subprocess.PIPE, text=True, env=environment) for rank in "01"]
     try:
-        told = [rank.communicate(timeout=240)[1] for rank in ranks]
+        told = [rank.communicate(timeout=270)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
@@ -113,6 +115,22 @@ def test_one_process_may_continue_what_two_began(ref: CheckpointRef) -> None:
     state = {name: torch.zeros_like(tensor) for name, tensor in read_tensors(ref).items()}
     load_sharded(ref, "model", state)
     assert all(torch.equal(state[name], tensor) for name, tensor in read_tensors(ref).items())
+
+
+def test_shards_travel_through_a_store_that_is_no_disk(root: Store) -> None:
+    """One process, no group: scratch space, upload, verified download."""
+    directory = StageDir(root, "a", "film")
+    state = {name: tensor.contiguous() for name, tensor in tensors(1).items()}
+    with writing(directory) as writer:
+        ref = save_sharded(
+            directory, writer, snapshot(1, tensors={}, ema=None, training_tensors={}), {"model": state, "ema": state}
+        )
+    assert verify(ref) == []
+    assert resolve(directory.uri).digest == ref.digest
+    assert equal(read_tensors(ref, "ema"), state)
+    own = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    load_sharded(ref, "model", own)
+    assert equal(own, state)
 
 
 def test_a_missing_or_flipped_shard_is_refused_by_one_process(ref: CheckpointRef) -> None:

@@ -157,7 +157,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     ROOT, RANK = sys.argv[1], int(sys.argv[2])
     # The process group's own timeout is the hang guard: no rank outlives the test.
-    TIMEOUT = timedelta(seconds=90)
+    TIMEOUT = timedelta(seconds=180)
     dist.init_process_group("gloo", init_method=f"file://{ROOT}/meeting", rank=RANK, world_size=2, timeout=TIMEOUT)
     MESH = init_device_mesh("cpu", (2,))
     result = main(ROOT)

@@ -167,7 +167,7 @@ def test_written_yaml_reads_back_equal_for_nasty_words(word: str) -> None:
 printable = st.text(st.characters(blacklist_categories=("Cs",)), max_size=20)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(
     words=st.dictionaries(printable, printable, max_size=4),
     rate=st.floats(allow_nan=False, allow_infinity=False),
@@ -191,7 +191,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(value=json_values)
 def test_canonical_json_is_a_fixed_point(value: object) -> None:
     text = canonical_json(value)

@@ -215,9 +215,10 @@ def started_by(pid: int) -> list[int]:
 class Background:
     """A run that can be talked to while it is under way."""
 
-    def __init__(self, root: Path, *overrides: str) -> None:
+    def __init__(self, root: Path, run_name: str, *overrides: str) -> None:
+        self.overrides = (f"run={run_name}", *overrides)
         self.process = subprocess.Popen(
-            command(root, *overrides),
+            command(root, *self.overrides),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -241,10 +242,11 @@ class Background:
 
 
 @pytest.fixture
-def endless(finished: Finished) -> Iterator[Background]:
+def endless(finished: Finished, request: pytest.FixtureRequest) -> Iterator[Background]:
     """A run that trains its backbone for longer than anybody waits, over data that are there already."""
-    overrides = ("run=long", "stages=[backbone]", "stage_overrides.backbone.trainer.max_steps=100000")
-    background = Background(finished.root, *overrides, "trainer.log_every_steps=1")
+    overrides = ("stages=[backbone]", "stage_overrides.backbone.trainer.max_steps=100000", "trainer.log_every_steps=1")
+    name = request.node.name[-30:].replace("_", "-").strip("-")
+    background = Background(finished.root, name, *overrides)
     yield background
     for pid in started_by(background.process.pid):
         os.kill(pid, signal.SIGKILL)
@@ -270,16 +272,16 @@ def test_ctrl_c_commits_leaves_no_process_and_the_run_can_be_continued(finished:
     text = "".join(endless.lines)
     assert "the run was stopped" in text
     assert "run the same command again to continue" in text
-    newest = StageDir(open_store(finished.root), "long", "backbone").newest()
+    raw = raw_preset("film_flow", "tiny")
+    config = parse_config(raw, [f"root={finished.root}", *SMALL, *endless.overrides])
+    newest = StageDir(open_store(finished.root), config.run, "backbone").newest()
     assert newest is not None
     assert newest.metadata.step >= 2
     assert not newest.metadata.final
-    overrides = ["run=long", "stages=[backbone]", "stage_overrides.backbone.trainer.max_steps=100000"]
-    config = parse_config(raw_preset("film_flow", "tiny"), [f"root={finished.root}", *SMALL, *overrides])
     plan = make_plan(config)
     assert plan["backbone"].action == "continue"
     assert plan["backbone"].from_step == newest.metadata.step
-    assert (finished.root / "runs" / "long" / "report.html").is_file()
+    assert (finished.root / "runs" / config.run / "report.html").is_file()
 
 
 @pytest.mark.slow
@@ -298,6 +300,39 @@ def test_nothing_outlives_a_driver_that_is_killed(endless: Background) -> None:
     endless.process.kill()
     endless.process.wait()
     wait_for_nobody(endless.process.pid)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An S3 bucket on a server of its own; its address and credentials stand in the environment, as usual."""
+    boto3 = pytest.importorskip("boto3")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "key-of-the-lab"}
+    settings |= {"AWS_SECRET_ACCESS_KEY": "secret-of-the-lab", "AWS_REGION": "us-east-1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3", endpoint_url=settings["AWS_ENDPOINT_URL"], region_name="us-east-1")
+    client.create_bucket(Bucket="lab-bucket")
+    yield "s3://lab-bucket/team"
+    client.close()
+    server.stop()
+
+
+@pytest.mark.slow
+def test_a_run_on_an_object_store_leaves_nothing_here_and_reuses(finished: Finished, bucket: str) -> None:
+    overrides = (f"root={bucket}", "stages=[backbone]", "run=remote")
+    first, again = run(finished.root, *overrides), run(finished.root, *overrides)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert f"report: {bucket}/runs/remote/report.html" in first.stdout
+    assert "film: skipped: not selected" in first.stdout
+    assert "0 made, 4 reused, 1 not selected" in again.stdout, again.stdout + again.stderr
+    assert resolve(f"{bucket}/runs/remote/backbone").metadata.final
+    log = open_store(bucket).get("runs/remote/pipeline/log.txt").decode()
+    assert "secret-of-the-lab" not in log + first.stdout
+    assert list((finished.root / "elsewhere").iterdir()) == []
+    assert not (finished.root / "runs" / "remote").exists()
 
 
 @pytest.mark.slow

@@ -39,8 +39,22 @@ def check_words(words: list[str]) -> None:
 
 def test_commands_of_the_demo_exist() -> None:
     demo = load_script("demo.py")
-    for _, words in demo.STEPS:
+    for words in (demo.INIT, ("plan", *demo.TREES), *(words for words, _ in demo.RUNS.values())):
         check_words(list(words))
+
+
+def test_demo_says_pseudo_wherever_it_speaks_of_the_retina() -> None:
+    words, text = load_script("demo.py").RUNS["retina"]
+    assert "PSEUDO-LABELS" in text
+    assert any("pseudo-label" in word for word in words)
+
+
+def test_demo_prints_modes_side_by_side_and_marks_pseudo_labels(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {"dice": 0.25, "dice_off": 0.125, "dice_shuffle": 0.0625, "num_cases": 3.0}
+    load_script("demo.py").print_table(metrics, {"dice": 3}, " (pseudo)")
+    head, row = capsys.readouterr().out.splitlines()[:2]
+    assert head.split("  ")[-1].strip() == "samples"
+    assert row.split() == ["dice", "(pseudo)", "0.2500", "0.1250", "0.0625", "3"]
 
 
 def test_demo_trains_the_decoder_stages_it_speaks_of() -> None:

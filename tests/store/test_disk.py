@@ -62,6 +62,19 @@ def test_a_leftover_of_a_killed_writer_is_never_listed(tmp_path: Path) -> None:
     assert store.folders() == []
 
 
+def test_only_what_was_left_long_ago_is_tidied_away(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.put("file", b"x")
+    old, young, lock = (tmp_path / f".stageline-{name}" for name in ("0" * 32, "1" * 32, "lock"))
+    for path in (old, young, lock, tmp_path / "mine"):
+        path.write_bytes(b"half")
+    for path in (old, lock, tmp_path / "mine", tmp_path / "file"):
+        os.utime(path, (1e9, 1e9))
+    store.tidy()
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "mine", young.name, lock.name}
+    store.child("nowhere").tidy()
+
+
 def test_a_file_too_large_for_its_limit_is_a_full_disk(tmp_path: Path) -> None:
     """RLIMIT_FSIZE in a process of its own: the kernel refuses, nothing is simulated."""
     script = f"""

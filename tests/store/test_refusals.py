@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import threading
 import traceback
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -72,6 +74,49 @@ def test_an_endpoint_that_is_not_there_is_unavailable(s3_environment: str, monke
     assert caught.value.exit_code >= 128
     assert SECRET not in shown(caught.value)
     assert KEY_ID not in shown(caught.value)
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """An S3 that knows nobody, and repeats what it was told."""
+
+    def answer(self) -> None:
+        body = f"<Error><Code>InvalidAccessKeyId</Code><Message>{self.headers['Authorization']}</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    do_GET = do_PUT = do_HEAD = answer
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.mark.parametrize("verb", ["get", "put", "exists", "list"])
+def test_refused_credentials_are_no_outage_and_are_not_repeated(
+    verb: str, s3_environment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        store = open_store("s3://some-bucket/x")
+        calls = {
+            "get": lambda: store.get("k"),
+            "put": lambda: store.put("k", b"x"),
+            "exists": lambda: store.exists("k"),
+            "list": lambda: store.list(),
+        }
+        try:
+            with pytest.raises(StoreError, match="was refused") as caught:
+                calls[verb]()
+        finally:
+            server.shutdown()
+            thread.join(30)
+    assert not isinstance(caught.value, StoreUnavailableError)
+    assert caught.value.exit_code < 128
+    assert KEY_ID not in shown(caught.value)
+    assert SECRET not in shown(caught.value)
 
 
 def test_credentials_in_a_uri_are_refused_and_not_repeated() -> None:

@@ -133,8 +133,8 @@ def test_a_signal_to_one_rank_commits_on_all(train, tmp_path, family):
     left = StageDir(str(tmp_path), "stopped", "base")
     newest = left.newest()
     assert newest is not None
-    # The signal came in step 5; ranks hear of it in the exchange of that step or the next.
-    assert newest.metadata.step in (5, 6)
+    # The signal came in step 5, before the exchange in which ranks hear of it.
+    assert newest.metadata.step == 5
     record = read_failure(left.store)
     assert record is not None
     assert record["kind"] == InterruptedRunError.kind
@@ -150,28 +150,61 @@ def test_a_signal_to_one_rank_commits_on_all(train, tmp_path, family):
     assert read_failure(left.store) is None, "an earlier attempt's record does not outlive it"
 
 
-@pytest.mark.parametrize("step", [3, 9], ids=["validation put off", "final validation put off"])
-def test_a_stop_puts_validation_off_and_resume_makes_it(train, tmp_path, family, step):
-    whole = train(run="whole", **SETTINGS)
+def signal_in_loss(step: int) -> Any:
+    """SIGTERM while the loss of a step is computed."""
 
-    def signalled(task: Any) -> None:
+    def change(task: Any) -> None:
         def on_loss(summed: Any, context: Any) -> Any:
-            if context.step == step:
+            if context.step == step - 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             return summed
 
         task.on_loss = on_loss
 
-    family.CHANGE[:] = [signalled]
+    return change
+
+
+def signal_in_validation(number: int) -> Any:
+    """SIGTERM in the first batch of the n-th validation."""
+
+    def change(task: Any) -> None:
+        calls = []
+        real = task.validate
+
+        def validate(model: Any, batch: Any) -> Any:
+            calls.append(float(model.strength))
+            if len(set(calls)) == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(model, batch)
+
+        task.validate = validate
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("stop", "step"),
+    [
+        pytest.param(signal_in_loss(4), 4, id="before a validation"),
+        pytest.param(signal_in_loss(10), 10, id="before the last validation"),
+        pytest.param(signal_in_validation(1), 4, id="in a validation"),
+        pytest.param(signal_in_validation(3), 10, id="in the last validation"),
+    ],
+)
+def test_a_stop_puts_validation_off_and_resume_makes_it(train, tmp_path, family, stop, step):
+    settings = {**SETTINGS, "trainer.validation_batch_size": 3}
+    whole = train(run="whole", **settings)
+    family.CHANGE[:] = [stop]
     with pytest.raises(InterruptedRunError, match="SIGTERM"):
-        train(run="stopped", **SETTINGS)
+        train(run="stopped", **settings)
     left = StageDir(str(tmp_path), "stopped", "base")
-    assert left.newest().metadata.step == step + 1
+    assert left.newest().metadata.step == step
     assert not left.newest().metadata.final
     family.CHANGE.clear()
-    again = train(run="stopped", **SETTINGS)
+    again = train(run="stopped", **settings)
     assert again.action == "continue"
     assert again.best == whole.best
+    assert [e["step"] for e in read_events(left.store) if e["event"] == "validation"] == [4, 8, 10]
     assert weights_and_optimizer(tmp_path, "stopped") == weights_and_optimizer(tmp_path, "whole")
 
 

@@ -181,7 +181,7 @@ class StageDir:
         """Say durably what this stage starts from, before it reads it: retention keeps what is named here."""
         known = self.recorded_parents()
         links = [*known, *(ref for ref in parents.values() if ref not in known)]
-        if links != known:
+        if links != known or not self.store.exists(PARENTS_NAME):
             plain = [{"uri": ref.uri, "digest": ref.digest} for ref in links]
             self.store.put(PARENTS_NAME, (json.dumps(plain, indent=1) + "\n").encode())
 

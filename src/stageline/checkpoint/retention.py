@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from stageline.checkpoint.layout import CHECKPOINTS, POINTERS, CheckpointRef, StageDir
+from stageline.checkpoint.layout import CHECKPOINTS, PARENTS_NAME, POINTERS, CheckpointRef, StageDir
 from stageline.checkpoint.lease import StageLease, held_by
 from stageline.checkpoint.metadata import METADATA_NAME
 from stageline.config import RetentionConfig
@@ -37,7 +37,7 @@ def stage_dirs(root: Store) -> list[StageDir]:
         pending = [root.child("runs", run, name) for name in root.folders(f"runs/{run}")]
         for store in pending:
             folders = store.folders()
-            if CHECKPOINTS in folders or store.exists("parents.json"):
+            if CHECKPOINTS in folders or store.exists(PARENTS_NAME):
                 found.append(StageDir.at(store))
             else:
                 found.extend(StageDir.at(store.child(name)) for name in folders)
@@ -50,7 +50,14 @@ def linked_digests(root: Store) -> dict[str, str]:
     for directory in stage_dirs(root):
         for reference in directory.recorded_parents():
             links.setdefault(reference.digest, directory.uri)
-        for ref in directory.committed():
+        try:
+            refs = directory.committed()
+        except CheckpointError:
+            # Damaged, but its writer put every link on record before it saved anything.
+            if directory.store.exists(PARENTS_NAME):
+                continue
+            raise
+        for ref in refs:
             for parent in ref.metadata.parents.values():
                 links.setdefault(parent.digest, ref.uri)
     return links
@@ -128,6 +135,7 @@ def sweep(
     running: names of step directories that this process is writing.
     """
     lease.check()
+    directory.store.tidy()
     decisions = [
         Decision(name, directory.step_store(name).uri, "delete", "never committed")
         for name in leftovers(directory, running)

@@ -10,7 +10,9 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +24,8 @@ from stageline.store.keys import HIDDEN, Data, Names, NotFoundError, ObjectInfo
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 CHUNK_BYTES = 4 * 2**20
+STALE_SECONDS = 24 * 3600
+"""Chosen here: no unfinished write is that old and still alive."""
 
 
 @contextmanager
@@ -156,6 +160,14 @@ class Disk:
         with suppress(NotFoundError), _speaking(path):
             shutil.rmtree(path)
             sync_folder(path.parent)
+
+    def tidy(self, prefix: str) -> None:
+        path = self._path(prefix)
+        eldest = time.time() - STALE_SECONDS
+        with suppress(NotFoundError), _speaking(path):
+            for entry in path.iterdir():
+                if re.fullmatch(rf"{re.escape(HIDDEN)}[0-9a-f]{{32}}", entry.name) and entry.stat().st_mtime < eldest:
+                    entry.unlink()
 
     def local_path(self, key: str) -> Path | None:
         return self._path(key)

@@ -119,6 +119,10 @@ class Store:
         """Remove everything below a folder."""
         self._backend.delete_tree(self._key(prefix))
 
+    def tidy(self) -> None:
+        """Remove what writers that died long ago left unfinished directly in this folder; only local disk has such."""
+        self._backend.tidy(self._prefix)
+
     def child(self, *parts: str) -> Store:
         """The store of a folder in this one; empty parts are left out."""
         key = "/".join(part for part in parts if part)

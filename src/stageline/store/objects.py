@@ -175,6 +175,9 @@ class Objects:
             with _speaking(self.uri, prefix):
                 obstore.delete(self.store, keys)
 
+    def tidy(self, prefix: str) -> None:
+        """Nothing to do: an object appears whole. Uploads in parts that were cut off are the bucket's to expire."""
+
     def local_path(self, key: str) -> Path | None:  # noqa: ARG002
         return None
 

@@ -249,7 +249,7 @@ def _steps(run: _Fit) -> Iterator[tuple[StepPlan, StepResult, StepReport]]:
             step=step,
             steps=run.steps,
             log=_is_logged(step + 1, run.steps, parts),
-            asked=bool(run.stop.reason),
+            asked=lambda: bool(run.stop.reason),
         )
         report = StepReport(
             step=step + 1,

@@ -7,6 +7,7 @@ pickled. A peer that goes away shows up here as a collective that fails: that is
 from __future__ import annotations
 
 import json
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +40,8 @@ class Ranks:
     """
 
     def __init__(self, settings: TrainerConfig) -> None:
+        # What Fabric tells at its info level, the recorder says in our words.
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         size = int(os.environ.get("WORLD_SIZE", "1"))
         local = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
         if local != settings.processes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,15 @@ class _Local:
 
 
 def run_step(
-    parts: Parts, plan: StepPlan, batches: Iterator[Any], *, seed: int, step: int, steps: int, log: bool, asked: bool
+    parts: Parts,
+    plan: StepPlan,
+    batches: Iterator[Any],
+    *,
+    seed: int,
+    step: int,
+    steps: int,
+    log: bool,
+    asked: Callable[[], bool],
 ) -> StepResult:
     """Do the step that follows `step` finished ones.
 
@@ -65,7 +73,7 @@ def run_step(
     parts.optimizer.zero_grad(set_to_none=True)
     with memory_advice(parts.settings, where), lost_peers(where):
         local = _run_micro_batches(parts, plan, batches, seed=seed, step=step, steps=steps, log=log)
-        total, weight, stop = parts.ranks.sum([local.loss, local.weight, float(asked)])
+        total, weight, stop = parts.ranks.sum([local.loss, local.weight, float(asked())])
         loss = total / weight if weight > 0 else math.nan
         norm, fault, counted = math.nan, "", True
         if not math.isfinite(loss):

@@ -10,10 +10,7 @@ from safetensors.numpy import save_file
 from stageline.errors import ConfigError, DataError, MissingPartError
 from stageline.families.film_flow.conditions import (
     EncoderSettings,
-    StubEncoder,
     canonical_picture,
-    describe_picture,
-    describe_text,
     encoder_settings,
     grid_size,
     paint_mask,
@@ -21,6 +18,7 @@ from stageline.families.film_flow.conditions import (
 )
 from stageline.families.film_flow.feature_source import FeatureSource, load_encoder
 from stageline.families.film_flow.scenes import make_prompted_scene
+from stageline.families.film_flow.stub_encoder import StubEncoder, describe_picture, describe_text
 
 
 def pictures(count, size=48):

@@ -219,6 +219,10 @@ def test_one_condition_per_image_for_crops_and_whole_pictures(make_config, make_
     assert data.features.encoder_calls == 0  # training needs no encoder at all
 
 
+def replace_override(config, override):
+    return parse_config(config.model_dump(mode="json", by_alias=True), [override])
+
+
 def test_crop_scope_gives_each_crop_and_window_its_own_condition(make_config, make_folder, tmp_path):
     train, val = make_folder("train", ("a",), (60, 72)), make_folder("val", ("c",))
     named = ["data.name=folder", f"data.train_dir={train}", f"data.val_dir={val}", "model.cond_source=image"]
@@ -229,6 +233,11 @@ def test_crop_scope_gives_each_crop_and_window_its_own_condition(make_config, ma
     one, two = data.train_set[(0, 0)], data.train_set[(0, 1)]
     assert not np.array_equal(one.feature, two.feature)
     np.testing.assert_array_equal(data.train_set[(0, 0)].feature, one.feature)
+    entries = json.loads((tmp_path / "cache" / "features" / "index.json").read_text())["entries"]
+    assert len(entries) == 1  # the whole validation picture; random crops are not kept
+    strict = replace_override(config, "model.vlm_film_config.cache_only=true")
+    with pytest.raises(ConfigError, match="cache_only forbids"):
+        open_data(strict, tmp_path / "out")
     batch = data.collate([data.val_set[0]])
     condition = window_condition(batch, data.features)
     whole = condition(Rectangle(0, 0, 40, 48))

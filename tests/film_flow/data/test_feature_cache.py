@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from stageline.errors import ConfigError, DataError
-from stageline.families.film_flow.conditions import EncoderSettings, StubEncoder
+from stageline.families.film_flow.conditions import EncoderSettings
 from stageline.families.film_flow.data import open_data, prepare
 from stageline.families.film_flow.feature_cache import (
     Entry,
@@ -22,6 +22,7 @@ from stageline.families.film_flow.feature_cache import (
     feature_key,
 )
 from stageline.families.film_flow.feature_source import FeatureSource
+from stageline.families.film_flow.stub_encoder import StubEncoder
 
 from .conftest import quiet
 

@@ -1,4 +1,4 @@
-"""Synthetic trees: exact junctions, self-avoidance, Murray's law, prompts, and samples that are functions of an index."""
+"""Synthetic trees: exact junctions, self-avoidance, Murray's law, prompts, samples that are functions of an index."""
 
 from __future__ import annotations
 

@@ -221,7 +221,7 @@ def test_sizes_that_do_not_fit_are_refused_with_both_numbers(folder):
 
 def test_prompts_longer_than_the_model_reads_are_refused(folder):
     for kind in ("clip", "siglip"):
-        with pytest.raises(DataError, match="has 60 tokens, .* reads 48"):
+        with pytest.raises(DataError, match=r"has 60 tokens, .* reads 48"):
             load_encoder(settings(folder, kind, source="text")).encode(PICTURES[:1], ["x" * 60], ["a"])
 
 
@@ -232,7 +232,7 @@ def test_wrong_kinds_missing_models_and_missing_names_are_named(folder, tmp_path
         load_encoder(replace(settings(folder, "qwen2.5"), model_name=str(folder / "clip")))
     with pytest.raises(MissingPartError, match=r"(?s)cannot be loaded.*local folder"):
         load_encoder(replace(settings(folder, "clip"), model_name=str(tmp_path / "nothing")))
-    with pytest.raises(ConfigError, match="needs model.vlm_film_config.model_name"):
+    with pytest.raises(ConfigError, match=r"needs model\.vlm_film_config\.model_name"):
         load_encoder(EncoderSettings("clip"))
     with pytest.raises(ConfigError, match="answers no questions"):
         load_encoder(settings(folder, "clip", source="probe"))

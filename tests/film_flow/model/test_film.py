@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from stageline.errors import ConfigError
+from stageline.families.film_flow.condition_bundle import PROTOCOL_KEY
 from stageline.families.film_flow.film import FilmHead, FilmLimit
-from stageline.families.film_flow.model import PROTOCOL_KEY, FilmFlowModel
+from stageline.families.film_flow.model import FilmFlowModel
 
 Build = Callable[..., FilmFlowModel]
 SUBSETS = [s for n in (1, 2, 3, 4) for s in combinations(range(4), n)]

@@ -11,8 +11,10 @@ import pytest
 from stageline.config import dotted_fields, fingerprint, identity, parse_yaml, semantic, to_yaml
 from stageline.errors import ConfigError
 from stageline.families import family_config, parse_config
-from stageline.families.film_flow.config import STAGES, FilmFlowConfig, asked, check, facts, film_plan
+from stageline.families.film_flow.config import STAGES, FilmFlowConfig, asked, check
+from stageline.families.film_flow.facts import facts, film_plan
 from stageline.families.film_flow.presets import PRESETS
+from stageline.families.film_flow.seed_keys import note_once
 from stageline.stage import stage_config
 
 TINY = PRESETS["tiny"]
@@ -158,6 +160,31 @@ def test_published_names_are_moved_to_their_home(key: str, home: str, value: Any
     per_stage = config(base={**base, "stage_overrides": {"film": {key: value}}})
     assert getattr(stage_config(per_stage, STAGES["film"]).trainer, home) == value
     assert getattr(stage_config(per_stage, STAGES["backbone"]).trainer, home) != value
+
+
+def test_published_values_are_read_and_a_run_without_an_average_is_evaluated_raw() -> None:
+    base = {"family": "film_flow"}
+    assert config("trainer.accelerator=gpu", base=base).trainer.accelerator == "cuda"
+    assert config("model.use_ema=false", base=base).evaluate.weights == "raw"
+    assert config(base=base).evaluate.weights == "ema"
+
+
+def test_the_import_section_keeps_its_name_in_every_stage() -> None:
+    run = config("import.film_stages=[1]")
+    assert run.import_.film_stages == (1,)
+    assert stage_config(run, STAGES["film"]).import_.film_stages == (1,)
+    assert "\nimport:" in to_yaml(run)
+
+
+def test_the_default_decoder_stages_are_told_when_the_stage_is_checked(caplog: pytest.LogCaptureFixture) -> None:
+    note_once.cache_clear()
+    own = stage_config(config(base={"family": "film_flow"}), STAGES["film"])
+    with caplog.at_level("WARNING"):
+        check(own, STAGES["film"])
+        check(own, STAGES["film"])
+    assert len(caplog.messages) == 1
+    assert "[0, 1]" in caplog.messages[0]
+    assert "0 = deepest, 128 ch" in caplog.messages[0]
 
 
 def test_the_published_architecture_name_is_read_as_dual(caplog: pytest.LogCaptureFixture) -> None:

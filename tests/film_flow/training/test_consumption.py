@@ -18,6 +18,7 @@ from stageline.families.film_flow import config as family
 from stageline.families.film_flow.conditions import encoder_settings
 from stageline.families.film_flow.config import FilmFlowConfig
 from stageline.families.film_flow.construction import model_arguments
+from stageline.families.film_flow.facts import facts
 from stageline.families.film_flow.sampling import evaluation_sampling, training_sampling
 
 from .small import at_stage, make_config
@@ -149,7 +150,7 @@ def arguments(config: FilmFlowConfig) -> dict[str, Any]:
     film = at_stage(config, "film")
     return {
         "model": model_arguments(film),
-        "facts": family.facts(film),
+        "facts": facts(film),
         "training": training_sampling(film),
         "evaluation": evaluation_sampling(film),
         "encoder": encoder_settings(film),
@@ -213,8 +214,9 @@ def test_a_key_that_is_no_argument_is_read_where_it_is_said_to_be(key: str) -> N
 
 
 def test_the_import_section_is_read_by_the_import() -> None:
-    text = (Path(stageline.__file__).parent / "families/film_flow/legacy.py").read_text()
-    fields = set(family.ImportConfig.model_fields)
+    folder = Path(stageline.__file__).parent / "families" / "film_flow"
+    text = "".join(path.read_text() for path in folder.glob("legacy*.py"))
+    fields = set(FilmFlowConfig.model_fields["import_"].annotation.model_fields)  # type: ignore[union-attr]
     assert fields == IMPORT_KEYS
     assert [name for name in sorted(fields) if f'"{name}"' not in text] == []
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from stageline.errors import CheckpointError
-from stageline.families.film_flow.config import FAMILY_CONFIG, STAGES, facts
+from stageline.families.film_flow.config import FAMILY_CONFIG, STAGES
+from stageline.families.film_flow.facts import facts
 from stageline.families.film_flow.inheritance import SECTIONS, inherit, section_of
 
 from .small import at_stage, kicked_model, make_config

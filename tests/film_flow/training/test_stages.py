@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from stageline.families.film_flow import config as family
+from stageline.families.film_flow import facts as family
 from stageline.families.film_flow.data import Batch
 from stageline.families.film_flow.sampling import take
 from stageline.families.film_flow.stages import FilmFlowTask
@@ -221,6 +221,6 @@ def test_shard_units_are_disjoint_modules_of_the_model(make_task: MakeTask) -> N
     task = make_task()
     units = list(task.shard_units())
     names = {id(module): name for name, module in task.model.named_modules()}
-    assert len({names[id(unit)] for unit in units}) == len(units) == 9
+    assert len({names[id(unit)] for unit in units}) == len(units) == 10
     parameters = [id(p) for unit in units for p in unit.parameters()]
     assert len(parameters) == len(set(parameters))

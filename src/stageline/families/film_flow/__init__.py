@@ -9,5 +9,5 @@ that down around junctions. Binary masks, one class.
                 head), FiLM off          at the identity,      shuffled side by side
                                          everything trains
 
-Torch-free: config, sections, rules, seed_keys, presets, inheritance, film_plan. Nothing is imported here.
+Torch-free: config, model_section, sections, rules, seed_keys, presets, inheritance, film_plan. Imported here: nothing.
 """

@@ -1,4 +1,4 @@
-"""Condition encoders: what they are asked, the contract they keep, and the three that need no weights.
+"""Condition encoders: what they are asked, the contract they keep, and the two that compute nothing.
 
 Locality rule: the feature of a sample is a function of that sample, its prompt and the frozen encoder, never of its
 batch mates or of the training step. Encoders therefore see one sample at a time, and what they give is rounded to the
@@ -8,7 +8,6 @@ never part of the trained model; the projection to the model's size is trained a
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,12 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
-from scipy import ndimage
 
 from stageline.config import fingerprint
 from stageline.errors import ConfigError, DataError, Faults
 from stageline.families.film_flow.condition_bundle import ConditionBundle
-from stageline.families.film_flow.seeding import numpy_rng
 
 if TYPE_CHECKING:
     from stageline.families.film_flow.config import FilmFlowConfig
@@ -35,11 +32,6 @@ Picture = NDArray[np.uint8]
 
 PREPROCESSING = "1"
 """Version of how pictures become encoder input; part of every cache key."""
-HISTOGRAM_BINS = 32
-ORIENTATION_BINS = 8
-ORIENTATION_SIGMAS = (1.0, 2.0, 4.0)
-TEXT_BINS = 512
-NGRAMS = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -216,69 +208,6 @@ class NoEncoder:
     def encode(self, pictures: Sequence[Picture], prompts: Sequence[str], ids: Sequence[str]) -> ConditionBundle:
         check_lengths(pictures, prompts, ids)
         return make_bundle([np.zeros(0, dtype=np.float32)] * len(ids), [False] * len(ids), self.settings)
-
-
-class StubEncoder:
-    """A deterministic encoder without weights or network, for tests and small runs.
-
-    Image: 32-bin histogram, 8 gradient orientations at 3 scales, mean, deviation and skewness. Text: hashed character
-    n-grams. Both through a fixed seeded random projection to `feature_dim` numbers of about unit size.
-    """
-
-    resize = "none"
-
-    def __init__(self, settings: EncoderSettings) -> None:
-        if settings.source == "probe":
-            raise ConfigError("the encoder 'stub' answers no questions (cond_source 'probe')", remedy="use qwen-vl")
-        self.settings = settings
-        self._projections: dict[str, NDArray[np.float64]] = {}
-
-    def encode(self, pictures: Sequence[Picture], prompts: Sequence[str], ids: Sequence[str]) -> ConditionBundle:
-        check_lengths(pictures, prompts, ids)
-        vectors = []
-        for picture, prompt, name in zip(pictures, prompts, ids, strict=True):
-            parts = []
-            if "image" in self.settings.source:
-                parts.append(self._project("image", describe_picture(picture)))
-            if "text" in self.settings.source:
-                parts.append(self._project("text", describe_text(prompt)))
-            vectors.append(round_feature(np.concatenate(parts), self.settings, name))
-        return make_bundle(vectors, [True] * len(ids), self.settings)
-
-    def _project(self, part: str, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-        if part not in self._projections:
-            shape = (len(numbers), self.settings.feature_dim)
-            self._projections[part] = numpy_rng("stub projection", part, *shape).standard_normal(shape)
-        return np.asarray(numbers @ self._projections[part])
-
-
-def describe_picture(picture: Picture) -> NDArray[np.float64]:
-    """Hand-made description of a picture (H, W, 3) uint8: (59,) numbers, each group of length 1 or less."""
-    grey = picture.astype(np.float64).mean(axis=2) / 255
-    histogram, _ = np.histogram(grey, bins=HISTOGRAM_BINS, range=(0, 1))
-    groups = [np.sqrt(histogram / histogram.sum())]
-    for sigma in ORIENTATION_SIGMAS:
-        down = ndimage.gaussian_filter1d(ndimage.gaussian_filter1d(grey, sigma, axis=0, order=1), sigma, axis=1)
-        across = ndimage.gaussian_filter1d(ndimage.gaussian_filter1d(grey, sigma, axis=1, order=1), sigma, axis=0)
-        angle, size = np.arctan2(down, across), np.hypot(down, across)
-        bins, _ = np.histogram(angle, bins=ORIENTATION_BINS, range=(-np.pi, np.pi), weights=size)
-        groups.append(np.sqrt(bins / bins.sum()) if bins.sum() > 0 else np.zeros(ORIENTATION_BINS))
-    deviation = grey.std()
-    skewness = ((grey - grey.mean()) ** 3).mean() / deviation**3 if deviation > 1e-9 else 0.0
-    groups.append(np.array([grey.mean(), deviation, np.tanh(skewness)]))
-    return np.asarray(np.concatenate(groups) / np.sqrt(len(groups)))
-
-
-def describe_text(prompt: str) -> NDArray[np.float64]:
-    """Hashed character n-grams of a prompt, (512,) of length 1; the empty prompt is zero. Case counts for nothing."""
-    text = f"\x02{prompt.strip().lower()}\x03"
-    counts = np.zeros(TEXT_BINS)
-    if len(text) > 2:
-        for size in NGRAMS:
-            for start in range(len(text) - size + 1):
-                counts[zlib.crc32(text[start : start + size].encode()) % TEXT_BINS] += 1
-    length = np.linalg.norm(counts)
-    return np.asarray(counts / length if length else counts)
 
 
 class PrecomputedEncoder:

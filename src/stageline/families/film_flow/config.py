@@ -1,14 +1,13 @@
-"""Typed config, stages, facts and fact rules of film_flow: the torch-free half of the family's record.
+"""Typed config and stages of film_flow: the torch-free half of the family's record.
 
-Sections stand in `sections.py`, published spellings in `seed_keys.py`, presets in `presets.py`, what a parent hands on
-in `inheritance.py`. Everything here is a function of the config alone.
+Sections stand in `model_section.py` and `sections.py`, published spellings in `seed_keys.py`, presets in `presets.py`,
+what a checkpoint says in `facts.py`, what a parent hands on in `inheritance.py`. All are functions of the config alone.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -16,14 +15,17 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from stageline.config import OPERATIONAL, RunConfig
 from stageline.errors import ConfigError, Faults
-from stageline.families import Comparison, FamilyConfig
-from stageline.families.film_flow.agreement import agree_facts, agree_stages, name_facts, trained_film
-from stageline.families.film_flow.film_plan import FilmPlan, StagesOrigin, decoder_channels, resolve_gate_stages
+from stageline.families import FamilyConfig
+from stageline.families.film_flow.agreement import name_facts
+from stageline.families.film_flow.data_origin import data_key, source_files
+from stageline.families.film_flow.facts import FACT_RULES, agree, facts, film_plan
+from stageline.families.film_flow.film_plan import describe_stages
 from stageline.families.film_flow.inheritance import inherit
+from stageline.families.film_flow.model_section import ModelConfig
 from stageline.families.film_flow.presets import PRESETS
 from stageline.families.film_flow.rules import raise_faults
-from stageline.families.film_flow.sections import DataConfig, EvaluateConfig, ImportConfig, ModelConfig
-from stageline.families.film_flow.seed_keys import KeyFault, normalise
+from stageline.families.film_flow.sections import DataConfig, EvaluateConfig, ImportConfig
+from stageline.families.film_flow.seed_keys import KeyFault, normalise, note_once
 from stageline.stage import Stage, Stages
 
 __all__ = ["FAMILY_CONFIG", "STAGES", "DataConfig", "EvaluateConfig", "FilmFlowConfig", "ImportConfig", "ModelConfig"]
@@ -132,87 +134,6 @@ def _lines_of(error: ValidationError) -> list[InitErrorDetails]:
     ]
 
 
-def film_plan(config: FilmFlowConfig, origin: StagesOrigin | None = None) -> FilmPlan:
-    """The FiLM plan of a stage config; origin `default` where the config named no decoder stages."""
-    model, vlm, gate = config.model, config.model.vlm_film_config, config.model.junction_gating_config
-    channels = decoder_channels(model.model_channels, model.channel_mult)
-    stages = model.vlm_film_decoder_stages or ()
-    said = not stages or "vlm_film_decoder_stages" in model.model_fields_set
-    gated = resolve_gate_stages(gate.apply_stages, stages, channels) if gate.enabled and stages else ()
-    return FilmPlan(
-        decoder_channels=channels,
-        stages=stages,
-        stages_origin=origin or ("config" if said else "default"),
-        apply_point=model.film_apply_point,
-        cond_dim=vlm.cond_dim,
-        head_hidden=vlm.film_hidden_dim,
-        head_variant=model.head_variant,
-        gate_stages=gated,
-        gate_value=gate.gate_value_in_junction,
-        vlm_scope=model.vlm_scope,
-        cond_source=model.cond_source,
-    )
-
-
-def has_junction_head(config: FilmFlowConfig) -> bool:
-    """Whether the model has a junction head of its own."""
-    gate = config.model.junction_gating_config
-    return gate.enabled and gate.source == "head"
-
-
-def condition_features(config: FilmFlowConfig) -> int:
-    """F: size of the feature vector that reaches the model; 0 without FiLM. Picture and text together are two."""
-    if not config.model.use_vlm_film:
-        return 0
-    parts = 2 if config.model.cond_source == "image+text" else 1
-    return parts * (config.model.vlm_film_config.feature_dim or 0)
-
-
-def facts(config: FilmFlowConfig) -> dict[str, Any]:
-    """What a checkpoint of a stage with this config says about itself."""
-    model, vlm, plan = config.model, config.model.vlm_film_config, film_plan(config)
-    film = bool(plan.stages)
-    return {
-        "vlm_film_trained_stages": list(plan.stages),
-        "decoder_channels": list(plan.decoder_channels),
-        "plan_fingerprint": plan.fingerprint if film else "",
-        "apply_point": plan.apply_point if film else "",
-        "head_variant": plan.head_variant if film else "",
-        "gate_stages": list(plan.gate_stages),
-        "gate_value": plan.gate_value if plan.gate_stages else 1.0,
-        "vlm_scope": plan.vlm_scope if film else "",
-        "cond_source": plan.cond_source if film else "",
-        "cond_encoder": f"{vlm.encoder}:{vlm.model_name or ''}@{vlm.revision or ''}" if film else "",
-        "cond_features": condition_features(config),
-        "cond_dim": plan.cond_dim if film else 0,
-        "image_conditioning": model.image_conditioning,
-        "backbone_variant": model.backbone_variant,
-        "image_channels": model.image_channels,
-        "junction_head": has_junction_head(config),
-        "mode": model.mode,
-        "prediction": model.prediction,
-        "target_kind": model.target_kind,
-        "time_scale": model.time_scale,
-        "image_norm": config.data.image_norm,
-    }
-
-
-def _rule(resume: Comparison, seed: Comparison, evaluate: Comparison) -> dict[str, Comparison]:
-    return {"resume": resume, "seed": seed, "evaluate": evaluate}
-
-
-_FILM: dict[str, Comparison] = _rule("equal", "report", "equal")
-"""A parent without FiLM, or with other decoder stages, may seed (`inherit` says how); nothing else may differ."""
-FACT_RULES: dict[str, dict[str, Comparison]] = {
-    "vlm_film_trained_stages": _rule("equal", "report", "equal"),
-    "plan_fingerprint": _rule("equal", "report", "report"),
-    **dict.fromkeys(("apply_point", "head_variant", "gate_stages", "gate_value", "vlm_scope"), _FILM),
-    **dict.fromkeys(("cond_source", "cond_encoder", "cond_features", "cond_dim", "junction_head"), _FILM),
-}
-"""Facts that are not named here must be equal for every verb. An ablation is `evaluate.film_active`, never another list
-of trained decoder stages."""
-
-
 def asked(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The facts that a user's own config states; keys that are absent or null state nothing."""
     named = {
@@ -235,56 +156,6 @@ def asked(raw: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def agree(
-    asked: Mapping[str, Any], found: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str
-) -> None:
-    """Refuse an evaluation whose config states other FiLM decoder stages, or another wiring, than the checkpoint has.
-
-    asked: facts the user states.  found: the checkpoint's.  shapes: its tensors, which must prove what it says.
-    Raises CheckpointError E_CFG_VS_CKPT, or E_EVIDENCE_CONFLICT where a checkpoint contradicts itself.
-    """
-    trained = trained_film(where, shapes, found.get("vlm_film_trained_stages"))
-    agree_stages("evaluate", asked.get("vlm_film_trained_stages"), trained)
-    agree_facts("evaluate", asked, found, where)
-
-
-def data_key(config: FilmFlowConfig) -> dict[str, Any]:
-    """The part of the config that prepared data depend on: what is made or read, and what features are made with."""
-    model, vlm, gate = config.model, config.model.vlm_film_config, config.model.junction_gating_config
-    made = config.data.name in ("prompted_trees", "trees")
-    key: dict[str, Any] = {
-        "data": config.data.model_dump(mode="json", exclude={"flips", "num_samples_per_image", "train_bs"}),
-        "seed": config.seed if made else None,
-        "image_channels": model.image_channels,
-        "target_kind": model.target_kind,
-        "junction": {"degree_threshold": gate.degree_threshold, "radius_px": gate.radius_px},
-        "prompts": {"template": vlm.prompt_template, "templates": vlm.prompt_templates},
-    }
-    if model.use_vlm_film:
-        trained = {"cond_dim", "film_hidden_dim", "text_mlp_hidden_dim", "cond_layernorm"}
-        placed = {"device_map", "cache_dir", "cache_only", "prompt_template", "prompt_templates"}
-        key["condition"] = {
-            "source": model.cond_source,
-            "scope": model.vlm_scope,
-            "encoder": vlm.model_dump(mode="json", exclude=trained | placed),
-        }
-    return key
-
-
-def source_files(config: FilmFlowConfig) -> tuple[Path, ...]:
-    """The files that prepared data are made from, sorted; a folder that is missing gives none (preparing names it)."""
-    data, vlm = config.data, config.model.vlm_film_config
-    found = [Path(data.prompts_file)] if data.prompts_file else []
-    if config.model.use_vlm_film and vlm.encoder == "precomputed" and vlm.model_name:
-        found.append(Path(vlm.model_name))
-    for folder in (data.train_dir, data.val_dir, data.test_dir):
-        for part in ("image", "label"):
-            path = Path(folder or "") / part
-            if folder and path.is_dir():
-                found += [file for file in path.iterdir() if file.is_file()]
-    return tuple(sorted(found))
-
-
 def num_samples(config: FilmFlowConfig, prepared: Mapping[str, Any]) -> int | None:
     """Training samples of one epoch, from the facts of prepared data."""
     images = prepared.get("splits", {}).get("train", {}).get("images")
@@ -302,6 +173,10 @@ def check(config: FilmFlowConfig, stage: Stage) -> None:
     if stage.name == "film":
         _add_evaluation_faults(faults, config, model.vlm_film_decoder_stages or ())
     faults.raise_if_any()
+    plan = film_plan(config)
+    if plan.stages_origin == "default":
+        known = describe_stages(plan.decoder_channels)
+        note_once(f"model.vlm_film_decoder_stages is absent: FiLM at {list(plan.stages)} of {known}")
 
 
 def check_evaluation(config: FilmFlowConfig, trained: Sequence[int]) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from stageline.families.film_flow.config import FilmFlowConfig, condition_features, film_plan, has_junction_head
+from stageline.families.film_flow.config import FilmFlowConfig
+from stageline.families.film_flow.facts import condition_features, film_plan, has_junction_head
 from stageline.families.film_flow.film import FilmLimit
 from stageline.families.film_flow.model import FilmFlowModel
 from stageline.families.film_flow.unet import BackboneSettings

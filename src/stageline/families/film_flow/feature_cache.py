@@ -88,6 +88,7 @@ class FeatureCache:
     folder: Path
     dtype: str = "float16"
     counts: CacheCounts = field(default_factory=CacheCounts)
+    _known: tuple[tuple[int, int, int], dict[str, Any]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float16", "float32"):
@@ -196,6 +197,10 @@ class FeatureCache:
         path = self.folder / INDEX
         if not path.is_file():
             return empty
+        status = path.stat()
+        state = (status.st_ino, status.st_mtime_ns, status.st_size)
+        if self._known is not None and self._known[0] == state:
+            return {part: dict(value) if isinstance(value, dict) else value for part, value in self._known[1].items()}
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
@@ -207,7 +212,8 @@ class FeatureCache:
             self.counts.damaged += 1
             return empty
         index["entries"] = {key: value for key, value in index["entries"].items() if isinstance(value, dict)}
-        return index
+        self._known = (state, index)
+        return {**index, "entries": dict(index["entries"]), "encoders": dict(index["encoders"])}
 
     def _write_index(self, index: Mapping[str, Any]) -> None:
         partial = self.folder / f".{INDEX}.{uuid4().hex}.partial"

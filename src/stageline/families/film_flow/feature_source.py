@@ -20,7 +20,6 @@ from stageline.families.film_flow.conditions import (
     NoEncoder,
     Picture,
     PrecomputedEncoder,
-    StubEncoder,
     canonical_picture,
 )
 from stageline.families.film_flow.feature_cache import (
@@ -31,6 +30,7 @@ from stageline.families.film_flow.feature_cache import (
     cosine_distance,
     feature_key,
 )
+from stageline.families.film_flow.stub_encoder import StubEncoder
 
 BATCH = 64
 """Samples encoded between two writes to the cache, so that an interrupted run keeps what it has."""

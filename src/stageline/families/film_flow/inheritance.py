@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from stageline.errors import CheckpointError
+from stageline.families.film_flow.facts import facts
 from stageline.stage import Inheritance
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ def inherit(parent_facts: Mapping[str, Any], config: FilmFlowConfig) -> tuple[In
     FiLM at the same decoder stages gives everything; with others `model.film_heads` must say what to keep.
     Raises CheckpointError E_CFG_VS_CKPT otherwise.
     """
-    from stageline.families.film_flow.config import facts
-
     own = facts(config)
     old, new = set(parent_facts.get("vlm_film_trained_stages", ())), set(own["vlm_film_trained_stages"])
     result = [Inheritance("backbone", "load", "the same network", ("backbone.*",))]

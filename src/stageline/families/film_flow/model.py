@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stageline.errors import CheckpointError, ConfigError
-from stageline.families.film_flow.condition_bundle import ConditionBundle
+from stageline.families.film_flow.condition_bundle import ConditionBundle, bundle_from_protocol
 from stageline.families.film_flow.dual import DualUNet
 from stageline.families.film_flow.film import (
     ConditionProjection,
@@ -31,9 +31,6 @@ from stageline.families.film_flow.film_plan import FilmPlan
 from stageline.families.film_flow.junction_head import JunctionHead
 from stageline.families.film_flow.restore import describe_heads, head_widths_of
 from stageline.families.film_flow.unet import BackboneSettings, ConcatUNet
-
-PROTOCOL_KEY = "_vlm_film_stage_indices"
-"""Under this key a condition passed as a dict says for which decoder stages it was prepared."""
 
 
 class FlowOutput(NamedTuple):
@@ -225,7 +222,7 @@ class FilmFlowModel(nn.Module):
                 )
             return None
         if isinstance(condition, Mapping):
-            condition = _from_protocol(condition, self._plan.stages)
+            condition = bundle_from_protocol(condition, self._plan.stages)
         if condition.plan_fingerprint and condition.plan_fingerprint != self.plan_fingerprint:
             raise ConfigError(
                 f"condition was prepared for the FiLM plan {condition.plan_fingerprint} but the model has "
@@ -307,23 +304,3 @@ def _check_heads(model: FilmFlowModel) -> None:
     """Heads and plan are one thing; this can fail only by a fault of ours."""
     shapes = {f"film.{name}": tuple(p.shape) for name, p in model.film.named_parameters()}
     assert head_widths_of(shapes) == model.plan.head_widths, (shapes, model.plan)
-
-
-def _from_protocol(condition: Mapping[str, Any], stages: tuple[int, ...]) -> ConditionBundle:
-    """A condition in the seed's dict protocol, accepted only when it was prepared for exactly these decoder stages."""
-    prepared = condition.get(PROTOCOL_KEY)
-    if prepared is None or sorted(prepared) != list(stages):
-        shown = "no decoder stages" if prepared is None else f"decoder stages {sorted(prepared)}"
-        raise ConfigError(
-            f"condition was prepared for {shown} but the model applies {list(stages)}",
-            remedy=f"prepare it for this model; {PROTOCOL_KEY!r} must hold {list(stages)}",
-            code="E_PLAN_MISMATCH",
-        )
-    known = {"vec", "present", "tokens", "token_mask", "source", "plan_fingerprint"}
-    foreign = set(condition) - known - {PROTOCOL_KEY}
-    if foreign or not {"vec", "present"} <= set(condition):
-        raise ConfigError(
-            f"condition dict has the keys {sorted(condition)}, expected vec and present, and of {sorted(known)}",
-            code="E_PLAN_MISMATCH",
-        )
-    return ConditionBundle(**{key: value for key, value in condition.items() if key in known})

@@ -86,6 +86,7 @@ class SplitWriter:
     _images: list[dict[str, Any]] = field(default_factory=list)
     _arrays: dict[str, Array] = field(default_factory=dict)
     _shards: int = 0
+    _bytes: int = 0
 
     def add(self, image: PreparedImage) -> list[Case]:
         """Add a picture; returns its cases."""
@@ -94,6 +95,7 @@ class SplitWriter:
         arrays |= {f"mask.{number}.{k}": mask for k, mask in enumerate(image.masks)}
         arrays |= {f"target.{number}.{k}": target.astype(np.float16) for k, target in enumerate(image.targets)}
         self._arrays |= {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        self._bytes += sum(array.nbytes for array in arrays.values())
         height, width, channels = image.pixels.shape
         self._images.append(
             {
@@ -110,7 +112,7 @@ class SplitWriter:
         )
         cases = cases_of(image, number)
         self.cases += cases
-        if sum(array.nbytes for array in self._arrays.values()) >= SHARD_BYTES:
+        if self._bytes >= SHARD_BYTES:
             self._flush()
         return cases
 
@@ -135,7 +137,7 @@ class SplitWriter:
     def _flush(self) -> None:
         if self._arrays:
             save_file(self._arrays, self.folder / shard_name(self.split, self._shards))
-            self._arrays = {}
+            self._arrays, self._bytes = {}, 0
             self._shards += 1
 
 

@@ -1,6 +1,6 @@
 """What the keys of one section say about each other: every contradiction found, as (code, sentence). No torch.
 
-A rule stands here when it needs more than one key; the range of one key stands with the key in `sections.py`.
+A rule stands here when it needs more than one key; the range of one key stands with the key in its section.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from stageline.errors import ConfigError
 from stageline.families.film_flow.film_plan import decoder_channels, resolve_gate_stages
 
 if TYPE_CHECKING:
-    from stageline.families.film_flow.sections import DataConfig, ModelConfig
+    from stageline.families.film_flow.model_section import ModelConfig
+    from stageline.families.film_flow.sections import DataConfig
 
 Fault = tuple[str, str]
 T = TypeVar("T")

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from stageline.errors import ConfigError
 from stageline.families.film_flow.condition_bundle import ConditionBundle
-from stageline.families.film_flow.config import FilmFlowConfig, film_plan
+from stageline.families.film_flow.config import FilmFlowConfig
+from stageline.families.film_flow.facts import film_plan
 from stageline.families.film_flow.junctions import find_junctions, junction_heat
 from stageline.families.film_flow.model import FilmFlowModel
 from stageline.families.film_flow.windows import Window, blend_weight, cover, pad_mirrored

@@ -23,6 +23,8 @@ MOVED = {
     "trainer.log_every_n_steps": "trainer.log_every_steps",
 }
 """Two names of one setting: the left is read and stored as the right."""
+RENAMED_VALUES = {"trainer.accelerator": {"gpu": "cuda"}}
+"""Published words for a value of ours."""
 SAME = (("model.image_size", "data.image_size"),)
 """Two keys that hold one number; giving one sets both."""
 
@@ -97,6 +99,12 @@ def normalise(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[KeyFault]]:
         faults += _move(result, old, new)
     for one, other in SAME:
         _fill(result, one, other, faults)
+    for key, words in RENAMED_VALUES.items():
+        value = _value(result, key)
+        if isinstance(value, str) and value in words:
+            _set(result, key, words[value])
+    if _value(result, "trainer.use_ema") is False and _value(result, "evaluate.weights") is None:
+        _set(result, "evaluate.weights", "raw")  # there are no others
     _name_architecture(result)
     _count_crops(result, faults)
     for stage, overrides in _stage_overrides(result):

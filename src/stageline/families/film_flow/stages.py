@@ -18,9 +18,10 @@ from torch.utils.data import Dataset
 from stageline.families.door import Item, ParameterGroup
 from stageline.families.film_flow import losses
 from stageline.families.film_flow.condition_bundle import ConditionBundle
-from stageline.families.film_flow.config import FilmFlowConfig, facts
+from stageline.families.film_flow.config import FilmFlowConfig
 from stageline.families.film_flow.construction import build_model
 from stageline.families.film_flow.data import Batch, FilmFlowData, Sample, open_data, window_condition
+from stageline.families.film_flow.facts import facts
 from stageline.families.film_flow.preparation import is_per_crop
 from stageline.families.film_flow.sampling import junction_of_probability, read_prediction, training_sampling
 from stageline.families.film_flow.validation import validate_batch
@@ -71,10 +72,10 @@ class FilmFlowTask:
         model.train()
 
     def shard_units(self) -> Sequence[nn.Module]:
-        """Encoder levels, decoder stages and the junction head, which is also called by itself."""
+        """Encoder levels, decoder stages, and the parts that are also called by themselves."""
         backbone = self.network.backbone
-        units = [*backbone.enc.children(), *backbone.dec.children()]
-        return units if self.network.junction is None else [*units, self.network.junction]
+        alone = [part for part in (self.network.cond, self.network.junction) if part is not None]
+        return [*backbone.enc.children(), *backbone.dec.children(), *alone]
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """Weight decay on all weights but those of norms, biases, and the output layers of the FiLM heads."""

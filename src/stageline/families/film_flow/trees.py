@@ -34,8 +34,8 @@ SUPERSAMPLING = 4
 class TreeShape:
     """How a tree grows. Lengths in pixels where no share is named.
 
-    depth: generations of branches, drawn per tree.  root_radius: radius of the first branch as a share of the size, with a floor of
-    `min_root_radius` px.  min_gap: free space kept between two branches, beside their radii.
+    depth: generations of branches, drawn per tree.  root_radius: radius of the first branch as a share of the size,
+    with a floor of `min_root_radius` px.  min_gap: free space kept between two branches, beside their radii.
     """
 
     depth: tuple[int, int] = (3, 4)

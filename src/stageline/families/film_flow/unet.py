@@ -40,8 +40,9 @@ class BackboneSettings:
     """What both backbones are built from.
 
     image_size: side of the training images; with `attn_resolutions` it says which levels have softmax attention (level
-    resolutions are image_size, image_size / 2, ...).  level_attention: what the other levels have, None is `none` for plain and
-    `linear` for msd_v0; the bottleneck always has softmax attention.  time_scale: factor on t before the sinusoid.
+    resolutions are image_size, image_size / 2, ...).  level_attention: what the other levels have, None is `none` for
+    plain and `linear` for msd_v0; the bottleneck always has softmax attention.  time_scale: factor on t before the
+    sinusoid.
     fourier_grid: rows of the `dual` Fourier maps, which are resized to the size at hand;
     msd_v0 has maps of exactly image_size instead.
     mid_layers: depth of the `dual` mid transformer.  token_features: size of condition tokens, 0 for none.
