@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import stageline
 from stageline.checkpoint.layout import StageDir, resolve
 from stageline.cli import main
 from stageline.cli.configuration import raw_preset
@@ -166,6 +168,34 @@ def test_the_commands_that_look_agree_with_the_run(finished: Finished, capsys: p
     assert (exported / "model.safetensors").is_file()
 
 
+def test_a_trained_model_is_loaded_and_predicts(finished: Finished, tmp_path: Path) -> None:
+    model = stageline.load(str(finished.root / "runs" / "tiny" / "film"), ["evaluate.prompt=dark branches"])
+    assert model.metadata.stage == "film"
+    assert not model.model.training
+    image = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)
+    first, again = model.predict(image, tmp_path / "a"), model.predict([image], tmp_path / "b")
+    assert len(first) == len(again) == 1
+    pictures = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert pictures
+    assert pictures == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+    with pytest.raises(DataError, match="there is no such file"):
+        model.predict(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match="uint8"):
+        model.predict(image.astype(np.float32))
+
+
+def test_counting_builds_the_models_and_agrees_with_what_was_trained(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = [*SMALL, f"root={finished.root}"]
+    assert main(["plan", "--family", "film_flow", "--preset", "tiny", *small, "run=counted", "--count", "--json"]) == 0
+    counted = {item["name"]: item["parameters"] for item in json.loads(capsys.readouterr().out)["items"]}
+    for stage in ("backbone", "film"):
+        metadata = resolve(str(finished.root / "runs" / "tiny" / stage)).metadata
+        recorded = sum(group.parameters for group in (*metadata.trained.values(), *metadata.frozen.values()))
+        assert counted[stage]["total"] == recorded
+
+
 def test_another_identity_under_the_name_is_blocked(finished: Finished) -> None:
     before = {path: path.read_bytes() for path in (finished.root / "runs" / "tiny").glob("*.json")}
     refused = run(finished.root, "seed=5")
@@ -175,7 +205,11 @@ def test_another_identity_under_the_name_is_blocked(finished: Finished) -> None:
     assert {path: path.read_bytes() for path in (finished.root / "runs" / "tiny").glob("*.json")} == before
 
 
-def test_a_failing_step_ends_the_run_with_its_own_sentence_and_code(tmp_path: Path) -> None:
+def test_a_failing_step_ends_the_run_with_its_own_sentence_and_code(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment(finished.root).items():
+        monkeypatch.setenv(name, value)
     data = tmp_path / "data"
     for part in ("image", "label"):
         for split in ("train", "val"):

@@ -16,6 +16,7 @@ from stageline.checkpoint.tensors import read_tensors
 from stageline.checkpoint.verify import verify
 from stageline.errors import (
     BusyError,
+    CheckpointError,
     ConfigError,
     DataError,
     DiskFullError,
@@ -206,3 +207,25 @@ def test_a_fault_of_ours_leaves_a_record_too(train, tmp_path, family):
     # The lease was given back: the next attempt may start at once.
     family.CHANGE.clear()
     assert train().action == "run"
+
+
+def test_a_model_that_contradicts_its_config_is_not_trained(train, tmp_path, family):
+    family.CHANGE[:] = [lambda task: setattr(task, "facts", lambda: {"width": 16})]
+    with pytest.raises(CheckpointError, match="width: 16 -> 8"):
+        train()
+    assert stage_dir(tmp_path).committed() == []
+
+
+def test_facts_that_change_on_the_way_are_not_written(train, tmp_path, family):
+    def drift(task: Any) -> None:
+        def on_loss(summed: Any, context: Any) -> Any:
+            if context.step == 5:
+                task.facts = lambda: {"width": 16}
+            return summed
+
+        task.on_loss = on_loss
+
+    family.CHANGE[:] = [drift]
+    with pytest.raises(CheckpointError, match="width"):
+        train(**{"trainer.checkpoint_every_steps": 2})
+    assert [ref.metadata.step for ref in stage_dir(tmp_path).committed()] == [2, 4]

@@ -137,3 +137,10 @@ def test_a_rank_started_alone_after_the_end_finds_it(train, tmp_path, monkeypatc
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     assert train(run="done", **TWO).action == "reuse"
+
+
+def test_shards_in_bf16(train, tmp_path):
+    settings = {**TWO, "trainer.strategy": "fsdp2", "trainer.precision": "bf16-mixed"}
+    ends = run_ranks(lambda _: train(run="bf16", **settings).step, 2, tmp_path / "bf16")
+    assert [end.code for end in ends] == [0, 0], ends
+    assert {tensor.dtype for tensor in read_tensors(final(tmp_path, "bf16")).values()} == {torch.float32}

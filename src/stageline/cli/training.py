@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -173,12 +175,11 @@ def _train_as_job(config: RunConfig, stage: str, data: str | None, parents: dict
     """Several processes: start them with torchrun and follow."""
     import json
 
-    from stageline.execute.body import Body, step_body
+    from stageline.execute.body import cancellable
     from stageline.execute.process import run_verb
     from stageline.prepare import prepare_data
 
-    with step_body(stage) as body:
-        assert isinstance(body, Body)
+    with cancellable(stage) as body:
         reference = data or str(prepare_data(config, _progress).reference)
         words = ["train", stage, f"--data={reference}"]
         words += [f"--parent={role}={name}" for role, name in (parents or {}).items()]
@@ -271,20 +272,18 @@ def _progress(done: int, total: int, what: str) -> None:
         print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
 
 
-class _ending_on_sigterm:  # noqa: N801  # reads as a sentence at its `with`
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
     """SIGTERM as an exception, so that temporary folders are removed on the way out."""
+    import signal
 
-    def __enter__(self) -> None:
-        import signal
+    from stageline.errors import InterruptedRunError
 
-        def stop(signum: int, frame: object) -> None:  # noqa: ARG001
-            from stageline.errors import InterruptedRunError
+    def stop(signum: int, frame: object) -> None:  # noqa: ARG001
+        raise InterruptedRunError("stopped by a signal", remedy="run again; nothing half-made is kept")
 
-            raise InterruptedRunError("stopped by a signal", remedy="run again; nothing half-made is kept")
-
-        self._before = signal.signal(signal.SIGTERM, stop)
-
-    def __exit__(self, *exc: object) -> None:
-        import signal
-
-        signal.signal(signal.SIGTERM, self._before)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

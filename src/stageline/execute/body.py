@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from stageline.errors import EXIT_INTERRUPTED, InterruptedRunError, StagelineError
+from stageline.errors import InterruptedRunError, StagelineError
 from stageline.launch.lines import DRIVER_VARIABLE, print_event
 from stageline.launch.process import watch_process
 from stageline.telemetry import FAILURE_DIR_VARIABLE, write_failure
@@ -55,6 +55,25 @@ class Body:
 @contextmanager
 def step_body(item: str) -> Iterator[Body]:
     """Run a step's body: signals cancel it, its error becomes a record, a sentence and the process's exit code."""
+    with cancellable(item) as body:
+        driver = os.environ.get(DRIVER_VARIABLE)
+        if driver:
+            watch_process(int(driver), lambda: os.kill(os.getpid(), signal.SIGTERM))
+        try:
+            yield body
+        except StagelineError as error:
+            _leave_record(body, error)
+            body.say("failed", error.message, remedy=error.remedy, exit_code=error.exit_code)
+            raise SystemExit(error.exit_code) from None
+        except Exception as error:
+            _leave_record(body, error)
+            body.say("failed", f"{type(error).__name__}: {error}", exit_code=1)
+            raise
+
+
+@contextmanager
+def cancellable(item: str) -> Iterator[Body]:
+    """A body that SIGTERM, SIGINT and SIGHUP cancel: its process commits and ends."""
     body = Body(item)
 
     def stop(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
@@ -62,21 +81,8 @@ def step_body(item: str) -> Iterator[Body]:
 
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {signum: signal.signal(signum, stop) for signum in signals}
-    driver = os.environ.get(DRIVER_VARIABLE)
-    if driver:
-        watch_process(int(driver), lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
         yield body
-    except StagelineError as error:
-        _leave_record(body, error)
-        body.say("failed", error.message, remedy=error.remedy, exit_code=error.exit_code)
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        raise SystemExit(EXIT_INTERRUPTED) from None
-    except Exception as error:
-        _leave_record(body, error)
-        body.say("failed", f"{type(error).__name__}: {error}", exit_code=1)
-        raise
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

@@ -17,6 +17,9 @@ from stageline.trainer.progress import ProgressView, StepClock
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+SHOWN_METRICS = 5
+"""Validation metrics on the line for people, in the family's order; events hold all of them."""
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -144,7 +147,7 @@ class Recorder:
             seconds=round(seconds, 3),
         )
         self._scalars({f"validation/{name}": value for name, value in metrics.items()}, step)
-        said = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        said = "  ".join(f"{name} {value:.4f}" for name, value in list(metrics.items())[:SHOWN_METRICS])
         self.say(f"step {step} validation  {said}{'  (best)' if is_best else ''}")
 
     def best(self, value: float) -> None:

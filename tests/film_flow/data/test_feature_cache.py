@@ -211,7 +211,9 @@ from pathlib import Path
 import numpy as np
 from stageline.families.film_flow.feature_cache import Entry, FeatureCache
 cache, name = FeatureCache(Path(sys.argv[1])), sys.argv[2]
-for number in range(15):
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(40):
     cache.store([Entry(f"{name}-{number}", name, np.full(8, number, np.float32))], {"encoder": name})
     cache.note_encoder(f"{name}-{number}", {"resize": "none"})
 assert "torch" not in sys.modules
@@ -219,15 +221,22 @@ assert "torch" not in sys.modules
 
 
 def test_two_processes_write_at_once(tmp_path):
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name]) for name in ("one", "two")]
-    assert [writer.wait(timeout=120) for writer in writers] == [0, 0]
+    command, pipe = [sys.executable, "-c", WRITER, str(tmp_path)], subprocess.PIPE
+    writers = [subprocess.Popen([*command, name], stdin=pipe, stdout=pipe, text=True) for name in ("one", "two")]
+    assert [writer.stdout.readline() for writer in writers] == ["ready\n"] * 2
+    for writer in writers:  # both are up: they start together
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate(timeout=120)
+        assert writer.returncode == 0
     cache = FeatureCache(tmp_path)
-    keys = [f"{name}-{number}" for name in ("one", "two") for number in range(15)]
+    keys = [f"{name}-{number}" for name in ("one", "two") for number in range(40)]
     found = cache.lookup(keys, 8)
-    assert len(found) == 30
-    assert all(found[f"two-{number}"].vector[0] == number for number in range(15))
-    assert len(cache.encoders()) == 30
-    assert cache.statistics()["encoders"] == {"one": 15, "two": 15}
+    assert len(found) == 80
+    assert all(found[f"two-{number}"].vector[0] == number for number in range(40))
+    assert len(cache.encoders()) == 80
+    assert cache.statistics()["encoders"] == {"one": 40, "two": 40}
     assert cache.counts.damaged == 0
     assert not list(tmp_path.glob("*.partial")) + list(tmp_path.glob(".*.partial"))
 

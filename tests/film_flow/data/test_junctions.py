@@ -148,6 +148,11 @@ def test_matching_is_the_best_one_to_one():
         assert len(set(pairs[:, 0])) == len(set(pairs[:, 1])) == len(pairs)
 
 
+def test_matching_prefers_two_near_pairs_to_one_perfect_pair():
+    pairs = match_nodes([[0, 0], [0, 3.9]], [[0, 3.9], [0, 7.9]], 4.0)
+    assert sorted(map(tuple, pairs.tolist())) == [(0, 0), (1, 1)]
+
+
 def test_matching_takes_a_tolerance_per_true_node():
     found, true = [[0, 0], [20, 0]], [[0, 3], [20, 3]]
     assert match_nodes(found, true, [2.0, 4.0]).tolist() == [[1, 1]]
