@@ -41,7 +41,8 @@ RUNS = {
     "retina": (
         ("run", *RETINA),
         "A real picture, the retina in scikit-image: trained on patches of its left half, measured on the held-out\n"
-        "right half. Its labels are PSEUDO-LABELS made by a ridge filter: numbers say how well that is imitated.",
+        "right half. Its labels are PSEUDO-LABELS made by a ridge filter: numbers say how well that is imitated.\n"
+        "The prompt is always the same here, so FiLM on and off ought to agree.",
     ),
 }
 """Run -> its command, and what it is for."""

@@ -56,8 +56,12 @@ class Lab:
         final: bool = True,
         parents: Mapping[str, CheckpointRef] | None = None,
         value: float = 0.5,
+        **said: str,
     ) -> CheckpointRef:
-        """A committed checkpoint of a stage, as training with this config would leave it."""
+        """A committed checkpoint of a stage, as training with this config would leave it.
+
+        said: fields of its metadata that are to say something else.
+        """
         family = family_config(config.family)
         stage = family.stages[name]
         own = stage_config(config, stage)
@@ -76,9 +80,7 @@ class Lab:
         }
         contents = {role: ref.content for role, ref in links.items()}
         provenance = Provenance(
-            family=family.name,
-            stage=name,
-            run=config.run,
+            **{"family": family.name, "stage": name, "run": config.run} | said,
             identity="i" * 64,
             stage_fingerprint=stage_fingerprint(own, stage, data, contents),
             settings=stage_settings(own),

@@ -144,9 +144,12 @@ def test_another_identity_under_the_name_blocks_with_difference_and_flag(lab: La
 
 def test_bad_parents_block(lab: Lab) -> None:
     config = lab.config()
-    backbone, film = lab.train_all(lab.config("run=first"))
+    backbone, _ = lab.train_all(lab.config("run=first"))
+    strange = lab.commit(lab.config("run=strange"), "backbone", stage="decoder")
+    foreign = lab.commit(lab.config("run=foreign"), "backbone", family="champ")
     cases: dict[str, tuple[str, str]] = {
-        "wrong stage": (film.uri, "checkpoint of stage 'film', expected 'backbone'"),
+        "wrong stage": (strange.uri, "checkpoint of stage 'decoder', expected 'backbone'"),
+        "wrong family": (foreign.uri, "is of family 'champ', expected 'film_flow'"),
         "missing": ("runs/nowhere/backbone", "there is no checkpoint"),
         "another digest": (f"{backbone.uri}@sha256:{'0' * 64}", "another checkpoint"),
     }
@@ -161,6 +164,13 @@ def test_bad_parents_block(lab: Lab) -> None:
     assert plan["film"].action == "blocked"
     assert "never committed" in text(plan, "film")
     assert make_plan(config)["film"].action == "run"
+
+
+def test_a_stage_may_be_tuned_further_from_its_own_kind(lab: Lab) -> None:
+    _, film = lab.train_all(lab.config("run=first"))
+    plan = make_plan(lab.config(f"parents.film.default={film.uri}"))
+    assert plan["film"].action == "run"
+    assert plan["film"].parents == {"default": str(film.reference)}
 
 
 def uncommit(ref: CheckpointRef) -> None:

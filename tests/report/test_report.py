@@ -106,6 +106,17 @@ def test_lineage_names_parents_digests_and_outcomes(finished: tuple[HandMade, Pa
     assert "same plan of channels" in text
 
 
+def test_diagnostics_per_decoder_stage_are_folded_and_other_metrics_are_not(store: Store) -> None:
+    run = HandMade(store)
+    run.claim()
+    metrics = {"film_2_change": 0.3, "film_3_change": 0.4, "junction_f1": 0.5, "dice": 0.6}
+    run.events("film", [*training_events(T0, 40), {"time": T0, "event": "validation", "step": 40, "metrics": metrics}])
+    _, text = report_of(store)
+    before, _, folded = text.partition("1 more chart: validation diagnostics")
+    assert "film: validation (film_2_change, film_3_change)" in folded
+    assert "film: validation (junction_f1, dice)" in before
+
+
 def test_skipped_steps_and_resumptions_are_marked_in_every_chart_of_their_stage(
     finished: tuple[HandMade, Page, str],
 ) -> None:

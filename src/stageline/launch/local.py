@@ -19,6 +19,8 @@ from stageline.telemetry import FAILURE_DIR_VARIABLE, read_failure
 
 KILL_AFTER_SECONDS = 15.0
 """Past the job's own shutdown timeout, before SIGKILL: chosen here because torchrun needs a few seconds to follow."""
+QUIET = {"OMP_NUM_THREADS": "1"}
+"""What torchrun sets itself for several ranks, with a banner: `trainer.threads` says how many torch really takes."""
 TAIL_LINES = 40
 """Last lines of output kept for the failure record."""
 
@@ -86,7 +88,7 @@ def start_job(job: Job, python: str = sys.executable) -> LocalProcess:
     failure_dir = Path(tempfile.mkdtemp(prefix="stageline-failures-"))
     process = subprocess.Popen(
         render_command(job, python),
-        env={**os.environ, **render_environment(job, str(failure_dir))},
+        env={**QUIET, **os.environ, **render_environment(job, str(failure_dir))},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -11,6 +11,8 @@ from stageline.report.chart import Mark, Series, line_chart
 from stageline.report.html import Markup, count, fold, tag
 
 Event = Mapping[str, Any]
+NUMBERED = re.compile(r"(?<![A-Za-z\d])\d+")
+"""A number of its own inside a name: the 2 of film_2_change, not the 1 of junction_f1."""
 
 
 def stage_curves(stage: str, events: Sequence[Event], metric: str = "") -> Markup:
@@ -71,9 +73,9 @@ def validation_groups(validations: Sequence[Event], metric: str) -> tuple[list[l
     series = [s for name in names if (s := Series(name, tuple(field_points(rows, name)))).points]
     numbered: dict[str, list[Series]] = {}
     for s in series:
-        if re.search(r"\d", s.label):
-            numbered.setdefault(re.sub(r"\d+", "#", s.label), []).append(s)
-    plain = [s for s in series if not re.search(r"\d", s.label)]
+        if NUMBERED.search(s.label):
+            numbered.setdefault(NUMBERED.sub("#", s.label), []).append(s)
+    plain = [s for s in series if not NUMBERED.search(s.label)]
     shares = [s for s in plain if is_share(s)]
     groups = [shares[start : start + 3] for start in range(0, len(shares), 3)]
     groups += [[s] for s in plain if s not in shares]

@@ -75,7 +75,9 @@ def timeline(sessions: Sequence[Session]) -> Markup:
     for session in sorted(sessions, key=lambda s: not s.is_frame):
         stretch = next(s for s in reversed(found) if s.start <= session.start - origin + 1e-9)
         start = session.start - origin - stretch.start + stretch.at
-        drawn.append(bar(session, start, parts.index(session.part), axis))
+        frames = (f for f in sessions if f.is_frame and f.part == session.part and f.start <= session.start <= f.end)
+        clear = max((f.end for f in frames), default=session.end) - session.start + start
+        drawn.append(bar(session, start, parts.index(session.part), axis, clear))
     whole = duration(max(s.end for s in sessions) - origin)
     work = [s for s in sessions if not s.is_frame]
     said = f"{count(len(work), 'session')} of {count(len(parts), 'part')} in {whole}"
@@ -107,8 +109,11 @@ def draw_ticks(found: Sequence[Stretch], axis: Axis, bottom: float, seconds: flo
     return drawn
 
 
-def bar(session: Session, start: float, row: int, axis: Axis) -> Markup:
-    """One session's bar with its duration, inside where it fits and beside it where it does not."""
+def bar(session: Session, start: float, row: int, axis: Axis, clear: float) -> Markup:
+    """One session's bar with its duration, inside where it fits and beside it where it does not.
+
+    start: where it is drawn, in seconds.  clear: where the frame around it ends.
+    """
     x, end = axis.place(start), axis.place(start + session.end - session.start)
     width = max(end - x, 3.0)
     y = TOP + ROW * row + 6
@@ -122,8 +127,8 @@ def bar(session: Session, start: float, row: int, axis: Axis) -> Markup:
     box = tag("rect", x=pixel(x), y=y, width=pixel(width), height=ROW - 12, rx=4, class_=f"bar {session.state}")
     if room <= width:
         label = tag("text", text, x=pixel(x + 8), y=middle, class_="mid")
-    elif x + width + room <= WIDTH:
-        label = tag("text", text, x=pixel(x + width + 6), y=middle, class_="mid small")
+    elif (after := max(x + width, axis.place(clear)) + 6) + room <= WIDTH:
+        label = tag("text", text, x=pixel(after), y=middle, class_="mid small")
     else:
         label = tag("text", text, x=pixel(x - 6), y=middle, class_="mid small end")
     return tag("g", tag("title", f"{session.part}: {text}"), box, label)

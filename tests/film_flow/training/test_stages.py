@@ -224,3 +224,13 @@ def test_shard_units_are_disjoint_modules_of_the_model(make_task: MakeTask) -> N
     assert len({names[id(unit)] for unit in units}) == len(units) == 10
     parameters = [id(p) for unit in units for p in unit.parameters()]
     assert len(parameters) == len(set(parameters))
+
+
+def test_the_dual_network_trains_through_the_same_task(make_task: MakeTask) -> None:
+    task = make_task(
+        model__arch_name="filmflow_dual", model__attn_resolutions=[4], **{"model__level_attention": "linear"}
+    )
+    found = task.loss(task.model, batch_of(task, 2), StepContext(0, 0.0, seeded(0)))
+    found.sum.backward()
+    assert torch.isfinite(found.sum)
+    assert [name for name, p in task.model.named_parameters() if p.grad is None] == []
