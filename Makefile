@@ -5,6 +5,8 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
+# Dozens of processes start here: each would compile torch's modules anew, which takes longer than running them.
+unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON_CHOSEN := $(if $(filter command line environment override,$(origin PYTHON)),--chosen)
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))

@@ -19,7 +19,8 @@ import stageline
 from stageline.checkpoint.layout import StageDir, resolve
 from stageline.cli import main
 from stageline.cli.configuration import raw_preset
-from stageline.errors import DataError, PlanError
+from stageline.errors import CheckpointError, DataError, PlanError
+from stageline.execute.decision import refuse_damaged
 from stageline.families import parse_config
 from stageline.plan import make_plan
 from stageline.run.driver import run_pipeline
@@ -136,11 +137,13 @@ def test_a_damaged_checkpoint_is_not_reused_and_refused_by_name(finished: Finish
         assert read_receipt(store, "tiny", "film", asked) is None
     finally:
         store.put(key, whole)
-    tensors = next(key for key in plain["sizes"] if key.endswith("model.safetensors"))
+    tensors = next(key for key in plain["hashes"] if key.endswith("model.safetensors"))
     bytes_before = store.get(tensors)
     try:
-        store.put(tensors, bytes_before[:-1])
+        store.put(tensors, bytes_before[:-1] + bytes([bytes_before[-1] ^ 1]))
         assert read_receipt(store, "tiny", "film", asked) is None
+        with pytest.raises(CheckpointError, match="its bytes changed"):
+            refuse_damaged(resolve(str(finished.root / "runs" / "tiny" / "film")))
     finally:
         store.put(tensors, bytes_before)
 

@@ -61,7 +61,7 @@ def _show_result(result: RunResult) -> None:
 
     if result.evaluation is not None:
         print()
-        show_metrics(result.evaluation.metrics, result.evaluation.num_samples)
+        show_metrics(result.evaluation.metrics, result.evaluation.num_samples, labels=result.evaluation.labels)
     states = [event["state"] for event in result.events]
     reused, skipped = states.count("reused"), states.count("skipped")
     made = states.count("done")
@@ -129,7 +129,7 @@ def show_run(
     for evaluation in summary["evaluations"]:
         where = evaluation["checkpoint"]
         title = f"\nevaluation of {where.get('stage')} step {where.get('step')}: {evaluation['uri']}"
-        show_metrics(evaluation["metrics"], evaluation["num_samples"], title)
+        show_metrics(evaluation["metrics"], evaluation["num_samples"], title, evaluation["labels"])
     if summary["failure"]:
         print(f"\nfailed: {summary['failure'].get('sentence')}\n  -> {summary['failure'].get('remedy')}")
     if summary["report"]:
@@ -182,7 +182,9 @@ def _details(store: Store, name: str) -> dict[str, Any]:
             found = find_evaluation(run, folder)
             assert found is not None
             keys = ("metrics", "num_samples", "checkpoint")
-            evaluations.append({"uri": found.reference.uri, **{key: found.plain[key] for key in keys}})
+            evaluations.append(
+                {"uri": found.reference.uri, "labels": found.labels, **{key: found.plain[key] for key in keys}}
+            )
     report = f"{run.uri}/report.html" if run.exists("report.html") else ""
     return {"checkpoints": checkpoints, "evaluations": evaluations, "failure": read_failure(run), "report": report}
 

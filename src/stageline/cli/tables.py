@@ -69,8 +69,8 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min"
 
 
-def show_metrics(metrics: Mapping[str, Any], num_samples: Mapping[str, int], title: str = "") -> None:
-    """Metric, value and how many samples it is over.
+def show_metrics(metrics: Mapping[str, Any], num_samples: Mapping[str, int], title: str = "", labels: str = "") -> None:
+    """Metric, value and how many samples it is over. labels: what the values are measured against.
 
     `dice_off` beside `dice` is the same metric in another mode: it gets a column of its own.
     """
@@ -81,6 +81,8 @@ def show_metrics(metrics: Mapping[str, Any], num_samples: Mapping[str, int], tit
         for name in shown
     ]
     show_rows(("metric", "value", *(mode.strip("_") for mode in modes), "samples"), rows, title)
+    if labels:
+        print(f"measured against {labels}")
 
 
 def _mode_of(name: str, metrics: Mapping[str, Any]) -> str:

@@ -225,7 +225,7 @@ def evaluate(
     if as_json:
         print(json.dumps({"reference": str(record.reference), **record.plain}, indent=1, ensure_ascii=False))
         return
-    show_metrics(record.metrics, record.num_samples)
+    show_metrics(record.metrics, record.num_samples, labels=record.labels)
     for note in record.plain.get("notes", ()):
         print(f"note: {note}")
     print(f"{'reused' if record.reused else 'written'}: {record.reference.uri}/metrics.json")

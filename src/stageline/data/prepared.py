@@ -27,13 +27,20 @@ CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Prepared:
-    """Prepared data: where and which, what they say about themselves, whether they were there already."""
+    """Prepared data: where and which, what they say about themselves, whether they were there already.
+
+    hashes: file name -> SHA-256.
+    """
 
     reference: Reference
     facts: Mapping[str, Any]
-    num_files: int
+    hashes: Mapping[str, str]
     num_bytes: int
     reused: bool
+
+    @property
+    def num_files(self) -> int:
+        return len(self.hashes)
 
 
 def silent(done: int, total: int, what: str) -> None:
@@ -57,8 +64,9 @@ def find_prepared(store: Store, key: str) -> Prepared | None:
         return None
     reference = Reference(store.child(PREPARED, key).uri, hashlib.sha256(data).hexdigest())
     manifest = parse_manifest(data, reference.uri)
-    sizes = [int(record["bytes"]) for record in manifest["files"].values()]
-    return Prepared(reference, manifest["facts"], len(sizes), sum(sizes), reused=True)
+    hashes = {name: str(record["sha256"]) for name, record in manifest["files"].items()}
+    num_bytes = sum(int(record["bytes"]) for record in manifest["files"].values())
+    return Prepared(reference, manifest["facts"], hashes, num_bytes, reused=True)
 
 
 def parse_manifest(data: bytes, where: str) -> dict[str, Any]:

@@ -38,6 +38,11 @@ class EvaluationRecord:
         counts: Mapping[str, int] = self.plain["num_samples"]
         return counts
 
+    @property
+    def labels(self) -> str:
+        """What the metrics are measured against, in words; empty where the family does not say."""
+        return str(self.plain["provenance"].get("labels", ""))
+
 
 def evaluation_settings(config: RunConfig) -> dict[str, Any]:
     """The part of a config that says how to evaluate: the family's section `evaluate`."""

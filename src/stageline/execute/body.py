@@ -32,7 +32,7 @@ class Body:
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
 
     def say(self, state: str, text: str, **fields: Any) -> None:
-        """state: running | reused | done | skipped | failed."""
+        """state: running | reused | done | skipped | stopped | failed."""
         print_event({"item": self.item, "state": state, "text": text, "seconds": self.seconds, **fields})
 
     def line(self, text: str) -> None:
@@ -63,7 +63,8 @@ def step_body(item: str) -> Iterator[Body]:
             yield body
         except StagelineError as error:
             _leave_record(body, error)
-            body.say("failed", error.message, remedy=error.remedy, exit_code=error.exit_code)
+            state = "stopped" if isinstance(error, InterruptedRunError) else "failed"
+            body.say(state, error.message, remedy=error.remedy, exit_code=error.exit_code)
             raise SystemExit(error.exit_code) from None
         except Exception as error:
             _leave_record(body, error)

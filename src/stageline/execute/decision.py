@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from stageline.checkpoint.layout import CheckpointRef
+from stageline.checkpoint.verify import verify
 from stageline.config import RunConfig
 from stageline.data.prepared import read_manifest
-from stageline.errors import PlanError
+from stageline.errors import CheckpointError, Faults, PlanError
 from stageline.families import family_config, parse_config
 from stageline.plan import Item
 from stageline.plan.decision import Inputs, decide_stage
@@ -44,6 +45,15 @@ def decide(raw: Mapping[str, Any], stage: str, data: str, parents: str) -> Stage
     facts = read_manifest(reference)["facts"]
     decision = decide_stage(named, family, own, Inputs(open_store(config.root), reference, facts, {}))
     return StageDecision(stage_config(config, own), tuple(own.parents), decision.item, decision.ref)
+
+
+def refuse_damaged(ref: CheckpointRef) -> None:
+    """CheckpointError where a finished checkpoint is no longer what was committed; reads every byte."""
+    faults = Faults(
+        CheckpointError, f"checkpoint {ref.uri}", "delete that directory to train the stage again, or restore its files"
+    )
+    faults.extend(verify(ref))
+    faults.raise_if_any()
 
 
 def refuse_blocked(item: Item) -> None:

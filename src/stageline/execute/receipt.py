@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,10 @@ from stageline.store import NotFoundError, Store
 
 @dataclass(frozen=True)
 class Receipt:
-    """answer: what the step returned.  hashes: object -> SHA-256.  sizes: object -> bytes. Keys are below the root."""
+    """answer: what the step returned.  hashes: object -> SHA-256 of its bytes. Keys are below the root."""
 
     answer: Mapping[str, Any]
     hashes: Mapping[str, str]
-    sizes: Mapping[str, int]
 
 
 def receipt_key(run: str, item: str) -> str:
@@ -44,23 +43,24 @@ def read_receipt(root: Store, run: str, item: str, asked: str) -> Receipt | None
         return None
     if not isinstance(plain, dict) or plain.get("question") != asked:
         return None
-    receipt = Receipt(plain["answer"], plain["hashes"], plain["sizes"])
-    for key, sha256 in receipt.hashes.items():
-        try:
-            if hashlib.sha256(root.get(key)).hexdigest() != sha256:
-                return None
-        except NotFoundError:
-            return None
-    for key, size in receipt.sizes.items():
-        info = root.stat(key)
-        if info is None or info.size != size:
-            return None
-    return receipt
+    receipt = Receipt(plain["answer"], plain["hashes"])
+    try:
+        changed = any(_hash(root, key) != sha256 for key, sha256 in receipt.hashes.items())
+    except NotFoundError:
+        return None
+    return None if changed else receipt
+
+
+def _hash(root: Store, key: str) -> str:
+    total = hashlib.sha256()
+    for chunk in root.stream(key):
+        total.update(chunk)
+    return total.hexdigest()
 
 
 def write_receipt(root: Store, run: str, item: str, asked: str, receipt: Receipt) -> None:
     """Leave a receipt for the next run."""
-    plain = {"question": asked, "answer": receipt.answer, "hashes": receipt.hashes, "sizes": receipt.sizes}
+    plain = {"question": asked, "answer": receipt.answer, "hashes": receipt.hashes}
     root.put(receipt_key(run, item), (json.dumps(plain, indent=1, ensure_ascii=False) + "\n").encode())
 
 
@@ -70,9 +70,9 @@ def below(root: Store, uri: str) -> str | None:
     return uri[len(head) :] if uri.startswith(head) else None
 
 
-def rest_on(root: Store, uri: str, marker: str, sha256: str, files: Sequence[tuple[str, int]] = ()) -> Receipt | None:
-    """A receipt without an answer, resting on one committed folder: its marker file's hash and its files' sizes."""
+def rest_on(root: Store, uri: str, hashes: Mapping[str, str]) -> Receipt | None:
+    """A receipt without an answer, resting on one committed folder: name -> SHA-256 of the files in it."""
     key = below(root, uri)
     if key is None:
         return None
-    return Receipt({}, {f"{key}/{marker}": sha256}, {f"{key}/{name}": size for name, size in files})
+    return Receipt({}, {f"{key}/{name}": sha256 for name, sha256 in hashes.items()})

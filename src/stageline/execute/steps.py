@@ -70,7 +70,14 @@ def _prepare(body: Body, raw: dict[str, Any], root: Store, run: str, asked: str)
         },
     }
     if not sources:  # with source files only their bytes can tell: those are read again each time
-        _leave(root, run, "prepare_data", asked, answer, rest_on(root, reference.uri, MANIFEST, reference.digest))
+        _leave(
+            root,
+            run,
+            "prepare_data",
+            asked,
+            answer,
+            rest_on(root, reference.uri, {MANIFEST: reference.digest, **found.hashes}),
+        )
     return answer
 
 
@@ -103,12 +110,13 @@ def _train(
     body: Body, stage: str, data: str, parents: str, raw: dict[str, Any], root: Store, run: str, asked: str
 ) -> dict[str, Any]:
     from stageline.checkpoint.metadata import METADATA_NAME
-    from stageline.execute.decision import decide, refuse_blocked
+    from stageline.execute.decision import decide, refuse_blocked, refuse_damaged
 
     decision = decide(raw, stage, data, parents)
     refuse_blocked(decision.item)
     ref = decision.ref
     if ref is not None:
+        refuse_damaged(ref)
         body.say("reused", _short(str(ref.reference)))
     else:
         verb = "continuing" if decision.item.action == "continue" else "training"
@@ -146,8 +154,8 @@ def _train(
         },
         "metrics": {"step": metadata.step, **({best.metric: best.value} if best else {}), **metadata.metrics},
     }
-    files = [(name, record.bytes) for name, record in metadata.files.items()]
-    _leave(root, run, stage, asked, answer, rest_on(root, ref.uri, METADATA_NAME, ref.digest, files))
+    hashes = {METADATA_NAME: ref.digest, **{name: record.sha256 for name, record in metadata.files.items()}}
+    _leave(root, run, stage, asked, answer, rest_on(root, ref.uri, hashes))
     return answer
 
 
@@ -199,7 +207,7 @@ def _evaluate(
         "metadata": {"num_samples": json.dumps(dict(found.num_samples)), "checkpoint": str(ref.reference)},
         "metrics": numbers,
     }
-    rest = rest_on(root, found.reference.uri, METRICS, found.reference.digest)
+    rest = rest_on(root, found.reference.uri, {METRICS: found.reference.digest})
     _leave(root, run, "evaluate", asked, answer, rest)
     return answer
 
@@ -221,7 +229,7 @@ def report(config: str, evaluation: str, page: Artifact) -> tuple[str]:
             key = below(root, uri)
             digest = hashlib.sha256(root.get(key)).hexdigest() if key else ""
             answer = {"reference": uri, "metadata": {"sha256": digest}}
-            _leave(root, run, "report", asked, answer, Receipt({}, {key: digest}, {}) if key else None)
+            _leave(root, run, "report", asked, answer, Receipt({}, {key: digest}) if key else None)
             body.say("done", uri)
         _fill(page, answer)
         return (str(answer["reference"]),)
@@ -244,7 +252,7 @@ def _read_config(config: str) -> tuple[dict[str, Any], Store, str]:
 
 def _leave(root: Store, run: str, item: str, asked: str, answer: dict[str, Any], rest: Receipt | None) -> None:
     if rest is not None:  # what lies outside the root is decided anew each time
-        write_receipt(root, run, item, asked, Receipt(answer, rest.hashes, rest.sizes))
+        write_receipt(root, run, item, asked, Receipt(answer, rest.hashes))
 
 
 def _fill(artifact: Artifact, answer: Any) -> None:

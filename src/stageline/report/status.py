@@ -18,7 +18,7 @@ Json = Mapping[str, Any]
 BEGINNINGS = frozenset({"started", "resumed", "seeded"})
 """Events that open a session where none is open."""
 ENDINGS = {"finished": ("good", "finished"), "interrupted": ("warn", "interrupted"), "failed": ("bad", "failed")}
-STEP_STATES = {"done": "good", "failed": "bad"}
+STEP_STATES = {"done": "good", "stopped": "warn", "failed": "bad"}
 OPEN_END = "no end was recorded"
 TRY_AGAIN = 128
 """Exit codes from here on mean "try again"."""

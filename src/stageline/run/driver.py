@@ -235,7 +235,7 @@ def _take_line(following: _Following, line: str, on_event: OnEvent) -> None:
 def _error_of(code: int, following: _Following, failures: Path) -> StagelineError | None:
     """The error of the run: the failed step's own record, an interruption, or what kfp printed last."""
     record = read_failure(failures) if failures.is_dir() else None
-    failed = next((event for event in reversed(following.events) if event["state"] == "failed"), None)
+    failed = next((event for event in reversed(following.events) if event["state"] in ("failed", "stopped")), None)
     if following.signals and (code != 0 or record):
         fault = record is not None and int(record.get("exit_code", 1)) < 128
         if not fault:

@@ -92,6 +92,7 @@ class _Evaluator:
         self.judged: set[tuple[int, Any]] = set()
         self.panels: dict[str, Rgb] = {}
         self.nfe: dict[Mode, int] = {}
+        self.label_word = "pseudo-label" if "pseudo" in str(self.data.record.get("labels", "")) else "truth"
 
     def batches(self) -> Iterator[list[int]]:
         """Numbers of cases of one size each, in order."""
@@ -165,7 +166,7 @@ class _Evaluator:
                 return
             image = picture(batch.image[row].cpu().numpy())
             truth = batch.mask[row, 0].cpu().numpy() > 0.5
-            tiles = [Tile("image", image), Tile("truth", grey(truth))]
+            tiles = [Tile("image", image), Tile(self.label_word, grey(truth))]
             for mode, result in found.items():
                 mask = result.mean[row, 0].cpu().numpy() > self.config.evaluate.threshold
                 dice = self.scores[mode][-len(index) + row]["dice"]
@@ -258,6 +259,7 @@ class _Evaluator:
             "threshold": asked.threshold,
             "seed": self.config.seed,
             "labels": self.data.record.get("labels", ""),
+            "pictures": "compared masks: white found, orange missed, blue found where there is nothing",
             "junctions": self.data.record.get("junctions", ""),
             "betti_matching": BETTI_MATCHING,
             "warnings": warnings,

@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 Rgb = NDArray[np.uint8]
 TILE_PIXELS = 192
 """Least height of a tile; smaller maps are enlarged by whole factors, so that pixels stay square."""
-CAPTION_PIXELS = 18
+CAPTION_PIXELS = 22
+FONT_PIXELS = 15
 GAP_PIXELS = 6
 PAPER, INK = 255, (40, 40, 40)
 RIGHT, MISSED, WRONG = (255, 255, 255), (230, 140, 20), (30, 120, 220)
@@ -70,7 +71,7 @@ def join_tiles(tiles: Sequence[Tile], title: str = "") -> Rgb:
     height = head + max(part.shape[0] for part in pixels) + GAP_PIXELS
     width = sum(part.shape[1] + GAP_PIXELS for part in pixels) + GAP_PIXELS
     canvas = Image.new("RGB", (width, height), (PAPER, PAPER, PAPER))
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default()
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=FONT_PIXELS)
     if title:
         draw.text((GAP_PIXELS, 3), title, fill=INK, font=font)
     left = GAP_PIXELS

@@ -20,7 +20,15 @@ from stageline.families.film_flow.folder import Pair, check_folders, read_pair, 
 from stageline.families.film_flow.junctions import find_junctions, junction_heat
 from stageline.families.film_flow.pictures import Pixels, find_levels, to_channels
 from stageline.families.film_flow.prepared import PreparedImage
-from stageline.families.film_flow.retina import MARGIN, PSEUDO_ORIGIN, PSEUDO_PROMPT, SIZE, load_half, tile_boxes
+from stageline.families.film_flow.retina import (
+    MARGIN,
+    PSEUDO_ORIGIN,
+    PSEUDO_PROMPT,
+    SIZE,
+    load_half,
+    load_pseudo_retina,
+    tile_boxes,
+)
 from stageline.families.film_flow.scenes import TREE_PROMPT, SceneLook, make_prompted_scene, make_tree_scene
 
 if TYPE_CHECKING:
@@ -102,10 +110,12 @@ def _finish(
     names: tuple[str, ...] = ("",),
     coverage: tuple[NDArray[np.float32], ...] = (),
     boxes: tuple[tuple[int, int, int, int], ...] = (),
+    levels_of: Pixels | None = None,
 ) -> PreparedImage:
-    """Channels, levels, heat and targets of one picture."""
+    """Channels, levels, heat and targets of one picture. levels_of: the picture this is a part of, if it is one."""
     pixels = to_channels(pixels, config.model.image_channels)
-    low, high = find_levels(pixels, config.data.image_norm)
+    whole = pixels if levels_of is None else to_channels(levels_of, config.model.image_channels)
+    low, high = find_levels(whole, config.data.image_norm)
     radius = config.model.junction_gating_config.radius_px
     height, width = pixels.shape[:2]
     known: tuple[NDArray[np.float32] | None, ...] = coverage or (None,) * len(masks)
@@ -164,9 +174,10 @@ def _retina_sources(config: FilmFlowConfig) -> Sources:
     prompt = prompt if "pseudo" in prompt else f"{prompt} (pseudo-label)"
 
     def make(split: str) -> PreparedImage:
-        half = load_half(split)
+        half, whole = load_half(split), load_pseudo_retina()
         # Green shows vessels best; it is the one channel of a grey model.
-        pixels = half.pixels[..., 1:2] if config.model.image_channels == 1 else half.pixels
+        shown = slice(1, 2) if config.model.image_channels == 1 else slice(None)
+        pixels = half.pixels[..., shown]
         boxes: list[tuple[int, int, int, int]] = []
         if split == "val":
             boxes = tile_boxes(half.field, size)
@@ -174,7 +185,9 @@ def _retina_sources(config: FilmFlowConfig) -> Sources:
             boxes = [boxes[round(float(number))] for number in chosen]
         name = f"{half.name}-{split}"
         nodes = _nodes_of(config, half.mask)
-        return _finish(config, name, pixels, (half.mask,), nodes, (prompt,), boxes=tuple(boxes))
+        # Both halves are parts of one picture and share its levels, or the darker one would gain contrast.
+        levels_of = whole.pixels[..., shown]
+        return _finish(config, name, pixels, (half.mask,), nodes, (prompt,), boxes=tuple(boxes), levels_of=levels_of)
 
     splits = ["train", "val", *(["test"] if config.data.num_test else [])]
     sources = tuple(
