@@ -22,6 +22,7 @@ from stageline.cli.configuration import raw_preset
 from stageline.errors import CheckpointError, DataError, PlanError
 from stageline.execute.decision import refuse_damaged
 from stageline.families import parse_config
+from stageline.launch.local import REPEAT_SECONDS
 from stageline.plan import make_plan
 from stageline.run.driver import run_pipeline
 from stageline.store import open_store
@@ -304,6 +305,7 @@ def wait_for_nobody(pid: int) -> None:
 def test_ctrl_c_commits_leaves_no_process_and_the_run_can_be_continued(finished: Finished, endless: Background) -> None:
     endless.wait_for("step 2/100000")
     os.kill(endless.process.pid, signal.SIGINT)
+    os.kill(endless.process.pid, signal.SIGINT)  # as `timeout` and container runtimes do: still one request
     assert endless.finish() == 143, "".join(endless.lines)
     assert started_by(endless.process.pid) == []
     text = "".join(endless.lines)
@@ -325,6 +327,7 @@ def test_ctrl_c_commits_leaves_no_process_and_the_run_can_be_continued(finished:
 def test_a_second_ctrl_c_ends_everything_now(endless: Background) -> None:
     endless.wait_for("step 1/100000")
     os.kill(endless.process.pid, signal.SIGINT)
+    time.sleep(1.5 * REPEAT_SECONDS)
     os.kill(endless.process.pid, signal.SIGTERM)
     assert endless.finish() == 143
     assert started_by(endless.process.pid) == []

@@ -16,6 +16,7 @@ from stageline.checkpoint.layout import StageDir
 from stageline.checkpoint.verify import verify
 from stageline.errors import InterruptedRunError, PeerLostError
 from stageline.telemetry import read_events, read_failure
+from stageline.trainer.interruption import REPEAT_SECONDS
 
 SETTINGS = {
     "trainer.checkpoint_every_steps": 3,
@@ -208,19 +209,33 @@ def test_a_stop_puts_validation_off_and_resume_makes_it(train, tmp_path, family,
     assert weights_and_optimizer(tmp_path, "stopped") == weights_and_optimizer(tmp_path, "whole")
 
 
-def test_a_second_ctrl_c_ends_at_once(train, tmp_path, family):
-    def twice(task: Any) -> None:
+def interrupt_twice(pause_seconds: float) -> Any:
+    """A change of the toy task: two SIGINTs in its third step, that far apart."""
+
+    def change(task: Any) -> None:
         def on_loss(summed: Any, context: Any) -> Any:
             if context.step == 2:
                 os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(pause_seconds)
                 os.kill(os.getpid(), signal.SIGINT)
             return summed
 
         task.on_loss = on_loss
 
-    family.CHANGE[:] = [twice]
+    return change
+
+
+def test_a_second_ctrl_c_ends_at_once(train, tmp_path, family):
+    family.CHANGE[:] = [interrupt_twice(2 * REPEAT_SECONDS)]
     ended = run_ranks(lambda _: train(run="twice", **SETTINGS).step, 1, tmp_path / "twice")
     assert ended[0].code == -signal.SIGINT
+
+
+def test_a_signal_that_is_delivered_twice_is_one_request(train, tmp_path, family):
+    family.CHANGE[:] = [interrupt_twice(0.0)]
+    with pytest.raises(InterruptedRunError, match="SIGINT"):
+        train(run="doubled", **SETTINGS)
+    assert StageDir(str(tmp_path), "doubled", "base").newest().metadata.step == 3
 
 
 def test_max_seconds_stops_commits_and_continues(train, tmp_path):

@@ -169,8 +169,9 @@ def admit(
     be resumed.  name_facts: what tensor names prove; must agree with the metadata.  hashes: read every file once now
     (tensors are verified again when they are read).  override: the config change that would allow it, for the error.
     """
+    what = f"{ref.uri} may not be used to {verb}"
     remedy = override or "use a checkpoint that fits, or change the config to what the checkpoint was trained with"
-    faults = Faults(CheckpointError, f"{ref.uri} may not be used to {verb}", remedy)
+    faults = Faults(CheckpointError, what, remedy)
     metadata = open_checkpoint(ref.store, ref.digest).metadata
     if metadata.family != family:
         faults.add(f"family: checkpoint {metadata.family!r}, config {family!r}")
@@ -191,7 +192,10 @@ def admit(
         faults.add(f"it holds no {weights} weights")
     if name_facts is not None:
         faults.extend(name_fact_faults(metadata.tensors, metadata.facts, name_facts))
-    faults.extend(verify(ref, hashes=hashes))
+    damage = verify(ref, hashes=hashes)
+    if damage and not faults.found:
+        faults = Faults(CheckpointError, what, "restore its files or use another checkpoint; no setting can allow this")
+    faults.extend(damage)
     faults.raise_if_any()
     return Admission(ref, verb, tuple(notes))
 

@@ -45,6 +45,12 @@ def show_plan(plan: Plan) -> None:
     out.print(table)
 
 
+def show_notes(plan: Plan) -> None:
+    """What the family says about the model."""
+    if plan.notes:
+        print("\n" + "\n".join(plan.notes))
+
+
 def _steps(steps: int | None, start: int) -> str:
     if steps is None:
         return ""

@@ -66,7 +66,7 @@ def plan(
     """Show what a run would do, and why. Writes nothing."""
     import json
 
-    from stageline.cli.tables import show_plan
+    from stageline.cli.tables import show_notes, show_plan
     from stageline.errors import PlanError
     from stageline.plan import make_plan
 
@@ -78,6 +78,7 @@ def plan(
         print(json.dumps(made.to_json(), indent=1, ensure_ascii=False))
     else:
         show_plan(made)
+        show_notes(made)
     if made.blocked:
         raise typer.Exit(PlanError.exit_code)
 

@@ -39,6 +39,7 @@ class FamilyConfig:
     data_key(config): the part of the config that prepared data depend on (seed included where it matters).
     source_files(config): the files prepared data are read from, sorted; () for synthetic data.
     num_samples(config, prepared_facts): training samples of one epoch, for planning epochs; None where nobody can say.
+    summary(config): lines about the model of a stage config, for people who look at a plan.
     name_facts(shapes): the facts that tensor names and shapes of a checkpoint prove; compared whenever one is admitted.
     agree(asked, facts, shapes, where): refuses, in the family's own words, an evaluation whose config states other
         facts than the checkpoint at `where` has; before the general comparison.
@@ -57,6 +58,7 @@ class FamilyConfig:
     """Everything that can be refused about a stage's config before data or model are touched."""
     asked: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda _raw: {}
     num_samples: Callable[[Any, Mapping[str, Any]], int | None] = lambda _config, _facts: None
+    summary: Callable[[Any], tuple[str, ...]] = lambda _config: ()
     name_facts: Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Any]] | None = None
     agree: Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, tuple[int, ...]], str], None] = (
         lambda _asked, _facts, _shapes, _where: None

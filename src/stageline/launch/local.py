@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ KILL_AFTER_SECONDS = 15.0
 """Past the job's own shutdown timeout, before SIGKILL: chosen here because torchrun needs a few seconds to follow."""
 QUIET = {"OMP_NUM_THREADS": "1"}
 """What torchrun sets itself for several ranks, with a banner: `trainer.threads` says how many torch really takes."""
+REPEAT_SECONDS = 1.0
+"""A request to cancel that comes again within this time is the same one: some senders of signals send twice."""
 TAIL_LINES = 40
 """Last lines of output kept for the failure record."""
 
@@ -34,6 +37,7 @@ class LocalProcess:
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._failure_dir = failure_dir
         self._cancelled = False
+        self._cancelled_at = 0.0
         self._killer: threading.Timer | None = None
 
     def follow(self, on_line: Callable[[str], None]) -> Verdict:
@@ -60,12 +64,13 @@ class LocalProcess:
     def cancel(self) -> None:
         """First call: SIGTERM, so that the job finishes its step, commits and ends; SIGKILL follows in stated time.
 
-        Second call: SIGKILL now.
+        Second call, more than a second later: SIGKILL now.
         """
         if self._cancelled:
-            self.kill()
+            if time.monotonic() - self._cancelled_at > REPEAT_SECONDS:
+                self.kill()
             return
-        self._cancelled = True
+        self._cancelled, self._cancelled_at = True, time.monotonic()
         if self.process.poll() is None:
             os.kill(self.process.pid, signal.SIGTERM)
             self._killer = threading.Timer(self.job.shutdown_timeout_seconds + KILL_AFTER_SECONDS, self.kill)

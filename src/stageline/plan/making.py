@@ -49,7 +49,8 @@ def make_plan(config: RunConfig) -> Plan:
     last = decisions[selected[-1].name]
     items.append(_plan_evaluation(config, run, data, last))
     items.append(_plan_report(run, items))
-    return Plan(family.name, config.run, run.uri, tuple(items))
+    notes = family.summary(stage_config(config, selected[-1]))
+    return Plan(family.name, config.run, run.uri, tuple(items), notes)
 
 
 def _identity_difference(root: Store, config: RunConfig) -> list[str]:

@@ -52,12 +52,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Plan:
-    """All items of a run, in the order of the pipeline."""
+    """All items of a run, in the order of the pipeline. notes: what the family says about the last stage's model."""
 
     family: str
     run: str
     uri: str
     items: tuple[Item, ...]
+    notes: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Item:
         return next(item for item in self.items if item.name == name)
@@ -79,4 +80,5 @@ class Plan:
             "run": self.run,
             "uri": self.uri,
             "items": [item.to_json() for item in self.items],
+            "notes": list(self.notes),
         }

@@ -27,7 +27,7 @@ from stageline.errors import InterruptedRunError, PlanError, StagelineError, Ste
 from stageline.evaluate.record import EvaluationRecord, find_evaluation
 from stageline.families import family_config
 from stageline.launch.lines import DRIVER_VARIABLE, FOLLOWED_VARIABLE, event_text, parse_event
-from stageline.launch.local import KILL_AFTER_SECONDS
+from stageline.launch.local import KILL_AFTER_SECONDS, REPEAT_SECONDS
 from stageline.launch.process import adopt_orphans, die_with_parent, kill_marked
 from stageline.plan import Plan, make_plan
 from stageline.run.pipelines import compiled_pipeline
@@ -65,12 +65,16 @@ class _Following:
     log: EventLog
     grace_seconds: float
     signals: int = 0
+    signalled_at: float = 0.0
     raw: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
     events: list[Mapping[str, Any]] = field(default_factory=list)
 
     def stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """First signal: the running step commits and ends. Second: everything ends now."""
+        """First signal: the running step commits and ends. Second, more than a second later: everything ends now."""
+        if self.signals and time.monotonic() - self.signalled_at < REPEAT_SECONDS:
+            return
         self.signals += 1
+        self.signalled_at = time.monotonic()
         if self.signals > 1:
             self.end()
             return

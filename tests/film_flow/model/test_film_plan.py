@@ -14,6 +14,7 @@ from stageline.families.film_flow.film_plan import (
     decoder_channels,
     resolve_decoder_stages,
     resolve_gate_stages,
+    stage_lines,
     stage_table,
 )
 
@@ -195,6 +196,17 @@ def test_plan_as_json_has_every_field() -> None:
 def test_a_plan_that_contradicts_itself_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         FilmPlan(**{"decoder_channels": BASE, "stages": (0, 2), **change})
+
+
+def test_stage_lines_name_index_and_count_from_the_end() -> None:
+    head, *lines = stage_lines(FilmPlan(decoder_channels=BASE, stages=(2, 3), gate_stages=(3,)), 320)
+    assert "FiLM at [2, 3]" in head
+    assert "gate at [3]" in head
+    assert [line.split()[0] for line in lines] == ["0", "1", "2", "3"]
+    assert "4 from the output" in lines[0]
+    assert "FiLM" not in lines[1]
+    assert lines[3].endswith("FiLM head 64, gate")
+    assert "320 x 320" in lines[3]
 
 
 def test_stage_table_shows_both_ends() -> None:

@@ -18,7 +18,7 @@ from stageline.errors import ConfigError, Faults
 from stageline.families import FamilyConfig
 from stageline.families.film_flow.agreement import name_facts
 from stageline.families.film_flow.data_origin import data_key, source_files
-from stageline.families.film_flow.facts import FACT_RULES, agree, facts, film_plan
+from stageline.families.film_flow.facts import FACT_RULES, agree, facts, film_plan, summary
 from stageline.families.film_flow.film_plan import describe_stages
 from stageline.families.film_flow.inheritance import inherit
 from stageline.families.film_flow.model_section import ModelConfig
@@ -218,6 +218,7 @@ FAMILY_CONFIG = FamilyConfig(
     check=check,
     asked=asked,
     num_samples=num_samples,
+    summary=summary,
     name_facts=name_facts,
     agree=agree,
 )

@@ -43,7 +43,7 @@ COLLAPSE_COSINE = 0.98
 MODE_WORDS: Mapping[Mode, str] = {
     "on": "FiLM on",
     "off": "FiLM off",
-    "shuffle": "other case's condition",
+    "shuffle": "FiLM shuffled",
     "swapped": "other prompt",
 }
 HEAD_METRICS = ("junction_precision", "junction_recall", "junction_f1")

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from stageline.families import Comparison
 from stageline.families.film_flow.agreement import agree_facts, agree_stages, trained_film
-from stageline.families.film_flow.film_plan import FilmPlan, StagesOrigin, decoder_channels, resolve_gate_stages
+from stageline.families.film_flow.film_plan import (
+    FilmPlan,
+    StagesOrigin,
+    decoder_channels,
+    resolve_gate_stages,
+    stage_lines,
+)
 
 if TYPE_CHECKING:
     from stageline.families.film_flow.config import FilmFlowConfig
@@ -33,6 +39,11 @@ def film_plan(config: FilmFlowConfig, origin: StagesOrigin | None = None) -> Fil
         vlm_scope=model.vlm_scope,
         cond_source=model.cond_source,
     )
+
+
+def summary(config: FilmFlowConfig) -> tuple[str, ...]:
+    """The decoder stages of a stage config as lines for people."""
+    return stage_lines(film_plan(config), config.model.image_size)
 
 
 def has_junction_head(config: FilmFlowConfig) -> bool:

@@ -221,6 +221,19 @@ _CHOICES: dict[str, Any] = {
 }
 
 
+def stage_lines(plan: FilmPlan, image_size: int) -> tuple[str, ...]:
+    """The rows of `stage_table` as lines of text, under a head; the index is the legal name, the other counts down."""
+    film, gate = list(plan.stages) or "none", list(plan.gate_stages) or "none"
+    lines = [f"decoder stages (0 = deepest), FiLM at {film}, gate at {gate}:"]
+    for row in stage_table(plan, image_size):
+        s, side = row["decoder_stage"], row["resolution"]
+        marks = [f"FiLM head {row['head_outputs']}"] if row["film"] else []
+        marks += ["gate"] if row["gate"] else []
+        place = f"  {s} ({plan.n_stages - s} from the output)"
+        lines.append(f"{place}  {f'{side} x {side}':>11}  {row['channels']:>4} channels  {', '.join(marks)}".rstrip())
+    return tuple(lines)
+
+
 def stage_table(plan: FilmPlan, image_size: int) -> list[dict[str, Any]]:
     """One row per decoder stage for people: index, resolution, channels, head outputs, whether FiLM and gate are on."""
     last = plan.n_stages - 1

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 Rgb = NDArray[np.uint8]
-TILE_PIXELS = 192
+TILE_PIXELS = 216
 """Least height of a tile; smaller maps are enlarged by whole factors, so that pixels stay square."""
 CAPTION_PIXELS = 22
 FONT_PIXELS = 15
