@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from stageline.data.prepared import Progress, silent
 from stageline.errors import DataError
 from stageline.families import load_family, parse_config
 from stageline.families.admitted import admit_model, own_config
+from stageline.store.scratch import scratch_folder
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
@@ -39,9 +39,9 @@ class LoadedModel:
         images: paths, or (H, W) or (H, W, 3) uint8 arrays; one or several.  target: folder for the pictures; None keeps
         none.  DataError lists every image that cannot be used.
         """
-        with TemporaryDirectory(prefix="stageline-predict-") as scratch:
-            paths = image_paths(images, Path(scratch))
-            folder = Path(target) if target is not None else Path(scratch) / "out"
+        with scratch_folder("predict") as scratch:
+            paths = image_paths(images, scratch)
+            folder = Path(target) if target is not None else scratch / "out"
             folder.mkdir(parents=True, exist_ok=True)
             return load_family(self.config.family).predict(self.config, self.model, paths, folder, progress)
 

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stageline.config import RunConfig, fingerprint
+from stageline.config import RunConfig, fingerprint, seal
 from stageline.data.prepared import (
     MANIFEST,
     PREPARED,
@@ -27,12 +25,16 @@ from stageline.data.prepared import (
     Progress,
     file_sha256,
     find_prepared,
+    parse_manifest,
     silent,
 )
 from stageline.errors import DataError, DiskFullError
 from stageline.families import FamilyConfig, family_config, load_family
 from stageline.store import NotFoundError, Store, open_store
+from stageline.store.holder import is_dead, this_process
+from stageline.store.scratch import scratch_folder
 
+CLAIM = "claim.json"
 SOURCES = "cache/sources"
 """Hashes of source files with the size and time they had: lets a plan forecast without reading gigabytes."""
 
@@ -114,7 +116,7 @@ def _make_prepared(
     config: RunConfig, family: FamilyConfig, root: Store, key: str, sources: Mapping[str, str], progress: Progress
 ) -> Prepared:
     store = root.child(PREPARED, key)
-    with _scratch(store) as scratch:
+    with _scratch(root) as scratch:
         target = scratch / "data"
         target.mkdir()
         facts = load_family(config.family).prepare(config, target, progress)
@@ -132,7 +134,7 @@ def _make_prepared(
             files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
             store.put(f"{folder}/{name}", path)
             progress(done, len(paths), "storing prepared data")
-    manifest = {
+    plain = {
         "schema": SCHEMA,
         "family": family.name,
         "data": family.data_key(config),
@@ -141,10 +143,11 @@ def _make_prepared(
         "folder": folder,
         "files": files,
     }
-    data = (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
+    data = (json.dumps(seal(plain), indent=1, sort_keys=True) + "\n").encode()
     won = store.create(MANIFEST, data)
     if not won:  # another preparer was faster: its data are the data
         store.delete_tree(folder)
+    _sweep_claims(store)
     made = find_prepared(root, key)
     assert made is not None
     return replace(made, reused=not won)
@@ -155,23 +158,28 @@ def _claim_folder(store: Store) -> str:
     number = 1
     while True:
         name = "data" if number == 1 else f"data-{number}"
-        if store.create(f"{name}/claim.json", json.dumps({"pid": os.getpid()}).encode()):
+        if store.create(f"{name}/{CLAIM}", json.dumps(this_process()).encode()):
             return name
         number += 1
 
 
+def _sweep_claims(store: Store) -> None:
+    """Remove what preparers that died on this machine had half written, now that the data are there."""
+    winner = parse_manifest(store.get(MANIFEST), store.uri)["folder"]
+    for name in store.folders():
+        with suppress(NotFoundError, ValueError, KeyError):  # without a readable claim nobody knows whose it is
+            if name != winner and is_dead(json.loads(store.get(f"{name}/{CLAIM}"))):
+                store.delete_tree(name)
+
+
 @contextmanager
-def _scratch(store: Store) -> Iterator[Path]:
+def _scratch(root: Store) -> Iterator[Path]:
     """A local folder for files on their way, on the store's own disk where it has one; removed at the end."""
-    local = store.local_path()
-    parent = local.parent if local else None
-    if parent is not None:
-        parent.mkdir(parents=True, exist_ok=True)
-    path = Path(tempfile.mkdtemp(prefix=".preparing-", dir=parent))
-    try:
+    place = root.local_path(PREPARED)
+    if place is not None:
+        place.mkdir(parents=True, exist_ok=True)
+    with scratch_folder("preparing", place) as path:
         yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _stamp(path: Path) -> list[int]:

@@ -16,9 +16,10 @@ from torch import Tensor
 from stageline.checkpoint.admission import account, admit
 from stageline.checkpoint.header import build_header, parse_header
 from stageline.checkpoint.layout import CheckpointRef, StageDir, resolve
-from stageline.checkpoint.metadata import METADATA_NAME, FileRecord, digest_of, seal_of
+from stageline.checkpoint.metadata import METADATA_NAME, FileRecord, digest_of
 from stageline.checkpoint.tensors import read_named, read_tensors, records_of
 from stageline.checkpoint.verify import verify
+from stageline.config import seal_of
 from stageline.errors import CheckpointError
 from tests.checkpoint.samples import FACTS, equal, save, snapshot, tensors, writing
 

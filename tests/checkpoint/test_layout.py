@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from stageline.checkpoint.layout import StageDir, resolve
-from stageline.checkpoint.metadata import METADATA_NAME, SCHEMA, content_of, parse_metadata, seal_of
+from stageline.checkpoint.metadata import METADATA_NAME, SCHEMA, content_of, parse_metadata
+from stageline.config import seal_of
 from stageline.errors import CheckpointError
 from stageline.store import Store, open_store
 from tests.checkpoint.samples import measured, save, writing

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from stageline.cli import main
 from stageline.errors import CheckpointError, ConfigError, DataError, PlanError, StoreError
@@ -120,6 +124,145 @@ def test_stores_that_refuse(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert (code, "'ftp' is no kind of store" in err) == (StoreError.exit_code, True)
     code, err = refused(capsys, "run", *TINY, "root=memory://lab")
     assert (code, "lives inside one process" in err) == (PlanError.exit_code, True)
+
+
+DECODER_STAGES = [
+    ("[]", "E_EMPTY"),
+    ("[0, 0]", "E_DUPLICATE"),
+    ("[4]", "E_RANGE"),
+    ("[-1]", "E_RANGE"),
+    ("[true]", "E_TYPE"),
+    ("[1.0]", "E_TYPE"),
+    ("['1']", "E_TYPE"),
+    ("none", "E_TYPE"),
+    ("[0, 7]", "E_RANGE"),
+]
+
+
+@pytest.mark.parametrize(("value", "fault"), DECODER_STAGES)
+def test_decoder_stages_of_the_nine_bad_kinds(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, value: str, fault: str
+) -> None:
+    override = f"model.vlm_film_decoder_stages={value}"
+    code, err = refused(capsys, "run", *TINY, f"root={tmp_path}", override)
+    assert code == ConfigError.exit_code
+    assert err.startswith(f"error: {fault}: ")
+    assert "model.vlm_film_decoder_stages" in err
+    assert not list(tmp_path.iterdir()), "nothing was begun"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        pytest.param(("model.use_vlm_film=false",), "use_vlm_film", id="stages-without-film"),
+        pytest.param(("data.train_bs=4",), "trainer.batch_size 8", id="two-names"),
+        pytest.param(("model.image_size=64",), "data.image_size 48", id="two-sizes"),
+        pytest.param(("model.image_conditioning=dual",), "arch_name 'filmflow_concat'", id="two-architectures"),
+        pytest.param(("model.junction_gating_config.apply_stages=[0]",), "E_GATE_STAGE", id="gate-without-film"),
+        pytest.param(("data.train_dir=x",), "'folder' only", id="folder-of-made-data"),
+        pytest.param(("model.sigma=0.5",), "E_CONTRADICTION", id="bridge-of-an-endpoint"),
+    ],
+)
+def test_keys_that_contradict_each_other(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, overrides: tuple[str, ...], sentence: str
+) -> None:
+    code, err = refused(capsys, "plan", *TINY, f"root={tmp_path}", *overrides)
+    assert code == ConfigError.exit_code
+    assert sentence in err
+
+
+def save(path: Path, height: int, width: int = 48, **levels: int) -> None:
+    """A picture of two levels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((height, width), levels.get("low", 0), np.uint8)
+    pixels[5:9] = levels.get("high", 255)
+    Image.fromarray(pixels).save(path)
+
+
+def test_every_bad_picture_is_listed_at_once_with_its_path(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    train, val = tmp_path / "train", tmp_path / "val"
+    for folder in (train, val):
+        for name in ("fine", "empty", "corrupt", "alone", "sized"):
+            save(folder / "image" / f"{name}.png", 48, low=40 if folder == train else 60)
+            save(folder / "label" / f"{name}.png", 48)
+    (train / "image" / "empty.png").write_bytes(b"")
+    (val / "label" / "empty.png").write_bytes(b"")
+    whole = (val / "image" / "corrupt.png").read_bytes()
+    (val / "image" / "corrupt.png").write_bytes(whole[: len(whole) // 2])
+    (train / "label" / "corrupt.png").write_bytes(b"no picture")
+    (train / "label" / "alone.png").unlink()
+    (val / "image" / "alone.png").unlink()
+    save(train / "label" / "sized.png", 40)
+    save(train / "image" / "small.png", 20)
+    save(train / "label" / "small.png", 20)
+    folders = ("data.name=folder", f"data.train_dir={train}", f"data.val_dir={val}")
+    code, err = refused(capsys, "prepare", *TINY, f"root={tmp_path / 'root'}", *folders, "model.cond_source=image")
+    assert code == DataError.exit_code
+    for path in (
+        train / "image" / "empty.png",
+        val / "label" / "empty.png",
+        val / "image" / "corrupt.png",
+        train / "label" / "corrupt.png",
+        train / "image" / "alone.png",
+        val / "label" / "alone.png",
+        train / "label" / "sized.png",
+        train / "image" / "small.png",
+    ):
+        assert any(str(path) in line for line in err.splitlines() if line.startswith("  - ")), f"{path}: {err}"
+    assert "8 faults" in err
+    assert "fine" not in err.partition("error:")[2]
+    assert not list((tmp_path / "root").rglob("manifest.json"))
+
+
+SECRET = "very/secret+key0000000000000000000000001"  # noqa: S105
+
+
+def test_a_store_without_credentials(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for verb in ("plan", "prepare", "run"):
+        code, err = refused(capsys, verb, *TINY, "root=s3://some-bucket/x")
+        assert (code, "no credentials" in err) == (StoreError.exit_code, True), err
+        assert "AWS_ACCESS_KEY_ID" in err
+        assert SECRET not in err
+
+
+class WithoutBuckets(BaseHTTPRequestHandler):
+    """An S3 that has no bucket."""
+
+    def answer(self) -> None:
+        body = b"<Error><Code>NoSuchBucket</Code><Message>The specified bucket does not exist</Message></Error>"
+        self.send_response(404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_PUT = do_HEAD = do_POST = answer  # the server looks for these names
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+def test_a_store_without_the_bucket(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), WithoutBuckets) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATESTKEYID00000001")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        try:
+            code, err = refused(capsys, "plan", *TINY, "root=s3://no-such-bucket/x")
+        finally:
+            server.shutdown()
+            thread.join(30)
+    assert (code, "no bucket" in err) == (StoreError.exit_code, True), err
+    assert "no-such-bucket" in err
+    assert "->" in err
+    assert SECRET not in err
+    assert "AKIATESTKEYID" not in err
 
 
 def test_source_images_that_are_missing_are_all_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

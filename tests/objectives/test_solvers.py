@@ -31,6 +31,7 @@ class Counter:
 @pytest.mark.parametrize("solver", [*FIXED, "dopri5"])
 @pytest.mark.parametrize("prediction", ["endpoint", "velocity"])
 def test_reported_evaluations_are_the_calls(solver: Solver, prediction: Prediction) -> None:
+    """Acceptance check 17."""
     network = Counter(0.3)
     solution = integrate(network, START, steps=4, solver=solver, prediction=prediction)
     assert solution.nfe == network.calls > 0
@@ -81,6 +82,7 @@ def test_every_solver_ends_on_its_last_endpoint_estimate(solver: Solver) -> None
 
 
 def test_one_euler_step_is_the_networks_own_endpoint() -> None:
+    """Acceptance check 17."""
     x_0 = torch.randn(3, 1, 5, 5)
 
     def network(x: Tensor, t: Tensor) -> Tensor:

@@ -216,6 +216,36 @@ def test_interrupted_run_says_try_again(store: Store) -> None:
     assert "was stopped at step 50 of 250" in page.text
 
 
+def test_an_interruption_is_told_once(store: Store) -> None:
+    """A stopped stage leaves its end in the events, a record of it, and the run one more."""
+    run = failed_run(store)
+    told = {"kind": "interrupted", "sentence": "stopped after step 50", "remedy": "again", "exit_code": 143}
+    run.json("film/failure.json", told)
+    run.json("failure.json", told | {"sentence": "the run was stopped"})
+    events = [
+        {"time": T0, "event": "started", "step": 0, "steps": 250},
+        {"time": T0 + 5, "event": "interrupted", "step": 50, "reason": "SIGTERM"},
+        {"time": T0 + 5.1, "event": "failed", **told},
+    ]
+    run.store.put("film/events.jsonl", "".join(json.dumps(event) + "\n" for event in events).encode())
+    page, text = report_of(store)
+    assert [row[-1] for row in page.cells if row and row[0] == "film" and "at step" in row[-1]] == [
+        "interrupted at step 50"
+    ]
+    assert text.count("Stage film was interrupted.") == 1
+    assert "This run was interrupted" not in page.text
+
+
+def test_a_step_that_failed_before_its_stage_began_has_a_bar_of_its_own(store: Store) -> None:
+    run = HandMade(store)
+    run.claim()
+    line = {"event": "step", "item": "backbone", "state": "failed", "text": "damaged", "seconds": 9.0, "time": T0}
+    run.store.put("events.jsonl", (json.dumps(line) + "\n").encode())
+    run.json("backbone/failure.json", {"kind": "data", "sentence": "damaged", "remedy": "mend", "exit_code": 3})
+    page, _ = report_of(store)
+    assert [row for row in page.cells if row and row[-1] == "failed"] == [["backbone", "0.0 s", "9.0 s", "failed"]]
+
+
 def test_unfinished_run_says_when_it_was_last_heard_of(store: Store) -> None:
     run = failed_run(store)
     run.store.delete("film/failure.json")

@@ -75,6 +75,11 @@ def read_run(root: Store | str, run: str) -> RunRecord | None:
         raise PlanError(
             f"{where!r} is damaged: {error}", remedy="restore it, or start a new run: run=<new name>"
         ) from None
+    if schema == RUN_SCHEMA and fingerprint(record.identity) != record.fingerprint:
+        raise PlanError(
+            f"{where!r} was changed after it was written: its fingerprint is not that of the identity in it",
+            remedy="restore it, or start a new run: run=<new name>",
+        )
     if schema != RUN_SCHEMA:
         raise PlanError(f"{where!r} has schema {schema!r}, this version reads {RUN_SCHEMA}", remedy="run=<new name>")
     return record

@@ -8,62 +8,27 @@ share a store have to agree about the time to within the lease's length.
 from __future__ import annotations
 
 import json
-import os
-import socket
 import threading
 import time
 import uuid
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from stageline.checkpoint.layout import StageDir
 from stageline.errors import BusyError, StagelineError
 from stageline.store import NotFoundError, Store
+from stageline.store.holder import is_dead, this_process
 
 LEASE_NAME = "lease.json"
 DEFAULT_TTL_SECONDS = 60.0
 RENEWALS_PER_TTL = 3
 
 
-def _host() -> str:
-    """This machine since its last start, seen from this process namespace: where process numbers mean the same."""
-    parts = [socket.gethostname()]
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    space = Path("/proc/self/ns/pid")
-    if boot.is_file():
-        parts.append(boot.read_text(encoding="ascii").strip())
-    if space.exists():
-        parts.append(str(space.readlink()))
-    return "/".join(parts)
-
-
-def _born(pid: int) -> str | None:
-    """When a process started (clock ticks since boot), None if there is no such process or it is a zombie.
-
-    Where there is no /proc, the empty text for a living process.
-    """
-    stat = Path(f"/proc/{pid}/stat")
-    if Path("/proc/self/stat").is_file():
-        try:
-            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        return None if fields[0] in ("Z", "X") else fields[19]
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        return ""
-    return ""
-
-
 def _is_free(plain: dict[str, Any]) -> bool:
     """Whether a lease may be taken over."""
     if plain["expires"] <= time.time():
         return True
-    return bool(plain["host"] == _host() and _born(plain["pid"]) != plain["born"])
+    return is_dead(plain)
 
 
 def _read(store: Store) -> tuple[dict[str, Any], str] | None:
@@ -137,14 +102,11 @@ class StageLease:
 
     def _content(self, seconds: float) -> bytes:
         self._serial += 1
-        pid = os.getpid()
         plain = {
             "holder": self.holder,
             "id": self.id,
             "serial": self._serial,
-            "host": _host(),
-            "pid": pid,
-            "born": _born(pid),
+            **this_process(),
             "expires": time.time() + seconds if seconds else 0.0,
             "ttl_seconds": self.ttl_seconds,
         }

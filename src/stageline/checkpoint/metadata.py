@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from stageline.config import Settings, canonical_json, fingerprint
+from stageline.config import Settings, canonical_json, is_sealed, seal
 from stageline.errors import CheckpointError
 
 SCHEMA = "stageline/1"
@@ -147,8 +147,7 @@ class CheckpointMetadata(Provenance):
 
     def to_bytes(self) -> bytes:
         """The bytes of the file, sealed."""
-        plain = self.model_dump(mode="json", by_alias=True)
-        plain["seal"] = seal_of(plain)
+        plain = seal(self.model_dump(mode="json", by_alias=True))
         return (json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
     @property
@@ -161,11 +160,6 @@ class CheckpointMetadata(Provenance):
 
     def has_weights(self, weights: Literal["raw", "ema"]) -> bool:
         return ("model" if weights == "raw" else "ema") in self.tensors
-
-
-def seal_of(plain: Mapping[str, Any]) -> str:
-    """Hash over every field but the seal."""
-    return fingerprint({key: value for key, value in plain.items() if key != "seal"})
 
 
 def digest_of(data: bytes) -> str:
@@ -206,6 +200,6 @@ def parse_metadata(data: bytes, where: str) -> CheckpointMetadata:
     except ValidationError as error:
         lines = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
         raise CheckpointError(f"{where}: damaged metadata: {lines}", remedy=remedy) from error
-    if plain.get("seal") != seal_of(plain):
+    if not is_sealed(plain):
         raise CheckpointError(f"{where}: the metadata was changed after it was written (seal broken)", remedy=remedy)
     return metadata

@@ -8,7 +8,6 @@ checked here before it is asked. All functions are collective: every rank of the
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -30,6 +29,7 @@ from stageline.checkpoint.tensors import CHUNK_BYTES, DAMAGED, records_of
 from stageline.errors import CheckpointError, DiskFullError, PeerLostError, StagelineError
 from stageline.store import Store
 from stageline.store.disk import FULL, sync_folder
+from stageline.store.scratch import scratch_folder
 
 T = TypeVar("T")
 Group = dist.ProcessGroup | None
@@ -179,8 +179,8 @@ def _working_folder(local: Path | None) -> Iterator[Path]:
         local.mkdir(parents=True, exist_ok=True)
         yield local
         return
-    with tempfile.TemporaryDirectory(prefix="stageline-shards-") as scratch:
-        yield Path(scratch)
+    with scratch_folder("shards") as scratch:
+        yield scratch
 
 
 def _record(path: Path) -> FileRecord:

@@ -64,6 +64,26 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
+def seal_of(plain: Mapping[str, Any]) -> str:
+    """Hash over every field but the seal."""
+    return fingerprint({key: value for key, value in plain.items() if key != "seal"})
+
+
+def seal(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with its seal: a file that was changed by hand or by a fault no longer matches it."""
+    return {**plain, "seal": seal_of(plain)}
+
+
+def is_sealed(plain: Any) -> bool:
+    """Whether something read back is a mapping that is exactly what was sealed."""
+    if not isinstance(plain, dict):
+        return False
+    try:
+        return bool(plain.get("seal") == seal_of(plain))
+    except ValueError:  # nan or infinity: never written by us
+        return False
+
+
 def identity(config: RunConfig) -> dict[str, Any]:
     """What makes a run this run and no other, as a flat mapping of dotted keys."""
     flat = flatten(semantic(config))

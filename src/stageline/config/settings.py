@@ -7,6 +7,7 @@ of fingerprints.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -43,6 +44,14 @@ def is_operational(field: FieldInfo) -> bool:
 def key_of(name: str, field: FieldInfo) -> str:
     """How a field is spelled in YAML: its alias where it has one (`import` is no name in Python)."""
     return field.alias or name
+
+
+class SectionFaults(ValueError):
+    """Several contradictions inside one section, each to be listed by itself; for validators of a whole section."""
+
+    def __init__(self, sentences: Sequence[str]) -> None:
+        super().__init__("; ".join(sentences))
+        self.sentences = tuple(sentences)
 
 
 class RetentionConfig(Settings):
@@ -94,7 +103,9 @@ class TrainerConfig(Settings):
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the n-th update is min(ema_decay, (1+n)/(10+n))."""
     validate_every_steps: int = Field(default=0, ge=0)
-    """0: once, at the end."""
+    """Also validate after every N steps; 0: once, at the end."""
+    validate_every_epochs: int = Field(default=0, ge=0)
+    """The same in passes over the training data, instead of `validate_every_steps`."""
     validation_batch_size: int = Field(default=8, ge=1)
     checkpoint_every_steps: int = operational(0, ge=0)
     """0: only at the end and when stopped."""
@@ -118,6 +129,12 @@ class TrainerConfig(Settings):
     def _one_length(self) -> TrainerConfig:
         if self.max_steps is not None and self.max_epochs is not None:
             raise ValueError("max_steps and max_epochs contradict each other; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _one_interval(self) -> TrainerConfig:
+        if self.validate_every_steps and self.validate_every_epochs:
+            raise ValueError("validate_every_steps and validate_every_epochs contradict each other; give one of them")
         return self
 
 

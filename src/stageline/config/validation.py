@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from stageline.config.settings import S, is_operational, key_of
+from stageline.config.settings import S, SectionFaults, is_operational, key_of
 from stageline.errors import ConfigError, Faults
 
 SHOWN_CHARACTERS = 120
@@ -37,26 +37,35 @@ def validate(raw: Mapping[str, Any], model: type[S], where: str) -> S:
     except ValidationError as error:
         faults = Faults(ConfigError, where, "`stageline init` writes a commented config with every key")
         for fault in error.errors(include_url=False):
-            code, line = _describe(fault, model)
-            faults.add(line, code=code)
+            for code, line in _describe(fault, model):
+                faults.add(line, code=code)
         faults.raise_if_any()
         raise
 
 
-def _describe(fault: Mapping[str, Any], model: type[BaseModel]) -> tuple[str, str]:
-    """(code, sentence) of one pydantic fault."""
+def _describe(fault: Mapping[str, Any], model: type[BaseModel]) -> list[tuple[str, str]]:
+    """(code, sentence) of one pydantic fault, or of each contradiction it holds."""
     path = tuple(fault["loc"])
     name = ".".join(str(part) for part in path) or "config"
     if fault["type"] == "extra_forbidden":
-        return "E_UNKNOWN_KEY", f"{name}: unknown key; {_hint(model, path)}"
+        return [("E_UNKNOWN_KEY", f"{name}: unknown key; {_hint(model, path)}")]
     if fault["type"] == "missing":
-        return "", f"{name}: required, and absent"
+        return [("", f"{name}: required, and absent")]
+    cause = fault.get("ctx", {}).get("error")
+    if isinstance(cause, SectionFaults):
+        return [(_code_of(sentence), f"{name}: {sentence}") for sentence in cause.sentences]
     message = str(fault["msg"]).removeprefix("Value error, ")
-    match = re.match(r"^(E_[A-Z0-9_]+): (.*)$", message, re.DOTALL)
-    if match:
-        return match[1], f"{name}: {match[1]}: {match[2]}"
+    code = _code_of(message)
+    if code:
+        return [(code, f"{name}: {message}")]
     shown = fault.get("input")
-    return "", f"{name}: {message}{'' if isinstance(shown, dict) else f' (found {_short(shown)})'}"
+    return [("", f"{name}: {message}{'' if isinstance(shown, dict) else f' (found {_short(shown)})'}")]
+
+
+def _code_of(sentence: str) -> str:
+    """The stable code a sentence begins with, such as `E_RANGE`, or an empty text."""
+    match = re.match(r"^(E_[A-Z0-9_]+): ", sentence)
+    return match[1] if match else ""
 
 
 def _short(value: Any) -> str:

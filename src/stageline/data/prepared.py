@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stageline.errors import DataError
+from stageline.config import is_sealed
+from stageline.errors import DataError, Faults
 from stageline.store import NotFoundError, Reference, Store, open_store
 
 Progress = Callable[[int, int, str], None]
@@ -70,7 +71,7 @@ def find_prepared(store: Store, key: str) -> Prepared | None:
 
 
 def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
-    """The manifest as plain data; DataError for one that is damaged or of another schema."""
+    """The manifest as plain data; DataError for one that is damaged, of another schema or changed since."""
     remedy = "delete that folder of the cache; the data are then prepared anew"
     try:
         manifest = json.loads(data)
@@ -78,6 +79,8 @@ def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
         raise DataError(f"{where}/{MANIFEST} is damaged: {error}", remedy=remedy) from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise DataError(f"{where}/{MANIFEST} is no manifest of prepared data ({SCHEMA})", remedy=remedy)
+    if not is_sealed(manifest):
+        raise DataError(f"{where}/{MANIFEST} was changed after it was written (seal broken)", remedy=remedy)
     return manifest
 
 
@@ -94,6 +97,31 @@ def read_manifest(reference: Reference) -> dict[str, Any]:
             remedy="run `stageline prepare` again and use the reference it prints",
         )
     return parse_manifest(data, reference.uri)
+
+
+def refuse_damaged(reference: Reference) -> None:
+    """DataError that names every file of prepared data that is missing or not what was written; reads every byte."""
+    manifest = read_manifest(reference)
+    store = open_store(reference.uri).child(str(manifest["folder"]))
+    faults = []
+    for name, record in manifest["files"].items():
+        total = hashlib.sha256()
+        try:
+            for chunk in store.stream(name):
+                total.update(chunk)
+        except NotFoundError:
+            faults.append(f"{name}: missing")
+            continue
+        if total.hexdigest() != record["sha256"]:
+            faults.append(f"{name}: its hash differs from the manifest's")
+    _refuse(reference.uri, faults)
+
+
+def _refuse(uri: str, found: list[str]) -> None:
+    remedy = "delete that folder of the cache; `stageline prepare` makes it anew"
+    faults = Faults(DataError, f"prepared data at {uri!r} are damaged", remedy)
+    faults.extend(found)
+    faults.raise_if_any()
 
 
 def materialise(reference: Reference | str, scratch: Path) -> Path:
@@ -114,17 +142,13 @@ def materialise(reference: Reference | str, scratch: Path) -> Path:
             try:
                 store.download(name, path)
             except NotFoundError:
-                faults.append(f"  - {name}: missing")
+                faults.append(f"{name}: missing")
                 continue
         if not path.is_file():
-            faults.append(f"  - {name}: missing")
+            faults.append(f"{name}: missing")
         elif not _is_intact(path, record):
-            faults.append(f"  - {name}: size or hash differs from the manifest")
-    if faults:
-        raise DataError(
-            f"prepared data at {ref.uri!r} are damaged: {len(faults)} files\n" + "\n".join(faults),
-            remedy="delete that folder of the cache; `stageline prepare` makes it anew",
-        )
+            faults.append(f"{name}: size or hash differs from the manifest")
+    _refuse(ref.uri, faults)
     return folder
 
 

@@ -8,13 +8,11 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from stageline import __version__
 from stageline.checkpoint.layout import resolve
-from stageline.config import RunConfig
+from stageline.config import RunConfig, seal
 from stageline.data.prepared import Progress, materialise, silent
 from stageline.errors import CheckpointError
 from stageline.evaluate.record import (
@@ -25,11 +23,13 @@ from stageline.evaluate.record import (
     evaluation_fingerprint,
     evaluation_settings,
     find_evaluation,
+    refuse_damaged,
 )
 from stageline.families import family_config, load_family
 from stageline.families.admitted import admit_model
 from stageline.families.door import Evaluation
 from stageline.store import Reference, Store, open_store
+from stageline.store.scratch import scratch_folder
 from stageline.telemetry import finite_json
 
 
@@ -50,10 +50,11 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: str, data: str, progress:
     name = evaluation_fingerprint(config, ref.content, ref.metadata.facts, reference.digest)
     found = find_evaluation(run, name)
     if found is not None:
+        refuse_damaged(run, found)
         return found
     own, model, notes = admit_model(config, ref)
-    with TemporaryDirectory(prefix="stageline-data-") as scratch:
-        folder = materialise(reference, Path(scratch))
+    with scratch_folder("data") as scratch:
+        folder = materialise(reference, scratch)
         evaluation = load_family(config.family).evaluate(own, model, folder, progress)
     store = run.child(EVALUATIONS, name)
     files = _write_files(store, evaluation)
@@ -76,7 +77,7 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: str, data: str, progress:
         "files": files,
         "stageline_version": __version__,
     }
-    store.put(METRICS, (json.dumps(finite_json(plain), indent=1, ensure_ascii=False) + "\n").encode())
+    store.put(METRICS, (json.dumps(seal(finite_json(plain)), indent=1, ensure_ascii=False) + "\n").encode())
     made = find_evaluation(run, name)
     assert made is not None
     return replace(made, reused=False)

@@ -8,25 +8,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stageline.config import RunConfig, fingerprint, semantic
-from stageline.errors import DataError
+from stageline.config import RunConfig, fingerprint, is_sealed, semantic
+from stageline.errors import DataError, Faults
 from stageline.store import NotFoundError, Reference, Store
 
 SCHEMA = "stageline-evaluation/1"
 EVALUATIONS = "evaluations"
 METRICS = "metrics.json"
+REMEDY = "delete that folder; the evaluation is then made anew"
 
 
 @dataclass(frozen=True)
 class EvaluationRecord:
     """A committed evaluation.
 
+    hashes: name -> SHA-256 of every file of it.
     plain: all of metrics.json: metrics, num_samples, provenance, checkpoint, data, settings, files.
     """
 
     reference: Reference
     plain: Mapping[str, Any]
     reused: bool = True
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        return {METRICS: self.reference.digest, **self.plain["files"]}
 
     @property
     def metrics(self) -> Mapping[str, Any]:
@@ -71,7 +77,7 @@ def evaluation_fingerprint(config: RunConfig, content: str, facts: Mapping[str, 
 
 
 def find_evaluation(run: Store, name: str) -> EvaluationRecord | None:
-    """The committed evaluation of a fingerprint in a run, or None."""
+    """The committed evaluation of a fingerprint in a run, or None. DataError for one that was changed since."""
     store = run.child(EVALUATIONS, name)
     try:
         data = store.get(METRICS)
@@ -81,7 +87,24 @@ def find_evaluation(run: Store, name: str) -> EvaluationRecord | None:
     try:
         plain = json.loads(data)
     except ValueError as error:
-        raise DataError(f"{where} is damaged: {error}", remedy="delete that folder; it is then made anew") from error
+        raise DataError(f"{where} is damaged: {error}", remedy=REMEDY) from error
     if not isinstance(plain, dict) or plain.get("schema") != SCHEMA:
-        raise DataError(f"{where} is no evaluation ({SCHEMA})", remedy="delete that folder; it is then made anew")
+        raise DataError(f"{where} is no evaluation ({SCHEMA})", remedy=REMEDY)
+    if not is_sealed(plain):
+        raise DataError(f"{where} was changed after it was written (seal broken)", remedy=REMEDY)
     return EvaluationRecord(Reference(store.uri, hashlib.sha256(data).hexdigest()), plain)
+
+
+def refuse_damaged(run: Store, found: EvaluationRecord) -> None:
+    """DataError that names every file of an evaluation that is missing or not what was written."""
+    faults = Faults(DataError, f"evaluation {found.reference.uri}", REMEDY)
+    store = run.child(EVALUATIONS, found.reference.uri.rsplit("/", 1)[-1])
+    for name, sha256 in found.hashes.items():
+        try:
+            data = store.get(name)
+        except NotFoundError:
+            faults.add(f"{name}: missing")
+            continue
+        if hashlib.sha256(data).hexdigest() != sha256:
+            faults.add(f"{name}: its hash differs from the one recorded")
+    faults.raise_if_any()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from stageline.errors import ConfigError, InterruptedRunError, StagelineError, StepFailedError
 from stageline.execute.body import Body
 from stageline.launch.job import Job, Verdict
 from stageline.launch.local import start_job
+from stageline.store.scratch import scratch_folder
 
 LAUNCHERS = ("local",)
 
@@ -32,8 +31,8 @@ def run_verb(
     name: the job's name.  timeout_seconds: how long it may take to commit after SIGTERM.
     Raises StepFailedError or InterruptedRunError with the process's own sentence, remedy and exit code.
     """
-    with tempfile.TemporaryDirectory(prefix="stageline-step-") as folder:
-        path = Path(folder) / "config.yaml"
+    with scratch_folder("step") as folder:
+        path = folder / "config.yaml"
         path.write_text(json.dumps(config), encoding="utf-8")
         job = Job(
             name=name,

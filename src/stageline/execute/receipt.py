@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stageline import __version__
+from stageline.config import is_sealed, seal
 from stageline.store import NotFoundError, Store
 
 
@@ -41,7 +42,7 @@ def read_receipt(root: Store, run: str, item: str, asked: str) -> Receipt | None
         plain = json.loads(root.get(receipt_key(run, item)))
     except (NotFoundError, ValueError):  # none, or half of one: the step decides by itself
         return None
-    if not isinstance(plain, dict) or plain.get("question") != asked:
+    if not is_sealed(plain) or plain.get("question") != asked:
         return None
     receipt = Receipt(plain["answer"], plain["hashes"])
     try:
@@ -60,7 +61,7 @@ def _hash(root: Store, key: str) -> str:
 
 def write_receipt(root: Store, run: str, item: str, asked: str, receipt: Receipt) -> None:
     """Leave a receipt for the next run."""
-    plain = {"question": asked, "answer": receipt.answer, "hashes": receipt.hashes}
+    plain = seal({"question": asked, "answer": dict(receipt.answer), "hashes": dict(receipt.hashes)})
     root.put(receipt_key(run, item), (json.dumps(plain, indent=1, ensure_ascii=False) + "\n").encode())
 
 

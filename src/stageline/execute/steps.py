@@ -42,7 +42,7 @@ def prepare_data(config: str, dataset: Artifact) -> tuple[str]:
 
 
 def _prepare(body: Body, raw: dict[str, Any], root: Store, run: str, asked: str) -> dict[str, Any]:
-    from stageline.data.prepared import MANIFEST, find_prepared
+    from stageline.data.prepared import MANIFEST, find_prepared, refuse_damaged
     from stageline.families import family_config, parse_config
     from stageline.prepare import hash_sources, prepared_fingerprint
 
@@ -52,6 +52,7 @@ def _prepare(body: Body, raw: dict[str, Any], root: Store, run: str, asked: str)
     key = prepared_fingerprint(typed, family, sources)
     found = find_prepared(root, key)
     if found:
+        refuse_damaged(found.reference)
         body.say("reused", _short(str(found.reference)), reference=str(found.reference))
     else:
         body.say("running", "preparing data")
@@ -180,7 +181,7 @@ def _evaluate(
     body: Body, data: str, checkpoints: str, raw: dict[str, Any], root: Store, run: str, asked: str
 ) -> dict[str, Any]:
     from stageline.checkpoint.layout import resolve
-    from stageline.evaluate.record import METRICS, evaluation_fingerprint, find_evaluation
+    from stageline.evaluate.record import evaluation_fingerprint, find_evaluation, refuse_damaged
     from stageline.families import parse_config
 
     named = checkpoints.split()
@@ -192,6 +193,7 @@ def _evaluate(
     folder = root.child("runs", run)
     found = find_evaluation(folder, name)
     if found:
+        refuse_damaged(folder, found)
         body.say("reused", _short(str(found.reference)), reference=str(found.reference))
     else:
         body.say("running", f"evaluating {ref.metadata.stage} step {ref.metadata.step}")
@@ -207,7 +209,7 @@ def _evaluate(
         "metadata": {"num_samples": json.dumps(dict(found.num_samples)), "checkpoint": str(ref.reference)},
         "metrics": numbers,
     }
-    rest = rest_on(root, found.reference.uri, {METRICS: found.reference.digest})
+    rest = rest_on(root, found.reference.uri, found.hashes)
     _leave(root, run, "evaluate", asked, answer, rest)
     return answer
 

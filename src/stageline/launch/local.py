@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 from stageline.launch.job import Job, Verdict, judge, render_command, render_environment
 from stageline.launch.process import adopt_orphans, die_with_parent, kill_marked
+from stageline.store.scratch import scratch_folder
 from stageline.telemetry import FAILURE_DIR_VARIABLE, read_failure
 
 KILL_AFTER_SECONDS = 15.0
@@ -31,11 +32,12 @@ TAIL_LINES = 40
 class LocalProcess:
     """A started job. `follow` once; `cancel` from any thread or signal handler."""
 
-    def __init__(self, job: Job, process: subprocess.Popen[str], failure_dir: Path) -> None:
+    def __init__(self, job: Job, process: subprocess.Popen[str], failure_dir: Path, scratch: ExitStack) -> None:
         self.job = job
         self.process = process
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._failure_dir = failure_dir
+        self._scratch = scratch
         self._cancelled = False
         self._cancelled_at = 0.0
         self._killer: threading.Timer | None = None
@@ -43,23 +45,26 @@ class LocalProcess:
     def follow(self, on_line: Callable[[str], None]) -> Verdict:
         """Hand every line of output (stdout and stderr) to `on_line` as it comes; return the verdict at the end."""
         assert self.process.stdout is not None
+        with self._scratch:
+            returncode = self._wait(self.process.stdout, on_line)
+            return judge(returncode, read_failure(self._failure_dir), cancelled=self._cancelled)
+
+    def _wait(self, output: IO[str], on_line: Callable[[str], None]) -> int:
+        """Hand over every line; returns the exit status. Whatever interrupts that ends the job first."""
         try:
-            for line in self.process.stdout:
+            for line in output:
                 text = line.rstrip("\n")
                 self.tail.append(text)
                 on_line(text)
-            returncode = self.process.wait()
+            return self.process.wait()
         except BaseException:
             self.kill()
             self.process.wait()
             raise
         finally:
-            self.process.stdout.close()
+            output.close()
             if self._killer:
                 self._killer.cancel()
-        verdict = judge(returncode, read_failure(self._failure_dir), cancelled=self._cancelled)
-        shutil.rmtree(self._failure_dir, ignore_errors=True)
-        return verdict
 
     def cancel(self) -> None:
         """First call: SIGTERM, so that the job finishes its step, commits and ends; SIGKILL follows in stated time.
@@ -90,17 +95,18 @@ def start_job(job: Job, python: str = sys.executable) -> LocalProcess:
     Raises OSError where the interpreter cannot start.
     """
     adopt_orphans()
-    failure_dir = Path(tempfile.mkdtemp(prefix="stageline-failures-"))
-    process = subprocess.Popen(
-        render_command(job, python),
-        env={**QUIET, **os.environ, **render_environment(job, str(failure_dir))},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        bufsize=1,
-        process_group=0,
-        preexec_fn=die_with_parent,  # one prctl through an already loaded libc
-    )
-    return LocalProcess(job, process, failure_dir)
+    with ExitStack() as scratch:
+        failure_dir = scratch.enter_context(scratch_folder("failures"))
+        process = subprocess.Popen(
+            render_command(job, python),
+            env={**QUIET, **os.environ, **render_environment(job, str(failure_dir))},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            bufsize=1,
+            process_group=0,
+            preexec_fn=die_with_parent,  # one prctl through an already loaded libc
+        )
+        return LocalProcess(job, process, failure_dir, scratch.pop_all())

@@ -55,8 +55,7 @@ def head(record: RunRecord) -> Markup:
 def failures(record: RunRecord) -> list[Child]:
     """Every failure record in words, and files that could not be read."""
     found: list[tuple[str, Json]] = [(f"Stage {s.name}", s.failure) for s in record.stages if s.failure is not None]
-    known = [str(failure.get("sentence", "")) for _, failure in found]
-    if record.failure is not None and not any(s and s in str(record.failure.get("sentence")) for s in known):
+    if record.failure is not None and not any(is_told(record.failure, failure) for _, failure in found):
         found.insert(0, ("This run", record.failure))
     boxes: list[Child] = [failure_box(name, failure) for name, failure in found]
     if record.unreadable:
@@ -65,15 +64,24 @@ def failures(record: RunRecord) -> list[Child]:
     return boxes
 
 
+def is_told(whole: Json, part: Json) -> bool:
+    """Whether the run's failure says no more than a stage's: the same sentence, or both were stopped."""
+    sentence = str(part.get("sentence", ""))
+    return (bool(sentence) and sentence in str(whole.get("sentence"))) or (
+        is_interruption(whole) and is_interruption(part)
+    )
+
+
 def failure_box(name: str, failure: Json) -> Markup:
     """One failure: what happened, what to do, whether to mend it or to try again."""
     again = is_interruption(failure)
     code = failure.get("exit_code", "unknown")
     meaning = "try again: the same command continues" if again else "fix it first: trying again would end the same way"
-    said = f"{failure.get('kind', 'unknown')}" + (f", {failure['code']}" if failure.get("code") else "")
+    kinds = [str(failure.get(key)) for key in ("kind", "code") if failure.get(key) not in (None, "", "interrupted")]
+    said = f" ({', '.join(kinds)})" if kinds else ""
     rank = failure.get("rank")
     lines: list[Child] = [
-        tag("p", tag("strong", f"{name} {'was interrupted' if again else 'failed'} ({said}).")),
+        tag("p", tag("strong", f"{name} {'was interrupted' if again else 'failed'}{said}.")),
         tag("p", failure.get("sentence", "The record says nothing more.")),
     ]
     if failure.get("remedy"):

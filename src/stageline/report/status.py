@@ -116,23 +116,27 @@ def when(time: Any) -> str:
 def sessions(record: RunRecord) -> list[Session]:
     """Every stretch of work on every part, in the order of their beginnings."""
     found = [s for stage in record.stages for s in stage_sessions(stage)]
-    found += step_sessions(record, {stage.name.split("/")[0] for stage in record.stages})
+    found += step_sessions(record, found)
     return sorted(found, key=lambda s: (s.start, s.part))
 
 
-def step_sessions(record: RunRecord, stages: set[str]) -> Iterator[Session]:
+def step_sessions(record: RunRecord, own: Sequence[Session]) -> list[Session]:
     """Stretches of the pipeline's steps, from events of the run itself that tell how long each took.
 
-    The step of a stage frames the stage's own sessions: it also starts the process and looks at the result.
+    own: the stages' sessions. A step that surrounds some of its stage is their frame: it also starts the process and
+    looks at the result. One that ended before its stage began stands for itself.
     """
+    found = []
     for event in record.events:
         item, state, end, seconds = (event.get(key) for key in ("item", "state", "time", "seconds"))
         if state not in STEP_STATES or not isinstance(end, int | float) or not isinstance(seconds, int | float):
             continue
-        if item in stages:
-            yield Session(str(item), end - seconds, float(end), "idle", "whole step, with starting up", is_frame=True)
+        start, end = float(end - seconds), float(end)
+        if any(s.part.split("/")[0] == item and start <= s.start <= end for s in own):
+            found.append(Session(str(item), start, end, "idle", "whole step, with starting up", is_frame=True))
         else:
-            yield Session(str(item), end - seconds, float(end), STEP_STATES[state], str(state))
+            found.append(Session(str(item), start, end, STEP_STATES[state], str(state)))
+    return found
 
 
 def stage_sessions(stage: StageRecord) -> Iterator[Session]:
@@ -141,6 +145,8 @@ def stage_sessions(stage: StageRecord) -> Iterator[Session]:
     for event in stage.events:
         if not isinstance(event.get("time"), int | float):
             continue
+        if not group and event.get("event") == "failed" and is_interruption(event):
+            continue  # the record of an interruption that has just been told
         if group and event.get("event") in BEGINNINGS and group[-1].get("event") not in BEGINNINGS:
             yield session(stage, group)
             group = []
@@ -154,7 +160,8 @@ def stage_sessions(stage: StageRecord) -> Iterator[Session]:
 
 def session(stage: StageRecord, events: Sequence[Json]) -> Session:
     """One stretch from its events, in the order of the file."""
-    state, word = ENDINGS.get(str(events[-1].get("event")), ("idle", OPEN_END))
+    kind = "interrupted" if is_interruption(events[-1]) else str(events[-1].get("event"))
+    state, word = ENDINGS.get(kind, ("idle", OPEN_END))
     steps = [e["step"] for e in events if isinstance(e.get("step"), int)]
     text = f"{word} at step {steps[-1]}" if steps else word
     start, end = float(events[0]["time"]), float(events[-1]["time"])

@@ -6,11 +6,9 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -22,6 +20,8 @@ from types import FrameType
 from typing import Any
 
 from stageline.checkpoint.identity import claim_run
+from stageline.checkpoint.layout import StageDir
+from stageline.checkpoint.lease import StageLease
 from stageline.config import RunConfig
 from stageline.errors import InterruptedRunError, PlanError, StagelineError, StepFailedError
 from stageline.evaluate.record import EvaluationRecord, find_evaluation
@@ -32,6 +32,7 @@ from stageline.launch.process import adopt_orphans, die_with_parent, kill_marked
 from stageline.plan import Plan, make_plan
 from stageline.run.pipelines import compiled_pipeline
 from stageline.store import Store, open_store
+from stageline.store.scratch import scratch_folder
 from stageline.telemetry import FAILURE_DIR_VARIABLE, EventLog, clear_failures, read_failure, redact
 
 PLAN = "plan.json"
@@ -118,36 +119,37 @@ def run_pipeline(config: RunConfig, on_event: OnEvent, on_plan: Callable[[Plan],
         on_plan(plan)
         if plan.blocked:
             raise blocked_error(plan)
-        run = _claim(config, plan, command)
-        local = run.local_path("pipeline/steps")
-        request = {
-            "pipeline": str(pipeline),
-            "arguments": {"config": config.model_dump_json(exclude_unset=True, by_alias=True), "launcher": "local"},
-            "pipeline_root": str(local if local is not None else scratch / "steps"),
-        }
-        grace = config.trainer.shutdown_timeout_seconds + 2 * KILL_AFTER_SECONDS
-        following = _Following(process, EventLog(run), grace)
-        code = _follow(following, request, on_event)
-        error = _error_of(code, following, scratch / FAILURES)
-    run.put("pipeline/log.txt", redact("\n".join(following.raw) + "\n").encode())
-    report = f"{run.uri}/report.html"
-    if error is not None:
-        record = {**error.record(), "time": round(time.time(), 3), "log_tail": list(following.raw)[-50:]}
-        run.put("failure.json", (json.dumps(redact(record), indent=1, ensure_ascii=False) + "\n").encode())
-        report = _report_failure(run, error)
-    evaluation = _evaluation_of(run, following) if error is None else None
+        with _claimed(config, plan, command) as run:
+            local = run.local_path("pipeline/steps")
+            request = {
+                "pipeline": str(pipeline),
+                "arguments": {"config": config.model_dump_json(exclude_unset=True, by_alias=True), "launcher": "local"},
+                "pipeline_root": str(local if local is not None else scratch / "steps"),
+            }
+            grace = config.trainer.shutdown_timeout_seconds + 2 * KILL_AFTER_SECONDS
+            following = _Following(process, EventLog(run), grace)
+            code = _follow(following, request, on_event)
+            error = _error_of(code, following, scratch / FAILURES)
+            run.put("pipeline/log.txt", redact("\n".join(following.raw) + "\n").encode())
+            report = _leave_failure(run, error, following) if error else f"{run.uri}/report.html"
+            evaluation = None if error else _evaluation_of(run, following)
     return RunResult(plan, run.uri, report, time.monotonic() - begin, tuple(following.events), evaluation, error)
 
 
-def _claim(config: RunConfig, plan: Plan, command: str) -> Store:
-    """Claim the run and write down what is planned; returns the run's directory."""
+@contextmanager
+def _claimed(config: RunConfig, plan: Plan, command: str) -> Iterator[Store]:
+    """The run's directory, ours alone until the end, with what is planned written down.
+
+    PlanError if the name is another run's, BusyError while another process runs it; both before anything is changed.
+    """
     root = open_store(config.root)
     stages = family_config(config.family).stages.names
     claim_run(root, config, command or redact(shlex.join(sys.argv)), stages=stages)
     run = root.child("runs", config.run)
-    clear_failures(run)
-    run.put(PLAN, (json.dumps(plan.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
-    return run
+    with StageLease.acquire(StageDir.at(run), f"stageline run of {config.run}"):
+        clear_failures(run)
+        run.put(PLAN, (json.dumps(plan.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
+        yield run
 
 
 def blocked_error(plan: Plan) -> PlanError:
@@ -190,10 +192,23 @@ def _follow(following: _Following, request: Mapping[str, Any], on_event: OnEvent
 def _host() -> Iterator[tuple[subprocess.Popen[str], Path]]:
     """(the process that will run the pipeline, a scratch folder); at the end neither is left."""
     adopt_orphans()
-    scratch = Path(tempfile.mkdtemp(prefix="stageline-run-"))
+    with scratch_folder("run") as scratch:
+        process = _start_host(scratch)
+        try:
+            yield process, scratch
+        finally:
+            kill_marked(f"{DRIVER_VARIABLE}={os.getpid()}", spare=process.pid)
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None
+                pipe.close()
+            process.wait()
+
+
+def _start_host(scratch: Path) -> subprocess.Popen[str]:
+    """Start the host; temporary files of everything it starts lie in the run's scratch folder."""
     temporary = scratch / "tmp"
     temporary.mkdir()
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-m", "stageline.run.host"],
         env={
             **os.environ,
@@ -212,15 +227,6 @@ def _host() -> Iterator[tuple[subprocess.Popen[str], Path]]:
         process_group=0,
         preexec_fn=die_with_parent,
     )
-    try:
-        yield process, scratch
-    finally:
-        kill_marked(f"{DRIVER_VARIABLE}={os.getpid()}", spare=process.pid)
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            pipe.close()
-        process.wait()
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _take_line(following: _Following, line: str, on_event: OnEvent) -> None:
@@ -261,10 +267,12 @@ def _error_of(code: int, following: _Following, failures: Path) -> StagelineErro
     return StepFailedError(f"the pipeline failed before a step could say why; its last lines:\n{tail}", exit_code=1)
 
 
-def _report_failure(run: Store, error: StagelineError) -> str:
-    """A report also of a failed run. The run's own error stays the one that is told."""
+def _leave_failure(run: Store, error: StagelineError, following: _Following) -> str:
+    """The record and the report of a failed run; returns where the report lies. The run's own error stays the one told."""
     from stageline.report import build_report
 
+    record = {**error.record(), "time": round(time.time(), 3), "log_tail": list(following.raw)[-50:]}
+    run.put("failure.json", (json.dumps(redact(record), indent=1, ensure_ascii=False) + "\n").encode())
     try:
         return str(build_report(run.uri))
     except StagelineError as second:

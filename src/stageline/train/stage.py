@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from stageline.families import family_config, load_family
 from stageline.families.door import StageTask
 from stageline.stage import num_steps, stage_config
 from stageline.store import Reference
+from stageline.store.scratch import scratch_folder
 from stageline.train.decision import Action, Work, decide, describe_work, hand_on
 from stageline.train.loading import admit_resume, parent_records, seed_from_parents
 from stageline.train.session import Session, make_provenance
@@ -102,8 +102,8 @@ def _train(session: Session, work: Work, data: str, stop: StopRequest) -> StageR
     if action == "reuse" and ref is not None:
         result = _result(work, "reuse", ref, None)
     else:
-        with tempfile.TemporaryDirectory(prefix="stageline-data-") as scratch:
-            fitted = _fit(session, work, ranks, ref, materialise(data, Path(scratch)), stop)
+        with scratch_folder("data") as scratch:
+            fitted = _fit(session, work, ranks, ref, materialise(data, scratch), stop)
         handed_on = resolve(ranks.first(lambda: str(hand_on(work).reference)))
         result = _result(work, action, handed_on, fitted)
     ranks.close()

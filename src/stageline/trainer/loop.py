@@ -195,7 +195,7 @@ def fit(
         recorder.step(report, steps, log=_is_logged(run.state.step, steps, parts))
         run.note_saves(wait=False)
         if result.stop:
-            due = _is_due(run.state.step, parts.settings.validate_every_steps) or run.state.step == steps
+            due = _is_validation_due(run) or run.state.step == steps
             run.state = run.state.model_copy(update={"validation_due": due})
             run.interrupt()
         if run.state.step < steps:
@@ -223,6 +223,13 @@ def _announce(run: _Fit) -> None:
 
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step > 0 and step % every == 0
+
+
+def _is_validation_due(run: _Fit) -> bool:
+    """After every N steps, or after the last step of every N-th epoch."""
+    settings, state = run.parts.settings, run.state
+    by_epoch = state.index == 0 and _is_due(state.epoch, settings.validate_every_epochs)
+    return by_epoch or _is_due(state.step, settings.validate_every_steps)
 
 
 def _is_logged(step: int, steps: int, parts: Parts) -> bool:
@@ -270,7 +277,7 @@ def _between_steps(run: _Fit) -> None:
     """Validation and saves that are due after a step that is not the last."""
     settings = run.parts.settings
     due_save = _is_due(run.state.step, settings.checkpoint_every_steps)
-    if _is_due(run.state.step, settings.validate_every_steps):
+    if _is_validation_due(run):
         _validate_and_save(run, due_save=due_save)
     elif due_save:
         run.save(final=False, is_best=False)

@@ -35,6 +35,7 @@ PROMPTS = ["dark branches", "bright branches", "vessels", "a", "b", "c", "dark b
 
 @pytest.mark.parametrize("source", ["image", "text", "image+text"])
 def test_condition_is_identical_at_batch_one_and_eight(source):
+    """Acceptance check 16."""
     encoder, images = StubEncoder(settings(source=source)), pictures(8)
     ids = [str(n) for n in range(8)]
     together = encoder.encode(images, PROMPTS, ids)

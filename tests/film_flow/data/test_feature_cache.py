@@ -41,6 +41,7 @@ def forbidden(settings):
 
 
 def test_second_epoch_asks_no_encoder(tmp_path):
+    """Acceptance check 20."""
     first = source(tmp_path)
     made, present = first.features(PICTURES, PROMPTS, IDS)
     assert first.encoder_calls == 4
@@ -77,6 +78,7 @@ def test_what_is_asked_twice_is_encoded_once(tmp_path):
     ],
 )
 def test_every_input_of_a_feature_is_in_its_key(tmp_path, change, misses):
+    """Acceptance check 20."""
     source(tmp_path).features(PICTURES, PROMPTS, IDS)
     pictures, prompts = [picture.copy() for picture in PICTURES], list(PROMPTS)
     if "prompt" in change:
@@ -121,6 +123,7 @@ def shards(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("damage", ["truncated", "bit", "gone", "other vector", "other width", "index", "index entry"])
 def test_damaged_entries_are_made_again_and_counted(tmp_path, damage):
+    """Acceptance check 20."""
     made, _ = source(tmp_path).features(PICTURES, PROMPTS, IDS)
     (shard,) = shards(tmp_path)
     index = tmp_path / "index.json"
@@ -168,6 +171,7 @@ def test_an_index_that_names_files_elsewhere_reads_none_of_them(tmp_path):
 
 
 def test_cache_only_misses_are_errors_and_load_nothing(tmp_path):
+    """Acceptance check 20."""
     source(tmp_path).features(PICTURES[:2], PROMPTS[:2], IDS[:2])
     strict = replace(SETTINGS, cache_only=True)
     asked = FeatureSource(strict, FeatureCache(tmp_path), forbidden)

@@ -25,6 +25,7 @@ def bar(size=64, rows=slice(30, 35), columns=slice(5, 60)):
 
 
 def test_straight_bar_has_no_node():
+    """Acceptance check 14."""
     for angle in range(0, 180, 15):
         row, column = np.mgrid[0:96, 0:96] - 47.5
         along = row * np.sin(np.radians(angle)) + column * np.cos(np.radians(angle))
@@ -40,6 +41,7 @@ def test_bar_that_leaves_the_picture_has_no_node():
 @pytest.mark.parametrize("turns", range(4))
 @pytest.mark.parametrize("width", [1, 3, 5, 8])
 def test_t_has_exactly_one_node(turns, width):
+    """Acceptance check 14."""
     mask = np.zeros((64, 64), dtype=np.uint8)
     mask[30 : 30 + width, 4:60] = 1
     mask[30:60, 30 : 30 + width] = 1
@@ -67,6 +69,7 @@ def test_degree_threshold_four_leaves_out_forks():
 
 @pytest.mark.parametrize("threshold", [2, 1, 0, -1, True, 2.5])
 def test_thresholds_that_would_mark_lines_are_refused(threshold):
+    """Acceptance check 14."""
     with pytest.raises(ConfigError, match="degree_threshold"):
         find_junctions(bar(), degree_threshold=threshold)
 

@@ -44,10 +44,12 @@ def dumb_bell():
     ],
 )
 def test_betti_numbers_of_known_shapes(mask, expected):
+    """Acceptance check 15."""
     assert betti_numbers(mask) == expected
 
 
 def test_euler_and_background_counts_agree_on_random_masks():
+    """Acceptance check 15."""
     rng = np.random.default_rng(0)
     for number in range(200):
         shape = tuple(rng.integers(4, 40, 2))
@@ -71,6 +73,7 @@ def test_overlaps_from_counts():
 
 
 def test_nothing_to_find_and_nothing_found_is_perfect():
+    """Acceptance check 15."""
     empty = np.zeros((32, 32))
     metrics = case_metrics(empty, empty)
     for name in ("dice", "iou", "precision", "recall", "specificity", "cldice", "junction_f1"):
@@ -82,6 +85,7 @@ def test_nothing_to_find_and_nothing_found_is_perfect():
 
 
 def test_perfect_prediction_is_perfect():
+    """Acceptance check 15."""
     for index in range(5):
         mask = make_tree_scene(0, "val", index, 96).masks[0]
         metrics = case_metrics(mask, mask)

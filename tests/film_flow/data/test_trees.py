@@ -36,6 +36,7 @@ def straight(*ends: tuple[float, float], radius: float = 1.5) -> Tree:
 
 
 def test_mask_junctions_agree_with_the_recorded_ones():
+    """Acceptance check 14."""
     found = true = matched = 0
     for index in range(60):
         scene = make_tree_scene(0, "train", index, 128)

@@ -72,7 +72,7 @@ def build() -> Callable[..., FilmFlowModel]:
             rng = torch.Generator().manual_seed(7)
             for name, parameter in model.backbone.named_parameters():
                 # Layers that start at zero would hide what passes through them.
-                if "attn" in name or "tokens" in name or "cross" in name:
+                if "attn" in name or "cross" in name:
                     parameter.data.normal_(0.0, 0.2, generator=rng)
         if model.cond is not None:
             rng = torch.Generator().manual_seed(77)

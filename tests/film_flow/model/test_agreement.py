@@ -27,6 +27,7 @@ Build = Callable[..., FilmFlowModel]
 @pytest.mark.parametrize("asked", [None, [0, 1], [1, 0]], ids=str)
 @pytest.mark.parametrize("verb", ["evaluate", "resume", "seed"])
 def test_silent_or_equal_takes_the_files(verb: Any, asked: Any) -> None:
+    """Acceptance check 8."""
     found = agree_stages(verb, asked, FILE)
     assert (found.stages, found.active, found.loaded, found.ablation) == ((0, 1), (0, 1), (0, 1), False)
 
@@ -34,6 +35,7 @@ def test_silent_or_equal_takes_the_files(verb: Any, asked: Any) -> None:
 @pytest.mark.parametrize("asked", [[2, 3], [0], [0, 1, 2], []], ids=str)
 @pytest.mark.parametrize("verb", ["evaluate", "resume", "seed"])
 def test_different_is_refused_with_both_lists_and_the_ways_out(verb: Any, asked: Any) -> None:
+    """Acceptance check 8."""
     with pytest.raises(CheckpointError) as error:
         agree_stages(verb, asked, FILE)
     assert error.value.code == "E_CFG_VS_CKPT"
@@ -47,6 +49,7 @@ def test_different_is_refused_with_both_lists_and_the_ways_out(verb: Any, asked:
 
 @pytest.mark.parametrize("asked", [None, [0, 1]], ids=str)
 def test_an_ablation_runs_a_part_of_the_files_stages(asked: Any) -> None:
+    """Acceptance check 8."""
     found = agree_stages("evaluate", asked, FILE, film_active=[1])
     assert (found.stages, found.active, found.ablation) == ((0, 1), (1,), True)
     assert not agree_stages("evaluate", asked, FILE, film_active=[1, 0]).ablation
@@ -55,6 +58,7 @@ def test_an_ablation_runs_a_part_of_the_files_stages(asked: Any) -> None:
 
 @pytest.mark.parametrize("active", [[2], [0, 7]], ids=str)
 def test_an_ablation_of_an_untrained_stage_is_refused(active: list[int]) -> None:
+    """Acceptance check 8."""
     with pytest.raises(CheckpointError) as error:
         agree_stages("evaluate", None, FILE, film_active=active)
     assert error.value.code == "E_CFG_VS_CKPT"
@@ -63,6 +67,7 @@ def test_an_ablation_of_an_untrained_stage_is_refused(active: list[int]) -> None
 
 
 def test_a_new_stage_keeps_common_heads_or_none() -> None:
+    """Acceptance check 8."""
     kept = agree_stages("seed", [1, 2], FILE, film_heads="keep_common")
     assert (kept.stages, kept.loaded, kept.fresh, kept.dropped) == ((1, 2), (1,), (2,), (0,))
     new = agree_stages("seed", [1, 2], FILE, film_heads="reinit")
@@ -84,6 +89,7 @@ def test_a_new_stage_keeps_common_heads_or_none() -> None:
     ],
 )
 def test_other_facts_follow_the_same_rule(key: str, other: Any) -> None:
+    """Acceptance check 8."""
     facts = {
         "apply_point": "post_block1",
         "head_variant": "silu_v1",
@@ -112,6 +118,7 @@ def test_names_prove_decoder_stages_and_channels(build: Build, stages: tuple[int
 
 @pytest.mark.parametrize("stages", SUBSETS, ids=str)
 def test_reload_is_bitwise_and_no_other_plan_can_load(build: Build, inputs: Any, stages: tuple[int, ...]) -> None:
+    """Acceptance check 5."""
     model = build(stages)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     again = build(stages, kick=False)

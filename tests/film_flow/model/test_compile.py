@@ -29,6 +29,7 @@ pytestmark = [
     ids=str,
 )
 def test_one_graph(build: Build, inputs: Any, stages: tuple[int, ...], kwargs: dict[str, Any]) -> None:
+    """Acceptance check 24."""
     model = build(stages, **kwargs)
     call = (*inputs.positional(), inputs.condition)
     torch.compiler.reset()

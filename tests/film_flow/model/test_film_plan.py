@@ -52,6 +52,7 @@ def test_channels_that_group_norm_cannot_split_are_refused(channels: int, mult: 
     ],
 )
 def test_bad_lists_are_refused_by_name(value: Any, code: str) -> None:
+    """Acceptance check 4."""
     with pytest.raises(ConfigError) as error:
         resolve_decoder_stages(value, BASE, True)
     assert error.value.code == code
@@ -85,6 +86,7 @@ def test_all_faults_of_a_list_are_reported_at_once() -> None:
 
 @pytest.mark.parametrize("value", [[0], [0, 1, 2, 3], [], "all", [9]])
 def test_naming_decoder_stages_without_film_is_a_contradiction(value: Any) -> None:
+    """Acceptance check 4."""
     with pytest.raises(ConfigError) as error:
         resolve_decoder_stages(value, BASE, False)
     assert error.value.code == "E_CONTRADICTION"
@@ -92,6 +94,7 @@ def test_naming_decoder_stages_without_film_is_a_contradiction(value: Any) -> No
 
 @pytest.mark.parametrize("depth", [3, 4, 5])
 def test_good_values_for_every_depth(depth: int) -> None:
+    """Acceptance check 4."""
     channels = decoder_channels(8, list(range(1, depth + 1)))
     assert resolve_decoder_stages(None, channels, True) == ((0, 1), "default")
     assert resolve_decoder_stages([2, 1], channels, True) == ((1, 2), "config")
@@ -103,6 +106,7 @@ def test_good_values_for_every_depth(depth: int) -> None:
 
 
 def test_order_has_no_meaning() -> None:
+    """Acceptance check 4."""
     assert resolve_decoder_stages([3, 2], BASE, True).stages == (2, 3)
 
 

@@ -13,6 +13,7 @@ SIZES = [(8, 8), (7, 7), (8, 7), (7, 8), (12, 9), (1, 4), (4, 1)]
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_half_map_does_what_the_full_one_did(height: int, width: int) -> None:
+    """Acceptance check 23."""
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, height, width, dtype=torch.float64, generator=rng)
     full = torch.randn(3, height, width, dtype=torch.float64, generator=rng)

@@ -21,6 +21,7 @@ PAIRS = [(s, g) for s in SUBSETS for n in range(1, len(s) + 1) for g in combinat
 
 
 def test_there_are_65_pairs() -> None:
+    """Acceptance check 13."""
     assert len(PAIRS) == 65
 
 
@@ -33,6 +34,7 @@ def ungated(build: Build, inputs: Any) -> dict[tuple[int, ...], torch.Tensor]:
 
 @pytest.mark.parametrize("stages", SUBSETS, ids=str)
 def test_gate_algebra(build: Build, inputs: Any, ungated: Any, stages: tuple[int, ...]) -> None:
+    """Acceptance check 13."""
     rng = torch.Generator().manual_seed(1)
     some = torch.rand(2, 1, 32, 32, generator=rng)
     call = (*inputs.positional(), inputs.condition)
@@ -53,6 +55,7 @@ def test_gate_algebra(build: Build, inputs: Any, ungated: Any, stages: tuple[int
 
 
 def test_gate_beyond_film_is_refused(build: Build) -> None:
+    """Acceptance check 13."""
     for stages in SUBSETS:
         for gate in SUBSETS:
             if not set(gate) <= set(stages):

@@ -76,6 +76,7 @@ def evaluate(ref: CheckpointRef, config: FilmFlowConfig) -> FilmFlowModel:
 def test_names_header_and_metadata_agree_and_reload_is_bitwise(
     commit: Any, inputs: Any, stages: tuple[int, ...]
 ) -> None:
+    """Acceptance check 5."""
     model, ref = commit(stages)
     assert verify(ref) == []
     texts = read_header(ref.store, MODEL_FILE).texts
@@ -88,6 +89,7 @@ def test_names_header_and_metadata_agree_and_reload_is_bitwise(
     again = build_model(config_of(stages)).eval()
     load_state(again, read_tensors(ref), None, where=ref.uri)
     assert again.plan.stages == stages
+    assert again.plan_fingerprint == model.plan_fingerprint
     condition = inputs.condition if stages else None
     with torch.no_grad():
         assert torch.equal(again(*inputs.positional(), condition), model(*inputs.positional(), condition))
@@ -124,6 +126,7 @@ def forge(
 
 @pytest.mark.parametrize("key", ["vlm_film_trained_stages", "decoder_channels", "plan_fingerprint"])
 def test_metadata_that_the_header_contradicts_are_refused(commit: Any, key: str) -> None:
+    """Acceptance check 9."""
     other = {"vlm_film_trained_stages": [0, 1], "decoder_channels": [64, 24, 16, 8], "plan_fingerprint": "f" * 16}
     ref = forge(commit((2, 3))[1], {key: other[key]})
     with pytest.raises(CheckpointError):
@@ -131,6 +134,7 @@ def test_metadata_that_the_header_contradicts_are_refused(commit: Any, key: str)
 
 
 def test_metadata_and_header_that_the_tensors_contradict_are_refused(commit: Any) -> None:
+    """Acceptance check 9."""
     ref = forge(commit((2, 3))[1], {"vlm_film_trained_stages": [0, 1]}, header=True)
     assert verify(ref) == []
     with pytest.raises(CheckpointError, match=r"\[0, 1\].*\[2, 3\]") as error:
@@ -157,6 +161,7 @@ def swap_heads(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("change", [drop_head, drop_layer, rename_head, swap_heads])
 def test_changed_heads_are_refused(commit: Any, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """Acceptance check 9."""
     ref = commit((2, 3))[1]
     ref = forge(ref, tensors=change(read_tensors(ref)))
     with pytest.raises(CheckpointError):
@@ -164,6 +169,7 @@ def test_changed_heads_are_refused(commit: Any, change: Callable[[dict[str, Tens
 
 
 def test_a_flipped_bit_is_refused(commit: Any) -> None:
+    """Acceptance check 9."""
     ref = commit((2, 3))[1]
     data = bytearray(ref.store.get(MODEL_FILE))
     data[-5] ^= 1
@@ -173,6 +179,7 @@ def test_a_flipped_bit_is_refused(commit: Any) -> None:
 
 
 def test_an_evaluation_that_states_other_decoder_stages_is_refused(commit: Any) -> None:
+    """Acceptance check 8."""
     ref = commit((2, 3))[1]
     assert evaluate(ref, config_of((3, 2))).plan.stages == (2, 3)
     for asked in ((0, 1), (2,), (1, 2, 3)):
@@ -194,15 +201,17 @@ def test_an_evaluation_that_states_another_wiring_is_refused(commit: Any, key: s
 
 
 def test_no_route_puts_tensors_under_another_plan(commit: Any) -> None:
+    """Acceptance check 11."""
     ref = commit((2, 3))[1]
     other = build_model(config_of((0, 1)))
     tensors = read_tensors(ref)
+    before = {info.key: ref.store.get(info.key) for info in ref.store.list()}
     with pytest.raises(CheckpointError):
         other.load_state_dict(tensors)
     with pytest.raises(CheckpointError):
         load_state(other, tensors, None, where=ref.uri)
     for verb in ("resume", "evaluate"):
-        with pytest.raises(CheckpointError):
+        with pytest.raises(CheckpointError) as error:
             admit(
                 ref,
                 verb,
@@ -211,7 +220,10 @@ def test_no_route_puts_tensors_under_another_plan(commit: Any) -> None:
                 facts=FAMILY_CONFIG.facts(config_of((0, 1))),
                 rules=FAMILY_CONFIG.fact_rules,
             )
+        assert "[0, 1]" in str(error.value)
+        assert "[2, 3]" in str(error.value)
     with pytest.raises(CheckpointError) as error:
         FAMILY_CONFIG.inherit(ref.metadata.facts, config_of((0, 1)))
     assert error.value.code == "E_CFG_VS_CKPT"
     assert {int(s) for s in other.film} == set(other.plan.stages) == {0, 1}
+    assert {info.key: ref.store.get(info.key) for info in ref.store.list()} == before

@@ -32,11 +32,13 @@ def evidence(stages: tuple[int, ...], channels: tuple[int, ...] = BASE, **kwargs
     ids=str,
 )
 def test_distinct_widths_are_never_wrong(channels: tuple[int, ...]) -> None:
+    """Acceptance check 7."""
     for stages in SUBSETS:
         assert infer_stages(widths(stages, channels), channels) == (stages,)
 
 
 def test_equal_neighbours_are_right_or_refused() -> None:
+    """Acceptance check 7."""
     unique, ambiguous = [], []
     for stages in SUBSETS:
         candidates = infer_stages(widths(stages, EQUAL), EQUAL)
@@ -59,6 +61,7 @@ def test_equal_neighbours_are_right_or_refused() -> None:
 
 @pytest.mark.parametrize("bad", [(255,), (100,), (64, 128), (256, 256), (64, 64, 64, 64, 64), (256, 0)], ids=str)
 def test_widths_of_no_decoder_stage_are_refused(bad: tuple[int, ...]) -> None:
+    """Acceptance check 7."""
     with pytest.raises(CheckpointError) as error:
         infer_stages(bad, BASE)
     assert error.value.code == "E_HEAD_SHAPE"
@@ -66,6 +69,7 @@ def test_widths_of_no_decoder_stage_are_refused(bad: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("stages", SUBSETS, ids=str)
 def test_each_level_alone_restores_every_subset(stages: tuple[int, ...]) -> None:
+    """Acceptance check 6."""
     for kwargs, origin in (
         ({"metadata_stages": list(stages)}, "metadata"),
         ({"hparams_stages": list(stages)}, "hparams"),
@@ -78,6 +82,7 @@ def test_each_level_alone_restores_every_subset(stages: tuple[int, ...]) -> None
 
 
 def test_null_hyper_parameters_are_unknown_not_the_default() -> None:
+    """Acceptance check 6."""
     assert restore_stages(evidence((0, 1, 2, 3), hparams_stages=None)).stages == (0, 1, 2, 3)
 
 
@@ -200,6 +205,7 @@ def native(stages: tuple[int, ...], channels: tuple[int, ...] = EQUAL) -> dict[s
 
 @pytest.mark.parametrize("stages", SUBSETS, ids=str)
 def test_our_own_names_are_exact_where_widths_are_not(stages: tuple[int, ...]) -> None:
+    """Acceptance check 6."""
     assert restore_stages(native_evidence("m", native(stages), None)).stages == stages
     assert restore_stages(native_evidence("m", native(stages), list(stages))).origin == "metadata"
     other = next(s for s in SUBSETS if s != stages)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from stageline.families.film_flow.condition_bundle import ConditionBundle
 from stageline.families.film_flow.dual import MidLayer
 from stageline.families.film_flow.film_plan import FilmPlan, decoder_channels
 from stageline.families.film_flow.model import FilmFlowModel
-from stageline.families.film_flow.unet import BackboneSettings, TokenAttention
+from stageline.families.film_flow.unet import BackboneSettings
 
 Build = Callable[..., FilmFlowModel]
 KINDS = [("concat", "plain"), ("dual", "plain"), ("dual", "msd_v0")]
@@ -198,29 +197,6 @@ def test_dropout_acts_in_training_only(build: Build, inputs: Any) -> None:
         assert torch.equal(model(*call), variant(build, "concat", "plain")(*call))
         model.train()
         assert not torch.equal(model(*call), model(*call))
-
-
-@pytest.mark.parametrize("kind", ["concat", "dual"])
-def test_tokens_enter_at_the_bottleneck_and_start_as_nothing(build: Build, inputs: Any, kind: str) -> None:
-    model = variant(build, kind, "plain", settings={"token_features": 6})
-    rng = torch.Generator().manual_seed(2)
-    tokens = torch.randn(2, 3, 6, generator=rng)
-    mask = torch.tensor([[True, True, False], [False, False, False]])
-    call = inputs.positional()
-    with torch.no_grad():
-        plain = model(*call, inputs.condition)
-        out = model(*call, replace(inputs.condition, tokens=tokens, token_mask=mask))
-        junk = tokens.clone()
-        junk[0, 2] = float("nan")
-        again = model(*call, replace(inputs.condition, tokens=junk, token_mask=mask))
-        gone = replace(inputs.condition, tokens=tokens, token_mask=mask, present=torch.tensor([False, False]))
-        assert torch.equal(model(*call, gone), model(*call))
-    assert not torch.equal(out[0], plain[0])
-    assert torch.equal(out[1], plain[1])
-    assert torch.equal(again, out)
-    start = TokenAttention(8, 6)
-    x = torch.randn(2, 8, 2, 2)
-    assert torch.equal(start(x, tokens, mask), x)
 
 
 def test_time_and_image_matter(build: Build, inputs: Any) -> None:

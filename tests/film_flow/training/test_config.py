@@ -43,6 +43,7 @@ def test_presets_are_legal_for_both_stages(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_a_resolved_config_read_again_is_the_same_config(name: str) -> None:
+    """Acceptance check 21."""
     for stage in STAGES:
         own = stage_config(config(base=PRESETS[name]), stage)
         again = parse_config(parse_yaml(to_yaml(own), "again"))
@@ -128,7 +129,7 @@ def test_all_faults_are_told_at_once() -> None:
         ("model.vlm_film_config.update_interval_steps_val", "training step"),
         ("model.vlm_film_config.logits_center", "batch mates"),
         ("model.junction_gating_config.pred_warmup_epochs", "training step"),
-        ("trainer.check_val_every_n_epoch", "validate_every_steps"),
+        ("trainer.enable_progress_bar", "nothing reads it"),
     ],
 )
 def test_known_but_refused_keys_say_why(key: str, hint: str) -> None:
@@ -148,6 +149,7 @@ def test_known_but_refused_keys_say_why(key: str, hint: str) -> None:
         ("data.train_bs", "batch_size", 3),
         ("trainer.devices", "processes", 2),
         ("trainer.log_every_n_steps", "log_every_steps", 7),
+        ("trainer.check_val_every_n_epoch", "validate_every_epochs", 5),
     ],
 )
 def test_published_names_are_moved_to_their_home(key: str, home: str, value: Any) -> None:

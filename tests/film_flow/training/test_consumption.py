@@ -164,6 +164,7 @@ def keys_of_schema() -> list[str]:
 
 
 def test_every_key_is_accounted_for_once() -> None:
+    """Acceptance check 21."""
     known = {key: [] for key in keys_of_schema()}  # type: ignore[var-annotated]
     known.setdefault("model.film_limit", [])
     for name, keys in {
@@ -181,6 +182,7 @@ def test_every_key_is_accounted_for_once() -> None:
 
 @pytest.mark.parametrize("key", sorted(set(CHANGES) - {"model.film_limit.gamma", "model.film_limit.beta"}))
 def test_changing_a_key_changes_an_argument(key: str) -> None:
+    """Acceptance check 21."""
     found = CHANGES[key]
     value, also = found if isinstance(found, tuple) else (found, {})
     if key in ("model.image_size", "data.image_size"):
@@ -209,6 +211,7 @@ def test_each_bound_of_the_heads_arrives(part: str) -> None:
 
 @pytest.mark.parametrize("key", sorted(READ_BY))
 def test_a_key_that_is_no_argument_is_read_where_it_is_said_to_be(key: str) -> None:
+    """Acceptance check 21."""
     text = (Path(stageline.__file__).parent / READ_BY[key]).read_text()
     assert re.search(rf"\.{key.rsplit('.', 1)[-1]}\b", text), f"{READ_BY[key]} does not read {key}"
 

@@ -60,17 +60,20 @@ def evaluation(trained: Trained, folder: Path) -> Evaluation:
 
 
 def test_the_loss_falls_to_a_quarter(trained: Trained) -> None:
+    """Acceptance check 18."""
     first, last = trained.losses[:10], trained.losses[-20:]
     assert sum(last) / 20 < 0.25 * sum(first) / 10
 
 
 def test_masks_are_found(evaluation: Evaluation) -> None:
+    """Acceptance check 18."""
     assert evaluation.num_samples["dice"] == 48
     assert evaluation.metrics["dice"] >= 0.80
     assert evaluation.metrics["cldice"] >= 0.85
 
 
 def test_the_condition_decides_what_is_found(evaluation: Evaluation) -> None:
+    """Acceptance check 18."""
     found = evaluation.metrics
     assert found["dice_swapped"] <= 0.30
     assert found["dice_off"] <= 0.65
@@ -78,6 +81,7 @@ def test_the_condition_decides_what_is_found(evaluation: Evaluation) -> None:
 
 
 def test_junctions_are_found(evaluation: Evaluation) -> None:
+    """Acceptance check 19."""
     assert evaluation.metrics["head_junction_f1"] >= 0.60
 
 
@@ -88,6 +92,7 @@ def test_the_evaluation_says_how_it_was_made(evaluation: Evaluation) -> None:
 
 
 def test_validation_inside_training_measures_the_same(trained: Trained, evaluation: Evaluation) -> None:
+    """Acceptance check 12."""
     task = trained.task
     sums: dict[str, list[float]] = {}
     task.model.eval()
@@ -101,6 +106,7 @@ def test_validation_inside_training_measures_the_same(trained: Trained, evaluati
 
 
 def test_dopri5_agrees_with_many_euler_steps(trained: Trained) -> None:
+    """Acceptance check 17."""
     task = trained.task
     task.model.eval()
     batch = task.collate([task.val_set[index] for index in range(4)])

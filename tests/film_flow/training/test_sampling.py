@@ -54,6 +54,7 @@ def run(model: FilmFlowModel, sampling: Sampling, rows: list[int] | None = None,
 
 @pytest.mark.parametrize("keys", [{}, {"mode": "dfm_binary"}, {"solver": "heun"}, {"ensemble": 2}])
 def test_an_image_alone_in_a_batch_or_in_another_order_is_the_same(model: FilmFlowModel, keys: dict[str, Any]) -> None:
+    """Acceptance check 16."""
     sampling = plain(**keys)
     together = run(model, sampling).mean
     for order in ([0], [2], [3, 1], [3, 2, 1, 0]):
@@ -83,6 +84,7 @@ def test_an_ensemble_is_the_mean_of_its_members(model: FilmFlowModel) -> None:
 
 
 def test_one_euler_step_is_the_networks_own_endpoint(model: FilmFlowModel) -> None:
+    """Acceptance check 17."""
     image, condition = inputs()
     asked: list[Tensor] = []
 
@@ -112,6 +114,7 @@ def test_one_euler_step_is_the_networks_own_endpoint(model: FilmFlowModel) -> No
     ],
 )
 def test_reported_evaluations_are_the_calls(model: FilmFlowModel, keys: dict[str, Any], calls: int) -> None:
+    """Acceptance check 17."""
     image, condition = inputs()
     count = 0
 
@@ -176,7 +179,7 @@ def test_one_window_is_no_window(model: FilmFlowModel) -> None:
 
 
 def test_windows_share_one_noise_field_and_one_condition(model: FilmFlowModel) -> None:
-    """A network that looks at one pixel of the state gives the same map in windows as at once."""
+    """A network that looks at one pixel of the state gives the same map in windows as at once. Acceptance check 16."""
     image, condition = inputs(height=48, width=40)
     seen: list[Tensor] = []
 

@@ -20,15 +20,13 @@ class ConditionBundle:
     """Frozen features of one batch; the projection to the model's own size lives in the model (`cond.*`).
 
     vec: (B, F) float32 features of the frozen encoder.  present: (B,) bool; False is a dropped or unavailable
-    condition, whose FiLM change is exactly zero.  tokens: (B, L, F_tok) or None.  token_mask: (B, L) bool, True is a
-    real token.  source: what the features were made from (`image`, `text`, `image+text`, `probe`).
+    condition, whose FiLM change is exactly zero.  source: what the features were made from (`image`, `text`,
+    `image+text`, `probe`).
     plan_fingerprint: of the plan the features were made for; "" claims nothing.
     """
 
     vec: Tensor
     present: Tensor
-    tokens: Tensor | None = None
-    token_mask: Tensor | None = None
     source: str = ""
     plan_fingerprint: str = ""
 
@@ -43,7 +41,7 @@ def bundle_from_protocol(condition: Mapping[str, Any], stages: tuple[int, ...]) 
             remedy=f"prepare it for this model; {PROTOCOL_KEY!r} must hold {list(stages)}",
             code="E_PLAN_MISMATCH",
         )
-    known = {"vec", "present", "tokens", "token_mask", "source", "plan_fingerprint"}
+    known = {"vec", "present", "source", "plan_fingerprint"}
     foreign = set(condition) - known - {PROTOCOL_KEY}
     if foreign or not {"vec", "present"} <= set(condition):
         raise ConfigError(

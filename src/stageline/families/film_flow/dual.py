@@ -32,7 +32,6 @@ from stageline.families.film_flow.unet import (
     Changes,
     DecoderStage,
     EncoderLevel,
-    TokenAttention,
     check_size,
     run_decoder,
 )
@@ -111,7 +110,7 @@ class MidLayer(nn.Module):
 
 
 class DualMiddle(nn.Module):
-    """Res on each path -> sum -> mid transformer -> (condition tokens) -> Res."""
+    """Res on each path -> sum -> mid transformer -> Res."""
 
     def __init__(self, settings: BackboneSettings) -> None:
         super().__init__()
@@ -119,16 +118,13 @@ class DualMiddle(nn.Module):
         self.res1 = settings.make_res(width, width)
         self.image_res1 = settings.make_res(width, width)
         self.layers = nn.ModuleList(MidLayer(width, settings.backbone_variant) for _ in range(settings.mid_layers))
-        self.tokens = TokenAttention(width, settings.token_features) if settings.token_features else None
         self.res2 = settings.make_res(width, width)
 
-    def forward(self, x: Tensor, c: Tensor, emb: Tensor, tokens: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, emb: Tensor) -> Tensor:
         c = self.image_res1(c, emb)
         x = self.res1(x, emb) + c
         for layer in self.layers:
             x = layer(x, c)
-        if self.tokens is not None and tokens is not None:
-            x = self.tokens(x, *tokens)
         out: Tensor = self.res2(x, emb)
         return out
 
@@ -157,7 +153,6 @@ class DualUNet(nn.Module):
         t: Tensor,
         image: Tensor,
         modulations: Mapping[int, Modulation],
-        tokens: tuple[Tensor, Tensor] | None = None,
         measure: bool = False,
     ) -> tuple[Tensor, Changes]:
         check_size(x_t, self.num_levels)
@@ -169,6 +164,6 @@ class DualUNet(nn.Module):
             first, second, x = level(x, emb)
             _, _, c = image_level(c, emb, second, fuse)
             skips.append((first, second))
-        x = self.mid(x, c, emb, tokens)
+        x = self.mid(x, c, emb)
         x, changes = run_decoder(self.dec, x, skips, emb, modulations, measure)
         return self.out(self.tail(torch.cat((x, stem), dim=1), emb)), changes

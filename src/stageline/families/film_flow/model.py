@@ -178,12 +178,8 @@ class FilmFlowModel(nn.Module):
                 )
             junction = torch.sigmoid(logits.float())
             junction = junction.detach() if self.detach_gate else junction
-        modulations, tokens = {}, None
-        if bundle is not None:
-            modulations = self._modulate(bundle, active, junction, x_t)
-            if bundle.tokens is not None and bundle.token_mask is not None:
-                tokens = (bundle.tokens, bundle.token_mask & bundle.present[:, None])
-        prediction, changes = self.backbone(x_t, t, image, modulations, tokens, diagnostics)
+        modulations = {} if bundle is None else self._modulate(bundle, active, junction, x_t)
+        prediction, changes = self.backbone(x_t, t, image, modulations, diagnostics)
         if not full:
             out: Tensor = prediction
             return out

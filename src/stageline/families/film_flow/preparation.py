@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
 from stageline.errors import DataError
 from stageline.families.film_flow.conditions import EncoderSettings, encoder_settings
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 RECORD = "prepared.json"
-STATISTICS = "condition-statistics.safetensors"
 CHUNK_IMAGES = 64
 """Pictures held in memory between two calls of the encoder."""
 
@@ -83,8 +81,6 @@ def prepare(config: FilmFlowConfig, target: Path, progress: Progress) -> dict[st
     }
     for source in sources.splits:
         facts["splits"][source.split] = _write_split(config, source, target, features, progress)
-    if (target / "train-features.safetensors").is_file():
-        facts["condition_statistics"] = _write_statistics(target)
     (target / RECORD).write_text(json.dumps(facts, sort_keys=True, indent=1) + "\n", encoding="utf-8")
     return facts
 
@@ -145,17 +141,6 @@ def _features_of(
             ids.append(case.id)
             boxes.append(box)
     return features.features(pictures, prompts, ids, boxes)
-
-
-def _write_statistics(target: Path) -> dict[str, Any]:
-    """Mean and standard deviation of the training features: the only statistics a condition may be centred with."""
-    arrays = load_file(target / "train-features.safetensors")
-    vectors = arrays["vec"][arrays["present"] != 0].astype(np.float64)
-    if not len(vectors):
-        return {"count": 0}
-    mean, deviation = vectors.mean(axis=0), vectors.std(axis=0)
-    save_file({"mean": mean.astype(np.float32), "std": deviation.astype(np.float32)}, target / STATISTICS)
-    return {"count": len(vectors), "file": STATISTICS}
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from stageline.config import SectionFaults
 from stageline.errors import ConfigError
 from stageline.families.film_flow.film_plan import decoder_channels, resolve_gate_stages
 
@@ -28,11 +29,9 @@ def as_value_error(check: Callable[[], T]) -> T:
 
 
 def raise_faults(faults: Sequence[Fault]) -> None:
-    """One ValueError for all faults of a section; the first code leads."""
+    """One ValueError that lists all faults of a section."""
     if faults:
-        code = next((code for code, _ in faults if code), "")
-        text = "; ".join(text for _, text in faults)
-        raise ValueError(f"{code}: {text}" if code else text)
+        raise SectionFaults([f"{code}: {text}" if code else text for code, text in faults])
 
 
 def model_faults(model: ModelConfig) -> list[Fault]:
@@ -48,7 +47,10 @@ def _network(model: ModelConfig) -> Iterator[Fault]:
     levels = [model.image_size >> level for level in range(depth)]
     foreign = [r for r in model.attn_resolutions if r not in levels]
     if foreign:
-        yield "", f"attn_resolutions {foreign} are none of this network's resolutions {levels}"
+        yield (
+            "",
+            f"attn_resolutions {foreign} are none of this network's resolutions {levels}; name some of these or []",
+        )
     if model.backbone_variant == "msd_v0" and model.image_conditioning != "dual":
         yield "E_CONTRADICTION", "backbone_variant 'msd_v0' exists for image_conditioning 'dual' only"
     if model.image_conditioning != "dual":
@@ -61,7 +63,11 @@ def _network(model: ModelConfig) -> Iterator[Fault]:
         if not model.patch_plan or any(number < 1 for _, number in model.patch_plan):
             yield "", f"patch_plan {model.patch_plan!r} makes no crops; give [[{model.image_size}, number]]"
         if sizes:
-            yield "", f"patch_plan has crops of size {sizes}, but a batch holds one size: image_size {model.image_size}"
+            yield (
+                "",
+                f"patch_plan has crops of size {sizes}, but a batch holds one size: image_size {model.image_size}; "
+                f"say [[{model.image_size}, number]]",
+            )
 
 
 def _flow(model: ModelConfig) -> Iterator[Fault]:
@@ -74,7 +80,7 @@ def _flow(model: ModelConfig) -> Iterator[Fault]:
         yield (
             "E_CONTRADICTION",
             f"sigma {model.sigma} needs mode 'cfm_continuous' with prediction 'velocity': the bridge's velocity does "
-            "not follow from the endpoint",
+            "not follow from the endpoint; say sigma: 0",
         )
     if model.lambda_auxiliary > 0 and (binary or model.prediction != "velocity"):
         yield "E_CONTRADICTION", "lambda_auxiliary has an effect under prediction 'velocity' only"

@@ -109,29 +109,13 @@ def switch_off(condition: ConditionBundle) -> ConditionBundle:
 
 def move(condition: ConditionBundle, device: torch.device) -> ConditionBundle:
     """The condition on another device."""
-
-    def there(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value.to(device)
-
-    return replace(
-        condition,
-        vec=condition.vec.to(device),
-        present=condition.present.to(device),
-        tokens=there(condition.tokens),
-        token_mask=there(condition.token_mask),
-    )
+    return replace(condition, vec=condition.vec.to(device), present=condition.present.to(device))
 
 
 def take(condition: ConditionBundle, index: Sequence[int]) -> ConditionBundle:
-    """The condition of some of its samples, in the order of `index`; tokens go along."""
+    """The condition of some of its samples, in the order of `index`."""
     rows = torch.tensor(list(index), device=condition.vec.device)
-    return replace(
-        condition,
-        vec=condition.vec[rows],
-        present=condition.present[rows],
-        tokens=None if condition.tokens is None else condition.tokens[rows],
-        token_mask=None if condition.token_mask is None else condition.token_mask[rows],
-    )
+    return replace(condition, vec=condition.vec[rows], present=condition.present[rows])
 
 
 @torch.no_grad()

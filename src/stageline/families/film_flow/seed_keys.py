@@ -21,10 +21,13 @@ MOVED = {
     "data.train_bs": "trainer.batch_size",
     "trainer.devices": "trainer.processes",
     "trainer.log_every_n_steps": "trainer.log_every_steps",
+    "trainer.check_val_every_n_epoch": "trainer.validate_every_epochs",
 }
 """Two names of one setting: the left is read and stored as the right."""
 RENAMED_VALUES = {"trainer.accelerator": {"gpu": "cuda"}}
 """Published words for a value of ours."""
+PUBLISHED_DATA = ("xca", "octa500_3m", "octa500_6m", "rossa")
+"""Data sets that published configs name; each lies in folders of its own and is read as `folder`."""
 SAME = (("model.image_size", "data.image_size"),)
 """Two keys that hold one number; giving one sets both."""
 
@@ -52,7 +55,6 @@ REFUSED = {
     "model.vlm_film_config.pred_warmup_epochs": _LOCALITY,
     "model.vlm_film_config.film_debug_enabled": "diagnostics are in the run's events; take it out",
     "data.use_sauna_transform": "say model.target_kind: soft",
-    "trainer.check_val_every_n_epoch": "say trainer.validate_every_steps",
     "trainer.enable_progress_bar": _UNUSED,
 }
 """Known, refused, with the reason."""
@@ -106,6 +108,7 @@ def normalise(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[KeyFault]]:
     if _value(result, "trainer.use_ema") is False and _value(result, "evaluate.weights") is None:
         _set(result, "evaluate.weights", "raw")  # there are no others
     _name_architecture(result)
+    _name_data(result)
     _count_crops(result, faults)
     for stage, overrides in _stage_overrides(result):
         faults += _rename_overrides(stage, overrides)
@@ -184,6 +187,18 @@ def _name_architecture(raw: dict[str, Any]) -> None:
     conditioning = _value(raw, "model.image_conditioning")
     if _value(raw, "model.arch_name") is None and conditioning in ("concat", "dual"):
         _set(raw, "model.arch_name", f"filmflow_{conditioning}")
+
+
+def _name_data(raw: dict[str, Any]) -> None:
+    name = _value(raw, "data.name")
+    if name not in PUBLISHED_DATA:
+        return
+    _set(raw, "data.name", "folder")
+    note_once(f"data.name {name!r} is read as 'folder': pictures from data.train_dir, val_dir, test_dir")
+    vlm = _value(raw, "model.vlm_film_config")
+    prompts = vlm.get("prompt_templates") if isinstance(vlm, dict) else None
+    if isinstance(prompts, dict) and name in prompts:
+        prompts.setdefault("folder", prompts.pop(name))
 
 
 def _count_crops(raw: dict[str, Any], faults: list[KeyFault]) -> None:

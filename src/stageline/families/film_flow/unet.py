@@ -17,16 +17,11 @@ from torch.nn import functional
 
 from stageline.errors import ConfigError
 from stageline.families.film_flow.blocks import (
-    HEAD_DIM,
-    HEADS,
     AttentionKind,
     BackboneVariant,
     ResBlock,
     TimeEmbedding,
-    join_heads,
     make_attention,
-    split_heads,
-    start_at_zero,
 )
 from stageline.families.film_flow.film import FilmSite, Modulation, relative_change
 from stageline.families.film_flow.film_plan import ApplyPoint, decoder_channels
@@ -45,7 +40,7 @@ class BackboneSettings:
     sinusoid.
     fourier_grid: rows of the `dual` Fourier maps, which are resized to the size at hand;
     msd_v0 has maps of exactly image_size instead.
-    mid_layers: depth of the `dual` mid transformer.  token_features: size of condition tokens, 0 for none.
+    mid_layers: depth of the `dual` mid transformer.
     """
 
     model_channels: int = 32
@@ -60,7 +55,6 @@ class BackboneSettings:
     time_scale: float = 1000.0
     fourier_grid: int = 32
     mid_layers: int = 1
-    token_features: int = 0
 
     def __post_init__(self) -> None:
         decoder_channels(self.model_channels, self.channel_mult)
@@ -163,34 +157,6 @@ class DecoderStage(nn.Module):
         return self.up(x), change
 
 
-class TokenAttention(nn.Module):
-    """Residual cross-attention of the bottleneck on condition tokens; starts as the identity. It is not FiLM.
-
-    tokens: (B, L, F_tok).  mask: (B, L) bool, True is a real token.  A sample without any real token is left alone.
-    """
-
-    def __init__(self, channels: int, features: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(1, channels)
-        self.query = nn.Conv2d(channels, HEADS * HEAD_DIM, 1, bias=False)
-        self.key = nn.Linear(features, HEADS * HEAD_DIM, bias=False)
-        self.value = nn.Linear(features, HEADS * HEAD_DIM, bias=False)
-        self.out = nn.Conv2d(HEADS * HEAD_DIM, channels, 1)
-        start_at_zero(self.out)
-
-    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        some = mask.any(dim=1)
-        q = split_heads(self.query(self.norm(x)))
-        clean = torch.where(mask[:, :, None], tokens, 0.0).to(x.dtype)
-        k, v = (
-            part(clean).reshape(*clean.shape[:2], HEADS, HEAD_DIM).transpose(1, 2) for part in (self.key, self.value)
-        )
-        # A row without any legal key would be NaN; such samples are switched off below.
-        legal = (mask | ~some[:, None])[:, None, None, :]
-        mixed = self.out(join_heads(functional.scaled_dot_product_attention(q, k, v, attn_mask=legal), x))
-        return x + torch.where(some[:, None, None, None], mixed, 0.0)
-
-
 def run_decoder(
     stages: nn.ModuleList,
     x: Tensor,
@@ -209,21 +175,17 @@ def run_decoder(
 
 
 class ConcatMiddle(nn.Module):
-    """Res -> full attention -> (condition tokens) -> Res."""
+    """Res -> full attention -> Res."""
 
     def __init__(self, settings: BackboneSettings) -> None:
         super().__init__()
         width = settings.dims[-1]
         self.res1 = settings.make_res(width, width)
         self.attn = make_attention("full", width, settings.backbone_variant)
-        self.tokens = TokenAttention(width, settings.token_features) if settings.token_features else None
         self.res2 = settings.make_res(width, width)
 
-    def forward(self, x: Tensor, emb: Tensor, tokens: tuple[Tensor, Tensor] | None) -> Tensor:
-        x = self.attn(self.res1(x, emb))
-        if self.tokens is not None and tokens is not None:
-            x = self.tokens(x, *tokens)
-        out: Tensor = self.res2(x, emb)
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        out: Tensor = self.res2(self.attn(self.res1(x, emb)), emb)
         return out
 
 
@@ -231,7 +193,7 @@ class ConcatUNet(nn.Module):
     """U-Net on [x_t, image] stacked at the stem.
 
     forward: x_t (B, 1, H, W), t (B,) in [0, 1], image (B, C_img, H, W) -> (B, 1, H, W), and the changes by FiLM where
-    `measure` is set. modulations: decoder stage -> what it applies. tokens: (tokens, mask) or None.
+    `measure` is set. modulations: decoder stage -> what it applies.
     """
 
     def __init__(self, settings: BackboneSettings, apply_point: ApplyPoint) -> None:
@@ -252,7 +214,6 @@ class ConcatUNet(nn.Module):
         t: Tensor,
         image: Tensor,
         modulations: Mapping[int, Modulation],
-        tokens: tuple[Tensor, Tensor] | None = None,
         measure: bool = False,
     ) -> tuple[Tensor, Changes]:
         check_size(x_t, self.num_levels)
@@ -262,6 +223,6 @@ class ConcatUNet(nn.Module):
         for level in self.enc:
             first, second, x = level(x, emb)
             skips.append((first, second))
-        x = self.mid(x, emb, tokens)
+        x = self.mid(x, emb)
         x, changes = run_decoder(self.dec, x, skips, emb, modulations, measure)
         return self.out(self.tail(torch.cat((x, stem), dim=1), emb)), changes
