@@ -88,6 +88,9 @@ def translate(arguments: Sequence[str]) -> list[str]:
         words += [f"evaluate.film_active=[{given.film_active}]"] if given.film_active else []
         return words + (["evaluate.oracle=true"] if given.oracle else [])
     words = ["run" if given.verb == "train" else "plan", *source, *overrides(given, TRAIN_FLAGS)]
+    if given.epochs and not given.debug:  # a length in steps, of the config or of a stage, would contradict it
+        steps_of = ("trainer", "stage_overrides.backbone.trainer", "stage_overrides.film.trainer")
+        words += [f"{place}.max_steps=null" for place in steps_of]
     if given.crop_size:
         words += [f"model.image_size={given.crop_size}", f"data.image_size={given.crop_size}"]
     if given.no_ema:

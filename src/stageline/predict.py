@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,16 @@ class LoadedModel:
     ) -> list[dict[str, Any]]:
         """What the family makes of images, one mapping each.
 
-        images: paths, or (H, W) or (H, W, 3) uint8 arrays; one or several.  target: folder for the pictures; None keeps
-        none.  DataError lists every image that cannot be used.
+        images: paths, or (H, W) or (H, W, 3) uint8 arrays; one or several.  target: folder for the pictures, which
+        the mappings then name; None writes none, and the mappings hold them as uint8 arrays.  DataError lists every
+        image that cannot be used.
         """
         with scratch_folder("predict") as scratch:
             paths = image_paths(images, scratch)
             folder = Path(target) if target is not None else scratch / "out"
             folder.mkdir(parents=True, exist_ok=True)
-            return load_family(self.config.family).predict(self.config, self.model, paths, folder, progress)
+            results = load_family(self.config.family).predict(self.config, self.model, paths, folder, progress)
+            return results if target is not None else [_with_arrays(result, folder) for result in results]
 
 
 def load(uri: str, overrides: Iterable[str] = ()) -> LoadedModel:
@@ -82,6 +84,16 @@ def image_paths(images: Sequence[Any] | Any, scratch: Path) -> list[Path]:
             "images to predict\n" + "\n".join(faults or ["  - none given"]), remedy="name images or folders"
         )
     return paths
+
+
+def _with_arrays(result: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A result whose pictures in `folder`, which is about to go, are read into arrays."""
+    from PIL import Image
+
+    return {
+        key: np.asarray(Image.open(value)) if isinstance(value, str) and Path(value).parent == folder else value
+        for key, value in result.items()
+    }
 
 
 def _write_array(image: np.ndarray[Any, Any], path: Path) -> Path:

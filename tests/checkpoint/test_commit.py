@@ -155,6 +155,37 @@ def test_pointers_a_dead_writer_did_not_move_are_mended(directory: StageDir) -> 
         assert ref.metadata.step == 20
 
 
+def test_without_its_pointer_the_best_is_still_the_best(directory: StageDir) -> None:
+    with writing(directory) as writer:
+        writer.save(measured(10, 0.8, 0.8, 10))
+        writer.save(measured(20, 0.5, 0.8, 10))
+        directory.store.delete("best.ckpt")
+        found = directory.handed_on("best", "f" * 64)
+        assert found is not None
+        assert found.metadata.step == 10
+        assert directory.handed_on("best", "0" * 64) is None
+        writer.save(measured(30, 0.6, 0.8, 10))
+    best = directory.pointer("best")
+    assert best is not None
+    assert best.metadata.step == 10, "the next save mends the pointer"
+
+
+def test_a_best_that_is_gone_is_refused_with_a_remedy_that_holds(directory: StageDir) -> None:
+    with writing(directory) as writer:
+        ref = writer.save(measured(10, 0.8, 0.8, 10))
+        writer.save(measured(20, 0.5, 0.8, 10))
+    directory.store.delete_tree(f"checkpoints/{ref.name}")
+    with pytest.raises(CheckpointError, match=r"best\.ckpt names no checkpoint") as caught:
+        directory.handed_on("best", "f" * 64)
+    assert f"delete {directory.uri}/best.ckpt" in caught.value.remedy
+    directory.store.delete("best.ckpt")
+    with pytest.raises(CheckpointError, match="of step 10 by dice, is gone") as caught:
+        directory.handed_on("best", "f" * 64)
+    assert "to train the stage again" in caught.value.remedy
+    directory.store.delete_tree("checkpoints")
+    assert directory.handed_on("best", "f" * 64) is None
+
+
 def test_leftovers_are_swept_by_the_next_writer(directory: StageDir) -> None:
     save(directory, 5)
     directory.store.put("checkpoints/step-00000009/model.safetensors", b"half")

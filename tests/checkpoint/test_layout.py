@@ -67,13 +67,17 @@ def test_what_is_no_checkpoint_says_what_it_is(tmp_path: Path) -> None:
         "runs/a/run.json": "is a file",
         "old/model.ckpt": "file of another program",
         "old/best.ckpt": "is no pointer",
-        "plain": "never committed",
+        "plain": "is no checkpoint",
+        "runs/a/film/checkpoints": "is no checkpoint",
         "runs/a/film@sha256:12": "names no checkpoint",
         "runs/a/film/checkpoints/step-00000009": "there is no checkpoint",
     }.items():
         with pytest.raises(CheckpointError, match=said) as caught:
             resolve(f"{tmp_path}/{name}")
         assert caught.value.remedy, name
+    for nothing in ("", "/", "s3://"):
+        with pytest.raises(CheckpointError, match="names no checkpoint"):
+            resolve(nothing)
     with pytest.raises(CheckpointError) as caught:
         resolve(f"{tmp_path}/runs/a")
     assert f"{tmp_path}/runs/a/film" in caught.value.remedy

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,13 @@ from PIL import Image
 
 from stageline.cli.configuration import raw_preset
 from stageline.config import RunConfig
-from stageline.data.prepared import MANIFEST, Prepared, materialise, read_manifest
+from stageline.data.prepared import MANIFEST, Prepared, materialise, read_manifest, refuse_damaged
 from stageline.errors import DataError
 from stageline.families import family_config, parse_config
 from stageline.plan import make_plan
 from stageline.prepare import forecast_prepared, prepare_data, source_names
 from stageline.store import Reference, open_store
+from stageline.store.holder import this_process
 
 
 def tiny(root: Path | str, *overrides: str) -> RunConfig:
@@ -80,6 +83,32 @@ def test_a_preparer_that_died_leaves_nothing_in_the_way(made: tuple[RunConfig, P
     materialise(prepared.reference, tmp_path / "scratch")
 
 
+def test_what_dead_preparers_left_is_swept(made: tuple[RunConfig, Prepared], tmp_path: Path) -> None:
+    cache = tmp_path / "cache" / "prepared"
+    store = open_store(cache).child(made[1].reference.uri.rsplit("/", 1)[-1])
+    dead = {**this_process(), "born": "1"}
+    store.create("data/claim.json", json.dumps(dead).encode())
+    store.create("data-2/claim.json", json.dumps(this_process()).encode())
+    left = cache / ".stageline-preparing-left"
+    left.mkdir()
+    os.utime(left, (1, 1))
+    prepared = prepare_data(tiny(tmp_path))
+    assert store.folders() == ["data-2", "data-3"], "the living one tidies up after itself"
+    assert read_manifest(prepared.reference)["folder"] == "data-3"
+    assert [path.name for path in cache.iterdir()] == [store.uri.rsplit("/", 1)[-1]]
+
+
+def test_a_manifest_that_was_changed_is_refused(tmp_path: Path) -> None:
+    config = tiny(tmp_path)
+    path = Path(prepare_data(config).reference.uri) / MANIFEST
+    plain = json.loads(path.read_bytes())
+    for changed in ({**plain, "folder": "data-2"}, {"schema": plain["schema"]}):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(DataError, match="changed after it was written") as caught:
+            prepare_data(config)
+        assert "delete that folder" in caught.value.remedy
+
+
 def test_an_object_store_is_copied_once_and_verified(made: tuple[RunConfig, Prepared], tmp_path: Path) -> None:
     local = made[1].reference
     remote = open_store("memory://prepared-test")
@@ -107,10 +136,11 @@ def test_damaged_and_missing_files_are_all_named(tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     (folder / first).write_bytes(data)
     (folder / second).unlink()
-    with pytest.raises(DataError) as caught:
-        materialise(prepared.reference, tmp_path / "scratch")
-    assert first in str(caught.value)
-    assert second in str(caught.value)
+    for look in (lambda: materialise(prepared.reference, tmp_path / "s"), lambda: refuse_damaged(prepared.reference)):
+        with pytest.raises(DataError) as caught:
+            look()
+        assert first in str(caught.value)
+        assert second in str(caught.value)
 
 
 def test_a_reference_to_other_data_is_refused(made: tuple[RunConfig, Prepared], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from stageline.checkpoint.layout import CheckpointRef, StageDir
 from stageline.checkpoint.lease import StageLease
 from stageline.checkpoint.metadata import BestRecord, GroupRecord, ParentRecord, Provenance
 from stageline.cli.configuration import raw_preset
-from stageline.config import RunConfig
+from stageline.config import RunConfig, seal
 from stageline.data.prepared import MANIFEST, PREPARED, SCHEMA, Prepared, find_prepared
 from stageline.families import family_config, parse_config
 from stageline.prepare import prepared_fingerprint
@@ -41,7 +41,7 @@ class Lab:
         store = open_store(self.root).child(PREPARED, key)
         facts = {"num_train": 192}
         manifest = {"schema": SCHEMA, "family": family.name, "facts": facts, "folder": "data", "files": {}}
-        store.create(MANIFEST, json.dumps(manifest).encode())
+        store.create(MANIFEST, json.dumps(seal(manifest)).encode())
         found = find_prepared(open_store(self.root), key)
         assert found is not None
         return found

@@ -13,6 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from stageline.config import seal
 from stageline.families import FAMILIES, parse_config
 
 
@@ -34,7 +35,7 @@ def data(tmp_path: Path) -> str:
     folder = tmp_path / "cache" / "prepared" / "toy"
     (folder / "data").mkdir(parents=True)
     manifest = {"schema": "stageline-prepared/1", "family": "toy", "facts": {}, "folder": "data", "files": {}}
-    text = json.dumps(manifest).encode()
+    text = json.dumps(seal(manifest)).encode()
     (folder / "manifest.json").write_bytes(text)
     return f"{folder}@sha256:{hashlib.sha256(text).hexdigest()}"
 

@@ -158,6 +158,23 @@ def test_max_epochs_and_the_incomplete_group(train, tmp_path):
     assert [e["num_samples"] for e in steps] == [4, 4, 1] * 2
 
 
+@pytest.mark.parametrize(
+    ("interval", "validated"),
+    [
+        ({"trainer.validate_every_epochs": 2}, [6, 12, 13]),
+        ({"trainer.validate_every_epochs": 1}, [3, 6, 9, 12, 13]),
+        ({"trainer.validate_every_steps": 5}, [5, 10, 13]),
+        ({}, [13]),
+    ],
+    ids=["every-other-epoch", "every-epoch", "steps", "end"],
+)
+def test_validation_by_epochs_follows_the_data_and_by_steps_the_counter(train, tmp_path, interval, validated):
+    """Nine samples, four per step: an epoch has three steps."""
+    train(**{"trainer.max_steps": 13, "data.num_train": 9, **interval})
+    events = read_events(StageDir(str(tmp_path), "r", "base").store)
+    assert [event["step"] for event in events if event["event"] == "validation"] == validated
+
+
 def test_bf16_trains(train):
     assert train(**{"trainer.precision": "bf16-mixed"}).step == 10
 

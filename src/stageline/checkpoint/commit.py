@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stageline.checkpoint.admission import NameFacts, name_fact_faults
 from stageline.checkpoint.header import header_texts
-from stageline.checkpoint.layout import CHECKPOINTS, CheckpointRef, StageDir, open_checkpoint, step_name
+from stageline.checkpoint.layout import CHECKPOINTS, CheckpointRef, StageDir, best_of, open_checkpoint, step_name
 from stageline.checkpoint.lease import StageLease
 from stageline.checkpoint.metadata import (
     CLAIM_NAME,
@@ -235,11 +235,16 @@ class CheckpointWriter:
     def _move_pointers(self, ref: CheckpointRef, *, is_best: bool) -> None:
         """`last` follows every commit; `best` too where nothing is measured or what it named has other settings."""
         self.stage_dir.set_pointer("last", ref)
-        before = None if is_best or ref.metadata.best is None else self.stage_dir.pointer("best")
-        if before is None or before.metadata.stage_fingerprint != ref.metadata.stage_fingerprint:
-            self.stage_dir.set_pointer("best", ref)
-            exported = ref.metadata.model_copy(update={"export_of": ref.digest})
-            self.stage_dir.store.put(METADATA_NAME, exported.to_bytes())
+        best, wanted = ref, ref.metadata.stage_fingerprint
+        if not is_best and ref.metadata.best is not None:
+            before = self.stage_dir.pointer("best")
+            if before is not None and before.metadata.stage_fingerprint == wanted:
+                return
+            same = [other for other in self.stage_dir.committed() if other.metadata.stage_fingerprint == wanted]
+            best = best_of(same) or ref
+        self.stage_dir.set_pointer("best", best)
+        exported = best.metadata.model_copy(update={"export_of": best.digest})
+        self.stage_dir.store.put(METADATA_NAME, exported.to_bytes())
 
     def _mend_pointers(self, newest: CheckpointRef) -> None:
         """Do what a writer that died between commit and pointers had left to do."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,6 +54,11 @@ def open_checkpoint(store: Store, digest: str | None = None) -> CheckpointRef:
         data = store.get(METADATA_NAME)
     except NotFoundError as error:
         if store.list():
+            if not STEP_PATTERN.fullmatch(store.uri.rsplit("/", 1)[-1]):
+                raise CheckpointError(
+                    f"{store.uri!r} is no checkpoint: it has no {METADATA_NAME}",
+                    remedy="name a step directory, a stage directory, best.ckpt or last.ckpt",
+                ) from error
             raise CheckpointError(
                 f"{store.uri!r} was never committed: it has no {METADATA_NAME}",
                 remedy="use another checkpoint; the next save of this stage sweeps the leftover",
@@ -137,11 +142,38 @@ class StageDir:
                 return None
             try:
                 return self._target(key, data)
-            except CheckpointError:
+            except CheckpointError as error:
                 # The writer may have moved the pointer and deleted what it named while we were reading.
                 if data == before:
-                    raise
+                    raise CheckpointError(
+                        f"{self.uri}/{key} names no checkpoint of this stage: {error.message}",
+                        remedy=f"delete {self.uri}/{key}: the checkpoints themselves say which is {name}; or, if it is "
+                        "a file of another program, bring it in with `stageline checkpoint import`",
+                    ) from error
                 before = data
+
+    def handed_on(self, name: Pointer, fingerprint: str) -> CheckpointRef | None:
+        """The best or last checkpoint of one stage fingerprint; None where nothing of that is committed.
+
+        Where the pointer is missing or names something older, the checkpoints themselves say which it is.
+        CheckpointError if that one is gone.
+        """
+        ref = self.pointer(name)
+        if ref is not None and ref.metadata.stage_fingerprint == fingerprint:
+            return ref
+        same = [ref for ref in self.committed() if ref.metadata.stage_fingerprint == fingerprint]
+        if not same:
+            return None
+        best = same[-1].metadata.best
+        if name == "last" or best is None:
+            return same[-1]
+        found = best_of(same)
+        if found is None:
+            raise CheckpointError(
+                f"the best checkpoint of {self.uri!r}, of step {best.step} by {best.metric}, is gone",
+                remedy=f"restore it, or delete {self.uri}/{CHECKPOINTS} to train the stage again",
+            )
+        return found
 
     def _target(self, key: str, data: bytes) -> CheckpointRef:
         """The checkpoint that a pointer file's bytes name."""
@@ -153,10 +185,7 @@ class StageDir:
         except (ValueError, TypeError, KeyError):
             usable = False
         if not usable or not re.fullmatch(rf"{CHECKPOINTS}/{STEP_PATTERN.pattern}", target):
-            raise CheckpointError(
-                f"{where!r} is no pointer: expected JSON with `target` and `digest`",
-                remedy="a .ckpt of another program: `stageline checkpoint import`; else name a step directory",
-            )
+            raise CheckpointError(f"{where!r} is no pointer: expected JSON with `target` and `digest`")
         return open_checkpoint(self.store.child(target), digest)
 
     def set_pointer(self, name: Pointer, ref: CheckpointRef) -> None:
@@ -184,6 +213,13 @@ class StageDir:
         if links != known or not self.store.exists(PARENTS_NAME):
             plain = [{"uri": ref.uri, "digest": ref.digest} for ref in links]
             self.store.put(PARENTS_NAME, (json.dumps(plain, indent=1) + "\n").encode())
+
+
+def best_of(refs: Sequence[CheckpointRef]) -> CheckpointRef | None:
+    """The one that the newest of some checkpoints calls the best so far, in the order of saving; None if it is gone."""
+    best = refs[-1].metadata.best if refs else None
+    found = [ref for ref in refs if best is not None and ref.metadata.step == best.step]
+    return found[-1] if found else None
 
 
 def step_name(step: int, attempt: int = 1) -> str:
@@ -218,6 +254,8 @@ def resolve(name: str | Reference, prefer: Pointer = "best") -> CheckpointRef:
     an export, or another one.
     """
     uri, digest = parse_reference(str(name))
+    if not uri.strip("/") or uri.endswith("://"):
+        raise CheckpointError(f"{uri!r} names no checkpoint", remedy="name a step directory or a stage directory")
     uri = uri.rstrip("/")
     folder, _, last = uri.rpartition("/")
     if last in (f"{p}.ckpt" for p in POINTERS):

@@ -70,8 +70,9 @@ def load_torch_file(path: str | Path, allow: tuple[str, ...] = ()) -> Any:
         foreign = found[1] if found and "." in found[1] else None
         if foreign is None:
             raise CheckpointError(
-                f"{str(path)!r} can't be read safely: {str(error).splitlines()[0]}",
-                remedy="save it anew as tensors and plain values only",
+                f"{str(path)!r} can't be read safely: it is no file of torch.save with tensors and plain values only",
+                remedy="if another program wrote it, save it anew there as such; a pointer or a step directory of "
+                "stageline's own is named as it is and needs no import",
             ) from None
         helps = next((name for name in ALLOWED if foreign.startswith((f"{name}.", f"_{name}."))), None)
         raise CheckpointError(

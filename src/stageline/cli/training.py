@@ -212,14 +212,16 @@ def evaluate(
     """Measure a checkpoint, or reuse its evaluation; prints metrics with their sample counts."""
     import json
 
+    from stageline.checkpoint.layout import resolve
     from stageline.cli.tables import show_metrics
     from stageline.evaluate.evaluation import default_checkpoint, evaluate_checkpoint
     from stageline.prepare import prepare_data
 
     own = read_config(config, family, preset, overrides)
     with _ending_on_sigterm():
+        named = str(resolve(checkpoint or default_checkpoint(own)).reference)  # before any data are made for it
         reference = data or str(prepare_data(own, _progress).reference)
-        record = evaluate_checkpoint(own, checkpoint or default_checkpoint(own), reference, _progress)
+        record = evaluate_checkpoint(own, named, reference, _progress)
     if quiet:
         print(record.reference)
         return

@@ -46,7 +46,7 @@ def key_of(name: str, field: FieldInfo) -> str:
     return field.alias or name
 
 
-class SectionFaults(ValueError):
+class SectionError(ValueError):
     """Several contradictions inside one section, each to be listed by itself; for validators of a whole section."""
 
     def __init__(self, sentences: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from stageline.config.settings import S, SectionFaults, is_operational, key_of
+from stageline.config.settings import S, SectionError, is_operational, key_of
 from stageline.errors import ConfigError, Faults
 
 SHOWN_CHARACTERS = 120
@@ -52,7 +52,7 @@ def _describe(fault: Mapping[str, Any], model: type[BaseModel]) -> list[tuple[st
     if fault["type"] == "missing":
         return [("", f"{name}: required, and absent")]
     cause = fault.get("ctx", {}).get("error")
-    if isinstance(cause, SectionFaults):
+    if isinstance(cause, SectionError):
         return [(_code_of(sentence), f"{name}: {sentence}") for sentence in cause.sentences]
     message = str(fault["msg"]).removeprefix("Value error, ")
     code = _code_of(message)

@@ -11,7 +11,7 @@ from stageline.checkpoint.metadata import CheckpointMetadata
 from stageline.config import RunConfig
 from stageline.errors import StagelineError, difference
 from stageline.families import FamilyConfig
-from stageline.plan.parents import Parent, handed_on, stage_parents
+from stageline.plan.parents import Parent, stage_parents
 from stageline.plan.record import Item
 from stageline.stage import Stage, num_steps, stage_config, stage_fingerprint, stage_settings
 from stageline.store import Reference, Store
@@ -96,7 +96,10 @@ def _take_up(
     last = max(same, key=lambda ref: (ref.metadata.step, ref.metadata.sequence))
     step = last.metadata.step
     if any(ref.metadata.final for ref in same):
-        ref = handed_on(directory, stage, last.metadata.stage_fingerprint)
+        try:
+            ref = directory.handed_on(stage.parent_checkpoint, last.metadata.stage_fingerprint)
+        except StagelineError as error:
+            return Decision(_blocked(stage, [error]))
         assert ref is not None
         why = f"finished at step {step} with equal settings, data and parents"
         return Decision(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stageline.checkpoint.layout import CheckpointRef, StageDir, resolve
+from stageline.checkpoint.layout import CheckpointRef, resolve
 from stageline.config import RunConfig
 from stageline.errors import PlanError, StagelineError
 from stageline.families import FamilyConfig
@@ -75,12 +75,3 @@ def stage_parents(
         except StagelineError as error:
             faults.append(error)
     return parents, faults
-
-
-def handed_on(directory: StageDir, stage: Stage, fingerprint: str) -> CheckpointRef | None:
-    """The checkpoint a finished stage hands on: its best or last one, of exactly this fingerprint."""
-    ref = directory.pointer(stage.parent_checkpoint)
-    if ref is not None and ref.metadata.stage_fingerprint == fingerprint:
-        return ref
-    same = [ref for ref in directory.committed() if ref.metadata.stage_fingerprint == fingerprint]
-    return same[-1] if same else None

@@ -79,6 +79,8 @@ class _Following:
         if self.signals > 1:
             self.end()
             return
+        if self.process.returncode is not None:  # collected: the number may be another's
+            return
         try:
             os.killpg(self.process.pid, signal.SIGTERM)
         except ProcessLookupError:
@@ -128,11 +130,12 @@ def run_pipeline(config: RunConfig, on_event: OnEvent, on_plan: Callable[[Plan],
             }
             grace = config.trainer.shutdown_timeout_seconds + 2 * KILL_AFTER_SECONDS
             following = _Following(process, EventLog(run), grace)
-            code = _follow(following, request, on_event)
-            error = _error_of(code, following, scratch / FAILURES)
-            run.put("pipeline/log.txt", redact("\n".join(following.raw) + "\n").encode())
-            report = _leave_failure(run, error, following) if error else f"{run.uri}/report.html"
-            evaluation = None if error else _evaluation_of(run, following)
+            with _signals(following):
+                code = _follow(following, request, on_event)
+                error = _error_of(code, following, scratch / FAILURES)
+                run.put("pipeline/log.txt", redact("\n".join(following.raw) + "\n").encode())
+                report = _leave_failure(run, error, following) if error else f"{run.uri}/report.html"
+                evaluation = None if error else _evaluation_of(run, following)
     return RunResult(plan, run.uri, report, time.monotonic() - begin, tuple(following.events), evaluation, error)
 
 
@@ -176,16 +179,15 @@ def _follow(following: _Following, request: Mapping[str, Any], on_event: OnEvent
     process = following.process
     assert process.stdin is not None
     assert process.stdout is not None
-    with _signals(following):
-        try:
-            process.stdin.write(json.dumps(request))
-            process.stdin.close()
-            for line in process.stdout:
-                _take_line(following, line.rstrip("\n"), on_event)
-            return process.wait()
-        finally:
-            following.end()
-            following.log.close()
+    try:
+        process.stdin.write(json.dumps(request))
+        process.stdin.close()
+        for line in process.stdout:
+            _take_line(following, line.rstrip("\n"), on_event)
+        return process.wait()
+    finally:
+        following.end()
+        following.log.close()
 
 
 @contextmanager
@@ -268,7 +270,7 @@ def _error_of(code: int, following: _Following, failures: Path) -> StagelineErro
 
 
 def _leave_failure(run: Store, error: StagelineError, following: _Following) -> str:
-    """The record and the report of a failed run; returns where the report lies. The run's own error stays the one told."""
+    """Record and report of a failed run; returns where the report lies. The run's own error stays the one told."""
     from stageline.report import build_report
 
     record = {**error.record(), "time": round(time.time(), 3), "log_tail": list(following.raw)[-50:]}
@@ -282,7 +284,7 @@ def _leave_failure(run: Store, error: StagelineError, following: _Following) -> 
 
 @contextmanager
 def _signals(following: _Following) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP stop the run while it is followed; only the main thread can set this up."""
+    """SIGINT, SIGTERM and SIGHUP stop the run; what it leaves is written all the same. For the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

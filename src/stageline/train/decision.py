@@ -114,8 +114,6 @@ def decide(work: Work) -> Decision:
 
 def hand_on(work: Work) -> CheckpointRef:
     """The checkpoint a finished stage hands on: its best or last, as the stage declares."""
-    ref = work.stage_dir.pointer(work.stage.parent_checkpoint)
-    if ref is not None and ref.metadata.stage_fingerprint == work.fingerprint:
-        return ref
-    same = [ref for ref in work.stage_dir.committed() if ref.metadata.stage_fingerprint == work.fingerprint]
-    return same[-1]
+    ref = work.stage_dir.handed_on(work.stage.parent_checkpoint, work.fingerprint)
+    assert ref is not None, "a finished stage has committed something"
+    return ref

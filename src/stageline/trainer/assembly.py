@@ -61,11 +61,22 @@ def shard_function(task: Task) -> Callable[[nn.Module, Any], nn.Module]:
     return shard
 
 
+def name_root(model: Any) -> None:
+    """Tell FSDP2 which module is the root.
+
+    Else it takes the first that runs, and a validation put off until the stage goes on may first call a unit by itself.
+    torch has no public call for it.
+    """
+    model._get_fsdp_state()._lazy_init()
+
+
 def assemble(task: Task, settings: TrainerConfig, ranks: Ranks, stage: Stage) -> Parts:
     """Freeze, wrap and build. The model must hold its starting weights already unless they are restored after."""
     trained = freeze_untrained(task.model, stage)
     ranks.shard = shard_function(task)
     model = ranks.fabric.setup_module(task.model)
+    if ranks.sharded:
+        name_root(task.model)
     optimizer = make_optimizer(task.model, task.parameter_groups(), trained, settings)
     step_optimizer = ranks.fabric.setup_optimizers(optimizer)
     ema = Ema(task.model, trained, settings.ema_decay) if settings.use_ema else None

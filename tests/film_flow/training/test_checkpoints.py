@@ -1,6 +1,6 @@
 """film_flow through the whole chain: prepare, train both stages, evaluate, load; and what is refused on the way.
 
-Specification checks 9 (tampering), 11 (no route to heads that differ from the plan), 12 (evaluation takes the path of
+Acceptance checks 9 (tampering), 11 (no route to heads that differ from the plan), 12 (evaluation takes the path of
 training, also in the middle of a warm-up) and 22 (resume).
 """
 

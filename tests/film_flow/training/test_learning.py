@@ -1,4 +1,4 @@
-"""The tiny profile learns the prompted task, and what it learned passes through FiLM (specification checks 17, 18, 19).
+"""The tiny profile learns the prompted task, and what it learned passes through FiLM (acceptance checks 17, 18, 19).
 
 Without the condition the task is ambiguous: swapping the prompt must swap the output. Trained once, from scratch, for
 all tests of this module.

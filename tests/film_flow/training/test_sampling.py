@@ -129,9 +129,14 @@ def test_reported_evaluations_are_the_calls(model: FilmFlowModel, keys: dict[str
 
 
 def test_dopri5_treats_every_image_alone(model: FilmFlowModel) -> None:
-    """Its step sizes follow the error of all it is given: an image is harder to follow the brighter it is here."""
+    """Its step sizes follow the error of all it is given: an image is harder to follow the brighter it is here.
+
+    Acceptance check 17: the reported evaluations are the calls that one image cost.
+    """
+    calls: list[int] = []
 
     def forward(x: Tensor, t: Tensor, image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        calls.append(len(x))
         return 2 * torch.sin(4 * image.mean() * x) + image
 
     image = torch.linspace(-1, 1, 3)[:, None, None, None] * torch.ones(3, 1, 8, 8)
@@ -141,6 +146,7 @@ def test_dopri5_treats_every_image_alone(model: FilmFlowModel) -> None:
         return predict_probability(model, image[rows], None, [IDS[r] for r in rows], sampling, forward=forward)
 
     alone = [solve([row]) for row in range(3)]
+    assert sum(calls) == sum(found.nfe for found in alone)
     together = solve([2, 0, 1])
     assert torch.equal(together.mean, torch.cat([alone[row].mean for row in (2, 0, 1)]))
     assert together.nfe == max(found.nfe for found in alone) > min(found.nfe for found in alone) > 6

@@ -106,6 +106,8 @@ class ToyTask:
         self.model.strength.fill_(step / steps)
 
     def validate(self, model: nn.Module, batch: Any) -> Mapping[str, tuple[float, float]]:
+        # A unit by itself, before the whole: families do so (a head that is asked once per sample).
+        assert bool(torch.isfinite(self.model.stem(batch["x"])).all())
         error = (model(batch["x"]) - batch["target"]).square()
         return {"error": (float(error.sum()), float(error.numel()))}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from stageline.config import SectionFaults
+from stageline.config import SectionError
 from stageline.errors import ConfigError
 from stageline.families.film_flow.film_plan import decoder_channels, resolve_gate_stages
 
@@ -31,7 +31,7 @@ def as_value_error(check: Callable[[], T]) -> T:
 def raise_faults(faults: Sequence[Fault]) -> None:
     """One ValueError that lists all faults of a section."""
     if faults:
-        raise SectionFaults([f"{code}: {text}" if code else text for code, text in faults])
+        raise SectionError([f"{code}: {text}" if code else text for code, text in faults])
 
 
 def model_faults(model: ModelConfig) -> list[Fault]:
