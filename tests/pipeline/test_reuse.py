@@ -1,4 +1,4 @@
-"""What reuse rests on: receipts and evaluations that were changed are never taken for what was written."""
+"""What a run may take up: no changed receipt or evaluation, and no directory that another run is writing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from typing import Any
 
 import pytest
 
+from stageline.checkpoint.layout import StageDir
+from stageline.checkpoint.lease import StageLease
+from stageline.cli.configuration import raw_preset
 from stageline.config import seal
-from stageline.errors import DataError
+from stageline.errors import BusyError, DataError
 from stageline.evaluate.record import METRICS, SCHEMA, EvaluationRecord, find_evaluation, refuse_damaged
 from stageline.execute.receipt import Receipt, read_receipt, receipt_key, write_receipt
+from stageline.families import parse_config
+from stageline.run.driver import run_pipeline
 from stageline.store import Store, open_store
 
 
@@ -78,3 +83,13 @@ def test_every_missing_or_changed_file_of_an_evaluation_is_named(root: Store) ->
     root.delete("evaluations/e/rows.csv")
     with pytest.raises(DataError, match=r"rows\.csv: missing"):
         refuse_damaged(root, found)
+
+
+def test_a_run_that_is_running_is_left_alone(root: Store) -> None:
+    config = parse_config(raw_preset("film_flow", "tiny"), [f"root={root.uri}", "run=a"])
+    run = root.child("runs", "a")
+    with StageLease.acquire(StageDir.at(run), "stageline run of a"):
+        with pytest.raises(BusyError, match="is being written by 'stageline run of a'"):
+            run_pipeline(config, print, print)
+        names = [info.key for info in run.list()]
+    assert names == ["lease.json", "run.json"], "no failure record, plan or report in somebody else's run"

@@ -18,10 +18,9 @@ from PIL import Image
 
 import stageline
 from stageline.checkpoint.layout import StageDir, resolve
-from stageline.checkpoint.lease import StageLease
 from stageline.cli import main
 from stageline.cli.configuration import raw_preset
-from stageline.errors import BusyError, CheckpointError, DataError, PlanError
+from stageline.errors import CheckpointError, DataError, PlanError
 from stageline.execute.decision import refuse_damaged
 from stageline.families import parse_config
 from stageline.launch.local import REPEAT_SECONDS
@@ -212,17 +211,6 @@ def test_another_identity_under_the_name_is_blocked(finished: Finished) -> None:
     assert "seed: 0 -> 5" in refused.stderr
     assert "run=<new name>" in refused.stderr
     assert {path: path.read_bytes() for path in (finished.root / "runs" / "tiny").glob("*.json")} == before
-
-
-def test_a_run_that_is_running_is_left_alone(finished: Finished) -> None:
-    store = open_store(finished.root).child("runs", "tiny")
-    before = {info.key: info.token for info in store.list() if info.key != "lease.json"}
-    config = parse_config(raw_preset("film_flow", "tiny"), [f"root={finished.root}", *SMALL])
-    with StageLease.acquire(StageDir.at(store), "stageline run of tiny"):
-        with pytest.raises(BusyError, match="is being written by 'stageline run of tiny'"):
-            run_pipeline(config, print, print)
-        after = {info.key: info.token for info in store.list() if info.key != "lease.json"}
-    assert after == before, "no failure record, plan or report in somebody else's run"
 
 
 def test_a_failing_step_ends_the_run_with_its_own_sentence_and_code(
