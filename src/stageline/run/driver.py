@@ -284,7 +284,10 @@ def _leave_failure(run: Store, error: StagelineError, following: _Following) -> 
 
 @contextmanager
 def _signals(following: _Following) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP stop the run; what it leaves is written all the same. For the main thread only."""
+    """SIGINT, SIGTERM and SIGHUP stop the run; what it leaves is written all the same. For the main thread only.
+
+    A process whose run was stopped is on its way out with that code: later signals are ignored to its very end.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -294,4 +297,4 @@ def _signals(following: _Following) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if following.signals else handler)
