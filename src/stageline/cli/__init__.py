@@ -13,7 +13,6 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -97,9 +96,3 @@ def _leave_record(error: BaseException) -> None:
     name = "failure.json" if rank == 0 else f"failure-rank-{rank}.json"
     if not (Path(folder) / name).exists():
         write_failure(Path(folder), error, rank=rank)
-
-
-def echo(*lines: Any) -> None:
-    """Print lines to stdout at once."""
-    for line in lines:
-        print(line, flush=True)

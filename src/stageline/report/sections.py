@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -268,8 +267,3 @@ def reproduce_part(record: RunRecord) -> list[Child]:
         titles = ["stage", "stage fingerprint", "data digest"]
         parts.append(fold("what has to agree", table(titles, digests, caption="Equal fingerprints give equal results")))
     return parts
-
-
-def raw_json(title: str, value: Json) -> Markup:
-    """A record as it stands in its file."""
-    return fold(title, tag("pre", json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -233,12 +232,3 @@ class PreparedSplit:
             return np.asarray(opened[shard].get_tensor(name))
         top, left, height, width = box
         return np.asarray(opened[shard].get_slice(name)[top : top + height, left : left + width])
-
-
-def write_split(folder: Path, split: str, images: Iterable[PreparedImage]) -> Sequence[Case]:
-    """A split without features, in one call."""
-    writer = SplitWriter(folder, split)
-    for image in images:
-        writer.add(image)
-    writer.finish(None, "float16")
-    return writer.cases

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -90,8 +88,3 @@ def condition_likeness(vectors: Tensor) -> tuple[float, float]:
     count = len(unit)
     total = float(unit.sum(dim=0).square().sum()) - float(unit.square().sum())
     return total / 2, count * (count - 1) / 2
-
-
-def mean_of(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """Sums and counts -> means; what counted nothing is left out."""
-    return {name: value / count for name, (value, count) in sums.items() if count}
