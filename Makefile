@@ -62,8 +62,16 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 .PHONY: lock
 lock: env ## pin every dependency by hash (UPGRADE=--upgrade takes newer ones)
 	@$(COMPILE) $(UPGRADE) --extra dev pyproject.toml -o requirements/lock.txt
-	@$(COMPILE) $(UPGRADE) --extra pipelines -c requirements/lock.txt pyproject.toml -o requirements/launcher.txt
+	@$(COMPILE) --extra pipelines --extra cluster -c requirements/lock.txt pyproject.toml -o requirements/launcher.txt
+	@$(COMPILE) --extra train --extra vlm --extra cluster -c requirements/lock.txt pyproject.toml \
+		-o requirements/trainer.txt
+	@echo setuptools | $(COMPILE) -c requirements/lock.txt - -o requirements/build.txt
 	@echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" | $(COMPILE) - -o requirements/uv.txt
+
+.PHONY: images
+images: ## build the trainer and the launcher (BUILDER= BASE_IMAGE= REGISTRY= BUILD_FLAGS=)
+	@$(PYTHON) images/build.py --builder="$(BUILDER)" --base-image="$(BASE_IMAGE)" --registry="$(REGISTRY)" \
+		--build-flags="$(BUILD_FLAGS)" --created="$(CREATED)" --source="$(SOURCE)" $(IMAGES)
 
 .PHONY: render
 render: env ## compile the pipelines again (goldens)
