@@ -1,0 +1,121 @@
+{{/*
+Names, labels and references that several templates share. Objects have fixed names, whatever the release is called:
+a stageline config names them (`service_account: stageline-trainer`), so that one release fits into one namespace.
+*/}}
+
+{{/* Labels of every object. Call with (dict "root" $ "component" "launcher"). */}}
+{{- define "stageline.labels" -}}
+{{- with .root.Values.labels }}{{ toYaml . }}
+{{ end -}}
+app.kubernetes.io/name: stageline
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/component: {{ .component }}
+app.kubernetes.io/part-of: stageline
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{/* The namespaces in which jobs run, as a JSON list. */}}
+{{- define "stageline.namespaces" -}}
+{{ .Values.jobNamespaces | default (list .Release.Namespace) | toJson }}
+{{- end }}
+
+{{/* Reference of an image: by digest where there is one. Call with (dict "root" $ "image" .Values.images.trainer). */}}
+{{- define "stageline.image" -}}
+{{- if .image.digest -}}
+{{ .image.repository }}@{{ .image.digest }}
+{{- else -}}
+{{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
+{{- end -}}
+{{- end }}
+
+{{/* The claim that jobs mount; empty without one. */}}
+{{- define "stageline.claim" -}}
+{{- if .Values.storage.existingClaim -}}
+{{ .Values.storage.existingClaim }}
+{{- else if .Values.storage.claim.create -}}
+{{ .Values.storage.claim.name }}
+{{- end -}}
+{{- end }}
+
+{{/* The Secret with S3 credentials; empty without one (workload identity, or no S3). */}}
+{{- define "stageline.s3Secret" -}}
+{{- if .Values.storage.s3.existingSecret -}}
+{{ .Values.storage.s3.existingSecret }}
+{{- else if .Values.storage.s3.credentials.accessKeyId -}}
+stageline-s3
+{{- end -}}
+{{- end }}
+
+{{/*
+The defaults of a stageline config in namespace .namespace: `root` and the section `cluster`. Keys that are empty are
+left out, so that stageline's own defaults hold. Call with (dict "root" $ "namespace" "team-a").
+*/}}
+{{- define "stageline.defaults" -}}
+{{- $values := .root.Values -}}
+{{- $s3 := $values.storage.s3 -}}
+{{- $claim := include "stageline.claim" .root -}}
+{{- $storage := dict -}}
+{{- if $claim -}}
+{{- $storage = dict "claim" $claim "mount_path" $values.storage.mountPath "sub_path" $values.storage.subPath -}}
+{{- end -}}
+{{- $objects := dict
+    "endpoint" $s3.endpoint
+    "region" $s3.region
+    "secret" (include "stageline.s3Secret" .root)
+    "proxy" $s3.proxy
+    "no_proxy" $s3.noProxy
+    "ca_config_map" $s3.caConfigMap
+    "ca_secret" $s3.caSecret
+    "path_style" $s3.pathStyle -}}
+{{- $given := dict -}}
+{{- range $key, $value := $objects }}{{ if $value }}{{ $_ := set $given $key $value }}{{ end }}{{ end -}}
+{{- if $given }}{{ $_ := set $storage "s3" $given }}{{ end -}}
+{{- $cluster := dict
+    "namespace" .namespace
+    "image" (include "stageline.image" (dict "root" .root "image" $values.images.trainer))
+    "image_pull_policy" $values.images.trainer.pullPolicy
+    "pull_secrets" $values.images.pullSecrets
+    "service_account" $values.trainer.serviceAccount.name
+    "queue" $values.localQueue.name
+    "priority_class" $values.priorityClass.name
+    "storage" $storage -}}
+{{- $section := dict -}}
+{{- range $key, $value := $cluster }}{{ if $value }}{{ $_ := set $section $key $value }}{{ end }}{{ end -}}
+{{- $section = mustMergeOverwrite $section (deepCopy $values.cluster) -}}
+{{- $root := $s3.root | default (ternary $values.storage.mountPath "" (ne $claim "")) -}}
+{{- with $root }}root: {{ . }}
+{{ end -}}
+cluster:
+  {{- toYaml $section | nindent 2 }}
+{{- end }}
+
+{{/* What the schema cannot say in words: contradictions between values, all at once. */}}
+{{- define "stageline.faults" -}}
+{{- $faults := list -}}
+{{- $storage := .Values.storage -}}
+{{- $keys := $storage.s3.credentials -}}
+{{- if and $storage.existingClaim $storage.claim.create -}}
+{{- $faults = append $faults "storage.existingClaim and storage.claim.create are both set; give one of them" -}}
+{{- end -}}
+{{- if and $storage.s3.existingSecret $keys.accessKeyId -}}
+{{- $faults = append $faults "storage.s3.existingSecret and storage.s3.credentials are both set; give one of them" -}}
+{{- end -}}
+{{- if ne (empty $keys.accessKeyId) (empty $keys.secretAccessKey) -}}
+{{- $faults = append $faults "storage.s3.credentials needs accessKeyId and secretAccessKey together" -}}
+{{- end -}}
+{{- if and $storage.s3.caConfigMap $storage.s3.caSecret -}}
+{{- $faults = append $faults "storage.s3.caConfigMap and storage.s3.caSecret are both set; give one of them" -}}
+{{- end -}}
+{{- if and .Values.localQueue.create (not (and .Values.localQueue.name .Values.localQueue.clusterQueue)) -}}
+{{- $faults = append $faults "localQueue.create needs localQueue.name and localQueue.clusterQueue" -}}
+{{- end -}}
+{{- if and .Values.priorityClass.create (not .Values.priorityClass.name) -}}
+{{- $faults = append $faults "priorityClass.create needs priorityClass.name" -}}
+{{- end -}}
+{{- if eq .Values.launcher.serviceAccount.name .Values.trainer.serviceAccount.name -}}
+{{- $faults = append $faults "launcher and trainer share one service account, which would give training pods the launcher's rights; name two" -}}
+{{- end -}}
+{{- if $faults }}{{ fail (printf "\n  - %s" (join "\n  - " $faults)) }}{{ end -}}
+{{- end }}
