@@ -22,6 +22,7 @@ from stageline import __version__
 BUILD_VARIABLE = "STAGELINE_BUILD"
 IMAGE_VARIABLE = "STAGELINE_IMAGE"
 SCHEMA = "stageline-build/1"
+FIELDS = ("schema", "version", "revision", "image", "base_image")
 UNKNOWN = "unknown"
 DIRTY = "-dirty"
 GIT_SECONDS = 5.0
@@ -80,18 +81,18 @@ def _find(file: str, image: str) -> Build:
 
 def read_build(file: Path, image: str = "") -> Build:
     """The identity that an image carries. image: the reference to prefer over the tag it was built as."""
+    where = f"{BUILD_VARIABLE} names {str(file)!r}"
     try:
         plain = json.loads(file.read_bytes())
-        if plain["schema"] != SCHEMA:
-            raise ValueError(f"its schema is {plain['schema']!r}, this version reads {SCHEMA}")
-        revision, dirty = _split(plain["revision"])
-        named = image or str(plain["image"])
-        base_image = str(plain["base_image"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{BUILD_VARIABLE} names {str(file)!r}, which cannot be read: {type(error).__name__}: {error}"
-        return Build(__version__, image=image, note=reason)
+        found = {key: str(plain[key]) for key in FIELDS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Build(__version__, image=image, note=f"{where}, which cannot be read: {type(error).__name__}: {error}")
+    if found["schema"] != SCHEMA:
+        note = f"{where} with schema {found['schema']!r}, this version reads {SCHEMA}"
+        return Build(__version__, image=image, note=note)
+    revision, dirty = _split(found["revision"])
     note = "" if revision != UNKNOWN else "the image was built without a revision"
-    return Build(__version__, revision, dirty, named, base_image, "image", note)
+    return Build(__version__, revision, dirty, image or found["image"], found["base_image"], "image", note)
 
 
 def _of_checkout(root: Path, image: str) -> Build:

@@ -10,9 +10,11 @@ checkpoints     checkpoint show verify lineage import export prune
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -35,12 +37,32 @@ OPTIONAL_PARTS = {
 
 app = typer.Typer(
     name="stageline",
-    help="Train models that are trained in stages, with every seam between them checked.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Say what this copy was built from, and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --version: as JSON.")] = False,
+) -> None:
+    """Train models that are trained in stages, with every seam between them checked."""
+    if version:
+        from stageline.build import find_build
+
+        build = find_build()
+        typer.echo(json.dumps(build.to_json(), indent=1) if as_json else build.to_text())
+        raise typer.Exit
+    if as_json:
+        raise typer.BadParameter("it belongs to --version, or behind a command that has it", param_hint="--json")
+    if context.invoked_subcommand is None:  # no_args_is_help has seen to the empty line
+        raise typer.BadParameter("a command is missing; see --help")
+
+
 for _module in ("training", "running", "checkpoints"):
     importlib.import_module(f"stageline.cli.{_module}").register(app)
 

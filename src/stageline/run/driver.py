@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from stageline.build import image_reference
 from stageline.checkpoint.identity import claim_run
 from stageline.checkpoint.layout import StageDir
 from stageline.checkpoint.lease import StageLease
@@ -147,7 +148,7 @@ def _claimed(config: RunConfig, plan: Plan, command: str) -> Iterator[Store]:
     """
     root = open_store(config.root)
     stages = family_config(config.family).stages.names
-    claim_run(root, config, command or redact(shlex.join(sys.argv)), stages=stages)
+    claim_run(root, config, command or redact(shlex.join(sys.argv)), stages=stages, image=image_reference())
     run = root.child("runs", config.run)
     with StageLease.acquire(StageDir.at(run), f"stageline run of {config.run}"):
         clear_failures(run)

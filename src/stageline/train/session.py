@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stageline import __version__
+from stageline.build import find_build
 from stageline.checkpoint.identity import RunRecord, versions
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.checkpoint.lease import StageLease
@@ -109,9 +110,10 @@ def make_provenance(
     own, trained = parts.own, set(parts.trained)
     frozen = [name for name, _ in own.named_parameters() if name not in trained]
     groups = {group.name: count_parameters(own, group.names) for group in parts.task.parameter_groups()}
-    ranks = parts.ranks
+    ranks, build = parts.ranks, find_build()
     environment = {
         **versions(),
+        "build": build.to_json(),
         "host": socket.gethostname(),
         "device": str(ranks.device.type),
         "ranks": ranks.size,
@@ -131,5 +133,6 @@ def make_provenance(
         data_digest=work.data_digest,
         environment=environment,
         stageline_version=__version__,
+        image=build.image,
         command=redact(command),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from stageline.build import image_reference
 from stageline.checkpoint.commit import CheckpointWriter
 from stageline.checkpoint.identity import claim_run
 from stageline.checkpoint.layout import CheckpointRef, resolve
@@ -77,7 +78,8 @@ def train_stage(
         work = describe_work(own, family, stage, data=data, parents=parents)
         session.work = work
         if session.rank == 0:
-            session.run = claim_run(own.root, config, session.command, stages=family.stages.names)
+            stages, image = family.stages.names, image_reference()
+            session.run = claim_run(own.root, config, session.command, stages=stages, image=image)
         torch.set_num_threads(own.trainer.threads)
         with StopRequest(own.trainer.max_seconds) as stop:
             return _train(session, work, data, stop)
