@@ -170,7 +170,7 @@ def num_steps(config: RunConfig, stage: Stage, num_samples: int | None = None) -
         return stage.steps
     if num_samples is None:
         return None
-    per_step = trainer.batch_size * trainer.accumulate_grad_batches * trainer.processes
+    per_step = trainer.batch_size * trainer.accumulate_grad_batches * trainer.world_size
     return trainer.max_epochs * -(-num_samples // per_step)
 
 

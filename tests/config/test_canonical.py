@@ -70,6 +70,7 @@ SEMANTIC_CHANGES: list[dict[str, Any]] = [
     {"trainer": {"learning_rate": 1e-3}},
     {"trainer": {"batch_size": 4}},
     {"trainer": {"processes": 2}},
+    {"trainer": {"nodes": 2}},
     {"trainer": {"max_steps": 5}},
     {"model": {"rate": 0.25}},
     {"model": {"parts": [{"depth": 3}]}},
@@ -92,6 +93,17 @@ def test_operational_fields_leave_the_fingerprint_alone(change: dict[str, Any]) 
 @pytest.mark.parametrize("change", SEMANTIC_CHANGES, ids=json.dumps)
 def test_fields_that_can_change_a_result_change_the_fingerprint(change: dict[str, Any]) -> None:
     assert fingerprint(semantic(config_of(change))) != fingerprint(semantic(config_of({})))
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+def test_only_the_number_of_ranks_in_all_counts(nodes: int) -> None:
+    spread = config_of({"trainer": {"nodes": nodes, "processes": 4 // nodes}})
+    together = config_of({"trainer": {"processes": 4}})
+    assert spread.trainer.world_size == 4
+    assert semantic(spread) == semantic(together)
+    assert semantic(spread)["trainer"]["processes"] == 4
+    assert "nodes" not in semantic(spread)["trainer"]
+    assert fingerprint(semantic(spread)) != fingerprint(semantic(config_of({})))
 
 
 def test_a_default_written_out_is_the_default() -> None:

@@ -162,6 +162,7 @@ def test_every_override_that_meets_no_section_is_named() -> None:
         pytest.param({"max_epochs": 2, "batch_size": 2, "accumulate_grad_batches": 2}, 8, 4, id="accumulation"),
         pytest.param({"max_epochs": 1, "batch_size": 2, "accumulate_grad_batches": 2}, 9, 3, id="incomplete-group"),
         pytest.param({"max_epochs": 1, "batch_size": 2, "processes": 2}, 8, 2, id="ranks"),
+        pytest.param({"max_epochs": 1, "batch_size": 2, "nodes": 2}, 8, 2, id="ranks-on-nodes"),
         pytest.param({"max_epochs": 5}, None, None, id="not-known-yet"),
     ],
 )

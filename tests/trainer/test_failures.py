@@ -112,7 +112,7 @@ def test_out_of_memory_names_the_setting(train, tmp_path, family):
     ("stage", "settings", "error", "words"),
     [
         pytest.param("base", {"trainer.precision": "16-mixed"}, ConfigError, "needs a GPU", id="fp16 on a CPU"),
-        pytest.param("base", {"trainer.processes": 2}, ConfigError, "one of 1 on this node", id="no torchrun"),
+        pytest.param("base", {"trainer.processes": 2}, ConfigError, "one of 1, 1 of them", id="no torchrun"),
         pytest.param("base", {"data.num_train": 0, "data.num_val": 0}, DataError, "2 faults", id="no samples"),
         pytest.param("base", {"data.may_split": False}, ConfigError, "may not be split", id="loss that cannot split"),
         pytest.param("loose", {}, ConfigError, "'nothing.*' matches none of 6", id="pattern without match"),

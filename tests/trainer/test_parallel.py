@@ -74,6 +74,17 @@ def test_two_ranks_equal_one(train, tmp_path):
     assert_same_training(tmp_path, "one", "ddp")
 
 
+@pytest.mark.slow
+def test_ranks_on_two_nodes_are_those_of_one_machine_bit_for_bit(train, tmp_path):
+    spread = {**TWO, "trainer.processes": 1, "trainer.nodes": 2}
+    for run, settings in (("together", TWO), ("spread", spread)):
+        ends = run_ranks(lambda _, run=run, settings=settings: train(run=run, **settings).step, 2, tmp_path / run)
+        assert [end.code for end in ends] == [0, 0], ends
+    together, apart = final(tmp_path, "together"), final(tmp_path, "spread")
+    assert together.content == apart.content
+    assert together.metadata.stage_fingerprint == apart.metadata.stage_fingerprint
+
+
 def test_a_sharded_model_equals_one_rank_and_loads_plain(train, tmp_path):
     from toy_family import family
     from toy_family.toy import ToyModel

@@ -22,7 +22,7 @@ from stageline.cli.configuration import (
 )
 
 if TYPE_CHECKING:
-    from stageline.config import RunConfig
+    from stageline.config import RunConfig, TrainerConfig
     from stageline.plan import Plan
 
 DataReference = Annotated[
@@ -140,8 +140,9 @@ def train(
     own = read_config(config, family, preset, overrides)
     declared = family_config(own.family).stages[stage]
     parents = _parents(parent)
-    if stage_config(own, declared).trainer.processes > 1 and "LOCAL_RANK" not in os.environ:
-        _train_as_job(own, stage, data, parents)
+    trainer = stage_config(own, declared).trainer
+    if trainer.world_size > 1 and "LOCAL_RANK" not in os.environ:
+        _train_as_job(own, trainer, stage, data, parents)
         return
     from stageline.launch.process import die_with_parent
 
@@ -172,8 +173,10 @@ def _parents(words: list[str] | None) -> dict[str, str] | None:
     return {role: name for role, _, name in pairs}
 
 
-def _train_as_job(config: RunConfig, stage: str, data: str | None, parents: dict[str, str] | None) -> None:
-    """Several processes: start them with torchrun and follow."""
+def _train_as_job(
+    config: RunConfig, trainer: TrainerConfig, stage: str, data: str | None, parents: dict[str, str] | None
+) -> None:
+    """Several processes: start them with torchrun and follow. trainer: as the stage sees it."""
     import json
 
     from stageline.execute.body import cancellable
@@ -185,13 +188,12 @@ def _train_as_job(config: RunConfig, stage: str, data: str | None, parents: dict
         words = ["train", stage, f"--data={reference}"]
         words += [f"--parent={role}={name}" for role, name in (parents or {}).items()]
         raw: dict[str, Any] = json.loads(config.model_dump_json(exclude_unset=True, by_alias=True))
-        trainer = config.trainer
         run_verb(
             body,
             f"{config.run}-{stage}",
             words,
             raw,
-            processes=trainer.processes,
+            processes=trainer.world_size,
             timeout_seconds=trainer.shutdown_timeout_seconds,
         )
 

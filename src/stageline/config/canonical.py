@@ -11,13 +11,22 @@ import yaml
 from pydantic import BaseModel
 
 from stageline.config.document import Dumper
-from stageline.config.settings import RunConfig, is_operational, key_of
+from stageline.config.fields import is_operational, key_of
+from stageline.config.settings import RunConfig
 
 
 def semantic(config: BaseModel) -> dict[str, Any]:
-    """The config as plain JSON data without its operational fields: what fingerprints are made of."""
-    fields = type(config).model_fields.items()
-    return {key_of(name, field): _plain(getattr(config, name)) for name, field in fields if not is_operational(field)}
+    """The config as plain JSON data without its operational fields: what fingerprints are made of.
+
+    A section may let a property stand for a field (`Settings.IN_FINGERPRINTS`): `trainer.processes` holds the ranks of
+    all nodes here, so that two pods of one rank and one machine with two are the same stage.
+    """
+    stand_ins: Mapping[str, str] = getattr(config, "IN_FINGERPRINTS", {})
+    return {
+        key_of(name, field): _plain(getattr(config, stand_ins.get(name, name)))
+        for name, field in type(config).model_fields.items()
+        if not is_operational(field)
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -131,7 +131,7 @@ def _train(
             f"{run}-{stage}",
             ["train", stage, f"--data={data}", *words],
             raw,
-            processes=trainer.processes,
+            processes=trainer.world_size,
             timeout_seconds=trainer.shutdown_timeout_seconds,
         )
         after = decide(raw, stage, data, parents)

@@ -52,7 +52,7 @@ def describe_work(
     config names, or else what this run's own stages have committed.
     """
     root = open_store(config.root)
-    if root.in_process and config.trainer.processes > 1:
+    if root.in_process and config.trainer.world_size > 1:
         raise StoreError(f"{config.root!r} lives in one process, the stage has several", remedy="use a path or s3://")
     try:
         digest = Reference.parse(data).digest

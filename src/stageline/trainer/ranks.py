@@ -44,10 +44,12 @@ class Ranks:
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         size = int(os.environ.get("WORLD_SIZE", "1"))
         local = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
-        if local != settings.processes:
+        if size != settings.world_size or local not in (settings.processes, settings.world_size):
             raise ConfigError(
-                f"trainer.processes={settings.processes}, but this process is one of {local} on this node",
-                remedy=f"start it with torchrun --nproc-per-node {settings.processes}, or through `stageline run`",
+                f"trainer.nodes={settings.nodes} and trainer.processes={settings.processes} make "
+                f"{settings.world_size} ranks, but this process is one of {size}, {local} of them on this node",
+                remedy=f"start it with torchrun --nnodes {settings.nodes} --nproc-per-node {settings.processes}, "
+                "or through `stageline run`",
             )
         self.shard: Callable[[nn.Module, Any], nn.Module] | None = None
         self.sharded = settings.strategy == "fsdp2"

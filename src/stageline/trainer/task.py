@@ -88,5 +88,6 @@ def refuse_split(settings: TrainerConfig, world_size: int) -> None:
         raise ConfigError(
             f"the loss of this stage may not be split (it is no sum over samples), but "
             f"trainer.accumulate_grad_batches={accumulate} on {world_size} rank(s) splits it",
-            remedy="set trainer.accumulate_grad_batches=1 and trainer.processes=1; raise trainer.batch_size instead",
+            remedy="set trainer.accumulate_grad_batches, trainer.processes and trainer.nodes to 1; raise "
+            "trainer.batch_size instead",
         )

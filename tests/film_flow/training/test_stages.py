@@ -184,6 +184,16 @@ def test_strengths_wait_then_rise_and_are_saved_with_the_model(make_task: MakeTa
     assert gate == [0.0] * 2 * epoch + [1.0] * 3 * epoch
 
 
+@pytest.mark.parametrize("spread", [{"trainer__nodes": 3}, {"trainer__processes": 3}], ids=["nodes", "processes"])
+def test_warm_up_epochs_are_shorter_by_the_ranks_of_all_nodes(make_task: MakeTask, spread: dict[str, int]) -> None:
+    task = make_task(model__film_warmup_epochs=2, **spread)
+    strengths = []
+    for step in range(4):
+        task.advance(step, 4)
+        strengths.append(float(task.model.state_dict()["schedule.film_strength"]))
+    assert strengths == [0.0, 0.0, 1.0, 1.0]  # 6 samples are one step of 2 on each of 3 ranks
+
+
 def test_during_the_warm_up_a_conditioned_model_predicts_as_without_film(make_task: MakeTask) -> None:
     task = make_task(model__film_warmup_epochs=1)
     kick(task.network).eval()

@@ -102,7 +102,7 @@ class FilmFlowTask:
 
     def _strength(self, step: int, warmup_epochs: int, ramp_epochs: int) -> float:
         trainer = self.config.trainer
-        per_step = trainer.batch_size * trainer.accumulate_grad_batches * trainer.processes
+        per_step = trainer.batch_size * trainer.accumulate_grad_batches * trainer.world_size
         epoch = -(-self.epoch_samples // per_step)
         done = step - warmup_epochs * epoch
         if done < 0:
