@@ -1,8 +1,8 @@
 """YAML and dotted overrides become one frozen, typed config; every fault of it is reported at once.
 
-Layer: the lowest but errors; loads no torch. `document` reads YAML and overrides, `settings` says which keys there are,
-`validation` turns one into the other, `canonical` makes fingerprints of the result. A family's `config` module
-subclasses `RunConfig` with sections of its own.
+Layer: the lowest but errors; loads no torch. `document` reads YAML and overrides, `settings` and `cluster` say which
+keys there are, `validation` turns one into the other, `canonical` makes fingerprints of the result. A family's `config`
+module subclasses `RunConfig` with sections of its own.
 """
 
 from __future__ import annotations
@@ -18,27 +18,25 @@ from stageline.config.canonical import (
     semantic,
     to_yaml,
 )
+from stageline.config.cluster import ClusterConfig
 from stageline.config.document import apply_overrides, parse_yaml, read_yaml, set_dotted
-from stageline.config.settings import (
-    NAME_PATTERN,
+from stageline.config.fields import (
     OPERATIONAL,
-    C,
-    RetentionConfig,
-    RunConfig,
     S,
     SectionError,
     Settings,
-    TrainerConfig,
     is_operational,
     key_of,
     operational,
 )
+from stageline.config.settings import NAME_PATTERN, C, RetentionConfig, RunConfig, TrainerConfig
 from stageline.config.validation import dotted_fields, json_schema, nearest, validate
 
 __all__ = [
     "NAME_PATTERN",
     "OPERATIONAL",
     "C",
+    "ClusterConfig",
     "RetentionConfig",
     "RunConfig",
     "S",

@@ -7,51 +7,16 @@ of fingerprints.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, field_validator, model_validator
+
+from stageline.config.cluster import ClusterConfig, cluster_faults
+from stageline.config.fields import SectionError, Settings, operational
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
 """Run names: DNS-safe, at most 40 characters, so that `<run>-<stage>` stays under Kubernetes' 63."""
-
-OPERATIONAL: dict[str, Any] = {"operational": True}
-
-
-class Settings(BaseModel):
-    """Base of every section: frozen, closed, strict about types (an int is not a bool, a string is no number)."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-
-S = TypeVar("S", bound="Settings")
-
-
-def operational(default: Any, **kwargs: Any) -> Any:
-    """A field that cannot change a result, only where or how fast it is made: left out of fingerprints."""
-    return Field(default=default, json_schema_extra=OPERATIONAL, **kwargs)
-
-
-def is_operational(field: FieldInfo) -> bool:
-    """Whether a field was declared with `operational(...)`."""
-    extra = field.json_schema_extra
-    return isinstance(extra, dict) and extra.get("operational") is True
-
-
-def key_of(name: str, field: FieldInfo) -> str:
-    """How a field is spelled in YAML: its alias where it has one (`import` is no name in Python)."""
-    return field.alias or name
-
-
-class SectionError(ValueError):
-    """Several contradictions inside one section, each to be listed by itself; for validators of a whole section."""
-
-    def __init__(self, sentences: Sequence[str]) -> None:
-        super().__init__("; ".join(sentences))
-        self.sentences = tuple(sentences)
 
 
 class RetentionConfig(Settings):
@@ -83,6 +48,8 @@ class TrainerConfig(Settings):
     """auto: one process alone, several with DDP; fsdp2 shards parameters, gradients and optimizer state."""
     processes: int = Field(default=1, ge=1)
     """Processes (ranks) per node; torchrun starts more than one. Changes sums and random draws."""
+    nodes: int = operational(1, ge=1)
+    """Pods of a stage on a cluster, each with `processes` ranks; one machine starts nodes x processes ranks itself."""
     threads: int = operational(1, ge=1)
     """CPU threads per process inside torch."""
     num_workers: int = operational(0, ge=0)
@@ -125,6 +92,13 @@ class TrainerConfig(Settings):
     max_seconds: float | None = operational(None, gt=0)
     """Stop, commit and ask to be continued after this many seconds."""
 
+    IN_FINGERPRINTS: ClassVar[Mapping[str, str]] = {"processes": "world_size"}
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in all: what sums and random draws depend on, however the ranks are spread over machines."""
+        return self.nodes * self.processes
+
     @model_validator(mode="after")
     def _one_length(self) -> TrainerConfig:
         if self.max_steps is not None and self.max_epochs is not None:
@@ -154,6 +128,8 @@ class RunConfig(Settings):
     parents: dict[str, dict[str, str]] = Field(default_factory=dict)
     """Per stage and role, a checkpoint of another run to start from, by URI: `{film: {default: runs/a/backbone}}`."""
     trainer: TrainerConfig = TrainerConfig()
+    cluster: ClusterConfig = operational(ClusterConfig())
+    """How stages run on Kubernetes; read by `stageline job`, `pipeline submit` and the launcher pytorchjob alone."""
 
     IDENTITY: ClassVar[tuple[str, ...]] = ("family", "seed", "model", "data")
     """Dotted keys whose values make up a run's identity; a family may name others."""
@@ -166,6 +142,14 @@ class RunConfig(Settings):
                 f"{value!r} is no run name: lower-case letters, digits and inner hyphens, at most 40 characters"
             )
         return value
+
+    @model_validator(mode="after")
+    def _cluster_fits(self) -> RunConfig:
+        """Where stages change things, each stage's own config is what has to fit; it is checked when it is made."""
+        faults = [] if self.stage_overrides else list(cluster_faults(self.cluster, self.trainer))
+        if faults:
+            raise SectionError(faults)
+        return self
 
 
 C = TypeVar("C", bound=RunConfig)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from stageline.config.settings import S, SectionError, is_operational, key_of
+from stageline.config.fields import S, SectionError, is_operational, key_of
 from stageline.errors import ConfigError, Faults
 
 SHOWN_CHARACTERS = 120

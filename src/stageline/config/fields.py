@@ -1,0 +1,49 @@
+"""What every section is made of: frozen closed settings, and fields that stay out of fingerprints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+OPERATIONAL: dict[str, Any] = {"operational": True}
+
+
+class Settings(BaseModel):
+    """Base of every section: frozen, closed, strict about types (an int is not a bool, a string is no number)."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    IN_FINGERPRINTS: ClassVar[Mapping[str, str]] = {}
+    """Field -> the property that stands for it in fingerprints, where the field alone does not say what counts."""
+
+
+S = TypeVar("S", bound="Settings")
+
+
+def operational(default: Any, **kwargs: Any) -> Any:
+    """A field that cannot change a result, only where or how fast it is made: left out of fingerprints."""
+    return Field(default=default, json_schema_extra=OPERATIONAL, **kwargs)
+
+
+def is_operational(field: FieldInfo) -> bool:
+    """Whether a field was declared with `operational(...)`."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and extra.get("operational") is True
+
+
+def key_of(name: str, field: FieldInfo) -> str:
+    """How a field is spelled in YAML: its alias where it has one (`import` is no name in Python)."""
+    return field.alias or name
+
+
+class SectionError(ValueError):
+    """Several contradictions inside one section, each to be listed by itself; for validators of a whole section."""
+
+    def __init__(self, sentences: Sequence[str]) -> None:
+        super().__init__("; ".join(sentences))
+        self.sentences = tuple(sentences)

@@ -1,0 +1,175 @@
+"""How Kubernetes spells names, quantities and keys, as types a section can use; all faults of a mapping at once.
+
+Source: apimachinery's `validation` and `resource.Quantity`. Whether a thing of that name exists, only a cluster knows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
+
+from stageline.config.fields import SectionError
+
+DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+"""RFC 1123 label, at most 63 characters: namespaces, pull secrets' parts."""
+DNS_SUBDOMAIN = re.compile(rf"{DNS_LABEL.pattern}(\.{DNS_LABEL.pattern})*")
+"""RFC 1123 subdomain, at most 253 characters: most object names."""
+_QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][+-]?[0-9]+|)")
+_FACTORS = {
+    **{"": Decimal(1), "m": Decimal("0.001"), "k": Decimal(1000)},
+    **{unit: Decimal(1000) ** power for power, unit in enumerate("MGTPE", 2)},
+    **{unit: Decimal(1024) ** power for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)},
+}
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET_WORDS = {
+    *("SECRET", "SECRETS", "PASSWORD", "PASSWD", "PASSPHRASE", "PWD", "TOKEN", "TOKENS", "APIKEY", "BEARER"),
+    *("CREDENTIAL", "CREDENTIALS", "KEY", "KEYS", "COOKIE"),
+}
+_SECRET_VALUE = re.compile(
+    r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\b(?:hf_|ghp_|gho_|glpat-|xox[bp]-)[A-Za-z0-9_-]{8,}|://[^/\s:@]+:[^/\s@]+@"
+)
+_OWN_ENV = re.compile(
+    r"(PET|STAGELINE|TORCHELASTIC)_.*|POD_NAME|POD_UID|NODE_NAME|RANK|LOCAL_RANK|WORLD_SIZE|MASTER_(ADDR|PORT)"
+)
+_OWN_KEYS = ("stageline.dev/", "training.kubeflow.org/", "kueue.x-k8s.io/queue-name")
+
+
+def quantity_value(text: str) -> Decimal:
+    """The number a quantity means (`500m` is 0.5, `1Gi` 1073741824). ValueError where it is none or negative."""
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no quantity: a number, then nothing or one of m k M G T P E Ki Mi Gi Ti Pi Ei")
+    number, unit = match.groups()
+    if unit in _FACTORS:
+        return Decimal(number) * _FACTORS[unit]
+    return Decimal(number) * Decimal(10) ** int(unit[1:])
+
+
+def _quantity(value: Any) -> Any:
+    """Numbers become texts, as the API server writes them."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, str):
+        quantity_value(value)
+    return value
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether an environment variable of this name looks like a credential."""
+    return bool(_SECRET_WORDS & set(re.split(r"[_.-]", name.upper())))
+
+
+def _named(pattern: re.Pattern[str], longest: int, what: str) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if value and (len(value) > longest or not pattern.fullmatch(value)):
+            raise ValueError(
+                f"{value!r} is no {what}: lower-case letters, digits and inner hyphens"
+                f"{' or dots' if pattern is DNS_SUBDOMAIN else ''}, at most {longest} characters"
+            )
+        return value
+
+    return check
+
+
+def _key_fault(key: str) -> str:
+    """What is wrong with a label or annotation key, `[prefix/]name`."""
+    prefix, slash, name = key.rpartition("/")
+    if slash and (len(prefix) > 253 or not DNS_SUBDOMAIN.fullmatch(prefix)):
+        return f"{key!r}: {prefix!r} before the slash is no DNS name"
+    if len(name) > 63 or not _QUALIFIED.fullmatch(name):
+        return f"{key!r}: {name!r} is no name of letters, digits, '-', '_', '.', at most 63 characters"
+    return ""
+
+
+def _label_fault(key: str, value: str) -> str:
+    if value and (len(value) > 63 or not _QUALIFIED.fullmatch(value)):
+        return f"{key}: {value!r} is no label value: letters, digits, '-', '_', '.', at most 63 characters"
+    return ""
+
+
+def _rejoin(value: Any) -> Any:
+    """Keys that hold dots, which a dotted override took apart: {nvidia: {"com/gpu": 8}} is nvidia.com/gpu again.
+
+    An override wins over the same key of the file.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    plain = {key: item for key, item in value.items() if not isinstance(item, Mapping)}
+
+    def walk(prefix: str, item: Mapping[str, Any]) -> None:
+        for key, inner in item.items():
+            if isinstance(inner, Mapping):
+                walk(f"{prefix}{key}.", inner)
+            else:
+                plain[prefix + key] = inner
+
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            walk(f"{key}.", item)
+    return plain
+
+
+def _each(*faults_of: Callable[[str, str], str]) -> Callable[[dict[str, str]], dict[str, str]]:
+    """A validator of a mapping that lists every fault of every entry."""
+
+    def check(value: dict[str, str]) -> dict[str, str]:
+        found = [fault for key, item in value.items() for rule in faults_of if (fault := rule(key, item))]
+        if found:
+            raise SectionError(found)
+        return value
+
+    return check
+
+
+def _not_ours(key: str, _: str) -> str:
+    own = key.startswith(_OWN_KEYS) or key in ("app.kubernetes.io/name", "app.kubernetes.io/managed-by")
+    return f"{key!r} is set by stageline itself" if own else ""
+
+
+def _env_fault(name: str, value: str) -> str:
+    if not _ENV_NAME.fullmatch(name):
+        return f"{name!r} is no name of an environment variable"
+    if _OWN_ENV.fullmatch(name):
+        return f"{name} is set by stageline or torchrun itself"
+    if is_secret_name(name) or _SECRET_VALUE.search(value):
+        return (
+            f"{name} looks like a credential, and what stands in env is readable by everybody who may see the job; "
+            "keep it in a Secret (cluster.storage.s3.secret, or cluster.mounts for other files)"
+        )
+    return ""
+
+
+def _text(value: Any) -> Any:
+    """Numbers in env are texts; true and false are spelled differently by every program, so they are refused."""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+Name = Annotated[str, AfterValidator(_named(DNS_SUBDOMAIN, 253, "Kubernetes name"))]
+"""The name of an object; an empty text names none."""
+Label = Annotated[str, AfterValidator(_named(DNS_LABEL, 63, "namespace or label"))]
+Quantity = Annotated[str, BeforeValidator(_quantity), WithJsonSchema({"type": ["string", "number"]})]
+"""An amount as Kubernetes writes it: 2, 500m, 16Gi."""
+Amounts = Annotated[
+    dict[str, Quantity], BeforeValidator(_rejoin), AfterValidator(_each(lambda key, _: _key_fault(key)))
+]
+"""Resource -> quantity. Any name a node may offer: nvidia.com/mig-1g.10gb, rdma/hca_shared_devices_a."""
+NodeLabels = Annotated[
+    dict[str, str], BeforeValidator(_rejoin), AfterValidator(_each(lambda key, _: _key_fault(key), _label_fault))
+]
+Labels = Annotated[
+    dict[str, str],
+    BeforeValidator(_rejoin),
+    AfterValidator(_each(lambda key, _: _key_fault(key), _label_fault, _not_ours)),
+]
+Annotations = Annotated[
+    dict[str, str], BeforeValidator(_rejoin), AfterValidator(_each(lambda key, _: _key_fault(key), _not_ours))
+]
+Environment = Annotated[
+    dict[str, Annotated[str, BeforeValidator(_text), WithJsonSchema({"type": ["string", "number"]})]],
+    AfterValidator(_each(_env_fault)),
+]
