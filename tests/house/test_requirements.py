@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCKS = ["lock.txt", "launcher.txt", "uv.txt"]
+IMAGES = {"launcher.txt": ("pipelines", "cluster"), "trainer.txt": ("train", "vlm", "cluster")}
+LOCKS = ["lock.txt", "uv.txt", "build.txt", *IMAGES]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
@@ -62,14 +63,35 @@ def test_everything_the_project_asks_for_is_pinned() -> None:
 
 
 def test_the_launcher_installs_without_torch() -> None:
-    launcher, full = pins("launcher.txt"), pins("lock.txt")
+    launcher = pins("launcher.txt")
     assert not {"torch", "lightning-fabric", "scipy", "transformers", "triton"} & set(launcher)
-    assert {"kfp", "obstore", "pydantic", "typer"} <= set(launcher)
-    for package, versions in launcher.items():
-        assert versions <= full[package], package
+    assert {"kfp", "kubernetes", "obstore", "pydantic", "typer"} <= set(launcher)
+
+
+def test_the_trainer_installs_without_kfp() -> None:
+    assert not {name for name in pins("trainer.txt") if name.startswith("kfp")}
+
+
+def hashes(name: str) -> dict[str, set[str]]:
+    return {entry.split()[0]: set(re.findall(r"--hash=(\S+)", entry)) for entry in entries(name)}
+
+
+@pytest.mark.parametrize("name", ["build.txt", *IMAGES])
+def test_what_an_image_installs_is_what_was_tested(name: str) -> None:
+    """The same versions and the same files as in lock.txt; `make lock` writes all of them."""
+    tested = hashes("lock.txt")
+    for package, files in hashes(name).items():
+        assert files == tested[package], package
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_has_what_its_extras_ask_for(name: str) -> None:
+    found = pins(name)
+    wanted = [*PROJECT["dependencies"], *(line for extra in IMAGES[name] for line in EXTRAS[extra])]
+    assert {re.split(r"[=<>\[]", line)[0].lower() for line in wanted} <= set(found)
 
 
 def test_the_extras_say_what_the_documents_promise() -> None:
-    assert {"pipelines", "train", "vlm", "all", "dev"} <= set(EXTRAS)
-    assert EXTRAS["all"] == ["stageline[pipelines,train,vlm]"]
+    assert {"cluster", "pipelines", "train", "vlm", "all", "dev"} <= set(EXTRAS)
+    assert EXTRAS["all"] == ["stageline[cluster,pipelines,train,vlm]"]
     assert not [line for line in PROJECT["dependencies"] if line.startswith(("torch", "kfp", "safetensors"))]
