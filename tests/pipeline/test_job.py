@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stageline.launch.job import Job, job_name, judge, render_command, render_environment
+from stageline.launch.job import Job, judge, render_command, render_environment
 from stageline.launch.lines import MARK, event_text, parse_event
 from stageline.telemetry import FAILURE_DIR_VARIABLE
 
@@ -54,11 +54,6 @@ def test_a_killed_process_is_told_as_such_with_the_likely_cause() -> None:
     assert record is not None
     assert "SIGKILL" in record["sentence"]
     assert "memory" in record["remedy"]
-
-
-def test_job_names_are_dns_safe_and_depend_on_run_and_stage_alone() -> None:
-    assert job_name("a" * 40, "seed_stage") == "a" * 40 + "-seed-stage"
-    assert job_name("r", "film") == job_name("r", "film")
 
 
 def test_events_survive_the_pipelines_indentation_and_nasty_text() -> None:

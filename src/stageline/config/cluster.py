@@ -73,8 +73,8 @@ class S3Config(Settings):
     endpoint: str = ""
     """URL of a server that is not AWS: https://minio.example.org:9000; empty takes AWS' own."""
     region: str = "us-east-1"
-    path_style: bool = True
-    """Bucket in the path instead of the host name, as most servers that are not AWS want it."""
+    path_style: bool | None = None
+    """Bucket in the path instead of the host name; null: so where an `endpoint` is given, as most servers want it."""
     secret: Name = ""
     """Secret, mounted as files: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if needed, AWS_SESSION_TOKEN."""
     proxy: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -98,7 +100,7 @@ def start_job(job: Job, python: str = sys.executable) -> LocalProcess:
     with ExitStack() as scratch:
         failure_dir = scratch.enter_context(scratch_folder("failures"))
         process = subprocess.Popen(
-            render_command(job, python),
+            render_command(_with_config(job, scratch), python),
             env={**QUIET, **os.environ, **render_environment(job, str(failure_dir))},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -110,3 +112,12 @@ def start_job(job: Job, python: str = sys.executable) -> LocalProcess:
             preexec_fn=die_with_parent,  # one prctl through an already loaded libc
         )
         return LocalProcess(job, process, failure_dir, scratch.pop_all())
+
+
+def _with_config(job: Job, scratch: ExitStack) -> Job:
+    """The job with its config as a file behind `-c`; the file goes with the scratch folder."""
+    if not job.config:
+        return job
+    path = scratch.enter_context(scratch_folder("config")) / "config.yaml"
+    path.write_text(json.dumps(job.config), encoding="utf-8")
+    return replace(job, arguments=(*job.arguments, "-c", str(path)))
