@@ -70,13 +70,14 @@ lock: env ## pin every dependency by hash (UPGRADE=--upgrade takes newer ones)
 
 .PHONY: images
 images: ## build the trainer and the launcher (BUILDER= BASE_IMAGE= REGISTRY= BUILD_FLAGS=)
-	@$(PYTHON) images/build.py --builder="$(BUILDER)" --base-image="$(BASE_IMAGE)" --registry="$(REGISTRY)" \
-		--build-flags="$(BUILD_FLAGS)" --created="$(CREATED)" --source="$(SOURCE)" $(IMAGES)
+	@$(PYTHON) images/build.py --builder='$(BUILDER)' --base-image='$(BASE_IMAGE)' --registry='$(REGISTRY)' \
+		--build-flags='$(BUILD_FLAGS)' --created='$(CREATED)' --source='$(SOURCE)' $(IMAGES)
 
 .PHONY: render
-render: env ## compile the pipelines again (goldens)
+render: env ## write what follows from something else: pipelines, manifests, the chart's tables
 	@for file in $(filter-out %/__init__.py,$(wildcard pipelines/*.py)); do \
 		$(BIN)/stageline pipeline compile --family $$(basename $$file .py) --output $${file%.py}.yaml || exit 1; done
+	@$(BIN)/python scripts/render_chart.py
 
 .PHONY: bench
 bench: env ## measurements side by side, as ratios

@@ -138,7 +138,12 @@ def test_a_failed_build_ends_the_call(record: Path, capsys: pytest.CaptureFixtur
 
 def test_make_hands_its_variables_on(record: Path) -> None:
     fake(record.parent / "bin", "buildah", RECORD)
-    variables = ["BASE_IMAGE=b:1", "REGISTRY=r.example/t", "BUILD_FLAGS=--volume /a:/b:ro", "IMAGES=trainer"]
+    variables = [
+        "BASE_IMAGE=b:1",
+        "REGISTRY=r.example/t",
+        'BUILD_FLAGS=--volume /a:/b:ro --build-arg X="a b"',
+        "IMAGES=trainer",
+    ]
     clean = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     done = subprocess.run(
         ["/usr/bin/make", "-C", str(ROOT), "--no-print-directory", "images", f"PYTHON={sys.executable}", *variables],
@@ -150,6 +155,6 @@ def test_make_hands_its_variables_on(record: Path) -> None:
     assert done.returncode == 0, done.stderr
     (line,) = record.read_text().splitlines()
     argv = json.loads(line)["argv"]
-    assert argv[-3:] == ["--volume", "/a:/b:ro", "."]
+    assert argv[-5:] == ["--volume", "/a:/b:ro", "--build-arg", "X=a b", "."]
     assert "BASE_IMAGE=b:1" in argv
     assert f"r.example/t/stageline/trainer:{build.read_version()}" in argv
