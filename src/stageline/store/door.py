@@ -10,7 +10,8 @@ from pathlib import Path
 from stageline.errors import StoreError
 from stageline.store.disk import Disk
 from stageline.store.keys import Backend, Data, Names, NotFoundError, ObjectInfo, check_key
-from stageline.store.objects import open_gs, open_memory, open_s3
+from stageline.store.objects import open_gs, open_memory
+from stageline.store.s3 import open_s3
 
 __all__ = ["NotFoundError", "ObjectInfo", "Reference", "Store", "open_store"]
 

@@ -1,34 +1,48 @@
-"""Object stores through obstore: memory, S3 and Google Cloud Storage, with errors a reader can act on.
+"""Object stores through obstore, with errors a reader can act on: the verbs, memory, Google Cloud Storage.
 
-S3 takes the usual `AWS_*` variables (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `AWS_REGION`, keys or a role). Nothing
-of them ever stands in an error: causes are cut off and the text is cleaned.
+No credential ever stands in an error: causes are cut off and the text is cleaned. S3 has a module of its own.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from stageline.errors import StoreError, StoreUnavailableError
 from stageline.store.keys import Data, Names, NotFoundError, ObjectInfo
+from stageline.telemetry import hide_remembered
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
+Result = TypeVar("Result")
+
 PART_BYTES = 16 * 2**20
 """Bytes per request when streaming; chosen here so that a part fits the client's 30 s on a slow line."""
 SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_TOKEN", "AWS_ACCESS_KEY_ID")
-ROLES = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI")
+STALE = re.compile(r"InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken|InvalidClientTokenId")
+"""What servers answer to credentials that hold no longer; a permission that is missing reads otherwise."""
 RETRIES = {
     "max_retries": 4,
     "retry_timeout": timedelta(seconds=30),
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
 }
+
+UNTRUSTED = re.compile(
+    r"invalid peer certificate[^\"\n]*|InvalidCertificate\([^\"\n]*|received corrupt message[^\"\n]*"
+)
+"""What the client says, deep inside its error, when it doesn't believe the server."""
+
+
+class RefusedError(StoreError):
+    """The store knows us not, or not for this. stale: the credentials themselves were refused."""
+
+    stale = False
 
 
 def clean(text: str) -> str:
@@ -38,12 +52,13 @@ def clean(text: str) -> str:
         value = os.environ.get(name)
         if value:
             line = line.replace(value, "***")
+    line = hide_remembered(line)
     line = re.sub(r"(?i)(x-amz-[a-z-]*|signature|credential|AWSAccessKeyId)=[^&\s]*", r"\1=***", line)
     return re.sub(r"://[^/\s@]*@", "://***@", line)
 
 
 @contextmanager
-def _speaking(uri: str, key: str) -> Iterator[None]:
+def speaking(uri: str, key: str) -> Iterator[None]:
     """Turn obstore's errors into ours; the cause is cut off because it may carry credentials."""
     from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 
@@ -58,9 +73,14 @@ def _speaking(uri: str, key: str) -> Iterator[None]:
             raise NotFoundError(f"there is nothing at {where!r}", remedy="check the URI") from None
         refused = isinstance(error, PermissionDeniedError | UnauthenticatedError)
         if refused or re.search(r"\b40[13]\b|InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied", text):
-            raise StoreError(
+            refusal = RefusedError(
                 f"{where!r} was refused: {text}", remedy="check the credentials and what they may do"
-            ) from None
+            )
+            refusal.stale = STALE.search(text) is not None
+            raise refusal from None
+        untrusted = UNTRUSTED.search(str(error))
+        if untrusted:
+            raise StoreError(f"{where!r} can't be trusted: {untrusted[0]}", remedy=CERTIFICATE_REMEDY) from None
         if re.search(r"(?i)169\.254\.|credential|token", text):
             raise StoreError(f"no credentials for {where!r}: {text}", remedy=CREDENTIALS_REMEDY) from None
         if re.search(r"(?i)error sending request|timed? ?out|connect|dns|\b50[0-9]\b|\b429\b", text):
@@ -70,7 +90,11 @@ def _speaking(uri: str, key: str) -> Iterator[None]:
         raise StoreError(f"{where!r} failed: {text}", remedy="check the URI and the store's settings") from None
 
 
-CREDENTIALS_REMEDY = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the process a role"
+CREDENTIALS_REMEDY = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a folder with these files in STAGELINE_S3_CREDENTIALS, "
+    "or give the process a role"
+)
+CERTIFICATE_REMEDY = "name the file with the server's CA certificate (PEM) in AWS_CA_BUNDLE"
 
 
 class Objects:
@@ -78,15 +102,21 @@ class Objects:
 
     def __init__(self, store: ObjectStore, uri: str, *, bucket: bool) -> None:
         self.store = store
+        self.conditional_store = store
         self.uri = uri
         self._bucket_seen = not bucket
+
+    def _do(self, key: str, call: Callable[[], Result], *, repeatable: bool = True) -> Result:  # noqa: ARG002
+        """Every request goes through here. repeatable: the call may be made again."""
+        with speaking(self.uri, key):
+            return call()
 
     def put(self, key: str, data: Data) -> None:
         import obstore
 
+        whole = isinstance(data, bytes | Path)
         source = data if isinstance(data, bytes | Path) else _parts(data)
-        with _speaking(self.uri, key):
-            obstore.put(self.store, key, source, chunk_size=PART_BYTES)
+        self._do(key, lambda: obstore.put(self.store, key, source, chunk_size=PART_BYTES), repeatable=whole)
 
     def create(self, key: str, data: bytes) -> bool:
         return self._put_if(key, data, "create")
@@ -99,40 +129,46 @@ class Objects:
         import obstore
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        with _speaking(self.uri, key):
+        def attempt() -> bool:
             try:
-                obstore.put(self.store, key, data, mode=mode)
+                obstore.put(self.conditional_store, key, data, mode=mode)
             except AlreadyExistsError:
                 return False
             except PreconditionError as error:
                 if "NoSuchBucket" in str(error):
                     raise
                 return False
-        return True
+            except FileNotFoundError as error:
+                # Replacing what is gone: some servers say "no such key" where others say "precondition failed".
+                if mode == "create" or "NoSuchBucket" in str(error):
+                    raise
+                return False
+            return True
+
+        return self._do(key, attempt)
 
     def get(self, key: str) -> tuple[bytes, str]:
         import obstore
 
-        with _speaking(self.uri, key):
+        def attempt() -> tuple[bytes, str]:
             result = obstore.get(self.store, key)
             return bytes(result.bytes()), _token(result.meta)
+
+        return self._do(key, attempt)
 
     def stream(self, key: str, chunk_bytes: int) -> Iterator[bytes]:
         import obstore
 
-        with _speaking(self.uri, key):
-            size = obstore.head(self.store, key)["size"]
+        size = self._do(key, lambda: obstore.head(self.store, key))["size"]
         for start in range(0, size, chunk_bytes):
-            with _speaking(self.uri, key):
-                chunk = bytes(obstore.get_range(self.store, key, start=start, end=min(size, start + chunk_bytes)))
-            yield chunk
+            end = min(size, start + chunk_bytes)
+            yield self._do(key, lambda a=start, b=end: bytes(obstore.get_range(self.store, key, start=a, end=b)))  # type: ignore[misc]
 
     def stat(self, key: str) -> ObjectInfo | None:
         import obstore
 
         try:
-            with _speaking(self.uri, key):
-                meta = obstore.head(self.store, key)
+            meta = self._do(key, lambda: obstore.head(self.store, key))
         except NotFoundError:
             # A HEAD has no body to tell a missing bucket from a missing key; a listing has.
             if not self._bucket_seen:
@@ -144,16 +180,14 @@ class Objects:
     def list(self, prefix: str) -> list[ObjectInfo]:
         import obstore
 
-        with _speaking(self.uri, prefix):
-            metas = obstore.list(self.store, prefix or None).collect()
+        metas = self._do(prefix, lambda: obstore.list(self.store, prefix or None).collect())
         self._bucket_seen = True
         return sorted((ObjectInfo(m["path"], m["size"], _token(m)) for m in metas), key=lambda info: info.key)
 
     def folders(self, prefix: str) -> Names:
         import obstore
 
-        with _speaking(self.uri, prefix):
-            result = obstore.list_with_delimiter(self.store, prefix or None)
+        result = self._do(prefix, lambda: obstore.list_with_delimiter(self.store, prefix or None))
         self._bucket_seen = True
         return sorted(common.rstrip("/").rsplit("/", 1)[-1] for common in result["common_prefixes"])
 
@@ -161,19 +195,15 @@ class Objects:
         import obstore
 
         for key in keys:
-            try:
-                with _speaking(self.uri, key):
-                    obstore.delete(self.store, key)
-            except NotFoundError:
-                continue
+            with suppress(NotFoundError):
+                self._do(key, lambda k=key: obstore.delete(self.store, k))  # type: ignore[misc]
 
     def delete_tree(self, prefix: str) -> None:
         import obstore
 
         keys = [info.key for info in self.list(prefix)]
         if keys:
-            with _speaking(self.uri, prefix):
-                obstore.delete(self.store, keys)
+            self._do(prefix, lambda: obstore.delete(self.store, keys))
 
     def tidy(self, prefix: str) -> None:
         """Nothing to do: an object appears whole. Uploads in parts that were cut off are the bucket's to expire."""
@@ -206,35 +236,12 @@ def _parts(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
         yield bytes(part)
 
 
-def open_s3(bucket: str) -> Objects:
-    """A bucket on S3 or on anything that speaks it. Path-style requests for an endpoint of your own."""
-    from obstore.store import S3Store
-
-    environment = os.environ
-    endpoint = next((environment[k] for k in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if environment.get(k)), None)
-    keys = bool(environment.get("AWS_ACCESS_KEY_ID") and environment.get("AWS_SECRET_ACCESS_KEY"))
-    unsigned = environment.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true")
-    no_instance = endpoint is not None or environment.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true"
-    if not keys and not unsigned and no_instance and not any(environment.get(k) for k in ROLES):
-        raise StoreError(f"no credentials for 's3://{bucket}'", remedy=CREDENTIALS_REMEDY)
-    config: dict[str, Any] = {"virtual_hosted_style_request": endpoint is None}
-    config["region"] = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or "us-east-1"
-    if endpoint is not None:
-        config["endpoint"] = endpoint
-    options: dict[str, Any] = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(minutes=5)}
-    options["allow_http"] = bool(endpoint and endpoint.startswith("http://"))
-    uri = f"s3://{bucket}"
-    with _speaking(uri, ""):
-        store = S3Store(bucket, config=config, client_options=options, retry_config=RETRIES)  # type: ignore[arg-type]
-    return Objects(store, uri, bucket=True)
-
-
 def open_gs(bucket: str) -> Objects:
     """A bucket of Google Cloud Storage; credentials as its own tools find them."""
     from obstore.store import GCSStore
 
     uri = f"gs://{bucket}"
-    with _speaking(uri, ""):
+    with speaking(uri, ""):
         store = GCSStore(bucket, retry_config=RETRIES)  # type: ignore[arg-type]
     return Objects(store, uri, bucket=True)
 

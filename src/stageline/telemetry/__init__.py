@@ -15,7 +15,7 @@ from stageline.telemetry.failures import (
     write_failure,
 )
 from stageline.telemetry.metrics import METRICS, Metric, MetricsEndpoint
-from stageline.telemetry.redaction import finite_json, redact
+from stageline.telemetry.redaction import finite_json, hide_remembered, redact, remember_secret
 
 __all__ = [
     "EVENTS_FILE",
@@ -29,9 +29,11 @@ __all__ = [
     "clear_failures",
     "failure_record",
     "finite_json",
+    "hide_remembered",
     "parse_events",
     "read_events",
     "read_failure",
     "redact",
+    "remember_secret",
     "write_failure",
 ]

@@ -32,14 +32,30 @@ _SECRET_TEXT = (
 )
 _MIN_SECRET = 8
 """Shorter values of secret-looking variables are not searched for in texts: they would blot out ordinary words."""
+_remembered: set[str] = set()
+
+
+def remember_secret(value: str) -> None:
+    """Note a credential that no variable holds (read from a file), old ones included: `redact` hides it from now on."""
+    if len(value) >= _MIN_SECRET:
+        _remembered.add(value)
+
+
+def hide_remembered(text: str) -> str:
+    """The text without the credentials that `remember_secret` was told, longest first."""
+    for secret in sorted(_remembered, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return text
 
 
 def redact(value: Any) -> Any:
-    """The value with credentials as `***`: known forms, secret-looking keys, and values of secret-looking variables."""
+    """The value with credentials as `***`: known forms, secret-looking keys, and values of secret-looking variables
+    or of files that were read."""
     if isinstance(value, str):
         for name, secret in os.environ.items():
             if len(secret) >= _MIN_SECRET and _SECRET_NAME.search(name):
                 value = value.replace(secret, HIDDEN)
+        value = hide_remembered(value)
         for pattern, replacement in _SECRET_TEXT:
             value = pattern.sub(replacement, value)
         return value
