@@ -58,7 +58,8 @@ left out, so that stageline's own defaults hold. Call with (dict "root" $ "names
 {{- $claim := include "stageline.claim" .root -}}
 {{- $storage := dict -}}
 {{- if $claim -}}
-{{- $storage = dict "claim" $claim "mount_path" $values.storage.mountPath "sub_path" $values.storage.subPath -}}
+{{- $storage = dict "claim" $claim "mount_path" $values.storage.mountPath -}}
+{{- with $values.storage.subPath }}{{ $_ := set $storage "sub_path" . }}{{ end -}}
 {{- end -}}
 {{- $objects := dict
     "endpoint" $s3.endpoint
@@ -68,10 +69,13 @@ left out, so that stageline's own defaults hold. Call with (dict "root" $ "names
     "no_proxy" $s3.noProxy
     "ca_config_map" $s3.caConfigMap
     "ca_secret" $s3.caSecret
-    "path_style" $s3.pathStyle -}}
+    "ca_key" (ternary $s3.caKey "" (ne (print $s3.caConfigMap $s3.caSecret) "")) -}}
 {{- $given := dict -}}
 {{- range $key, $value := $objects }}{{ if $value }}{{ $_ := set $given $key $value }}{{ end }}{{ end -}}
-{{- if $given }}{{ $_ := set $storage "s3" $given }}{{ end -}}
+{{- if or $s3.root $given -}}
+{{- $_ := set $given "path_style" $s3.pathStyle -}}
+{{- $_ := set $storage "s3" $given -}}
+{{- end -}}
 {{- $cluster := dict
     "namespace" .namespace
     "image" (include "stageline.image" (dict "root" .root "image" $values.images.trainer))

@@ -1,0 +1,139 @@
+"""Values: bad ones are refused in words and all at once, every one is documented, what follows from them is fresh."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "helm/stageline"
+VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
+SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
+SETS = sorted((CHART / "ci").glob("*.yaml"))
+Helm = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.mark.parametrize("values", [None, *SETS], ids=lambda path: path.stem if path else "defaults")
+def test_helm_lints_the_chart_strictly(helm: Helm, values: Path | None) -> None:
+    result = helm("lint", "--strict", "helm/stageline", *(["-f", values] if values else []))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "WARNING" not in result.stdout
+
+
+BAD = {
+    "images.trainer.digest=abc": ("/images/trainer/digest", "abc"),
+    "images.trainer.tag=latest": ("/images/trainer/tag",),
+    "images.launcher.repository=Upper/case": ("/images/launcher/repository",),
+    "images.launcher.pullPolicy=Sometimes": ("/images/launcher/pullPolicy", "IfNotPresent"),
+    "jobNamespaces={team_a}": ("/jobNamespaces/0", "team_a"),
+    "storage.claim.size=big": ("/storage/claim/size", "big"),
+    "storage.claim.accessModes={ReadOnlyMany}": ("/storage/claim/accessModes/0", "ReadWriteMany"),
+    "storage.mountPath=data": ("/storage/mountPath", "data"),
+    "storage.subPath=../up": ("/storage/subPath", "../up"),
+    "storage.s3.root=https://bucket": ("/storage/s3/root", "https://bucket"),
+    "storage.s3.endpoint=minio:9000": ("/storage/s3/endpoint", "minio:9000"),
+    "kfp.enabled=maybe": ("/kfp/enabled", "boolean"),
+    "trainer.serviceAccount.annotation.a=b": ("/trainer/serviceAccount", "annotation"),
+    "podMonitors.enabled=true": ("podMonitors",),
+    "cluster.restart_budget=often": ("/cluster/restart_budget", "integer"),
+    "cluster.ressources.limits.cpu=1": ("/cluster", "ressources"),
+}
+
+
+@pytest.mark.parametrize("setting", BAD)
+def test_a_bad_value_is_refused_by_its_name(helm: Helm, setting: str) -> None:
+    result = helm("template", "stageline", "helm/stageline", "--set", setting)
+    assert result.returncode != 0
+    for word in BAD[setting]:
+        assert word in result.stderr
+
+
+def test_all_bad_values_are_told_at_once(helm: Helm) -> None:
+    result = helm("template", "stageline", "helm/stageline", *(part for setting in BAD for part in ("--set", setting)))
+    told = [words[0] for words in BAD.values() if words[0] not in result.stderr]
+    assert told == []
+
+
+CONTRADICTIONS = {
+    "storage.existingClaim=a,storage.claim.create=true": "storage.existingClaim and storage.claim.create",
+    "storage.s3.existingSecret=a,storage.s3.credentials.accessKeyId=b": "existingSecret and storage.s3.credentials",
+    "storage.s3.credentials.accessKeyId=b": "needs accessKeyId and secretAccessKey together",
+    "storage.s3.caSecret=a,storage.s3.caConfigMap=b": "storage.s3.caConfigMap and storage.s3.caSecret",
+    "localQueue.create=true": "localQueue.create needs localQueue.name",
+    "priorityClass.create=true": "priorityClass.create needs priorityClass.name",
+    "trainer.serviceAccount.name=stageline-launcher": "share one service account",
+}
+
+
+def test_contradictions_are_told_in_words_and_all_at_once(helm: Helm) -> None:
+    for setting, sentence in CONTRADICTIONS.items():
+        result = helm("template", "stageline", "helm/stageline", "--set", setting)
+        assert result.returncode != 0
+        assert sentence in result.stderr, setting
+    result = helm("template", "stageline", "helm/stageline", *(p for s in CONTRADICTIONS for p in ("--set", s)))
+    assert result.stderr.count("\n  - ") == len(CONTRADICTIONS)
+
+
+def test_the_defaults_fit_the_schema_and_the_schema_knows_every_value() -> None:
+    jsonschema.Draft7Validator.check_schema(SCHEMA)
+    jsonschema.validate(VALUES, SCHEMA)
+
+    def walk(values: dict[str, Any], schema: dict[str, Any], where: str) -> None:
+        if "properties" not in schema:
+            return
+        assert schema["additionalProperties"] is False, where
+        assert set(values) == set(schema["properties"]) - {"global"}, where
+        for key, item in values.items():
+            assert schema["properties"][key]["description"], f"{where}.{key}"
+            if isinstance(item, dict) and item:
+                walk(item, schema["properties"][key], f"{where}.{key}")
+
+    walk(VALUES, SCHEMA, "values")
+
+
+def test_what_follows_from_the_chart_is_up_to_date(helm: Helm) -> None:
+    result = subprocess.run(
+        [sys.executable, ROOT / "scripts/render_chart.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_readme_lists_every_value() -> None:
+    listed = re.findall(r"(?m)^\| `([\w.]+)` \|", (CHART / "README.md").read_text())
+
+    def leaves(values: dict[str, Any], prefix: str) -> list[str]:
+        found = []
+        for key, item in values.items():
+            opened = (
+                isinstance(item, dict)
+                and item
+                and prefix + key not in ("trial.resources.requests", "trial.resources.limits")
+            )
+            found += leaves(item, f"{prefix}{key}.") if opened else [prefix + key]
+        return found
+
+    assert [name for name in listed if name.partition(".")[0] in VALUES] == leaves(VALUES, "")
+
+
+def test_the_notes_print_the_next_command(helm: Helm) -> None:
+    def notes(*arguments: str) -> str:
+        result = helm("install", "stageline", "helm/stageline", "-n", "imaging", "--dry-run=client", *arguments)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.partition("NOTES:")[2]
+
+    text = notes()
+    assert "helm test stageline -n imaging --logs" in text
+    assert "storage.claim.create=true" in text
+    assert "stageline pipeline submit" in text
+    assert "storage.claim.create" not in notes("--set", "storage.s3.root=s3://a/b")
+    assert "No PodMonitor was made" in notes("--set", "podMonitor.enabled=true")
+    assert "trial.enabled=true" in notes("--set", "trial.enabled=false")
