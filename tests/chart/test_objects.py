@@ -145,7 +145,7 @@ RIGHTS = {
     ("", "pods", ""): "get list watch",
     ("", "pods/log", ""): "get",
     ("", "events", ""): "get list watch",
-    ("coordination.k8s.io", "leases", ""): "get create update",
+    ("coordination.k8s.io", "leases", ""): "get create update delete",
     ("", "configmaps", "stageline"): "get",
 }
 """(group, resource, name) -> verbs of whoever starts jobs. A new one needs its reason in templates/roles.yaml."""
