@@ -1,0 +1,3 @@
+module stageline.example/cluster/pause
+
+go 1.24.0
