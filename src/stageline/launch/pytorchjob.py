@@ -36,13 +36,15 @@ ANNOTATION_FINGERPRINT = "stageline.dev/fingerprint"
 ANNOTATION_DEADLINE = "stageline.dev/deadline"
 SELECTOR = "app.kubernetes.io/name=stageline,app.kubernetes.io/managed-by=stageline"
 """Finds every job of ours."""
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 LARGEST_CONFIG_BYTES = 100_000
 """Of STAGELINE_CONFIG: Linux takes no single variable above 128 KiB."""
 
 
 def render_job(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
     """The PyTorchJob of a job, as plain data. ConfigError with everything that is missing for it."""
-    check_job(job, cluster)
+    text = config_text(job)
+    check_job(job, cluster, text)
     labels = {**cluster.labels, **own_labels(job)}
     annotations = {**cluster.annotations, ANNOTATION_FINGERPRINT: job.fingerprint}
     metadata: dict[str, Any] = {"name": job.name}
@@ -61,7 +63,7 @@ def render_job(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
                 "labels": dict(labels),
                 "annotations": {**annotations, "karpenter.sh/do-not-disrupt": "true"},
             },
-            "spec": _pod(job, cluster),
+            "spec": _pod(job, cluster, text),
         },
     }
     # Without nprocPerNode the operator adds PET_NPROC_PER_NODE=auto behind ours, one rank per CPU.
@@ -73,14 +75,14 @@ def render_job(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
 
 
-def check_job(job: Job, cluster: ClusterConfig) -> None:
-    """ConfigError with everything that keeps a job from running as pods."""
+def check_job(job: Job, cluster: ClusterConfig, text: str) -> None:
+    """ConfigError with everything that keeps a job from running as pods. text: its config, as pods get it."""
     faults = Faults(ConfigError, f"job {job.name!r}", "set these keys in the config, or behind the command")
     if not cluster.image:
         faults.add("cluster.image is empty: expected the trainer image of this version, best as name@sha256:…")
     if job.arguments[:1] != ("trial",):
         faults.extend(_root_faults(str(job.config.get("root", ".")), cluster))
-    size = len(config_text(job).encode())
+    size = len(text.encode())
     if size > LARGEST_CONFIG_BYTES:
         faults.add(f"the config has {size} bytes, and a pod takes {LARGEST_CONFIG_BYTES}: keep long lists in a file")
     faults.raise_if_any()
@@ -136,10 +138,10 @@ def config_text(job: Job) -> str:
             for stage, own in overrides.items()
             if isinstance(own, Mapping)
         }
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
+    return str(yaml.dump(plain, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=120))
 
 
-def _environment(job: Job, cluster: ClusterConfig) -> list[dict[str, Any]]:
+def _environment(job: Job, cluster: ClusterConfig, text: str) -> list[dict[str, Any]]:
     plain = {
         "HOME": "/tmp",  # noqa: S108  # the one writable folder of the container
         "OMP_NUM_THREADS": "1",
@@ -160,7 +162,7 @@ def _environment(job: Job, cluster: ClusterConfig) -> list[dict[str, Any]]:
         "STAGELINE_FINGERPRINT": job.fingerprint,
         "STAGELINE_IMAGE": cluster.image,
         "STAGELINE_NODES": str(job.nodes),
-        "STAGELINE_CONFIG": config_text(job),
+        "STAGELINE_CONFIG": text,
     }
     fields = {"POD_NAME": "metadata.name", "POD_UID": "metadata.uid", "NODE_NAME": "spec.nodeName"}
     return [
@@ -172,7 +174,7 @@ def _environment(job: Job, cluster: ClusterConfig) -> list[dict[str, Any]]:
     ]
 
 
-def _pod(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
+def _pod(job: Job, cluster: ClusterConfig, text: str) -> dict[str, Any]:
     user = cluster.run_as_user
     resources = cluster.resources_for(job.item)
     ports = [{"name": "pytorchjob-port", "containerPort": PORT, "protocol": "TCP"}]
@@ -184,7 +186,7 @@ def _pod(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
         "image": cluster.image,
         "imagePullPolicy": cluster.image_pull_policy,
         "command": [ENTRY, *job.arguments],
-        "env": _environment(job, cluster),
+        "env": _environment(job, cluster, text),
         "ports": ports,
         "resources": {
             key: dict(amounts)
