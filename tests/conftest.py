@@ -11,7 +11,8 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-for name in [name for name in os.environ if name.startswith(("AWS_", "STAGELINE_"))]:
+KEPT = ("STAGELINE_TEST_", "STAGELINE_CLUSTER_")
+for name in [name for name in os.environ if name.startswith(("AWS_", "STAGELINE_")) and not name.startswith(KEPT)]:
     del os.environ[name]
 
 # No deadlines: a busy machine would fail tests. Derived examples: a failure is the same for everybody.
