@@ -118,6 +118,34 @@ class MissingPartError(StagelineError):
     kind = "missing_part"
 
 
+class ClusterError(StagelineError):
+    """The Kubernetes API server refuses or lacks something: no permission, no namespace, no CRD, a quota, a webhook."""
+
+    exit_code = 13
+    kind = "cluster"
+
+
+class DeadlineError(StagelineError):
+    """A stage was not finished by its deadline."""
+
+    exit_code = 14
+    kind = "deadline"
+
+
+class RestartBudgetError(StagelineError):
+    """Pods were started again too often without a new committed checkpoint."""
+
+    exit_code = 15
+    kind = "restart_budget"
+
+
+class PendingTimeoutError(StagelineError):
+    """The pods of a stage were not all running within the time allowed."""
+
+    exit_code = 16
+    kind = "pending"
+
+
 class StepFailedError(StagelineError):
     """A process started by us failed; carries that process's own record."""
 
@@ -151,6 +179,20 @@ class StoreUnavailableError(StagelineError):
 
     exit_code = 140
     kind = "store_unavailable"
+
+
+class ClusterUnavailableError(StagelineError):
+    """No Kubernetes API server answers; the same request may succeed later."""
+
+    exit_code = 141
+    kind = "cluster_unavailable"
+
+
+class NodeLostError(StagelineError):
+    """A node with a pod of the stage went silent."""
+
+    exit_code = 142
+    kind = "node_lost"
 
 
 class Faults:

@@ -1,0 +1,66 @@
+"""An API server's answer, read whole or line by line as it comes; a connection that fails, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from stageline.errors import ClusterUnavailableError
+
+
+class Response:
+    """A response whose body is read as it comes. `lines` from one thread; `close` from any."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        self.status = int(raw.status)
+        self.closed = False
+
+    def text(self) -> str:
+        """The whole body."""
+        try:
+            return bytes(self._raw.read()).decode("utf-8", errors="replace")
+        except Exception as e:
+            raise unreachable(e, "its answer broke off") from e
+        finally:
+            self._raw.release_conn()
+
+    def lines(self) -> Iterator[bytes]:
+        """Every line without its end, as soon as it has come. A stream that is cut raises ClusterUnavailableError."""
+        rest = b""
+        try:
+            for chunk in self._raw.stream(2**16, decode_content=True):
+                *whole, rest = (rest + chunk).split(b"\n")
+                yield from whole
+            if rest:
+                yield rest
+        except GeneratorExit:
+            raise
+        except Exception as e:
+            if not self.closed:
+                raise unreachable(e, "the stream was cut") from e
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the stream; a reader that waits for a line is woken."""
+        self.closed = True
+        with suppress(Exception):
+            self._raw.shutdown()
+        with suppress(Exception):
+            self._raw.close()
+
+
+def unreachable(error: BaseException, what: str) -> ClusterUnavailableError:
+    reason = getattr(error, "reason", None) or error
+    text = str(reason)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return ClusterUnavailableError(
+            f"{what}: its certificate is not the one expected: {text}",
+            remedy="the kubeconfig is of another cluster, or its certificate-authority is missing",
+        )
+    return ClusterUnavailableError(
+        f"the API server is not reachable: {what} ({text})",
+        remedy="is the cluster up, is this its kubeconfig? kubectl cluster-info; then start again",
+    )

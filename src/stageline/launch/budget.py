@@ -1,0 +1,113 @@
+"""What a job may use up before it is ended and explained: restarts without progress, time to start, time in all. Pure.
+
+Restarts are counted by pod uid in an annotation of the job, so that a launcher that comes later goes on counting;
+events are merged and expire, and the operator's own `backoffLimit` does not stop what it should.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from stageline.errors import DeadlineError, PendingTimeoutError, RestartBudgetError
+
+UID_CHARACTERS = 8
+"""Kept of each uid: enough to tell apart the few pods of one index, and an annotation of a large gang stays small."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The pods seen since the newest committed checkpoint.
+
+    step: of that checkpoint, -1 before the first.  pods: index -> uids, the oldest first, shortened.
+    """
+
+    step: int = -1
+    pods: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, text: str) -> Ledger:
+        """From the annotation; what is not one counts as empty."""
+        try:
+            plain = json.loads(text)
+            return cls(int(plain["step"]), {str(k): tuple(map(str, v)) for k, v in plain["pods"].items()})
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return cls()
+
+    def text(self) -> str:
+        """For the annotation."""
+        pods = {index: list(uids) for index, uids in sorted(self.pods.items())}
+        return json.dumps({"step": self.step, "pods": pods}, separators=(",", ":"))
+
+    def knows(self, index: str, uid: str) -> bool:
+        return uid[:UID_CHARACTERS] in self.pods.get(index, ())
+
+    def with_pod(self, index: str, uid: str, step: int) -> Ledger:
+        """After a new pod at `index`, when `step` was the newest committed one. Progress forgives what was before."""
+        if self.knows(index, uid):
+            return self
+        ledger = self
+        if step > self.step:
+            ledger = Ledger(step, {key: uids[-1:] for key, uids in self.pods.items()})
+        uids = (*ledger.pods.get(index, ()), uid[:UID_CHARACTERS])
+        return replace(ledger, pods={**ledger.pods, index: uids})
+
+    @property
+    def restarts(self) -> int:
+        """How often the gang was started again without progress: one restart replaces every pod once."""
+        return max((len(uids) for uids in self.pods.values()), default=1) - 1
+
+
+def over_budget(ledger: Ledger, budget: int, why: str) -> RestartBudgetError | None:
+    """The error once there were more restarts than the budget. why: how the last pod ended, "" if unknown."""
+    if ledger.restarts <= budget:
+        return None
+    since = f"since the checkpoint of step {ledger.step}" if ledger.step >= 0 else "without any committed checkpoint"
+    return RestartBudgetError(
+        f"pods were started again {ledger.restarts} times {since}, cluster.restart_budget is {budget}: "
+        "the job was ended" + (f"; the last one: {why}" if why else ""),
+        remedy="mend what ends them and start again; it continues from the last checkpoint",
+        code="E_RESTART_BUDGET",
+    )
+
+
+@dataclass
+class StartClock:
+    """Since when the pods have not all been running; None while they are, or while a queue holds the job back."""
+
+    since: float | None = None
+    ran: bool = False
+    was_suspended: bool = False
+
+    def update(self, *, running: bool, suspended: bool, created: float, now: float) -> None:
+        """created: when the job was made.  Times are of the wall clock."""
+        if running:
+            self.since, self.ran = None, True
+        elif suspended:
+            self.since, self.was_suspended = None, True
+        elif self.since is None:
+            self.since = now if self.ran or self.was_suspended else min(created, now)
+
+    def is_over(self, limit_seconds: float, now: float) -> bool:
+        return self.since is not None and now - self.since >= limit_seconds
+
+
+def pending_error(running: int, wanted: int, limit_seconds: float, cause: str, remedy: str) -> PendingTimeoutError:
+    """The error of a gang that did not start in time. cause, remedy: of a diagnosis, "" if there is none."""
+    held = f"; {running} of {wanted} ran meanwhile and held their devices" if running else ""
+    return PendingTimeoutError(
+        f"not all pods were running within cluster.pending_seconds={limit_seconds:g}: the job was ended{held}"
+        + (f". {cause}" if cause else ""),
+        remedy=remedy or "kubectl describe the job and its pods; or give it longer: cluster.pending_seconds",
+        code="E_PENDING",
+    )
+
+
+def deadline_error(seconds_past: float) -> DeadlineError:
+    """The error of a job that was ended because its time was over."""
+    return DeadlineError(
+        f"the stage was not finished by its deadline (cluster.deadline_seconds), {seconds_past:.0f} s ago",
+        remedy="start it again to continue from the last checkpoint, or give it longer: cluster.deadline_seconds",
+        code="E_DEADLINE",
+    )

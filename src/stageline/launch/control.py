@@ -1,0 +1,319 @@
+"""A job on a cluster: started, or adopted where it runs already, followed, cancelled. One job whatever is killed when.
+
+The name is the identity, the fingerprint says whether what runs is what is wanted (`adoption`), a Lease says who
+follows it (`lifeline`). Nothing is created before the Lease is ours, and a creation whose answer got lost is looked up.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol
+
+from stageline.errors import ClusterUnavailableError, InterruptedRunError, NodeLostError, StagelineError
+from stageline.launch.adoption import JOB_LABEL, LAUNCHER, NONCE, adoption_patch, annotation, decide
+from stageline.launch.api import JOBS, PODS, Api
+from stageline.launch.follow import Followed, Follower, Word
+from stageline.launch.job import Job, Verdict
+from stageline.launch.lifeline import Cancellation, Holder, Lifeline, this_holder, was_moved
+from stageline.launch.pytorchjob import render_job, stamp
+from stageline.launch.refusals import AbsentError, ConflictError, ExistsError
+from stageline.launch.words import pod_label, pod_node
+
+if TYPE_CHECKING:
+    from stageline.config import ClusterConfig
+
+Say = Callable[[str], None]
+
+LOOKUP_SECONDS = 60.0
+"""How long a creation without an answer is looked up before the launcher gives up."""
+GONE_MARGIN_SECONDS = 60.0
+"""Past their grace, before old pods count as stuck: the kubelet and the collector need a few seconds."""
+POLL_SECONDS = 0.5
+DELETE_SECONDS = 10.0
+
+
+class Probe(Protocol):
+    """What the store says about a job's result."""
+
+    def finished(self) -> bool:
+        """Whether the final result is committed."""
+
+    def progress(self) -> int:
+        """The newest committed step, -1 if there is none."""
+
+
+class ClusterJob:
+    """One job and its launcher. `start`, then `follow` once; `cancel` at any time, also from a signal handler."""
+
+    def __init__(self, job: Job, cluster: ClusterConfig, probe: Probe, say: Say, api: Api | None = None) -> None:
+        self.job = job
+        self.cluster = cluster
+        self.probe = probe
+        self.say = say
+        self.api = api or Api.connect(cluster.namespace, cluster.context)
+        self.holder: Holder = this_holder(self.api.namespace)
+        self.live: dict[str, Any] = {}
+        self.manifest = render_job(job, cluster)
+        self.manifest["metadata"]["namespace"] = self.api.namespace
+        self._words: queue.SimpleQueue[Word] = queue.SimpleQueue()
+        self._uid = ""
+        self._gate = threading.Lock()
+        self._sent = threading.Event()
+        self._sent.set()
+        self._cancellation = Cancellation(self._fire)
+        self._lifeline = Lifeline(self.api, job.name, self.holder, self._labels(), self._lost)
+
+    def _labels(self) -> dict[str, str]:
+        labels = self.manifest["metadata"]["labels"]
+        return {key: labels[key] for key in labels if key.startswith(("app.kubernetes.io/", "stageline.dev/"))}
+
+    def _is_cancelled(self) -> bool:
+        return bool(self._cancellation.requested)
+
+    def _lost(self, error: StagelineError) -> None:
+        self._words.put(("lost", error))
+
+    def start(self) -> None:
+        """Make the job run, or find it running, or find its result there (then `follow` says so at once)."""
+        try:
+            self._lifeline.acquire(self.say, self._is_cancelled)
+            while not self._step():
+                self._refuse_cancelled()
+        except BaseException:
+            if self._cancellation.requested:
+                self._cancellation.done.wait(DELETE_SECONDS)
+            self._close()
+            raise
+
+    def _step(self) -> bool:
+        """One look at what is there and one answer to it; whether the job runs now (or need not)."""
+        live = self._read()
+        decision = decide(live, self.manifest, finished=self.probe.finished())
+        where = f"{self.api.namespace}/{self.job.name}"
+        if decision.action == "nothing":
+            self.say(f"job {where} need not start: {decision.why}")
+            return True
+        if live is None:
+            self._await_no_pods(())
+            return self._create()
+        if decision.action == "adopt":
+            return self._adopt(live)
+        self.say(f"job {where} is replaced: {decision.why}" if decision.action == "replace" else decision.why)
+        if decision.action == "replace":
+            with suppress(AbsentError, ConflictError):
+                self.api.delete(JOBS, self.job.name, uid=live["metadata"]["uid"])
+        self._await_gone(live["metadata"]["uid"])
+        return False
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            return self.api.get(JOBS, self.job.name)
+        except AbsentError:
+            return None
+
+    def _refuse_cancelled(self) -> None:
+        if self._cancellation.requested:
+            self._cancellation.done.wait(DELETE_SECONDS)
+            raise InterruptedRunError(f"{self.job.name} was asked to stop", remedy="run again to continue")
+
+    def _begin(self) -> None:
+        """From here on a cancellation waits until it is known what to delete. Raises where it came before."""
+        with self._gate:
+            if not self._cancellation.requested:
+                self._sent.clear()
+                return
+        self._refuse_cancelled()
+
+    def _create(self) -> bool:
+        nonce = uuid.uuid4().hex
+        seconds = self.cluster.deadline_seconds
+        manifest = stamp(
+            self.manifest,
+            owner=dict(self.holder.owner) if self.holder.owner else None,
+            deadline=time.time() + seconds if seconds else None,
+            kfp_run_id=self._kfp_run_id(),
+        )
+        manifest["metadata"]["annotations"] |= {LAUNCHER: self.holder.name, NONCE: nonce}
+        self._begin()
+        try:
+            live = self._create_once(manifest, nonce)
+        finally:
+            self._sent.set()
+        if live is None:
+            return False
+        self._take(live)
+        nodes = f"{self.job.nodes} pods" if self.job.nodes > 1 else "one pod"
+        self.say(f"submitted job {self.api.namespace}/{self.job.name}: {nodes}, image {self.cluster.image}")
+        return True
+
+    def _create_once(self, manifest: dict[str, Any], nonce: str) -> dict[str, Any] | None:
+        """Create the job; None where another one is there by now.
+
+        Without an answer nobody knows whether it was created. The same request again settles it: either it goes
+        through now, or a job is there, whose nonce tells whose it is.
+        """
+        end = time.monotonic() + LOOKUP_SECONDS
+        while True:
+            try:
+                live = self.api.create(JOBS, manifest)
+            except ExistsError:
+                found = self._read()
+                if found is None:
+                    continue
+                if annotation(found, NONCE) != nonce:
+                    return None
+                live = found
+            except ClusterUnavailableError as error:
+                if time.monotonic() > end or self._cancellation.requested:
+                    raise
+                self.say(f"{error.message}; looking up what became of the job")
+                time.sleep(1.0)
+                continue
+            self._uid = live["metadata"]["uid"]
+            return live
+
+    def _adopt(self, live: dict[str, Any]) -> bool:
+        self._begin()
+        try:
+            patched = self.api.patch(
+                JOBS, self.job.name, adoption_patch(live, launcher=self.holder.name, owner=self.holder.owner)
+            )
+            self._uid = patched["metadata"]["uid"]
+        except (ConflictError, AbsentError):
+            return False
+        finally:
+            self._sent.set()
+        self._take(patched)
+        since = live["metadata"].get("creationTimestamp")
+        self.say(f"job {self.api.namespace}/{self.job.name} runs since {since} with the same fingerprint: following it")
+        return True
+
+    def _take(self, live: dict[str, Any]) -> None:
+        self.live = live
+        self._refuse_cancelled()
+
+    def _kfp_run_id(self) -> str:
+        """KFP's run id off our own pod's label; "" where it cannot be read."""
+        if not self.holder.pod:
+            return ""
+        with suppress(StagelineError):
+            pod = self.api.get(PODS, self.holder.pod, namespace=self.holder.pod_namespace)
+            return str((pod["metadata"].get("labels") or {}).get("pipeline/runid", ""))
+        return ""
+
+    def _await_gone(self, uid: str) -> None:
+        """Wait until a deleted job and the pods it had are gone: a new gang must not meet the old one's pods."""
+        pods = self._pods()
+        while (found := self._read()) is not None and found["metadata"]["uid"] == uid:
+            self._refuse_cancelled()
+            time.sleep(POLL_SECONDS)
+        self._await_no_pods([pod["metadata"]["uid"] for pod in pods])
+
+    def _pods(self) -> list[dict[str, Any]]:
+        return list(self.api.list(PODS, labels=f"{JOB_LABEL}={self.job.name}").get("items") or [])
+
+    def _await_no_pods(self, uids: Any) -> None:
+        limit = self.cluster.grace_for(self.job.shutdown_timeout_seconds) + GONE_MARGIN_SECONDS
+        end = time.monotonic() + limit
+        said = False
+        while left := [pod for pod in self._pods() if not uids or pod["metadata"]["uid"] in uids]:
+            self._refuse_cancelled()
+            names = ", ".join(f"{pod_label(p)} on {pod_node(p) or 'no node'}" for p in left)
+            if not said:
+                self.say(f"waiting for the pods of the job before to end: {names}")
+                said = True
+            if time.monotonic() > end:
+                raise _stuck(left, names, limit, self.api.namespace)
+            time.sleep(POLL_SECONDS)
+
+    def follow(self, on_line: Callable[[str], None]) -> Verdict:
+        """Hand every line of every pod to `on_line` as it comes; say what happens; return the verdict at the end."""
+        try:
+            if not self.live:
+                return Verdict(0)
+            followed = Followed(
+                self.job, self.cluster, self.probe, self.say, self.live, self.holder.name, self._is_cancelled
+            )
+            return Follower(self.api, followed, self._words, on_line).run()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        self._cancellation.close()
+        self._lifeline.release()
+
+    def cancel(self) -> None:
+        """Delete the job now, its pods commit and end; unless our own pod is only being moved. For signal handlers.
+
+        Again: `follow` no longer waits for the pods to end.
+        """
+        self._cancellation.request()
+        if self._cancellation.requested > 1:
+            self._words.put(("hurry", None))
+
+    def _fire(self) -> None:
+        """In the cancellation's thread: wait for a request in flight, then delete what it made."""
+        with self._gate:
+            pass
+        self._sent.wait(DELETE_SECONDS)
+        if not self._uid:  # perhaps made by a request whose answer never came
+            with suppress(StagelineError):
+                found = self._read()
+                if found is not None and annotation(found, LAUNCHER) == self.holder.name:
+                    self._uid = found["metadata"]["uid"]
+        if not self._uid:
+            self._words.put(("cancelled", False))
+            return
+        if was_moved(self.api, self.holder):
+            self._words.put(("cancelled", True))
+            return
+        end = time.monotonic() + DELETE_SECONDS
+        while True:
+            try:
+                self.api.delete(JOBS, self.job.name, uid=self._uid, seconds=5.0)
+            except (AbsentError, ConflictError):
+                break
+            except ClusterUnavailableError as error:
+                if time.monotonic() > end:
+                    self._words.put(("error", error))
+                    return
+                time.sleep(0.1)
+                continue
+            except StagelineError as error:
+                self._words.put(("error", error))
+                return
+            break
+        self._words.put(("cancelled", False))
+
+
+def _stuck(pods: list[dict[str, Any]], names: str, limit: float, namespace: str) -> StagelineError:
+    first = pods[0]["metadata"]["name"]
+    return NodeLostError(
+        f"the pods of the job before are still there after {limit:.0f} s ({names}); while they are, "
+        "a new job could write beside them",
+        remedy=f"if their node is gone for good: kubectl -n {namespace} delete pod {first} --force --grace-period=0",
+        code="E_OLD_PODS",
+    )
+
+
+def start_on_cluster(
+    job: Job,
+    cluster: ClusterConfig,
+    probe: Probe,
+    say: Say,
+    *,
+    announce: Callable[[ClusterJob], None] = lambda started: None,  # noqa: ARG005
+) -> ClusterJob:
+    """Start or adopt a job. announce: told of it before anything is sent, so that a signal meanwhile can cancel it.
+
+    Raises PlanError, BusyError, ClusterError or ClusterUnavailableError; then nothing half-made is left.
+    """
+    started = ClusterJob(job, cluster, probe, say)
+    announce(started)
+    started.start()
+    return started
