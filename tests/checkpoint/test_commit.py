@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,18 +72,23 @@ def test_metadata_is_written_after_every_file_and_pointers_after_it(
     directory: StageDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    put = Store.put
+    verbs = {"put": Store.put, "create": Store.create, "replace": Store.replace}
 
-    def noted(self: Store, key: str, data: object) -> None:
-        put(self, key, data)  # type: ignore[arg-type]
-        order.append(f"{self.uri.removeprefix(directory.uri)}/{key}")
+    def noting(verb: str) -> Any:
+        def noted(self: Store, key: str, *data: Any) -> Any:
+            result = verbs[verb](self, key, *data)
+            order.append(f"{self.uri.removeprefix(directory.uri)}/{key}")
+            return result
+
+        return noted
 
     with writing(directory) as writer:
-        monkeypatch.setattr(Store, "put", noted)
+        for verb in verbs:
+            monkeypatch.setattr(Store, verb, noting(verb))
         writer.save(snapshot(5))
     at = order.index(f"/checkpoints/step-00000005/{METADATA_NAME}")
     files = {"model.safetensors", "ema.safetensors", "training/optimizer.safetensors", "training/state.json"}
-    assert {name.split("step-00000005/")[-1] for name in order[:at]} == {*files, "config.yaml"}
+    assert {name.split("step-00000005/")[-1] for name in order[:at]} == {*files, "config.yaml", "claim.json"}
     assert order[at + 1 : at + 3] == ["/last.ckpt", "/best.ckpt"]
 
 
@@ -191,7 +197,8 @@ def test_leftovers_are_swept_by_the_next_writer(directory: StageDir) -> None:
     directory.store.put("checkpoints/step-00000009/model.safetensors", b"half")
     with writing(directory):
         pass
-    assert directory.step_dirs() == ["step-00000005"]
+    assert [ref.name for ref in directory.committed()] == ["step-00000005"]
+    assert not directory.store.exists("checkpoints/step-00000009/model.safetensors")
 
 
 def test_a_failed_save_leaves_nothing_of_itself(directory: StageDir) -> None:

@@ -2,6 +2,10 @@
 
 Order: claim a fresh step directory (conditional create) -> look for room -> files, hashed while they are written, each
 durable -> lease still ours? -> metadata, the commit marker -> pointers -> retention. Nothing is written over.
+
+Only the holder of the lease commits. The check leaves at least half of the lease's length; should this process stand
+still after it for longer than that, the next holder has put a fence where the metadata would be created (`fencing`),
+and the commit fails. Pointers move by conditional replacement of what was read before the lease was checked.
 """
 
 from __future__ import annotations
@@ -19,8 +23,17 @@ from typing import Any
 from torch import Tensor
 
 from stageline.checkpoint.admission import NameFacts, name_fact_faults
+from stageline.checkpoint.fencing import fence_leftovers
 from stageline.checkpoint.header import header_texts
-from stageline.checkpoint.layout import CHECKPOINTS, CheckpointRef, StageDir, best_of, open_checkpoint, step_name
+from stageline.checkpoint.layout import (
+    CHECKPOINTS,
+    CheckpointRef,
+    Pointer,
+    StageDir,
+    best_of,
+    open_checkpoint,
+    step_name,
+)
 from stageline.checkpoint.lease import StageLease
 from stageline.checkpoint.metadata import (
     CLAIM_NAME,
@@ -42,8 +55,9 @@ from stageline.checkpoint.retention import Decision, sweep
 from stageline.checkpoint.tensors import Hashed, records_of, write_tensors
 from stageline.checkpoint.verify import group_of
 from stageline.config import RetentionConfig
-from stageline.errors import CheckpointError, DiskFullError, Faults, StagelineError, difference
+from stageline.errors import BusyError, CheckpointError, DiskFullError, Faults, StagelineError, difference
 from stageline.store import Reference, Store
+from stageline.store.holder import this_process
 
 ROOM_BYTES = 4 * 2**20
 """Asked for besides the tensors: metadata, headers, state, what the file system adds."""
@@ -99,7 +113,7 @@ class CheckpointWriter:
         self.keep = keep or RetentionConfig()
         self.name_facts = name_facts
         self._mutex = threading.Lock()
-        lease.check()
+        fence_leftovers(stage_dir, lease)
         stage_dir.record_parents({role: Reference(p.uri, p.digest) for role, p in provenance.parents.items()})
         refs = stage_dir.committed()
         self._sequence = max((ref.metadata.sequence for ref in refs), default=0)
@@ -145,7 +159,8 @@ class CheckpointWriter:
     def claim(self, step: int) -> str:
         """The name of a fresh step directory that is now ours alone."""
         self.lease.check()
-        data = json.dumps({"holder": self.lease.holder, "lease": self.lease.id, "id": uuid.uuid4().hex}).encode()
+        plain = {"holder": self.lease.holder, "lease": self.lease.id, "id": uuid.uuid4().hex, **this_process()}
+        data = json.dumps(plain).encode()
         for attempt in range(1, MAX_ATTEMPTS):
             name = step_name(step, attempt)
             store = self.stage_dir.step_store(name)
@@ -161,7 +176,7 @@ class CheckpointWriter:
     def abandon(self, name: str) -> None:
         """Remove a claimed directory after a failed save; a sweep does it later where the store refuses now."""
         with suppress(StagelineError):
-            if not self.stage_dir.step_store(name).exists(METADATA_NAME):
+            if not self.stage_dir.is_committed(name):
                 self.stage_dir.store.delete_tree(f"{CHECKPOINTS}/{name}")
 
     def commit(
@@ -183,7 +198,12 @@ class CheckpointWriter:
             faults.raise_if_any()
         data = metadata.to_bytes()
         self.lease.check()
-        store.put(METADATA_NAME, data)
+        if not store.create(METADATA_NAME, data) and store.get(METADATA_NAME) != data:
+            self.lease.check()
+            raise BusyError(
+                f"{store.uri!r} was closed by the stage's next writer before it could be committed",
+                remedy="another process writes this stage now; follow that one",
+            )
         ref = open_checkpoint(store, digest_of(data))
         self._sequence = metadata.sequence
         self._move_pointers(ref, is_best=snapshot.is_best)
@@ -234,7 +254,7 @@ class CheckpointWriter:
 
     def _move_pointers(self, ref: CheckpointRef, *, is_best: bool) -> None:
         """`last` follows every commit; `best` too where nothing is measured or what it named has other settings."""
-        self.stage_dir.set_pointer("last", ref)
+        self._set_pointer("last", ref)
         best, wanted = ref, ref.metadata.stage_fingerprint
         if not is_best and ref.metadata.best is not None:
             before = self.stage_dir.pointer("best")
@@ -242,9 +262,17 @@ class CheckpointWriter:
                 return
             same = [other for other in self.stage_dir.committed() if other.metadata.stage_fingerprint == wanted]
             best = best_of(same) or ref
-        self.stage_dir.set_pointer("best", best)
+        self._set_pointer("best", best)
         exported = best.metadata.model_copy(update={"export_of": best.digest})
         self.stage_dir.store.put(METADATA_NAME, exported.to_bytes())
+
+    def _set_pointer(self, name: Pointer, ref: CheckpointRef) -> None:
+        if not self.stage_dir.set_pointer(name, ref, self.lease.check):
+            self.lease.check()
+            raise BusyError(
+                f"{self.stage_dir.uri}/{name}.ckpt was moved by somebody else",
+                remedy="another process writes this stage now; follow that one",
+            )
 
     def _mend_pointers(self, newest: CheckpointRef) -> None:
         """Do what a writer that died between commit and pointers had left to do."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stageline.checkpoint.metadata import METADATA_NAME, CheckpointMetadata, digest_of, parse_metadata
+from stageline.checkpoint.metadata import METADATA_NAME, CheckpointMetadata, digest_of, is_fence, parse_metadata
 from stageline.errors import CheckpointError
 from stageline.store import NotFoundError, Reference, Store, open_store
 
@@ -66,6 +66,11 @@ def open_checkpoint(store: Store, digest: str | None = None) -> CheckpointRef:
         raise CheckpointError(
             f"there is no checkpoint at {store.uri!r}", remedy="`stageline runs show <run>` lists what there is"
         ) from error
+    if is_fence(data):
+        raise CheckpointError(
+            f"{store.uri!r} was never committed: its writer had lost the stage's lease",
+            remedy="use another checkpoint; the stage's next one sweeps the leftover",
+        )
     found = digest_of(data)
     if digest is not None and found != digest:
         raise CheckpointError(
@@ -110,6 +115,13 @@ class StageDir:
     def step_store(self, name: str) -> Store:
         return self.store.child(CHECKPOINTS, name)
 
+    def is_committed(self, name: str) -> bool:
+        """Whether a step directory holds a checkpoint; what it says is not looked at."""
+        try:
+            return not is_fence(self.step_store(name).get(METADATA_NAME))
+        except NotFoundError:
+            return False
+
     def committed(self) -> list[CheckpointRef]:
         """Every committed checkpoint in the order of saving. Damaged metadata raises: nothing is skipped.
 
@@ -122,6 +134,8 @@ class StageDir:
                 data = store.get(METADATA_NAME)
             except NotFoundError:
                 # Uncommitted, or deleted by its writer a moment ago: either way it does not exist.
+                continue
+            if is_fence(data):
                 continue
             refs.append(CheckpointRef(store, digest_of(data), parse_metadata(data, store.uri)))
         return sorted(refs, key=lambda ref: (ref.metadata.sequence, *step_order(ref.name)))
@@ -188,10 +202,24 @@ class StageDir:
             raise CheckpointError(f"{where!r} is no pointer: expected JSON with `target` and `digest`")
         return open_checkpoint(self.store.child(target), digest)
 
-    def set_pointer(self, name: Pointer, ref: CheckpointRef) -> None:
-        """Let a pointer name a committed checkpoint of this directory; atomic."""
+    def set_pointer(self, name: Pointer, ref: CheckpointRef, check: Callable[[], None] = lambda: None) -> bool:
+        """Let a pointer name a committed checkpoint of this directory; atomic.
+
+        check: raises where this process may not write here any more. False, and nothing is changed, where the pointer
+        was moved by another since before that check.
+        """
+        key = f"{name}.ckpt"
         plain = {"target": f"{CHECKPOINTS}/{ref.name}", "digest": ref.digest}
-        self.store.put(f"{name}.ckpt", (json.dumps(plain) + "\n").encode())
+        data = (json.dumps(plain) + "\n").encode()
+        try:
+            before, token = self.store.get_with_token(key)
+        except NotFoundError:
+            check()
+            return self.store.create(key, data) or self.store.get(key) == data
+        check()
+        if before == data:
+            return True
+        return self.store.replace(key, data, token) or self.store.get(key) == data
 
     def recorded_parents(self) -> list[Reference]:
         """Everything this stage ever said it starts from."""

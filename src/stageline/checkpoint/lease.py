@@ -2,7 +2,8 @@
 
 `lease.json` is created conditionally, renewed by conditional replacement, and taken over only when it is expired, given
 back, or its holder was a process of this machine that is dead. Expiry is read off the reader's clock: machines that
-share a store have to agree about the time to within the lease's length.
+share a store have to agree about the time to within the lease's length. A pod that was killed gives nothing back: the
+one that takes its place waits (`await_free`) until the lease has run out.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +24,10 @@ from stageline.store.holder import is_dead, this_process
 LEASE_NAME = "lease.json"
 DEFAULT_TTL_SECONDS = 60.0
 RENEWALS_PER_TTL = 3
+WAIT_SECONDS = 0.5
+"""Between two looks at a lease somebody waits for."""
+WAIT_VARIABLE = "STAGELINE_LEASE_WAIT_SECONDS"
+"""Environment variable: how long a stage waits for a lease that is held; unset or 0: not at all."""
 
 
 def _is_free(plain: dict[str, Any]) -> bool:
@@ -52,6 +58,24 @@ def held_by(stage_dir: StageDir) -> str | None:
     """Who holds a running lease, or None."""
     found = _read(stage_dir.store)
     return None if found is None or _is_free(found[0]) else str(found[0]["holder"])
+
+
+def await_free(
+    stage_dir: StageDir, limit_seconds: float, say: Callable[[str], None], is_stopped: Callable[[], bool]
+) -> None:
+    """Return once the lease can be taken, `limit_seconds` have passed, or there is a reason to stop.
+
+    say: told once, where there is something to wait for. Takes nothing: whoever comes first still has it.
+    """
+    end, told = time.monotonic() + limit_seconds, False
+    while limit_seconds > 0 and not is_stopped():
+        found, left = _read(stage_dir.store), end - time.monotonic()
+        if found is None or _is_free(found[0]) or left <= 0:
+            return
+        if not told:
+            say(f"waiting up to {limit_seconds:.0f} s for the stage's lease: {_describe(found[0])}")
+            told = True
+        time.sleep(min(WAIT_SECONDS, left))
 
 
 class StageLease:
@@ -191,13 +215,16 @@ class StageLease:
         self.release()
 
 
+def _describe(plain: dict[str, Any]) -> str:
+    left = max(0.0, plain["expires"] - time.time())
+    machine = plain["host"].split("/")[0]
+    return f"{plain['holder']!r} (process {plain['pid']} on {machine!r}, for another {left:.0f} s unless renewed)"
+
+
 def _busy(stage_dir: StageDir, found: tuple[dict[str, Any], str] | None) -> BusyError:
     who = "another process"
     if found is not None:
-        plain = found[0]
-        left = max(0.0, plain["expires"] - time.time())
-        machine = plain["host"].split("/")[0]
-        who = f"{plain['holder']!r} (process {plain['pid']} on {machine!r}, for another {left:.0f} s unless renewed)"
+        who = _describe(found[0])
     return BusyError(
         f"{stage_dir.uri!r} is being written by {who}",
         remedy="wait for it or stop it; two runs need two names: run=<new name>",

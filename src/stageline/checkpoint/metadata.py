@@ -162,6 +162,11 @@ class CheckpointMetadata(Provenance):
         return ("model" if weights == "raw" else "ema") in self.tensors
 
 
+def is_fence(data: bytes) -> bool:
+    """Whether what stands in a metadata file's place says that nothing may be committed there (`fencing`)."""
+    return data.startswith(b'{"fenced":')
+
+
 def digest_of(data: bytes) -> str:
     """SHA-256 (hex) of a metadata file's bytes."""
     return hashlib.sha256(data).hexdigest()

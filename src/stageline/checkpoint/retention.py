@@ -12,12 +12,15 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from stageline.checkpoint.fencing import close_step, empty_step, is_emptied
 from stageline.checkpoint.layout import CHECKPOINTS, PARENTS_NAME, POINTERS, CheckpointRef, StageDir
 from stageline.checkpoint.lease import StageLease, held_by
 from stageline.checkpoint.metadata import METADATA_NAME
 from stageline.config import RetentionConfig
 from stageline.errors import CheckpointError
 from stageline.store import Store
+
+NEVER_COMMITTED = "never committed"
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,9 @@ def protected_digests(directory: StageDir) -> dict[str, str]:
 
 
 def leftovers(directory: StageDir, running: Collection[str] = ()) -> list[str]:
-    """Names of step directories that were never committed and that nobody is writing."""
+    """Names of step directories that were never committed and that nobody is writing, with something to remove."""
     names = [name for name in directory.step_dirs() if name not in running]
-    return [name for name in names if not directory.step_store(name).exists(METADATA_NAME)]
+    return [name for name in names if not directory.is_committed(name) and not is_emptied(directory, name)]
 
 
 def delete_checkpoint(directory: StageDir, name: str) -> None:
@@ -137,7 +140,7 @@ def sweep(
     lease.check()
     directory.store.tidy()
     decisions = [
-        Decision(name, directory.step_store(name).uri, "delete", "never committed")
+        Decision(name, directory.step_store(name).uri, "delete", NEVER_COMMITTED)
         for name in leftovers(directory, running)
     ]
     refs = directory.committed()
@@ -153,7 +156,10 @@ def sweep(
     for decision in decisions:
         if decision.action == "delete":
             lease.check()
-            delete_checkpoint(directory, decision.name)
+            if decision.reason != NEVER_COMMITTED:
+                delete_checkpoint(directory, decision.name)
+            elif close_step(directory, decision.name, lease):
+                empty_step(directory, decision.name)
     return decisions
 
 
@@ -169,7 +175,7 @@ def prune(directory: StageDir, keep: RetentionConfig, *, dry_run: bool) -> list[
     decisions = [
         Decision(name, directory.step_store(name).uri, "keep", f"{holder} may be writing it")
         if holder
-        else Decision(name, directory.step_store(name).uri, "delete", "never committed")
+        else Decision(name, directory.step_store(name).uri, "delete", NEVER_COMMITTED)
         for name in leftovers(directory)
     ]
     return decisions + decide(directory.committed(), keep, protected_digests(directory))

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from stageline.checkpoint.layout import CHECKPOINTS, CheckpointRef, Pointer, StageDir, open_checkpoint
-from stageline.checkpoint.metadata import METADATA_NAME
 from stageline.errors import PlanError, StagelineError
 from stageline.store import Store
 from stageline.telemetry import read_events, read_failure, redact
@@ -129,7 +128,7 @@ class Reader:
         found = []
         for name in directory.step_dirs():
             store = directory.step_store(name)
-            if store.exists(METADATA_NAME):
+            if directory.is_committed(name):
                 found.append(self.attempt(store.uri, lambda place=store: open_checkpoint(place), None))  # type: ignore[misc]
         return [ref for ref in found if ref is not None]
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from stageline import __version__
 from stageline.build import find_build
+from stageline.checkpoint.fencing import fence_leftovers
 from stageline.checkpoint.identity import RunRecord, versions
 from stageline.checkpoint.layout import CheckpointRef
-from stageline.checkpoint.lease import StageLease
+from stageline.checkpoint.lease import WAIT_VARIABLE, StageLease, await_free
 from stageline.checkpoint.metadata import GroupRecord, ParentRecord, Provenance
 from stageline.config import to_yaml
-from stageline.errors import StagelineError
+from stageline.errors import ConfigError, InterruptedRunError, StagelineError
 from stageline.stage import stage_settings
 from stageline.telemetry import (
     FAILURE_DIR_VARIABLE,
@@ -29,6 +30,7 @@ from stageline.telemetry import (
 )
 from stageline.train.decision import Work
 from stageline.trainer.assembly import Parts
+from stageline.trainer.interruption import StopRequest
 from stageline.trainer.parameters import count_parameters
 from stageline.trainer.progress import ProgressView
 from stageline.trainer.recorder import Recorder, open_tensorboard
@@ -50,10 +52,30 @@ class Session:
         """How this process was started, for people."""
         return shlex.join(sys.argv)
 
+    def await_lease(self, work: Work, stop: StopRequest) -> None:
+        """Where the environment says how long: wait until a former attempt's lease has run out."""
+        text = os.environ.get(WAIT_VARIABLE, "0")
+        try:
+            limit = float(text)
+        except ValueError as error:
+            raise ConfigError(f"{WAIT_VARIABLE}={text!r} is no number of seconds", remedy="unset it") from error
+
+        def say(text: str) -> None:
+            if self.rank == 0:
+                print(f"{work.stage.name}: {text}", flush=True)
+
+        await_free(work.stage_dir, limit, say, lambda: bool(stop.signal_name))
+        if limit > 0 and stop.signal_name:
+            raise InterruptedRunError(
+                f"stage {work.stage.name!r} was stopped by {stop.signal_name} before it began; nothing was changed",
+                remedy="start it again",
+            )
+
     def take_lease(self, work: Work) -> None:
         """Rank 0: become the one writer of the stage directory and void what an earlier attempt said of failing."""
         holder = f"{work.config.run}/{work.stage.name}"
         self.lease = StageLease.acquire(work.stage_dir, holder)
+        fence_leftovers(work.stage_dir, self.lease)
         clear_failures(work.stage_dir.store)
         work.stage_dir.store.put("config.yaml", redact(to_yaml(work.config)).encode())
 

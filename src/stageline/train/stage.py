@@ -95,6 +95,8 @@ def _train(session: Session, work: Work, data: str, stop: StopRequest) -> StageR
     decision = decide(work)
     if decision.action == "reuse" and decision.ref is not None:
         return _result(work, "reuse", decision.ref, None)
+    # Every rank waits by itself: in a process group those that are ready would run into its time-out.
+    session.await_lease(work, stop)
     ranks = Ranks(work.config.trainer)
     trainer = work.config.trainer.model_dump(mode="json")
     ranks.agree("the config", flatten({"stage fingerprint": work.fingerprint, "trainer": trainer}))
