@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
+import yaml
+
 from stageline.errors import ClusterError, MissingPartError
 from stageline.launch.answer import Response, unreachable
 from stageline.launch.refusals import explain
@@ -74,7 +76,7 @@ class Api:
         try:
             own = own_namespace() if pod else _context_namespace(config, named or None, context)
             self = cls(load, namespace or own, "")
-        except (config.ConfigException, OSError, ValueError, TypeError) as e:
+        except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError) as e:
             if pod:
                 raise ClusterError(
                     f"this pod has no usable service account token: {e}",
@@ -82,7 +84,7 @@ class Api:
                     code="E_NO_CLUSTER",
                 ) from e
             raise ClusterError(
-                f"no cluster to talk to: {named or '~/.kube/config'}: {e}",
+                f"no cluster to talk to: {named or '~/.kube/config'}: {' '.join(str(e).split())}",
                 remedy="name a kubeconfig: export KUBECONFIG=<file>; kubectl config get-contexts lists contexts",
                 code="E_NO_CLUSTER",
             ) from e
