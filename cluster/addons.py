@@ -24,9 +24,7 @@ TRIAL = {
     "metadata": {"name": "trial", "namespace": "default"},
     "spec": {
         "pytorchReplicaSpecs": {
-            "Worker": {
-                "template": {"spec": {"containers": [{"name": "pytorch", "image": "none", "command": ["true"]}]}}
-            }
+            "Worker": {"template": {"spec": {"containers": [{"name": "pytorch", "image": "none"}]}}},
         }
     },
 }
@@ -42,9 +40,8 @@ def apply(state: State, images: dict[str, str]) -> None:
         if document["kind"] == "Deployment":
             document["spec"]["template"]["spec"]["containers"][0]["image"] = images["coredns"]
     kubectl(state, "apply", "--server-side", "-f", "-", text=yaml.safe_dump_all(documents))
-    kubectl(
-        state, "apply", "--server-side", "--force-conflicts", "-k", str(operator(state, images["training-operator"]))
-    )
+    overlay = operator(state, images["training-operator"])
+    kubectl(state, "apply", "--server-side", "--force-conflicts", "-k", overlay)
 
 
 def operator(state: State, image: str) -> Path:

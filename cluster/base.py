@@ -32,9 +32,9 @@ def mirror(folder: Path = SOURCES) -> str:
     for path in [folder / "sources.list", *sorted(folder.glob("sources.list.d/*.list"))]:
         lines = path.read_text().splitlines() if path.is_file() else []
         for line in lines:
-            found = re.match(r"deb\s+(?:\[.*?\]\s+)?(\S+)\s+(\S+)\s+(.*)", line)
-            if found and found[2] == SUITE and "main" in found[3].split():
-                return found[1]
+            entry = re.match(r"deb\s+(?:\[.*?\]\s+)?(\S+)\s+(\S+)\s+(.*)", line)
+            if entry and entry[2] == SUITE and "main" in entry[3].split():
+                return str(entry[1])
     raise ClusterError(
         f"no source in {folder} has {SUITE}/main; expected one, since the base image is made from this machine's "
         f"Debian mirror; add one, or bring the cluster up with --no-images"

@@ -11,6 +11,7 @@ from cluster.state import State, write_json
 API_PORT = 6443
 API_URL = f"https://{HEAD.address}:{API_PORT}"
 DAYS = "3650"
+NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout")
 
 
 def folder(state: State) -> Path:
@@ -25,11 +26,8 @@ def make(state: State) -> None:
     where.chmod(0o700)
     for authority in ("ca", "front-proxy-ca"):
         subject = f"/CN=stageline-{authority}"
-        key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", where / f"{authority}.key"]
-        run(
-            state,
-            ["openssl", "req", "-x509", *key, "-subj", subject, "-days", DAYS, "-out", where / f"{authority}.crt"],
-        )
+        key, crt = where / f"{authority}.key", where / f"{authority}.crt"
+        run(state, ["openssl", "req", "-x509", *NEW_KEY, key, "-subj", subject, "-days", DAYS, "-out", crt])
     run(state, ["openssl", "genrsa", "-out", where / "service-account.key", "2048"])
     names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"]
     addresses = [HEAD.address, "127.0.0.1", API_SERVICE]
@@ -38,13 +36,8 @@ def make(state: State) -> None:
     sign(state, "front-proxy-client", "/CN=front-proxy-client", authority="front-proxy-ca")
     for p in PLACES:
         sign(state, f"kubelet-{p.name}", f"/O=system:nodes/CN=system:node:{p.name}")
-        sign(
-            state,
-            f"serving-{p.name}",
-            f"/O=system:nodes/CN=system:node:{p.name}",
-            names=[p.name],
-            addresses=[p.address],
-        )
+        user = f"/O=system:nodes/CN=system:node:{p.name}"
+        sign(state, f"serving-{p.name}", user, names=[p.name], addresses=[p.address])
         kubeconfig(state, f"kubelet-{p.name}")
     for name in ("kube-controller-manager", "kube-scheduler", "kube-proxy"):
         sign(state, name, f"/CN=system:{name}")
@@ -71,10 +64,10 @@ def sign(
         extensions += f"subjectAltName={alternatives}\n"
     file = where / f"{name}.ext"
     file.write_text(extensions)
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", where / f"{name}.key"]
-    run(state, ["openssl", "req", "-new", *key, "-subj", subject, "-out", where / f"{name}.csr"])
+    key, csr = where / f"{name}.key", where / f"{name}.csr"
+    run(state, ["openssl", "req", "-new", *NEW_KEY, key, "-subj", subject, "-out", csr])
     signer = ["-CA", where / f"{authority}.crt", "-CAkey", where / f"{authority}.key", "-CAcreateserial"]
-    request = ["-req", "-in", where / f"{name}.csr", "-days", DAYS, "-extfile", file]
+    request = ["-req", "-in", csr, "-days", DAYS, "-extfile", file]
     run(state, ["openssl", "x509", *request, *signer, "-out", where / f"{name}.crt"])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 
 from cluster import process
 from cluster.certificates import API_PORT, API_URL, folder
@@ -105,12 +105,12 @@ def controllers(state: State) -> None:
     process.start(state, "kube-scheduler", command(state, "kube-scheduler", flags), netns=HEAD.netns)
 
 
-def command(state: State, name: str, flags: dict[str, str | int | Path]) -> list[str | Path]:
+def command(state: State, name: str, flags: Mapping[str, object]) -> list[object]:
     """A program of ours with its flags."""
     return [state.bin / name, *(f"--{key}={value}" for key, value in flags.items())]
 
 
-def kubectl(state: State, *words: str | Path, text: str | None = None, check: bool = True, seconds: float = 120) -> str:
+def kubectl(state: State, *words: object, text: str | None = None, check: bool = True, seconds: float = 120) -> str:
     """Run our kubectl as administrator, inside the head's namespace."""
     argv = [state.bin / "kubectl", f"--kubeconfig={state.kubeconfig}", *words]
     return run(state, argv, netns=HEAD.netns, text=text, check=check, timeout_seconds=seconds)

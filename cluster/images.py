@@ -175,6 +175,11 @@ def pull(state: State, references: Iterable[str]) -> None:
             done.result()
 
 
+def pull_pause(state: State, name: str) -> None:
+    """Have a node pull the pause image under the fixed name that its configuration gives."""
+    run(state, [state.bin / "pull", node.socket(state, name), node.PAUSE], timeout_seconds=60)
+
+
 def short(image: str) -> str:
     """An image's name without registry and digest."""
     return image.split("/")[-1].split("@")[0]

@@ -72,7 +72,7 @@ def start(state: State) -> None:
         for p in network.PLACES:
             node.start_containerd(state, p)
             node.forget_containers(state, p.name)
-        retag_pause(state, made["pause"])
+            images.pull_pause(state, p.name)
         for p in network.PLACES:
             node.start(state, p.name)
         addons.apply(state, made)
@@ -82,13 +82,6 @@ def start(state: State) -> None:
     with timed("CoreDNS and the operator's webhook", usual="20 s"):
         addons.wait_ready(state)
     write_json(state.run / "whole.json", {"pins": parts.pins(state)})
-
-
-def retag_pause(state: State, reference: str) -> None:
-    """Have both nodes hold the pause image under the fixed name that their configuration gives."""
-    images.pull(state, [reference])
-    for p in network.PLACES:
-        node.ctr(state, p.name, "images", "tag", "--force", reference, node.PAUSE)
 
 
 def project_images(state: State) -> dict[str, str]:

@@ -39,7 +39,7 @@ def start(state: State, name: str) -> None:
     group = make_cgroup(name)
     kubelet_file = write_json(home / "kubelet.json", kubelet_configuration(state, p, group))
     pki = pki_folder(state)
-    argv: list[str | Path] = [state.bin / "kubelet", f"--config={kubelet_file}", f"--root-dir={home / 'kubelet'}"]
+    argv: list[object] = [state.bin / "kubelet", f"--config={kubelet_file}", f"--root-dir={home / 'kubelet'}"]
     argv += [f"--kubeconfig={pki / f'kubelet-{name}.kubeconfig'}", f"--cert-dir={home / 'kubelet-pki'}"]
     argv += [f"--hostname-override={name}", f"--node-ip={p.address}", f"--node-labels=stageline/node={name}"]
     process.start(state, kubelet, argv, netns=p.netns)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import shutil
 import sys
 import tarfile
@@ -199,8 +198,8 @@ def link(state: State) -> None:
         for name in names:
             point(state.bin / name, folder / name)
     for part in PARTS:
-        for folder in part.keeps.values():
-            point(state.parts / part.name, built(state, part) / folder)
+        for kept in part.keeps.values():
+            point(state.parts / part.name, built(state, part) / kept)
     for old in state.bin.glob(".*-*"):
         if old not in folders:
             remove_tree(old)
@@ -209,7 +208,7 @@ def link(state: State) -> None:
 def point(name: Path, target: Path) -> None:
     """A symbolic link, replaced in one step."""
     name.parent.mkdir(parents=True, exist_ok=True)
-    if name.is_symlink() and Path(os.readlink(name)) == target:  # noqa: PTH115
+    if name.is_symlink() and name.readlink() == target:
         return
     scratch = name.with_name(f".{name.name}.link")
     scratch.unlink(missing_ok=True)

@@ -32,7 +32,7 @@ def environment(state: State, mark: str, extra: Mapping[str, str] | None = None)
     return base | {mark: str(state.root)} | dict(extra or {})
 
 
-def inside(netns: str | None, argv: Sequence[str | Path]) -> list[str]:
+def inside(netns: str | None, argv: Sequence[object]) -> list[str]:
     """The command, in a network namespace. Not `ip netns exec`: that remounts /sys, and the cgroups vanish."""
     words = [str(word) for word in argv]
     return words if netns is None else ["nsenter", f"--net={NETNS / netns}", "--", *words]
@@ -40,7 +40,7 @@ def inside(netns: str | None, argv: Sequence[str | Path]) -> list[str]:
 
 def run(
     state: State,
-    argv: Sequence[str | Path],
+    argv: Sequence[object],
     *,
     netns: str | None = None,
     env: Mapping[str, str] | None = None,
@@ -107,7 +107,7 @@ def find(state: State, name: str) -> int | None:
 def start(
     state: State,
     name: str,
-    argv: Sequence[str | Path],
+    argv: Sequence[object],
     *,
     netns: str | None = None,
     env: Mapping[str, str] | None = None,
