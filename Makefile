@@ -23,7 +23,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
 
 .PHONY: env
 env: # the environment, if it is not there yet; says so in words where Python is too old or absent
@@ -39,11 +39,28 @@ demo: env ## train, evaluate and report on made-up vessels and on a real picture
 
 .PHONY: test
 test: env ## the default tests: CPU, no network (6 minutes)
-	@$(PYTEST) -m "not slow" $(PARALLEL)
+	@$(PYTEST) -m "not slow and not cluster" $(PARALLEL)
 
 .PHONY: test-slow
 test-slow: env ## learning checks, kill drills, two ranks (10 minutes)
-	@$(PYTEST) -m slow $(PARALLEL)
+	@$(PYTEST) -m "slow and not cluster" $(PARALLEL)
+
+.PHONY: cluster
+cluster: env ## two Kubernetes nodes on this machine, for tests (Linux, root, Go; 35 GB; cold 15 minutes, warm 1)
+	@$(BIN)/python -m cluster up
+
+.PHONY: cluster-down
+cluster-down: env ## stop them; PURGE=1 frees the disk too
+	@$(BIN)/python -m cluster down $(if $(PURGE),--purge)
+
+# One process: the tests share two nodes, and some take one away. ARGS="-k name" chooses.
+.PHONY: test-cluster
+test-cluster: env ## tests on a real cluster: ours, or the one of STAGELINE_TEST_KUBECONFIG (20 minutes cold)
+	@$(BIN)/python -m cluster test -m "cluster and not slow" $(ARGS)
+
+.PHONY: test-cluster-slow
+test-cluster-slow: env ## the longer ones: kills in the middle, leftovers
+	@$(BIN)/python -m cluster test -m "cluster and slow" $(ARGS)
 
 .PHONY: lint
 lint: env ## ruff, mypy --strict, import contracts
