@@ -1,4 +1,4 @@
-"""The command line: `python -m cluster up | down | status | env | enter | missing | recycle-volumes`."""
+"""The command line: `python -m cluster up | down | status | env | enter | test | missing | recycle-volumes`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import signal
 import sys
 from types import FrameType
 
-from cluster import lifecycle, machine, storage
-from cluster.errors import ClusterError
+from cluster import lifecycle, machine, storage, tier
+from cluster.errors import ClusterError, MissingError
 from cluster.progress import say
 from cluster.state import current, read_own
 
@@ -28,6 +28,8 @@ def parser() -> argparse.ArgumentParser:
     enter = commands.add_parser("enter", help="run a command where the cluster can be reached")
     enter.add_argument("argv", nargs=argparse.REMAINDER, metavar="COMMAND ...")
     commands.add_parser("missing", help="say what this machine lacks; exit code 3 if it lacks anything")
+    test = commands.add_parser("test", help="bring it up and run its tests (or those of STAGELINE_TEST_KUBECONFIG)")
+    test.add_argument("argv", nargs=argparse.REMAINDER, metavar="PYTEST ARGUMENTS ...")
     commands.add_parser("recycle-volumes", help="offer volumes again whose claim is gone")
     return top
 
@@ -76,13 +78,15 @@ def main(arguments: list[str] | None = None) -> int:
                 return environment()
             case "enter":
                 return enter(chosen.argv)
+            case "test":
+                return tier.run(state, chosen.argv)
             case "missing":
                 machine.check(state)
             case "recycle-volumes":
                 say(" ".join(storage.recycle(state)) or "none was waiting")
     except ClusterError as e:
         print(f"error: {e}", file=sys.stderr, flush=True)
-        return 3 if type(e).__name__ == "MissingError" else 1
+        return 3 if isinstance(e, MissingError) else 1
     except KeyboardInterrupt:
         print("interrupted; `make cluster` goes on where this stopped", file=sys.stderr, flush=True)
         return 130

@@ -11,6 +11,7 @@ import yaml
 from cluster import storage
 from cluster.control_plane import kubectl
 from cluster.errors import ClusterError
+from cluster.network import HEAD
 from cluster.process import wait_until
 from cluster.state import State, write_text
 
@@ -49,16 +50,20 @@ def operator(state: State, image: str) -> Path:
     name, _, digest = image.partition("@")
     folder = state.run / "training-operator"
     upstream = (state.parts / "training-operator").resolve() / "overlays" / "standalone"
-    probe = {"op": "replace", "path": "/spec/template/spec/containers/0/readinessProbe/periodSeconds", "value": 2}
-    early = {"op": "replace", "path": "/spec/template/spec/containers/0/readinessProbe/initialDelaySeconds", "value": 1}
+    container = "/spec/template/spec/containers/0/readinessProbe"
+    patch = [
+        # Upstream looks after 10 s, then every 15 s: half a minute of waiting for a program that is ready in two.
+        {"op": "replace", "path": f"{container}/initialDelaySeconds", "value": 1},
+        {"op": "replace", "path": f"{container}/periodSeconds", "value": 2},
+        # Tests take node-2 away; jobs are looked after all the same.
+        {"op": "add", "path": "/spec/template/spec/nodeSelector", "value": {"kubernetes.io/hostname": HEAD.name}},
+    ]
     document = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [os.path.relpath(upstream, folder.resolve())],
         "images": [{"name": OPERATOR_IMAGE, "newName": name, "digest": digest}],
-        "patches": [
-            {"target": {"kind": "Deployment", "name": "training-operator"}, "patch": json.dumps([probe, early])}
-        ],
+        "patches": [{"target": {"kind": "Deployment"}, "patch": json.dumps(patch)}],
     }
     write_text(folder / "kustomization.yaml", yaml.safe_dump(document))
     return folder

@@ -6,6 +6,7 @@ every request, so a deleted one is refused at once.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 
@@ -99,6 +100,7 @@ def request(state: State, method: str, path: str, body: str = "", account: dict[
     argv += ["--aws-sigv4", f"aws:amz:{REGION}:s3", "--config", "-", f"{ENDPOINT}/{path}"]
     # The key goes through standard input, so that no process list shows it.
     lines = [f'user = "{who["access_key"]}:{who["secret_key"]}"']
+    lines.append(f'header = "x-amz-content-sha256: {hashlib.sha256(body.encode()).hexdigest()}"')
     if body:
         lines.append(f"data = {json.dumps(body)}")
     return run(state, argv, netns=HEAD.netns, text="\n".join(lines) + "\n", timeout_seconds=30)
