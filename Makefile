@@ -93,7 +93,9 @@ images: ## build the trainer and the launcher (BUILDER= BASE_IMAGE= REGISTRY= BU
 .PHONY: render
 render: env ## write what follows from something else: pipelines, manifests, the chart's tables
 	@for file in $(filter-out %/__init__.py,$(wildcard pipelines/*.py)); do \
-		$(BIN)/stageline pipeline compile --family $$(basename $$file .py) --output $${file%.py}.yaml || exit 1; done
+		family=$$(basename $$file .py); \
+		$(BIN)/stageline pipeline compile --family $$family --output $${file%.py}.yaml || exit 1; \
+		$(BIN)/stageline pipeline compile --family $$family --pvc --output $${file%.py}_pvc.yaml || exit 1; done
 	@$(BIN)/python scripts/render_chart.py
 
 .PHONY: bench

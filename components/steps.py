@@ -3,6 +3,9 @@
 They are lightweight Python components: container components cannot run under `kfp.local`. What passes from step to
 step is a reference, `<uri>@sha256:<digest>`, as a string; the typed artifacts show the same thing with its metadata
 and metrics. No `from __future__ import annotations` here: kfp reads the annotations as objects.
+
+Every step gets the pipeline's parameters one by one, as `stageline.execute.request` reads them. A step needs no torch,
+on a cluster least of all: there it starts a PyTorchJob of the trainer image and follows it.
 """
 
 from functools import partial
@@ -10,82 +13,159 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-IMAGE = "stageline/trainer-python:0.1.0"
-"""What the steps run in on a cluster; local runs ignore it, but warn unless it has `python` in its name."""
+from stageline import __version__
+
+IMAGE = f"stageline/launcher:{__version__}"
+"""What the steps run in on a cluster, unless the pipeline is told otherwise; local runs ignore it."""
 
 step = partial(dsl.component, base_image=IMAGE, install_kfp_package=False)
 
 
 @step
-def prepare_data(config: str, dataset: dsl.Output[dsl.Dataset]) -> NamedTuple("Prepared", reference=str):
+def prepare_data(
+    dataset: dsl.Output[dsl.Dataset],
+    family: str,
+    config: str = "",
+    preset: str = "",
+    run: str = "",
+    root: str = "",
+    stages: str = "",
+    overrides: str = "",
+    image: str = "",
+    workers: int = 0,
+    processes: int = 0,
+    namespace: str = "",
+    launcher: str = "pytorchjob",
+    s3_endpoint: str = "",
+    s3_region: str = "",
+    s3_secret: str = "",
+    s3_ca: str = "",
+    claim: str = "",
+    kfp_run: str = "",
+) -> NamedTuple("Prepared", reference=str):
     """Prepared data of a config, made or reused.
 
     Args:
-        config: The run's config as JSON.
         dataset: Where the prepared data lie, with file counts and facts.
+        family: The model family; what follows it are the pipeline's own parameters.
     """
+    given = dict(locals())
     from stageline.execute import steps
 
-    return steps.prepare_data(config, dataset)
+    return steps.prepare_data(**given)
 
 
 @step
 def train_stage(
-    config: str,
-    stage: str,
-    data: str,
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
-    parents: str = "",
-    launcher: str = "local",
+    stage: str,
+    data: str,
+    parents: str,
+    family: str,
+    config: str = "",
+    preset: str = "",
+    run: str = "",
+    root: str = "",
+    stages: str = "",
+    overrides: str = "",
+    image: str = "",
+    workers: int = 0,
+    processes: int = 0,
+    namespace: str = "",
+    launcher: str = "pytorchjob",
+    s3_endpoint: str = "",
+    s3_region: str = "",
+    s3_secret: str = "",
+    s3_ca: str = "",
+    claim: str = "",
+    kfp_run: str = "",
 ) -> NamedTuple("Trained", reference=str):
     """One stage, trained, continued or reused; an empty reference where the config does not select it.
 
     Args:
-        config: The run's config as JSON.
-        stage: Name of the stage.
-        data: Reference of the prepared data.
         checkpoint: The checkpoint that the stage hands on, with its facts.
         metrics: Its best validation metric and its steps.
+        stage: Name of the stage.
+        data: Reference of the prepared data.
         parents: `role=reference` words; an empty reference is none.
-        launcher: What the stage runs as; `local` is a process beside this one.
+        family: The model family; what follows it are the pipeline's own parameters.
     """
+    given = dict(locals())
     from stageline.execute import steps
 
-    return steps.train_stage(config, stage, data, parents, launcher, checkpoint, metrics)
+    return steps.train_stage(**given)
 
 
 @step
 def evaluate(
-    config: str,
+    metrics: dsl.Output[dsl.Metrics],
     data: str,
     checkpoints: str,
-    metrics: dsl.Output[dsl.Metrics],
-    launcher: str = "local",
+    family: str,
+    config: str = "",
+    preset: str = "",
+    run: str = "",
+    root: str = "",
+    stages: str = "",
+    overrides: str = "",
+    image: str = "",
+    workers: int = 0,
+    processes: int = 0,
+    namespace: str = "",
+    launcher: str = "pytorchjob",
+    s3_endpoint: str = "",
+    s3_region: str = "",
+    s3_secret: str = "",
+    s3_ca: str = "",
+    claim: str = "",
+    kfp_run: str = "",
 ) -> NamedTuple("Evaluated", reference=str):
     """The family's metrics of the last checkpoint named.
 
     Args:
-        config: The run's config as JSON.
+        metrics: The metrics, with their sample counts as metadata.
         data: Reference of the prepared data.
         checkpoints: References of the stages in order, separated by spaces; the last one that is there is evaluated.
-        metrics: The metrics, with their sample counts as metadata.
-        launcher: What the evaluation runs as; `local` is a process beside this one.
+        family: The model family; what follows it are the pipeline's own parameters.
     """
+    given = dict(locals())
     from stageline.execute import steps
 
-    return steps.evaluate(config, data, checkpoints, launcher, metrics)
+    return steps.evaluate(**given)
 
 
 @step
-def report(config: str, evaluation: str, page: dsl.Output[dsl.HTML]) -> NamedTuple("Reported", reference=str):
+def report(
+    page: dsl.Output[dsl.HTML],
+    evaluation: str,
+    family: str,
+    config: str = "",
+    preset: str = "",
+    run: str = "",
+    root: str = "",
+    stages: str = "",
+    overrides: str = "",
+    image: str = "",
+    workers: int = 0,
+    processes: int = 0,
+    namespace: str = "",
+    launcher: str = "pytorchjob",
+    s3_endpoint: str = "",
+    s3_region: str = "",
+    s3_secret: str = "",
+    s3_ca: str = "",
+    claim: str = "",
+    kfp_run: str = "",
+) -> NamedTuple("Reported", reference=str):
     """The run's report, one self-contained HTML file.
 
     Args:
-        config: The run's config as JSON.
-        evaluation: Reference of the evaluation.
         page: The report.
+        evaluation: Reference of the evaluation.
+        family: The model family; what follows it are the pipeline's own parameters.
     """
+    given = dict(locals())
     from stageline.execute import steps
 
-    return steps.report(config, evaluation, page)
+    return steps.report(**given)

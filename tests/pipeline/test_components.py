@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from stageline.config.cluster import StorageConfig
 from stageline.errors import MissingPartError
+from stageline.execute.request import NAMES
 from stageline.run.pipelines import compile_pipeline, compiled_pipeline
+from stageline.store.credentials import DEFAULT_FOLDER
+from stageline.store.settings import CA_FOLDER
 
-GOLDEN = Path(__file__).resolve().parents[2] / "pipelines" / "film_flow.yaml"
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("compiled") / "film_flow.yaml"
-    compile_pipeline("film_flow", path)
-    return path
+PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
+GOLDEN = PIPELINES / "film_flow.yaml"
+WITH_CLAIM = PIPELINES / "film_flow_pvc.yaml"
+BOTH = pytest.mark.parametrize("golden", [GOLDEN, WITH_CLAIM], ids=lambda path: path.stem)
 
 
-def test_compiling_again_gives_the_golden(compiled: Path) -> None:
-    assert compiled.read_text() == GOLDEN.read_text(), "`stageline pipeline compile -o pipelines/film_flow.yaml`"
+def load(golden: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(pipeline, its settings for Kubernetes)"""
+    pipeline, platforms = yaml.safe_load_all(golden.read_text())
+    return pipeline, platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
 
-def test_the_installed_pipeline_is_the_golden() -> None:
+@pytest.mark.parametrize(("golden", "claim"), [(GOLDEN, None), (WITH_CLAIM, "")], ids=["s3", "claim"])
+def test_compiling_again_gives_the_golden(golden: Path, claim: str | None, tmp_path: Path) -> None:
+    compile_pipeline("film_flow", tmp_path / "again.yaml", claim=claim)
+    assert (tmp_path / "again.yaml").read_text() == golden.read_text(), "`make render` writes them"
+
+
+def test_the_installed_pipelines_are_the_goldens() -> None:
     assert compiled_pipeline("film_flow").read_text() == GOLDEN.read_text()
+    assert compiled_pipeline("film_flow", with_claim=True).read_text() == WITH_CLAIM.read_text()
 
 
 def test_a_pipeline_that_is_not_there_names_what_to_install() -> None:
@@ -33,8 +43,17 @@ def test_a_pipeline_that_is_not_there_names_what_to_install() -> None:
         compiled_pipeline("no_family")
 
 
-def test_steps_run_in_order_and_pass_references_as_strings() -> None:
-    plain = yaml.safe_load(GOLDEN.read_text())
+def test_image_and_claim_are_defaults_that_compiling_can_change(tmp_path: Path) -> None:
+    pinned = "registry.example/stageline/launcher@sha256:" + "0" * 64
+    compile_pipeline("film_flow", tmp_path / "own.yaml", claim="data", image=pinned)
+    inputs = load(tmp_path / "own.yaml")[0]["root"]["inputDefinitions"]["parameters"]
+    assert inputs["launcher_image"]["defaultValue"] == pinned
+    assert inputs["claim"]["defaultValue"] == "data"
+
+
+@BOTH
+def test_steps_run_in_order_and_pass_references_as_strings(golden: Path) -> None:
+    plain, _ = load(golden)
     tasks = plain["root"]["dag"]["tasks"]
     assert set(tasks) == {"prepare-data", "train-stage", "train-stage-2", "evaluate", "report"}
     assert tasks["train-stage-2"]["dependentTasks"] == ["prepare-data", "train-stage"]
@@ -46,8 +65,34 @@ def test_steps_run_in_order_and_pass_references_as_strings() -> None:
         assert component["outputDefinitions"]["parameters"] == {"reference": {"parameterType": "STRING"}}
 
 
+@BOTH
+def test_every_parameter_reaches_every_step_by_itself_and_is_explained(golden: Path) -> None:
+    """In a text put together of several parameters a quotation mark would break KFP's own JSON."""
+    plain, _ = load(golden)
+    parameters = plain["root"]["inputDefinitions"]["parameters"]
+    for name, definition in parameters.items():
+        assert definition["description"], name
+        assert "defaultValue" in definition, f"{name} can be left out"
+    for task in plain["root"]["dag"]["tasks"].values():
+        given = task["inputs"]["parameters"]
+        for name in set(parameters) - {"launcher_image"}:
+            assert given[name] == {"componentInputParameter": name}
+        texts = [value["runtimeValue"]["constant"] for value in given.values() if "runtimeValue" in value]
+        mixed = [text for text in texts if text.count("{{") and text.partition("{{")[0]]
+        assert all(text.startswith("default={{") for text in mixed), "references hold no quotation marks"
+        assert given["kfp_run"]["runtimeValue"]["constant"] == "{{$.pipeline_job_uuid}}"
+
+
+@BOTH
+def test_the_parameters_are_those_that_a_request_reads(golden: Path) -> None:
+    parameters = set(load(golden)[0]["root"]["inputDefinitions"]["parameters"])
+    assert parameters - {"launcher_image"} <= NAMES
+    documented = (PIPELINES.parent / "docs" / "pipeline.md").read_text()
+    assert [name for name in sorted(parameters) if f"`{name}`" not in documented] == []
+
+
 def test_artifacts_are_typed() -> None:
-    components = yaml.safe_load(GOLDEN.read_text())["components"]
+    components = load(GOLDEN)[0]["components"]
     found = {
         name: sorted(a["artifactType"]["schemaTitle"] for a in c["outputDefinitions"]["artifacts"].values())
         for name, c in components.items()
@@ -61,13 +106,32 @@ def test_artifacts_are_typed() -> None:
     }
 
 
-def test_a_body_is_one_call_into_the_library_and_installs_nothing() -> None:
-    executors = yaml.safe_load(GOLDEN.read_text())["deploymentSpec"]["executors"]
+@BOTH
+def test_a_body_is_one_call_into_the_library_and_installs_nothing(golden: Path) -> None:
+    executors = load(golden)[0]["deploymentSpec"]["executors"]
     for name, executor in executors.items():
         source = executor["container"]["command"][3]
         body = source[source.index('"""', source.index('"""') + 3) + 3 :]
         lines = [line.strip() for line in body.splitlines() if line.strip()]
-        assert lines[0] == "from stageline.execute import steps", name
-        assert len(lines) == 2, name
-        assert lines[1].startswith("return steps."), name
+        assert lines[:2] == ["given = dict(locals())", "from stageline.execute import steps"], name
+        assert len(lines) == 3, name
+        assert lines[2].startswith("return steps."), name
         assert "pip install" not in str(executor), name
+
+
+@BOTH
+def test_a_step_is_ready_for_restricted_namespaces_and_says_what_it_needs(golden: Path) -> None:
+    plain, platform = load(golden)
+    for name, executor in plain["deploymentSpec"]["executors"].items():
+        container = executor["container"]
+        assert container["image"] == "{{$.inputs.parameters['pipelinechannel--launcher_image']}}", name
+        assert set(container["resources"]) >= {"resourceCpuRequest", "resourceMemoryRequest", "resourceMemoryLimit"}
+        assert platform[name]["securityContext"] == {"runAsNonRoot": True}
+        assert platform[name]["imagePullPolicy"] == "IfNotPresent"
+        if golden is WITH_CLAIM:
+            (mount,) = platform[name]["pvcMount"]
+            assert mount["mountPath"] == StorageConfig().mount_path, "the same in steps and in jobs"
+            continue
+        (secret,), (authority,) = platform[name]["secretAsVolume"], platform[name]["configMapAsVolume"]
+        assert (secret["mountPath"], secret["optional"]) == (str(DEFAULT_FOLDER), True)
+        assert (authority["mountPath"], authority["optional"]) == (str(CA_FOLDER), True)

@@ -26,16 +26,9 @@ OVERRIDE = re.compile(r"^[A-Za-z_][\w-]*(\.[\w-]+)*=")
 
 def raw_preset(family: str, preset: str) -> dict[str, Any]:
     """The raw config of a preset; ConfigError names the nearest for one that does not exist."""
-    from stageline.config import nearest
-    from stageline.errors import ConfigError
-    from stageline.families import family_config
+    from stageline.families import raw_preset as read_preset
 
-    presets = family_config(family).presets
-    if preset not in presets:
-        near = nearest(preset, presets)
-        hint = f"; did you mean {near!r}?" if near else ""
-        raise ConfigError(f"{family} has no preset {preset!r}{hint}", remedy=f"presets: {', '.join(sorted(presets))}")
-    return {"family": family, **presets[preset]}
+    return read_preset(family, preset)
 
 
 def read_config(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stageline.cli.configuration import AsJson, ConfigFile, FamilyName, Overrides, PresetName, Root, read_config
+from stageline.cli.submitting import submit
 
 if TYPE_CHECKING:
     from stageline.run.driver import RunResult
@@ -26,18 +27,25 @@ def register(app: typer.Typer) -> None:
     app.add_typer(runs, name="runs")
     pipeline = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The pipelines of the families.")
     pipeline.command("compile")(compile_)
+    pipeline.command("submit")(submit)
     app.add_typer(pipeline, name="pipeline")
 
 
 def run(
-    overrides: Overrides = None, config: ConfigFile = None, family: FamilyName = None, preset: PresetName = None
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    family: FamilyName = None,
+    preset: PresetName = None,
+    launcher: Annotated[
+        str, typer.Option(help="What stages run as: local, or pytorchjob (see `cluster` in the config).")
+    ] = "local",
 ) -> None:
     """Run the family's pipeline on this machine: data, stages, evaluation, report. Unchanged parts are reused."""
     from stageline.cli.tables import show_plan
     from stageline.run.driver import run_pipeline
 
     own = read_config(config, family, preset, overrides)
-    result = run_pipeline(own, show_event, show_plan)
+    result = run_pipeline(own, show_event, show_plan, launcher=launcher)
     if result.error is not None:
         if result.report:
             print(f"report: {result.report}")
@@ -194,12 +202,16 @@ def compile_(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="YAML file; none is <family>.yaml here.", show_default=False)
     ] = None,
+    with_claim: Annotated[bool, typer.Option("--pvc", help="The variant whose store is a claim, not S3.")] = False,
+    claim: Annotated[str, typer.Option(help="Default of its parameter `claim`; implies --pvc.")] = "",
+    image: Annotated[str, typer.Option(help="Default of the launcher image, best as name@sha256:….")] = "",
 ) -> None:
     """Compile a family's pipeline for a KFP backend."""
     from stageline.families import family_config
     from stageline.run.pipelines import compile_pipeline
 
     family_config(family)
-    target = output or Path(f"{family}.yaml")
-    compile_pipeline(family, target)
+    variant = claim if claim or with_claim else None
+    target = output or Path(f"{family}.yaml" if variant is None else f"{family}_pvc.yaml")
+    compile_pipeline(family, target, claim=variant, image=image)
     print(target, file=sys.stdout)

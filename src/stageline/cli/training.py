@@ -180,7 +180,9 @@ def _train_as_job(
     import json
 
     from stageline.execute.body import cancellable
-    from stageline.execute.process import run_verb
+    from stageline.execute.process import run_job
+    from stageline.launch.job import Job, job_name
+    from stageline.launch.local import start_job
     from stageline.prepare import prepare_data
 
     with cancellable(stage) as body:
@@ -188,14 +190,15 @@ def _train_as_job(
         words = ["train", stage, f"--data={reference}"]
         words += [f"--parent={role}={name}" for role, name in (parents or {}).items()]
         raw: dict[str, Any] = json.loads(config.model_dump_json(exclude_unset=True, by_alias=True))
-        run_verb(
-            body,
-            f"{config.run}-{stage}",
-            words,
-            raw,
-            processes=trainer.world_size,
-            timeout_seconds=trainer.shutdown_timeout_seconds,
+        job = Job(
+            name=job_name(config.run, stage),
+            arguments=tuple(words),
+            config=raw,
+            nodes=trainer.nodes,
+            processes=trainer.processes,
+            shutdown_timeout_seconds=trainer.shutdown_timeout_seconds,
         )
+        run_job(body, job.name, lambda: start_job(job))
 
 
 def evaluate(

@@ -11,29 +11,39 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stageline.errors import InterruptedRunError, StagelineError
 from stageline.launch.lines import DRIVER_VARIABLE, print_event
 from stageline.launch.process import watch_process
 from stageline.telemetry import FAILURE_DIR_VARIABLE, write_failure
 
+if TYPE_CHECKING:
+    from stageline.execute.journal import Journal
+
 TAIL_LINES = 30
 
 
 @dataclass
 class Body:
-    """One step at work. `say` for what happens, `line` for what its process prints; `on_cancel` ends that process."""
+    """One step at work. `say` for what happens, `line` for what its process prints; `on_cancel` ends that process.
+
+    journal: where a step without a driver writes down what happens.
+    """
 
     item: str
     on_cancel: Callable[[], None] | None = None
     cancelled: bool = False
     started: float = field(default_factory=time.monotonic)
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
+    journal: Journal | None = None
 
     def say(self, state: str, text: str, **fields: Any) -> None:
         """state: running | reused | done | skipped | stopped | failed."""
-        print_event({"item": self.item, "state": state, "text": text, "seconds": self.seconds, **fields})
+        event = {"item": self.item, "state": state, "text": text, "seconds": self.seconds, **fields}
+        print_event(event)
+        if self.journal is not None and not self.cancelled:  # a cancelled pod has a second to live
+            self.journal.tell(event)
 
     def line(self, text: str) -> None:
         """One line of the step's process."""
@@ -63,11 +73,13 @@ def step_body(item: str) -> Iterator[Body]:
             yield body
         except StagelineError as error:
             _leave_record(body, error)
+            body.journal = None
             state = "stopped" if isinstance(error, InterruptedRunError) else "failed"
             body.say(state, error.message, remedy=error.remedy, exit_code=error.exit_code)
             raise SystemExit(error.exit_code) from None
         except Exception as error:
             _leave_record(body, error)
+            body.journal = None
             body.say("failed", f"{type(error).__name__}: {error}", exit_code=1)
             raise
 
@@ -93,3 +105,5 @@ def _leave_record(body: Body, error: BaseException) -> None:
     folder = os.environ.get(FAILURE_DIR_VARIABLE)
     if folder:
         write_failure(Path(folder), error, log_tail=list(body.tail))
+    if body.journal is not None and not body.cancelled:
+        body.journal.fail(body.item, error, body.tail)

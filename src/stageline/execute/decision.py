@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stageline.checkpoint.layout import CheckpointRef
+from stageline.checkpoint.layout import CheckpointRef, StageDir
 from stageline.checkpoint.verify import verify
 from stageline.config import RunConfig
 from stageline.data.prepared import read_manifest
@@ -20,12 +20,16 @@ from stageline.store import Reference, open_store
 
 @dataclass(frozen=True)
 class StageDecision:
-    """config: the stage's own.  roles: of its parents.  item: as in a plan.  ref: what it hands on, if finished."""
+    """config: the stage's own.  roles: of its parents.  item: as in a plan.  ref: what it hands on, if finished.
+
+    fingerprint: what its result depends on.
+    """
 
     config: RunConfig
     roles: tuple[str, ...]
     item: Item
     ref: CheckpointRef | None
+    fingerprint: str
 
 
 def parse_parents(words: str) -> dict[str, str]:
@@ -44,7 +48,9 @@ def decide(raw: Mapping[str, Any], stage: str, data: str, parents: str) -> Stage
     reference = Reference.parse(data)
     facts = read_manifest(reference)["facts"]
     decision = decide_stage(named, family, own, Inputs(open_store(config.root), reference, facts, {}))
-    return StageDecision(stage_config(config, own), tuple(own.parents), decision.item, decision.ref)
+    return StageDecision(
+        stage_config(config, own), tuple(own.parents), decision.item, decision.ref, decision.fingerprint
+    )
 
 
 def refuse_damaged(ref: CheckpointRef) -> None:
@@ -60,3 +66,9 @@ def refuse_blocked(item: Item) -> None:
     """PlanError where a stage cannot run, with every reason."""
     if item.action == "blocked":
         raise PlanError(f"stage {item.name!r} is blocked: {'; '.join(item.reasons)}", remedy=" ".join(item.remedies))
+
+
+def committed_step(directory: StageDir, fingerprint: str) -> int:
+    """The newest step that was committed of this very work, -1 for none."""
+    own = [ref.metadata.step for ref in directory.committed() if ref.metadata.stage_fingerprint == fingerprint]
+    return max(own, default=-1)

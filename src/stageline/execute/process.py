@@ -1,58 +1,76 @@
-"""A verb as a process of its own: started, followed line by line, cancelled with its step, its own record passed on."""
+"""A verb as a job of its own, beside this process or on the cluster: started, followed, cancelled with its step."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from stageline.errors import ConfigError, InterruptedRunError, StagelineError, StepFailedError
+from stageline.config.cluster import ClusterConfig
+from stageline.errors import InterruptedRunError, StagelineError, StepFailedError
 from stageline.execute.body import Body
 from stageline.launch.job import Job, Verdict
 from stageline.launch.local import start_job
-from stageline.store.scratch import scratch_folder
 
-LAUNCHERS = ("local",)
-
-
-def check_launcher(launcher: str) -> None:
-    """ConfigError for a launcher that does not exist here."""
-    if launcher not in LAUNCHERS:
-        raise ConfigError(
-            f"there is no launcher {launcher!r}; a stage can run as: {', '.join(LAUNCHERS)}", remedy="launcher=local"
-        )
+LAUNCHERS = ("local", "pytorchjob")
+"""What a verb can run as: a process beside this one, or a PyTorchJob on the cluster."""
 
 
-def run_verb(
-    body: Body, name: str, arguments: Sequence[str], config: Mapping[str, Any], *, processes: int, timeout_seconds: int
-) -> None:
-    """Run `python -m stageline <arguments> -c <config>` to its end.
+class Started(Protocol):
+    """A job that runs, here or there."""
 
-    name: the job's name.  timeout_seconds: how long it may take to commit after SIGTERM.
-    Raises StepFailedError or InterruptedRunError with the process's own sentence, remedy and exit code.
+    def follow(self, on_line: Callable[[str], None]) -> Verdict: ...
+    def cancel(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What of a job's result lies in the store. progress: its newest committed step, -1 for none."""
+
+    finished: Callable[[], bool]
+    progress: Callable[[], int] = lambda: -1
+
+
+def run_verb(body: Body, job: Job, probe: Probe, cluster: ClusterConfig | None) -> None:
+    """Run a job to its end: here, with all its ranks on this machine, or on the cluster, in one pod per node.
+
+    cluster: None is here.
+    Raises StepFailedError or InterruptedRunError with the job's own sentence, remedy and exit code.
     """
-    with scratch_folder("step") as folder:
-        path = folder / "config.yaml"
-        path.write_text(json.dumps(config), encoding="utf-8")
-        job = Job(
-            name=name,
-            arguments=(*arguments, "-c", str(path)),
-            processes=processes,
-            shutdown_timeout_seconds=timeout_seconds,
+
+    def start() -> Started:
+        if cluster is None:
+            return start_job(job)
+        from stageline.launch.control import start_on_cluster
+
+        return start_on_cluster(
+            job, cluster, probe, lambda text: body.say("running", text), announce=lambda started: _bind(body, started)
         )
-        process = start_job(job)
-        body.on_cancel = process.cancel
+
+    run_job(body, job.name, start)
+
+
+def run_job(body: Body, name: str, start: Callable[[], Started]) -> None:
+    """Start a job, follow it and cancel it with the body; raises what it ended with."""
+    try:
+        started = start()
+        _bind(body, started)
         if body.cancelled:
-            process.cancel()
-        verdict = process.follow(body.line)
+            started.cancel()
+        verdict = started.follow(body.line)
+    finally:
         body.on_cancel = None
     if verdict.exit_code:
         raise verdict_error(body, name, verdict)
 
 
+def _bind(body: Body, started: Started) -> None:
+    body.on_cancel = started.cancel
+
+
 def verdict_error(body: Body, name: str, verdict: Verdict) -> StagelineError:
-    """The error of a process that did not succeed, in its own words where it left a record."""
-    record = verdict.record or {}
+    """The error of a job that did not succeed, in its own words where it left a record."""
+    record: dict[str, Any] = dict(verdict.record or {})
     if record.get("log_tail"):
         body.tail.clear()
         body.tail.extend(str(line) for line in record["log_tail"])

@@ -1,52 +1,123 @@
 """The bodies of the four components. What passes between them is a reference, `<uri>@sha256:<digest>`, or nothing.
 
-Each first looks for a receipt (standard library and store only), then decides from config and checkpoints, and only
-then starts a process that trains, evaluates or prepares.
+Each works out the run's config from the pipeline's parameters, looks for a receipt (standard library and store only),
+then decides from config and checkpoints, and only then starts a job that trains, evaluates or prepares: a process
+beside it, or a PyTorchJob. What it answers is the same in both places.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Protocol
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from stageline.errors import PlanError, StagelineError, StepFailedError
+from stageline.config.cluster import ClusterConfig
+from stageline.errors import PlanError, StepFailedError
+from stageline.execute.artifacts import Artifact, MetricsArtifact, log_metrics, show_answer
 from stageline.execute.body import Body, step_body
-from stageline.execute.process import check_launcher, run_verb
+from stageline.execute.process import Probe, run_verb
 from stageline.execute.receipt import Receipt, below, question, read_receipt, rest_on, write_receipt
+from stageline.execute.request import Request, read_request
+from stageline.launch.job import Job, job_name
+from stageline.launch.lines import DRIVER_VARIABLE
 from stageline.store import Reference, Store, open_store
+from stageline.store.settings import apply_storage
 
 
-class Artifact(Protocol):
-    """What the library needs of a KFP artifact."""
+@dataclass(frozen=True)
+class Step:
+    """One step at work on one request. asked: what its answer depends on, as a hash."""
 
-    uri: str
-    metadata: dict[str, Any]
+    body: Body
+    request: Request
+    root: Store
+    asked: str
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        return dict(self.request.raw)
+
+    @property
+    def run(self) -> str:
+        return self.request.config.run
+
+    def cluster(self, config: Any = None) -> ClusterConfig | None:
+        """Where jobs run: None is this machine. config: a stage's own, none is the run's."""
+        own: ClusterConfig = (config or self.request.config).cluster
+        return own if self.request.launcher == "pytorchjob" else None
+
+    def job(self, arguments: tuple[str, ...], fingerprint: str, **fields: Any) -> Job:
+        """The job of this step; fields: nodes, processes, shutdown_timeout_seconds where they are not 1, 1 and 5."""
+        item = self.body.item
+        return Job(
+            name=job_name(self.run, item, ""),
+            arguments=arguments,
+            config=self.raw,
+            run=self.run,
+            item=item,
+            family=self.request.config.family,
+            fingerprint=fingerprint,
+            **{"shutdown_timeout_seconds": 5, **fields},
+        )
+
+    def leave(self, answer: dict[str, Any], rest: Receipt | None) -> None:
+        """Leave a receipt for the next run; what lies outside the root is decided anew each time."""
+        if rest is not None:
+            write_receipt(self.root, self.run, self.body.item, self.asked, Receipt(answer, rest.hashes))
+
+    def take_receipt(self) -> dict[str, Any] | None:
+        """The answer given before to the same question, said aloud."""
+        receipt = read_receipt(self.root, self.run, self.body.item, self.asked)
+        if receipt is None:
+            return None
+        answer = dict(receipt.answer)
+        reference = str(answer["reference"])
+        text = _short(reference)
+        self.body.say("reused", text, reference=reference)
+        return answer
 
 
-class MetricsArtifact(Artifact, Protocol):
-    def log_metric(self, metric: str, value: float) -> None: ...
+def open_step(body: Body, parameters: Mapping[str, Any], *references: str) -> Step:
+    """Read the request of a step and reach its store. parameters: those of the pipeline.
+
+    Without a driver beside the pipeline (on a cluster) the step writes down itself what happens to the run.
+    """
+    request = read_request(parameters)
+    s3 = request.config.cluster.storage.s3
+    apply_storage(s3.model_dump() if s3 else None)
+    root = open_store(request.config.root)
+    if root.in_process:
+        raise PlanError(
+            f"{root.uri} lives inside one process, and every step of a pipeline is its own",
+            remedy="set root to a folder, s3:// or gs://",
+        )
+    if not os.environ.get(DRIVER_VARIABLE):
+        from stageline.execute.journal import Journal
+
+        body.journal = Journal(request.config)
+        if body.item == "prepare_data":
+            body.journal.open_run(request.kfp_run)
+    return Step(body, request, root, question(body.item, request.text, *references))
 
 
-def prepare_data(config: str, dataset: Artifact) -> tuple[str]:
-    """Prepare the data of a config or reuse them; returns their reference."""
+def prepare_data(dataset: Artifact, **parameters: Any) -> tuple[str]:
+    """Prepare the data of a config or reuse them; returns their reference. parameters: the pipeline's own."""
     with step_body("prepare_data") as body:
-        raw, root, run = _read_config(config)
-        asked = question("prepare_data", config)
-        receipt = read_receipt(root, run, "prepare_data", asked)
-        answer = receipt.answer if receipt else _prepare(body, raw, root, run, asked)
-        if receipt:
-            body.say("reused", _short(answer["reference"]), reference=answer["reference"])
-        _fill(dataset, answer)
+        step = open_step(body, parameters)
+        answer = step.take_receipt() or _prepare(step)
+        show_answer(dataset, answer)
         return (str(answer["reference"]),)
 
 
-def _prepare(body: Body, raw: dict[str, Any], root: Store, run: str, asked: str) -> dict[str, Any]:
+def _prepare(step: Step) -> dict[str, Any]:
     from stageline.data.prepared import MANIFEST, find_prepared, refuse_damaged
-    from stageline.families import family_config, parse_config
+    from stageline.families import family_config
     from stageline.prepare import hash_sources, prepared_fingerprint
 
-    typed = parse_config(raw)
+    body, root, typed = step.body, step.root, step.request.config
     family = family_config(typed.family)
     sources = hash_sources(typed, family)
     key = prepared_fingerprint(typed, family, sources)
@@ -56,7 +127,8 @@ def _prepare(body: Body, raw: dict[str, Any], root: Store, run: str, asked: str)
         body.say("reused", _short(str(found.reference)), reference=str(found.reference))
     else:
         body.say("running", "preparing data")
-        run_verb(body, f"{run}-prepare", ["prepare"], raw, processes=1, timeout_seconds=5)
+        probe = Probe(lambda: find_prepared(root, key) is not None)
+        run_verb(body, step.job(("prepare",), key), probe, step.cluster())
         found = find_prepared(root, key)
         if found is None:
             raise PlanError("the source files changed while the data were prepared", remedy="run again")
@@ -71,48 +143,37 @@ def _prepare(body: Body, raw: dict[str, Any], root: Store, run: str, asked: str)
         },
     }
     if not sources:  # with source files only their bytes can tell: those are read again each time
-        _leave(
-            root,
-            run,
-            "prepare_data",
-            asked,
-            answer,
-            rest_on(root, reference.uri, {MANIFEST: reference.digest, **found.hashes}),
-        )
+        step.leave(answer, rest_on(root, reference.uri, {MANIFEST: reference.digest, **found.hashes}))
     return answer
 
 
 def train_stage(
-    config: str, stage: str, data: str, parents: str, launcher: str, checkpoint: Artifact, metrics: MetricsArtifact
+    checkpoint: Artifact, metrics: MetricsArtifact, stage: str, data: str, parents: str, **parameters: Any
 ) -> tuple[str]:
     """Train, continue or reuse one stage; returns the checkpoint it hands on, or "" where it is not selected.
 
     parents: `role=reference` words, as handed on by the stages before; an empty reference is none.
     """
     with step_body(stage) as body:
-        check_launcher(launcher)
-        raw, root, run = _read_config(config)
-        asked = question(stage, config, data, parents)
-        receipt = read_receipt(root, run, stage, asked)
-        if receipt:
-            answer = dict(receipt.answer)
-            body.say("reused", _short(str(answer["reference"])), reference=answer["reference"])
-        elif raw.get("stages") is not None and stage not in raw["stages"]:
+        step = open_step(body, parameters, data, parents)
+        selected = step.request.config.stages
+        if selected is not None and stage not in selected:
             body.say("skipped", "not selected by `stages`")
-            answer = {"reference": "", "metadata": {"selected": False}, "metrics": {}}
+            answer: dict[str, Any] = {"reference": "", "metadata": {"selected": False}, "metrics": {}}
         else:
-            answer = _train(body, stage, data, parents, raw, root, run, asked)
-        _fill(checkpoint, answer)
-        _log(metrics, answer)
+            answer = step.take_receipt() or _train(step, stage, data, parents)
+        show_answer(checkpoint, answer)
+        show_answer(metrics, {**answer, "metadata": {}})
+        log_metrics(metrics, answer)
         return (str(answer["reference"]),)
 
 
-def _train(
-    body: Body, stage: str, data: str, parents: str, raw: dict[str, Any], root: Store, run: str, asked: str
-) -> dict[str, Any]:
+def _train(step: Step, stage: str, data: str, parents: str) -> dict[str, Any]:
+    from stageline.checkpoint.layout import StageDir
     from stageline.checkpoint.metadata import METADATA_NAME
-    from stageline.execute.decision import decide, refuse_blocked, refuse_damaged
+    from stageline.execute.decision import committed_step, decide, refuse_blocked, refuse_damaged
 
+    body, raw = step.body, step.raw
     decision = decide(raw, stage, data, parents)
     refuse_blocked(decision.item)
     ref = decision.ref
@@ -126,14 +187,19 @@ def _train(
         body.say("running", f"{verb}{steps}{start}: {'; '.join(decision.item.reasons)}")
         trainer = decision.config.trainer
         words = [f"--parent={role}={decision.item.parents.get(role, '')}" for role in decision.roles]
-        run_verb(
-            body,
-            f"{run}-{stage}",
-            ["train", stage, f"--data={data}", *words],
-            raw,
-            processes=trainer.world_size,
-            timeout_seconds=trainer.shutdown_timeout_seconds,
+        job = step.job(
+            ("train", stage, f"--data={data}", *words),
+            decision.fingerprint,
+            nodes=trainer.nodes,
+            processes=trainer.processes,
+            shutdown_timeout_seconds=trainer.shutdown_timeout_seconds,
         )
+        directory = StageDir(step.root, step.run, stage)
+        probe = Probe(
+            lambda: decide(raw, stage, data, parents).ref is not None,
+            lambda: committed_step(directory, decision.fingerprint),
+        )
+        run_verb(body, job, probe, step.cluster(decision.config))
         after = decide(raw, stage, data, parents)
         ref = after.ref
         if ref is None:
@@ -156,49 +222,39 @@ def _train(
         "metrics": {"step": metadata.step, **({best.metric: best.value} if best else {}), **metadata.metrics},
     }
     hashes = {METADATA_NAME: ref.digest, **{name: record.sha256 for name, record in metadata.files.items()}}
-    _leave(root, run, stage, asked, answer, rest_on(root, ref.uri, hashes))
+    step.leave(answer, rest_on(step.root, ref.uri, hashes))
     return answer
 
 
-def evaluate(config: str, data: str, checkpoints: str, launcher: str, metrics: MetricsArtifact) -> tuple[str]:
+def evaluate(metrics: MetricsArtifact, data: str, checkpoints: str, **parameters: Any) -> tuple[str]:
     """Evaluate the last checkpoint named, or reuse its evaluation; returns the reference of that."""
     with step_body("evaluate") as body:
-        check_launcher(launcher)
-        raw, root, run = _read_config(config)
-        asked = question("evaluate", config, data, checkpoints)
-        receipt = read_receipt(root, run, "evaluate", asked)
-        if receipt:
-            answer = dict(receipt.answer)
-            body.say("reused", _short(str(answer["reference"])), reference=answer["reference"])
-        else:
-            answer = _evaluate(body, data, checkpoints, raw, root, run, asked)
-        _fill(metrics, answer)
-        _log(metrics, answer)
+        step = open_step(body, parameters, data, checkpoints)
+        answer = step.take_receipt() or _evaluate(step, data, checkpoints)
+        show_answer(metrics, answer)
+        log_metrics(metrics, answer)
         return (str(answer["reference"]),)
 
 
-def _evaluate(
-    body: Body, data: str, checkpoints: str, raw: dict[str, Any], root: Store, run: str, asked: str
-) -> dict[str, Any]:
+def _evaluate(step: Step, data: str, checkpoints: str) -> dict[str, Any]:
     from stageline.checkpoint.layout import resolve
     from stageline.evaluate.record import evaluation_fingerprint, find_evaluation, refuse_damaged
-    from stageline.families import parse_config
 
     named = checkpoints.split()
     if not named:
         raise PlanError("there is no checkpoint to evaluate: no stage handed one on", remedy="select a stage")
-    typed = parse_config(raw)
+    body = step.body
     ref = resolve(named[-1])
-    name = evaluation_fingerprint(typed, ref.content, ref.metadata.facts, Reference.parse(data).digest)
-    folder = root.child("runs", run)
+    name = evaluation_fingerprint(step.request.config, ref.content, ref.metadata.facts, Reference.parse(data).digest)
+    folder = step.root.child("runs", step.run)
     found = find_evaluation(folder, name)
     if found:
         refuse_damaged(folder, found)
         body.say("reused", _short(str(found.reference)), reference=str(found.reference))
     else:
         body.say("running", f"evaluating {ref.metadata.stage} step {ref.metadata.step}")
-        words = ["evaluate", "--quiet", f"--checkpoint={ref.reference}", f"--data={data}"]
-        run_verb(body, f"{run}-evaluate", words, raw, processes=1, timeout_seconds=5)
+        words = ("evaluate", "--quiet", f"--checkpoint={ref.reference}", f"--data={data}")
+        run_verb(body, step.job(words, name), Probe(lambda: find_evaluation(folder, name) is not None), step.cluster())
         found = find_evaluation(folder, name)
         if found is None:
             raise StepFailedError("the evaluation ended without its metrics", exit_code=1)
@@ -209,66 +265,27 @@ def _evaluate(
         "metadata": {"num_samples": json.dumps(dict(found.num_samples)), "checkpoint": str(ref.reference)},
         "metrics": numbers,
     }
-    rest = rest_on(root, found.reference.uri, found.hashes)
-    _leave(root, run, "evaluate", asked, answer, rest)
+    step.leave(answer, rest_on(step.root, found.reference.uri, found.hashes))
     return answer
 
 
-def report(config: str, evaluation: str, page: Artifact) -> tuple[str]:
+def report(page: Artifact, evaluation: str, **parameters: Any) -> tuple[str]:
     """Write the run's report or keep it where nothing before it changed; returns where it lies."""
     with step_body("report") as body:
-        _, root, run = _read_config(config)
-        asked = question("report", config, evaluation)
-        receipt = read_receipt(root, run, "report", asked)
-        if receipt:
-            answer = dict(receipt.answer)
-            body.say("reused", str(answer["reference"]))
-        else:
+        step = open_step(body, parameters, evaluation)
+        answer = step.take_receipt()
+        if answer is None:
             from stageline.report import build_report
 
-            folder = root.child("runs", run)
-            uri = str(build_report(folder.uri))
-            key = below(root, uri)
-            digest = hashlib.sha256(root.get(key)).hexdigest() if key else ""
+            uri = str(build_report(step.root.child("runs", step.run).uri))
+            key = below(step.root, uri)
+            digest = hashlib.sha256(step.root.get(key)).hexdigest() if key else ""
             answer = {"reference": uri, "metadata": {"sha256": digest}}
-            _leave(root, run, "report", asked, answer, Receipt({}, {key: digest}) if key else None)
+            step.leave(answer, Receipt({}, {key: digest}) if key else None)
             body.say("done", uri)
-        _fill(page, answer)
+        key = below(step.root, str(answer["reference"]))
+        show_answer(page, answer, step.root.get(key) if key else None)
         return (str(answer["reference"]),)
-
-
-def _read_config(config: str) -> tuple[dict[str, Any], Store, str]:
-    """(raw config, root, run). The pipeline's caller writes both into the config it passes."""
-    raw = json.loads(config)
-    missing = [key for key in ("family", "root", "run") if not isinstance(raw.get(key), str)]
-    if missing:
-        raise StagelineError(f"the pipeline's config lacks {', '.join(missing)}", remedy="`stageline run` passes them")
-    root = open_store(raw["root"])
-    if root.in_process:
-        raise PlanError(
-            f"{root.uri} lives inside one process, and every step of a pipeline is its own",
-            remedy="set root to a folder, s3:// or gs://",
-        )
-    return raw, root, raw["run"]
-
-
-def _leave(root: Store, run: str, item: str, asked: str, answer: dict[str, Any], rest: Receipt | None) -> None:
-    if rest is not None:  # what lies outside the root is decided anew each time
-        write_receipt(root, run, item, asked, Receipt(answer, rest.hashes))
-
-
-def _fill(artifact: Artifact, answer: Any) -> None:
-    """Show the answer on a typed artifact: where it lies, what it is."""
-    reference = str(answer["reference"])
-    uri = reference.partition("@sha256:")[0]
-    if "://" in uri:  # a local path is shown as metadata only: kfp looks for its own file under `uri`
-        artifact.uri = uri
-    artifact.metadata.update({"reference": reference, **answer["metadata"]})
-
-
-def _log(artifact: MetricsArtifact, answer: Any) -> None:
-    for name, value in answer.get("metrics", {}).items():
-        artifact.log_metric(name, float(value))
 
 
 def _short(reference: str) -> str:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -83,6 +84,16 @@ def load_family(name: str) -> Family:
     """The family's record; loads torch."""
     record: Family = import_module(f"{_module(name)}.family").FAMILY
     return record
+
+
+def raw_preset(family: str, preset: str) -> dict[str, Any]:
+    """The raw config of a preset; ConfigError names the nearest for one that does not exist."""
+    presets = family_config(family).presets
+    if preset not in presets:
+        near = nearest(preset, presets)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise ConfigError(f"{family} has no preset {preset!r}{hint}", remedy=f"presets: {', '.join(sorted(presets))}")
+    return {"family": family, **copy.deepcopy(dict(presets[preset]))}
 
 
 def parse_config(raw: Mapping[str, Any], overrides: Iterable[str] = (), where: str = "config") -> RunConfig:

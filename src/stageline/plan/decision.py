@@ -35,11 +35,15 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Decision:
-    """The item of a stage, the checkpoint it hands on if that exists already, and the parents it starts from."""
+    """The item of a stage, the checkpoint it hands on if that exists already, and the parents it starts from.
+
+    fingerprint: what the stage's result depends on; empty while its inputs are still to be made.
+    """
 
     item: Item
     ref: CheckpointRef | None = None
     parents: Mapping[str, Parent] = field(default_factory=dict)
+    fingerprint: str = ""
 
 
 def decide_stage(config: RunConfig, family: FamilyConfig, stage: Stage, inputs: Inputs) -> Decision:
@@ -79,14 +83,14 @@ def decide_stage(config: RunConfig, family: FamilyConfig, stage: Stage, inputs: 
     wanted = stage_fingerprint(own, stage, inputs.data.digest, contents)
     same = [ref for ref in committed if ref.metadata.stage_fingerprint == wanted]
     if same:
-        return _take_up(item, stage, directory, same, parents)
+        return replace(_take_up(item, stage, directory, same, parents), fingerprint=wanted)
     if newest is None:
-        return Decision(replace(item, reasons=("never recorded",)), parents=parents)
+        return Decision(replace(item, reasons=("never recorded",)), parents=parents, fingerprint=wanted)
     reasons = changed_fields(newest, own) + changed_inputs(newest, inputs.data, parents)
     if not reasons:
         version = newest.stageline_version or "another version"
         reasons = [f"stage fingerprint: {newest.stage_fingerprint[:12]} (stageline {version}) -> {wanted[:12]}"]
-    return Decision(replace(item, reasons=tuple(reasons)), parents=parents)
+    return Decision(replace(item, reasons=tuple(reasons)), parents=parents, fingerprint=wanted)
 
 
 def _take_up(

@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from stageline.errors import PlanError
+
+PLAN = "plan.json"
+"""Where the plan of the newest command lies in a run."""
+
 Action = Literal["run", "reuse", "continue", "blocked", "not selected"]
 
 
@@ -82,3 +87,14 @@ class Plan:
             "items": [item.to_json() for item in self.items],
             "notes": list(self.notes),
         }
+
+
+def blocked_error(plan: Plan) -> PlanError:
+    """Every blocked item of a plan as one error."""
+    first: dict[str, str] = {}
+    for item in plan.blocked:
+        for reason in item.reasons:
+            first.setdefault(reason, item.name)
+    lines = [f"  - {name}: {reason}" for reason, name in first.items()]
+    remedies = dict.fromkeys(remedy for item in plan.blocked for remedy in item.remedies)
+    return PlanError(f"the run {plan.run!r} is blocked\n" + "\n".join(lines), remedy=" ".join(remedies))

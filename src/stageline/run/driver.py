@@ -29,14 +29,14 @@ from stageline.evaluate.record import EvaluationRecord, find_evaluation
 from stageline.families import family_config
 from stageline.launch.lines import DRIVER_VARIABLE, FOLLOWED_VARIABLE, event_text, parse_event
 from stageline.launch.local import KILL_AFTER_SECONDS, REPEAT_SECONDS
+from stageline.launch.placement import check_on_cluster
 from stageline.launch.process import adopt_orphans, die_with_parent, kill_marked
-from stageline.plan import Plan, make_plan
+from stageline.plan import PLAN, Plan, blocked_error, make_plan
 from stageline.run.pipelines import compiled_pipeline
 from stageline.store import Store, open_store
 from stageline.store.scratch import scratch_folder
 from stageline.telemetry import FAILURE_DIR_VARIABLE, EventLog, clear_failures, read_failure, redact
 
-PLAN = "plan.json"
 FAILURES = "failures"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 LOG_LINES = 2000
@@ -109,13 +109,22 @@ def local_config(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"root": root.uri, "run": config.run, "family": config.family})
 
 
-def run_pipeline(config: RunConfig, on_event: OnEvent, on_plan: Callable[[Plan], None], command: str = "") -> RunResult:
+def run_pipeline(
+    config: RunConfig,
+    on_event: OnEvent,
+    on_plan: Callable[[Plan], None],
+    command: str = "",
+    launcher: str = "local",
+) -> RunResult:
     """Run a config's pipeline to its end; the result carries the error of the step that failed.
 
+    launcher: what stages run as: processes beside the pipeline, or `pytorchjob`.
     Raises PlanError where the plan is blocked, before anything is written.
     """
     begin = time.monotonic()
     config = local_config(config)
+    if launcher != "local":
+        check_on_cluster(config)
     pipeline = compiled_pipeline(config.family)
     with _host() as (process, scratch):  # loads kfp while we plan
         plan = make_plan(config)
@@ -124,9 +133,10 @@ def run_pipeline(config: RunConfig, on_event: OnEvent, on_plan: Callable[[Plan],
             raise blocked_error(plan)
         with _claimed(config, plan, command) as run:
             local = run.local_path("pipeline/steps")
+            text = config.model_dump_json(exclude_unset=True, by_alias=True)
             request = {
                 "pipeline": str(pipeline),
-                "arguments": {"config": config.model_dump_json(exclude_unset=True, by_alias=True), "launcher": "local"},
+                "arguments": {"config": text, "launcher": launcher},
                 "pipeline_root": str(local if local is not None else scratch / "steps"),
             }
             grace = config.trainer.shutdown_timeout_seconds + 2 * KILL_AFTER_SECONDS
@@ -154,17 +164,6 @@ def _claimed(config: RunConfig, plan: Plan, command: str) -> Iterator[Store]:
         clear_failures(run)
         run.put(PLAN, (json.dumps(plan.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
         yield run
-
-
-def blocked_error(plan: Plan) -> PlanError:
-    """Every blocked item of a plan as one error."""
-    first: dict[str, str] = {}
-    for item in plan.blocked:
-        for reason in item.reasons:
-            first.setdefault(reason, item.name)
-    lines = [f"  - {name}: {reason}" for reason, name in first.items()]
-    remedies = dict.fromkeys(remedy for item in plan.blocked for remedy in item.remedies)
-    return PlanError(f"the run {plan.run!r} is blocked\n" + "\n".join(lines), remedy=" ".join(remedies))
 
 
 def _evaluation_of(run: Store, following: _Following) -> EvaluationRecord | None:

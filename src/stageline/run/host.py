@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -46,6 +47,9 @@ def main() -> int:
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, _ignore)
     local, load_pipeline = load_kfp()
+    # What a cluster needs of a step (image, memory, its name for people) means nothing here, as kfp says at every step.
+    warnings.filterwarnings("ignore", message="Task .* have no effect in the current local runner")
+    warnings.filterwarnings("ignore", message="You may be attemping to run a task that uses custom or non-Python")
     text = sys.stdin.read()
     if not text:  # the driver ended before it had a plan
         return 1

@@ -11,22 +11,30 @@ from stageline.errors import MissingPartError, StagelineError
 PACKAGE = "stageline_pipelines"
 
 
-def compiled_pipeline(family: str) -> Path:
-    """The compiled pipeline of a family; MissingPartError where it is not installed."""
+def compiled_pipeline(family: str, *, with_claim: bool = False) -> Path:
+    """The compiled pipeline of a family; MissingPartError where it is not installed.
+
+    with_claim: the variant whose store is a PersistentVolumeClaim.
+    """
+    name = f"{family}_pvc.yaml" if with_claim else f"{family}.yaml"
     spec = importlib.util.find_spec(PACKAGE)
     folders = list(spec.submodule_search_locations or ()) if spec else []
     for folder in folders:
-        path = Path(folder) / f"{family}.yaml"
+        path = Path(folder) / name
         if path.is_file():
             return path
     raise MissingPartError(
-        f"the compiled pipeline of {family!r} is not installed (looked for {PACKAGE}/{family}.yaml)",
+        f"the compiled pipeline of {family!r} is not installed (looked for {PACKAGE}/{name})",
         remedy="install stageline with the extra `pipelines`, or `stageline pipeline compile` it",
     )
 
 
-def compile_pipeline(family: str, path: Path) -> None:
-    """Compile a family's pipeline into a YAML file; needs kfp."""
+def compile_pipeline(family: str, path: Path, *, claim: str | None = None, image: str = "") -> None:
+    """Compile a family's pipeline into a YAML file; needs kfp.
+
+    claim: the variant whose store is a PersistentVolumeClaim, with this default ("" keeps its own); None is for S3.
+    image: default of the launcher image; empty is this version's name.
+    """
     try:
         module = importlib.import_module(f"{PACKAGE}.{family}")
         from kfp import compiler
@@ -34,8 +42,11 @@ def compile_pipeline(family: str, path: Path) -> None:
         raise MissingPartError(
             f"compiling a pipeline needs {error.name}", remedy="install stageline with the extra `pipelines`"
         ) from error
-    function = getattr(module, family, None)
+    name = family if claim is None else f"{family}_pvc"
+    function = getattr(module, name, None)
     if function is None:
-        raise StagelineError(f"{module.__name__} has no pipeline {family!r}")
+        raise StagelineError(f"{module.__name__} has no pipeline {name!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(function, str(path))
+    defaults = {"launcher_image": image, "claim": claim}
+    given = {key: value for key, value in defaults.items() if value}
+    compiler.Compiler().compile(function, str(path), pipeline_parameters=given or None)

@@ -1,0 +1,93 @@
+"""`stageline pipeline submit`: plan, submit to a Kubeflow Pipelines backend, follow, tell the truth at the end."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stageline.cli.configuration import ConfigFile, FamilyName, Overrides, PresetName, read_config
+
+if TYPE_CHECKING:
+    from stageline.run.submission import Submission
+
+
+def submit(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    family: FamilyName = None,
+    preset: PresetName = None,
+    endpoint: Annotated[
+        str, typer.Option(help="URL of the KFP API; empty takes $KF_PIPELINES_ENDPOINT.", show_default=False)
+    ] = "",
+    namespace: Annotated[str, typer.Option(help="Profile of a multi-user backend.", show_default=False)] = "",
+    experiment: Annotated[str, typer.Option(help="Made if there is none.")] = "stageline",
+    service_account: Annotated[
+        str, typer.Option(help="Of the pipeline's steps; the chart makes it.")
+    ] = "stageline-launcher",
+    launcher_image: Annotated[
+        str, typer.Option(help="Of the steps, best as name@sha256:…; empty takes this version's.", show_default=False)
+    ] = "",
+    token: Annotated[
+        str, typer.Option(envvar="STAGELINE_KFP_TOKEN", help="Bearer token, where kfp finds none.", show_default=False)
+    ] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show plan and parameters; submit nothing.")] = False,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Follow the run to its end.")] = True,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Submit a family's pipeline to Kubeflow Pipelines after showing the plan, and follow it; stages are PyTorchJobs.
+
+    Ctrl-C once asks the backend to terminate the run; twice leaves it running. The exit code is the failed step's own.
+    """
+    from stageline.run.submission import make_submission
+
+    own = read_config(config, family, preset, overrides)
+    submission = make_submission(own, launcher_image)
+    _show_plan(submission)
+    if dry_run:
+        print(f"\nwould submit {submission.pipeline} with")
+        for name, value in submission.arguments.items():
+            print(f"  {name}={value}")
+        return
+    from stageline.run.backend import Backend
+    from stageline.run.submission import Following
+
+    backend = Backend.connect(endpoint, namespace, token)
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"submit run {own.run!r} to {backend.endpoint}?", abort=True)
+    run_id = backend.submit(
+        submission.pipeline,
+        submission.arguments,
+        name=submission.config.run,
+        experiment=experiment,
+        service_account=service_account,
+    )
+    print(f"submitted as KFP run {run_id} (experiment {experiment!r})", flush=True)
+    if not follow:
+        return
+    error = Following(backend, run_id, submission.config, lambda text: print(text, flush=True)).follow()
+    where = f"{submission.config.root.rstrip('/')}/runs/{submission.config.run}"
+    if error is not None:
+        print(f"run: {where}", flush=True)
+        raise error
+    print(f"report: {where}/report.html", flush=True)
+
+
+def _show_plan(submission: Submission) -> None:
+    """The plan where the store can be reached from here; PlanError where it is blocked."""
+    from stageline.cli.tables import show_plan
+    from stageline.errors import StagelineError
+    from stageline.plan import blocked_error
+    from stageline.run.submission import plan_from_here
+
+    try:
+        plan = plan_from_here(submission.config)
+    except StagelineError as error:
+        print(f"no plan from here: {error.message}\n  the pipeline's first step makes it, and ends there if blocked")
+        return
+    show_plan(plan)
+    if plan.blocked:
+        raise blocked_error(plan)
+    for note in submission.config.cluster.notes:
+        print(f"note: {note}")

@@ -1,0 +1,118 @@
+"""What people write behind `kfp run create` becomes one config, and every fault of it is told at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stageline.errors import ConfigError
+from stageline.execute.request import Request, read_request
+from stageline.families import raw_preset
+
+
+def ask(**parameters: Any) -> Request:
+    """As a step of the S3 pipeline does, with what every run needs."""
+    given = {"preset": "tiny", "root": "s3://bucket/runs", "image": "trainer:1", **parameters}
+    return read_request({"family": "film_flow", **given})
+
+
+def test_parameters_become_keys_of_the_config() -> None:
+    request = ask(
+        run="mine",
+        stages="backbone, film",
+        workers=2.0,
+        processes=4,
+        namespace="jobs",
+        s3_endpoint="http://s3:9000",
+        s3_region="eu",
+    )
+    config = request.config
+    assert (config.run, config.root, config.stages) == ("mine", "s3://bucket/runs", ("backbone", "film"))
+    assert (config.trainer.nodes, config.trainer.processes) == (2, 4)
+    assert (config.cluster.image, config.cluster.namespace) == ("trainer:1", "jobs")
+    s3 = config.cluster.storage.s3
+    assert s3 is not None
+    assert (s3.endpoint, s3.region, s3.secret) == ("http://s3:9000", "eu", ""), "a Secret that is not there is none"
+    assert request.launcher == "pytorchjob"
+    assert {"family", "run", "root"} <= set(request.raw)
+
+
+def test_what_is_empty_or_zero_is_not_given() -> None:
+    raw = ask(run="", stages="", workers=0, processes=0.0, overrides="  ").raw
+    assert raw["trainer"] == raw_preset("film_flow", "tiny")["trainer"]
+    assert "stages" not in raw
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "data.num_train=4 model.timesteps=2",
+        "data.num_train=4\nmodel.timesteps=2\n",
+        '["data.num_train=4", "model.timesteps=2"]',
+    ],
+)
+def test_overrides_come_as_words_or_as_a_list_and_win(overrides: str) -> None:
+    config: Any = ask(overrides=f"{overrides}").config
+    assert (config.data.num_train, config.model.timesteps) == (4, 2)
+
+
+def test_overrides_win_over_parameters_and_quotes_hold_words_together() -> None:
+    request = ask(workers=2, overrides="trainer.nodes=3 'cluster.labels={team: a}'")
+    assert request.config.trainer.nodes == 3
+    assert request.config.cluster.labels == {"team": "a"}
+
+
+@pytest.mark.parametrize("text", ["family: film_flow\nrun: a\n", '{"family": "film_flow", "run": "a"}', "run: a"])
+def test_a_config_is_yaml_or_json(text: str) -> None:
+    request = ask(preset="", config=text)
+    assert (request.config.family, request.config.run) == ("film_flow", "a")
+
+
+def test_every_fault_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        ask(preset="tinny", run="My Run", workers="two", launcher="slurm", overrides="trainer.lr 'x")
+    for part in ("did you mean 'tiny'", "'My Run'", "'two'", "'slurm'", "quotation"):
+        assert part in caught.value.message
+    assert "docs/pipeline.md" in caught.value.remedy
+
+
+def test_a_quotation_mark_is_a_fault_in_words() -> None:
+    with pytest.raises(ConfigError, match="no run name"):
+        ask(run='a"b')
+
+
+def test_config_and_preset_contradict_each_other_and_one_is_needed() -> None:
+    with pytest.raises(ConfigError, match="contradict"):
+        ask(config="run: a")
+    with pytest.raises(ConfigError, match="give config=.* or preset="):
+        ask(preset="")
+    with pytest.raises(ConfigError, match="'other'"):
+        ask(preset="", config="family: other")
+
+
+def test_a_relative_root_is_a_folder_of_the_claim() -> None:
+    assert ask(root="", claim="data").config.root == "/stageline"
+    assert ask(root="team/a", claim="data").config.root == "/stageline/team/a"
+    assert ask(root="/stageline/b", claim="data").config.root == "/stageline/b"
+
+
+def test_a_root_that_only_one_pod_has_is_refused() -> None:
+    with pytest.raises(ConfigError, match="folder of one machine"):
+        ask(root="")
+    with pytest.raises(ConfigError, match="lies outside '/stageline'"):
+        ask(root="/tmp", claim="data")
+    with pytest.raises(ConfigError, match=r"cluster\.image is empty"):
+        ask(image="")
+
+
+def test_where_jobs_run_is_no_part_of_the_question() -> None:
+    assert ask(image="trainer:1").text == ask(image="trainer:2", namespace="b").text
+    assert ask().text != ask(overrides="seed=1").text
+
+
+def test_on_this_machine_nothing_of_the_cluster_is_asked_for() -> None:
+    request = read_request(
+        {"family": "film_flow", "config": '{"family": "film_flow", "root": "/data"}', "launcher": "local"}
+    )
+    assert request.config.root == "/data"
