@@ -161,6 +161,9 @@ def is_whole(state: State) -> bool:
 
 def down(state: State, *, purge: bool = False) -> None:
     """Stop everything and leave nothing behind but programs, images and logs; with purge, not even those."""
+    if not state.root.exists():
+        say(f"there is no cluster in {state.root}")
+        return
     with locked(state):
         process.end(process.marked(process.WORK_MARK, state.root))
         with timed("stopping the cluster", quiet_seconds=1):

@@ -6,6 +6,7 @@ a gateway that nobody is makes the addresses look like a machine's to kubelet an
 
 from __future__ import annotations
 
+import ctypes
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ SERVICES = "10.91.0.0/16"
 API_SERVICE = "10.91.0.1"
 DNS_SERVICE = "10.91.0.10"
 PODS = "10.90.0.0/16"
+CLONE_NEWNET = 0x40000000
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,13 @@ def mend(state: State, p: Place) -> None:
 def exists() -> bool:
     """Whether a namespace of ours is there."""
     return any((NETNS / p.netns).exists() for p in PLACES)
+
+
+def enter() -> None:
+    """Move the calling thread into the head's namespace: its own was deleted with an earlier life of the cluster."""
+    with (NETNS / HEAD.netns).open() as file:
+        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "setns", str(NETNS / HEAD.netns))
 
 
 def pids() -> set[int]:

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # plain `pytest` does not put the repository there
     sys.path.insert(0, str(ROOT))
 
-from cluster import lifecycle, s3, storage  # noqa: E402
+from cluster import lifecycle, network, s3, storage  # noqa: E402
 from cluster.mounts import remove_tree  # noqa: E402
 from cluster.state import Own, current, read_own  # noqa: E402
 
@@ -89,6 +89,7 @@ def _whole_again(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if lifecycle.faults(current()):
         lifecycle.up(current(), with_images=False)
+        network.enter()
     s3.start_server()
 
 
