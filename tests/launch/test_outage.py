@@ -67,3 +67,15 @@ def test_the_state_of_a_node_is_its_ready_condition():
     ready = {"type": "Ready", "status": "Unknown", "lastTransitionTime": "t", "message": "stopped posting"}
     assert node_state({"status": {"conditions": [ready]}}) == "Ready Unknown since t: stopped posting"
     assert node_state({}) == "unknown"
+
+
+def test_a_pod_that_was_deleted_may_be_not_ready_until_it_is_overdue():
+    silent, deleted = SilentPods(), pod(silent=True, deleted=True)
+    assert silent.update([deleted], DELETION_SECONDS - 5) == []
+    assert len(silent.update([deleted], DELETION_SECONDS + 16)) == 1
+
+
+def test_an_eviction_from_a_silent_node_goes_on_counting():
+    silent = SilentPods()
+    silent.update([pod(silent=True)], 100.0)
+    assert [seconds for _, seconds in silent.update([pod(silent=True, deleted=True)], 160.0)] == [60.0]

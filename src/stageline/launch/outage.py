@@ -36,7 +36,9 @@ class SilentPods:
             uid = pod["metadata"]["uid"]
             since = self._since.get(uid)
             tainted = condition(pod, "DisruptionTarget").get("reason") == "DeletionByTaintManager"
-            if is_silent(pod) or is_stuck(pod, now) or (tainted and since is not None):
+            # A pod that somebody else deleted may well be not ready: it is silent once it is overdue.
+            expected = not pod["metadata"].get("deletionTimestamp") or tainted or since is not None
+            if is_stuck(pod, now) or (expected and is_silent(pod)):
                 found[uid] = (pod, now if since is None else since)
         self._since = {uid: since for uid, (_, since) in found.items()}
         return sorted(((pod, now - since) for pod, since in found.values()), key=lambda entry: -entry[1])

@@ -90,11 +90,11 @@ def describe_pod(pod: Plain) -> str:
         return f"done{on}"
     if phase == "Failed":
         return f"ended{on}: {ending(pod)}"
-    if is_silent(pod):
-        return f"its node {node} does not answer"
     if pod["metadata"].get("deletionTimestamp"):
         why = disruption(pod)
         return f"is being stopped{on}" + (f": {why}" if why else "")
+    if is_silent(pod):
+        return f"its node {node} does not answer"
     if phase == "Running":
         return f"runs{on}"
     for container in status.get("containerStatuses") or []:
