@@ -87,10 +87,11 @@ def output_of(kubectl: Kubectl, namespace: str, image: str, **container: Any) ->
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"}, "spec": spec}
     kubectl("-n", namespace, "create", "-f", "-", text=json.dumps(pod))
     # Either end will do; a failure is told by what the pod printed.
-    ended = "jsonpath={.status.containerStatuses[0].state.terminated.reason}"
-    kubectl("-n", namespace, "wait", "pod/probe", f"--for={ended}", "--timeout=240s", check=False, seconds=260)
-    said = kubectl("-n", namespace, "logs", "probe")
-    assert kubectl("-n", namespace, "get", "pod", "probe", "-o", "jsonpath={.status.phase}") == "Succeeded", said
+    state = ".status.containerStatuses[0].state.terminated"
+    wait = ["wait", "pod/probe", f"--for=jsonpath={{{state}.reason}}", "--timeout=240s"]
+    kubectl("-n", namespace, *wait, check=False, seconds=260)
+    said = kubectl("-n", namespace, "logs", "probe", check=False)
+    assert kubectl("-n", namespace, "get", "pod", "probe", "-o", f"jsonpath={{{state}.exitCode}}") == "0", said
     return said
 
 
