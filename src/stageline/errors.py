@@ -146,6 +146,13 @@ class PendingTimeoutError(StagelineError):
     kind = "pending"
 
 
+class DoctorError(StagelineError):
+    """`stageline doctor` found something that is wrong; its lines say what."""
+
+    exit_code = 17
+    kind = "doctor"
+
+
 class StepFailedError(StagelineError):
     """A process started by us failed; carries that process's own record."""
 

@@ -7,9 +7,11 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import pytest
 
 BINARY_VARIABLE = "STAGELINE_TEST_VERSITYGW"
 BUCKET = "stageline"
@@ -83,3 +85,24 @@ class S3Server:
 
     def remove_user(self, key: str) -> None:
         self.admin("delete-user", "--access", key)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    binary = find_binary()
+    if binary is None:
+        pytest.fail(f"no S3 server: name versitygw in {BINARY_VARIABLE}, or `make cluster` builds it")
+    server = S3Server(binary, tmp_path_factory.mktemp("s3"))
+    server.start()
+    server.make_bucket()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The server, reached with its owner's keys."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ROOT)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", ROOT_SECRET)
+    return server

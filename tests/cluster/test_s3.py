@@ -1,3 +1,4 @@
+# ruff: noqa: F811
 """Storage on a real S3 server: conditional writes, parts, keys that are rotated, restarts in the middle of a save."""
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import pytest
 from stageline.errors import StoreError, StoreUnavailableError
 from stageline.store import Store, open_store
 
-from .s3_server import BINARY_VARIABLE, BUCKET, ROOT, ROOT_SECRET, S3Server, find_binary
+from ..store.gate import mount_secret
+from .s3_server import BUCKET, S3Server, s3, server  # noqa: F401
 
 pytestmark = pytest.mark.cluster
 
@@ -23,40 +25,8 @@ OLD, OLD_SECRET = "AKIAOLDOLDOLDOLD0001", "old/secret+key00000000000000000000000
 NEW, NEW_SECRET = "AKIANEWNEWNEWNEW0002", "new/secret+key000000000000000000000002"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    binary = find_binary()
-    if binary is None:
-        pytest.fail(f"no S3 server: name versitygw in {BINARY_VARIABLE}, or `make cluster` builds it")
-    server = S3Server(binary, tmp_path_factory.mktemp("s3"))
-    server.start()
-    server.make_bucket()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    """The server, reached with its owner's keys."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ROOT)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", ROOT_SECRET)
-    return server
-
-
 def somewhere() -> Store:
     return open_store(f"s3://{BUCKET}/{uuid.uuid4().hex}")
-
-
-def mount_secret(folder: Path, key: str, secret: str) -> None:
-    """As a kubelet does: a new folder, then the link `..data` moved in one step."""
-    target = folder / f"..{key}"
-    target.mkdir(parents=True)
-    (target / "AWS_ACCESS_KEY_ID").write_text(key)
-    (target / "AWS_SECRET_ACCESS_KEY").write_text(secret)
-    fresh = folder / "..data_tmp"
-    fresh.symlink_to(target.name)
-    fresh.rename(folder / "..data")
 
 
 def test_of_many_writers_exactly_one_creates_and_one_replaces(s3: S3Server) -> None:
@@ -119,7 +89,7 @@ def test_a_writer_survives_the_rotation_of_its_keys(
 ) -> None:
     """The old key is dropped by the server one second before the new one arrives in the mounted folder."""
     s3.add_user(OLD, OLD_SECRET)
-    mount_secret(tmp_path, OLD, OLD_SECRET)
+    mount_secret(tmp_path, "v1", AWS_ACCESS_KEY_ID=OLD, AWS_SECRET_ACCESS_KEY=OLD_SECRET)
     monkeypatch.setenv("STAGELINE_S3_CREDENTIALS", str(tmp_path))
     store = somewhere()
     store.put("object-0", b"0")
@@ -142,7 +112,7 @@ def test_a_writer_survives_the_rotation_of_its_keys(
     s3.add_user(NEW, NEW_SECRET)
     s3.remove_user(OLD)
     time.sleep(1.0)
-    mount_secret(tmp_path, NEW, NEW_SECRET)
+    mount_secret(tmp_path, "v2", AWS_ACCESS_KEY_ID=NEW, AWS_SECRET_ACCESS_KEY=NEW_SECRET)
     before = written[0]
     end = time.monotonic() + 30
     while written[0] < before + 5 and not faults and time.monotonic() < end:

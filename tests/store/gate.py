@@ -49,6 +49,9 @@ class Handler(BaseHTTPRequestHandler):
         if gate.accepted is not None and key not in gate.accepted:
             self.answer(403, b"<Error><Code>InvalidAccessKeyId</Code><Message>unknown</Message></Error>")
             return
+        if self.command == "PUT" and gate.hold is not None and gate.hold in self.path:
+            gate.held.set()
+            gate.released.wait(120)
         address = urlsplit(self.path)
         path = f"{address.path}?{address.query}" if address.query else address.path
         onward = http.client.HTTPConnection(address.netloc or gate.target, timeout=30)
@@ -114,13 +117,18 @@ class GateServer(ThreadingHTTPServer):
 
 
 class Gate:
-    """accepted: key ids let through, None lets everybody.  lose: answers to writes still to be lost."""
+    """accepted: key ids let through, None lets everybody.  lose: answers to writes still to be lost.
+
+    hold: writes whose path contains this stand still until `released`; `held` tells that one does.
+    """
 
     def __init__(self, target: str, *, tls: ssl.SSLContext | None = None) -> None:
         self.target = target.removeprefix("http://")
         self.tls = tls
         self.accepted: set[str] | None = None
         self.lose = 0
+        self.hold: str | None = None
+        self.held, self.released = threading.Event(), threading.Event()
         self.requests: list[tuple[str, str, str]] = []
         self.port = 0
         self._server: GateServer | None = None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from stageline.config.cluster import S3Config
 from stageline.errors import StoreError, StoreUnavailableError
 from stageline.store import Store, open_store
 from stageline.store import credentials as credentials_module
@@ -266,15 +267,9 @@ def test_the_style_of_addresses_can_be_chosen(
 
 
 def test_settings_of_a_config_become_variables_but_never_override() -> None:
-    section = {
-        "endpoint": "https://s3:9000",
-        "region": "eu-1",
-        "secret": "s3",
-        "path_style": False,
-        "proxy": "http://p",
-    }
+    s3 = S3Config(endpoint="https://s3:9000", region="eu-1", secret="s3", path_style=False, proxy="http://p")  # noqa: S106
     environment = {"AWS_REGION": "here"}
-    apply_storage(section, environment)
+    apply_storage(s3.model_dump(), environment)
     assert environment == {
         "AWS_ENDPOINT_URL_S3": "https://s3:9000",
         "AWS_REGION": "here",
@@ -286,3 +281,4 @@ def test_settings_of_a_config_become_variables_but_never_override() -> None:
     apply_storage({"endpoint": "https://s3:9000"}, untouched)
     assert untouched == {"AWS_ENDPOINT_URL": "http://other"}
     apply_storage(None, untouched)
+    assert untouched == {"AWS_ENDPOINT_URL": "http://other"}

@@ -5,6 +5,7 @@ tables          plans, runs and metrics for a terminal
 training        init plan prepare train evaluate predict schema
 running         run report runs pipeline
 checkpoints     checkpoint show verify lineage import export prune
+checking        doctor
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def options(
         raise typer.BadParameter("a command is missing; see --help")
 
 
-for _module in ("training", "running", "checkpoints"):
+for _module in ("training", "running", "checkpoints", "checking"):
     importlib.import_module(f"stageline.cli.{_module}").register(app)
 
 

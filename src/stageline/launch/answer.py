@@ -15,6 +15,7 @@ class Response:
     def __init__(self, raw: Any) -> None:
         self._raw = raw
         self.status = int(raw.status)
+        self.date = str(raw.headers.get("Date", ""))
         self.closed = False
 
     def text(self) -> str:

@@ -27,7 +27,12 @@ PODS = "pods/v1"
 EVENTS = "events/v1"
 LEASES = "leases.coordination.k8s.io/v1"
 NODES = "nodes/v1"
-CLUSTER_WIDE = frozenset({"nodes", "namespaces", "customresourcedefinitions", "storageclasses", "subjectaccessreviews"})
+CLUSTER_WIDE = frozenset(
+    {
+        *("nodes", "namespaces", "customresourcedefinitions", "storageclasses", "subjectaccessreviews"),
+        *("priorityclasses", "runtimeclasses", "selfsubjectreviews"),
+    }
+)
 """Resources that live in no namespace."""
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds its namespace and token."""
@@ -219,11 +224,16 @@ class Api:
             "GET", self.path(PODS, pod) + "/log", "get", f'the log of pod "{pod}"', query=query, seconds=seconds
         )
 
-    def review(self, verb: str, resource: str, *, user: str = "", groups: tuple[str, ...] = ()) -> bool:
-        """Whether we, or another user (a LocalSubjectAccessReview), may `verb` `plural[.group][/subresource]` here."""
+    def review(
+        self, verb: str, resource: str, *, name: str = "", user: str = "", groups: tuple[str, ...] = ()
+    ) -> bool:
+        """Whether we, or another user (a LocalSubjectAccessReview), may `verb` `plural[.group][/subresource]` here.
+
+        name: of the one object it is about.
+        """
         kind, _, subresource = resource.partition("/")
         plural, _, group = kind.partition(".")
-        attributes = {"verb": verb, "resource": plural, "group": group, "subresource": subresource}
+        attributes = {"verb": verb, "resource": plural, "group": group, "subresource": subresource, "name": name}
         spec: Plain = {"resourceAttributes": {**attributes, "namespace": self.namespace}}
         review = "selfsubjectaccessreviews" if not user else "localsubjectaccessreviews"
         base = "/apis/authorization.k8s.io/v1" + (f"/namespaces/{self.namespace}" if user else "")
@@ -247,6 +257,20 @@ class Api:
         if response.status >= 300:
             raise explain(response.status, text, verb="discover", what=path, namespace="")
         return any(entry.get("name") == plural for entry in json.loads(text).get("resources", []))
+
+    def user(self) -> str:
+        """Who the API server takes us for."""
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+        answer = self.ask(
+            "POST", self.path("selfsubjectreviews.authentication.k8s.io/v1"), "create", "selfsubjectreviews", body=body
+        )
+        return str(answer.get("status", {}).get("userInfo", {}).get("username", "unknown"))
+
+    def date(self) -> str:
+        """The API server's clock, as its answers give it (an HTTP date)."""
+        response = self.send("GET", "/version")
+        response.text()
+        return response.date
 
     def version(self) -> str:
         """The API server's version, `v1.33.2`."""

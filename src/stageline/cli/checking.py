@@ -1,0 +1,83 @@
+"""`stageline doctor`: what is right, wrong or unknown about an installation, one line each."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stageline.cli.configuration import AsJson, ConfigFile, FamilyName, Overrides, PresetName, read_config
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from stageline.doctor import Line, Setup
+
+MARKS = {"ok": "ok     ", "wrong": "WRONG  ", "unknown": "unknown"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command()(doctor)
+
+
+def doctor(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    family: FamilyName = None,
+    preset: PresetName = None,
+    launcher_account: Annotated[
+        str, typer.Option(help="Service account of the pipeline's steps.")
+    ] = "stageline-launcher",
+    seconds: Annotated[float, typer.Option(help="How long all checks together may take.", min=0.5)] = 5.0,
+    as_json: AsJson = False,
+) -> None:
+    """Look at this machine, the cluster, the namespace, the store and the image; say what mends what is wrong.
+
+    Without a config: the defaults, and keys such as cluster.namespace=… or root=s3://…. Changes nothing that stays.
+    Ends with 0 unless a line is wrong (17); what can't be seen from here is unknown, which is no fault.
+    """
+    from stageline.doctor import examine, raise_if_wrong
+
+    lines = examine(_setup(config, family, preset, overrides, launcher_account), seconds)
+    if as_json:
+        print(json.dumps([line.to_json() for line in lines], indent=1, ensure_ascii=False), flush=True)
+    else:
+        _show(lines)
+    raise_if_wrong(lines)
+
+
+def _setup(
+    file: Path | None, family: str | None, preset: str | None, overrides: Sequence[str] | None, launcher: str
+) -> Setup:
+    """What is to be examined: a run's config, or the defaults with a few keys."""
+    from stageline.config import RunConfig
+    from stageline.config.document import apply_overrides
+    from stageline.config.validation import validate
+    from stageline.doctor import Setup
+
+    if file is not None or family is not None:
+        own: RunConfig = read_config(file, family, preset, overrides)
+        return Setup(own.cluster, own.root, _largest(own), launcher)
+    raw: dict[str, Any] = apply_overrides({"family": "none"}, overrides or ())
+    plain = validate(raw, RunConfig, "the keys given")
+    return Setup(plain.cluster, plain.root if "root" in raw else "", plain.trainer.nodes, launcher)
+
+
+def _largest(config: Any) -> int:
+    """Pods of the largest stage."""
+    from stageline.families import family_config
+    from stageline.stage import stage_config
+
+    stages = family_config(config.family).stages.selected(config)
+    return max(config.trainer.nodes, *(int(stage_config(config, stage).trainer.nodes) for stage in stages))
+
+
+def _show(lines: Sequence[Line]) -> None:
+    width = max(len(line.name) for line in lines)
+    for line in lines:
+        print(f"{MARKS[line.state]}  {line.name:<{width}}  {line.text}")
+        if line.remedy and line.state != "ok":
+            print(f"{'':<{width + 11}}-> {line.remedy}")

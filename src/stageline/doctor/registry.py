@@ -1,0 +1,138 @@
+"""Whether an image is in its registry: one HEAD for its manifest, with the anonymous token most registries give.
+
+Nodes pull with credentials and through proxies of their own: what cannot be answered from here is unknown, not wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from stageline.doctor.line import Line, ok, unknown, wrong
+
+MANIFESTS = ", ".join(
+    (
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.oci.image.manifest.v1+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+    )
+)
+
+
+@dataclass(frozen=True)
+class ImageName:
+    """An image reference in its parts. version: digest or tag."""
+
+    host: str
+    repository: str
+    version: str
+
+    @property
+    def is_pinned(self) -> bool:
+        return self.version.startswith("sha256:")
+
+
+def parse_image(reference: str) -> ImageName:
+    """As container runtimes read it: without a host it is Docker Hub's, without a tag `latest`."""
+    rest, _, digest = reference.partition("@")
+    first, slash, path = rest.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost"):
+        host = first
+    else:
+        host, path = "registry-1.docker.io", rest if slash else f"library/{rest}"
+    repository, colon, tag = path.rpartition(":")
+    return ImageName(host, repository if colon else path, digest or (tag if colon else "latest"))
+
+
+def check_image(name: str, reference: str, seconds: float) -> Line:
+    """One line about an image."""
+    if not reference:
+        return unknown(name, "no image is set", "cluster.image=<registry>/stageline/trainer@sha256:…")
+    image = parse_image(reference)
+    try:
+        status, digest = _head(image, seconds)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        return unknown(name, f"registry {image.host} does not answer from here: {reason}", f"crane digest {reference}")
+    if status == 200 and image.is_pinned:
+        return ok(name, reference)
+    if status == 200:
+        pin = f"cluster.image={image_without_version(reference)}@{digest}" if digest else ""
+        return ok(name, f"{reference}, today {digest or 'of unknown digest'}; pin it: {pin or 'name@sha256:…'}")
+    if status == 404:
+        return wrong(
+            name,
+            f"{image.host} has no {image.repository} {image.version}",
+            f"push it (make images; then push to {image.host}), or set cluster.image to one that exists",
+        )
+    if status in (401, 403):
+        return unknown(
+            name,
+            f"{image.host} wants credentials, which nodes take from cluster.pull_secrets",
+            f"crane digest {reference}",
+        )
+    return unknown(name, f"{image.host} answers {status} for {reference}", f"crane digest {reference}")
+
+
+def image_without_version(reference: str) -> str:
+    """The reference without tag and digest."""
+    return re.sub(r":[^/:]+$", "", reference.partition("@")[0])
+
+
+def _head(image: ImageName, seconds: float) -> tuple[int, str]:
+    """(status, digest). Plain HTTP where the registry speaks no TLS, as runtimes do for those told insecure."""
+    try:
+        return _ask(f"https://{image.host}", image, seconds)
+    except (urllib.error.URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        plain = isinstance(reason, ssl.SSLError) and re.search(
+            r"(?i)wrong.version|record layer|unexpected eof|packet", str(reason)
+        )
+        if not plain and not isinstance(reason, ConnectionResetError):
+            raise
+    return _ask(f"http://{image.host}", image, seconds)
+
+
+def _ask(base: str, image: ImageName, seconds: float) -> tuple[int, str]:
+    url = f"{base}/v2/{image.repository}/manifests/{image.version}"
+    status, headers = _request("HEAD", url, {"Accept": MANIFESTS}, seconds)[:2]
+    challenge = str(headers.get("WWW-Authenticate") or "")
+    if status == 401 and challenge.lower().startswith("bearer "):
+        token = _anonymous_token(challenge, image, seconds)
+        if token:
+            accepted = {"Accept": MANIFESTS, "Authorization": f"Bearer {token}"}
+            status, headers = _request("HEAD", url, accepted, seconds)[:2]
+    return status, str(headers.get("Docker-Content-Digest") or "")
+
+
+def _anonymous_token(challenge: str, image: ImageName, seconds: float) -> str:
+    fields = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
+    if not fields.get("realm", "").startswith(("https://", "http://")):
+        return ""
+    query = {
+        "service": fields.get("service", ""),
+        "scope": fields.get("scope") or f"repository:{image.repository}:pull",
+    }
+    status, _, body = _request("GET", f"{fields['realm']}?{urlencode(query)}", {}, seconds)
+    try:
+        plain = json.loads(body) if status == 200 else {}
+    except ValueError:
+        return ""
+    return str(plain.get("token") or plain.get("access_token") or "")
+
+
+def _request(method: str, url: str, headers: dict[str, str], seconds: float) -> tuple[int, Any, bytes]:
+    request = urllib.request.Request(url, headers=headers, method=method)  # noqa: S310  # http and https only
+    try:
+        with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310
+            return answer.status, answer.headers, answer.read(2**20)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers, b""

@@ -1,0 +1,118 @@
+"""The cluster as a whole: its API server, its clock, the kinds of objects it serves, what we may do in a namespace."""
+
+from __future__ import annotations
+
+import re
+import time
+from email.utils import parsedate_to_datetime
+
+from stageline.doctor.line import Check, Line, ok, unknown, wrong
+from stageline.doctor.rights import RULES, Part, Rule, grant_command, missing_rules
+from stageline.errors import StagelineError
+from stageline.launch.api import JOBS, Api
+from stageline.launch.refusals import INSTALL_OPERATOR
+
+OLDEST = (1, 29)
+SKEW_SECONDS = 20.0
+"""A stage's lease lasts 60 s and is read off the reader's clock: a third of that is too much. Chosen here."""
+OPTIONAL_KINDS = {
+    "trainjobs.trainer.kubeflow.org/v1alpha1": "Trainer v2, which stageline does not use",
+    "localqueues.kueue.x-k8s.io/v1beta1": "Kueue, for `cluster.queue`",
+    "podmonitors.monitoring.coreos.com/v1": "the Prometheus operator, for metrics of training pods",
+}
+
+
+def server_checks(api: Api, jobs: str, launcher: str) -> list[Check]:
+    """jobs: `plural.group/version` of the jobs.  launcher: service account of the pipeline's steps."""
+    return [
+        Check("api", lambda: _version(api)),
+        Check("clock", lambda: _clock(api)),
+        Check("pytorchjob", lambda: _jobs(api, jobs)),
+        Check("optional kinds", lambda: _optional(api)),
+        Check("rights", lambda: _own_rights(api, "launch")),
+        Check("rights of kfp steps", lambda: _own_rights(api, "kfp")),
+        Check("rights of the launcher", lambda: _launcher_rights(api, launcher)),
+    ]
+
+
+def _version(api: Api) -> Line:
+    try:
+        found = api.version()
+    except StagelineError as error:
+        return wrong("api", error.message, error.remedy)
+    numbers = re.match(r"v?(\d+)\.(\d+)", found)
+    if numbers is None or (int(numbers[1]), int(numbers[2])) < OLDEST:
+        return wrong("api", f"{api.where} is Kubernetes {found}; 1.29 or newer is needed", "upgrade the cluster")
+    return ok("api", f"{api.where} is Kubernetes {found}; namespace {api.namespace!r}")
+
+
+def _clock(api: Api) -> Line:
+    began = time.time()
+    text = api.date()
+    here = (began + time.time()) / 2
+    try:
+        skew = here - parsedate_to_datetime(text).timestamp()
+    except (TypeError, ValueError):
+        return unknown("clock", "the API server says no time")
+    if abs(skew) > SKEW_SECONDS:
+        return wrong(
+            "clock",
+            f"this machine is {skew:+.0f} s off the API server; leases of stages are read off the clock",
+            "timedatectl set-ntp true (or chronyc makestep) on the machine that is wrong",
+        )
+    return ok("clock", f"within {max(1.0, abs(skew)):.0f} s of the API server")
+
+
+def _jobs(api: Api, jobs: str) -> Line:
+    if api.is_served(jobs):
+        return ok("pytorchjob", f"{jobs} is served")
+    return wrong("pytorchjob", f"the API server does not serve {jobs}", INSTALL_OPERATOR)
+
+
+def _optional(api: Api) -> Line:
+    there = {kind: api.is_served(kind) for kind in OPTIONAL_KINDS}
+    words = [
+        f"{kind.split('/')[0]} {'served' if served else f'not installed ({OPTIONAL_KINDS[kind]})'}"
+        for kind, served in there.items()
+    ]
+    return ok("optional kinds", "; ".join(words))
+
+
+def _own_rights(api: Api, part: Part) -> Line:
+    name = "rights" if part == "launch" else "rights of kfp steps"
+    missing = missing_rules(part, lambda verb, rule: api.review(verb, rule.what, name=rule.name))
+    user = api.user()
+    if not missing:
+        return ok(name, f"{user} may do all that is needed in {api.namespace!r}")
+    text = f"{user} may not {_words(missing)} in {api.namespace!r}"
+    command = grant_command(missing, api.namespace, user)
+    return (
+        wrong(name, text, command) if part == "launch" else unknown(name, f"{text}; only steps of KFP need it", command)
+    )
+
+
+def _launcher_rights(api: Api, launcher: str) -> Line:
+    """The same for the account that pipeline steps run under, as far as we may ask."""
+    name, user = "rights of the launcher", f"system:serviceaccount:{api.namespace}:{launcher}"
+    if api.user() == user:
+        return ok(name, "the account we are, see `rights`")
+    groups = ("system:serviceaccounts", f"system:serviceaccounts:{api.namespace}", "system:authenticated")
+    missing = missing_rules(
+        "launch", lambda verb, rule: api.review(verb, rule.what, name=rule.name, user=user, groups=groups)
+    )
+    if missing and len(missing) == sum(rule.part == "launch" for rule in RULES):
+        text = f"service account {launcher!r} may do nothing in {api.namespace!r}; steps of a pipeline run under it"
+        return unknown(name, text, f"helm upgrade --install stageline helm/stageline -n {api.namespace}")
+    if missing:
+        text = f"{launcher!r} may not {_words(missing)} in {api.namespace!r}"
+        return wrong(name, text, grant_command(missing, api.namespace, user))
+    return ok(name, f"{launcher!r} may do all that is needed in {api.namespace!r}")
+
+
+def _words(rules: list[Rule]) -> str:
+    return "; ".join(
+        f"{', '.join(rule.verbs)} {rule.what}" + (f" {rule.name!r}" if rule.name else "") for rule in rules
+    )
+
+
+__all__ = ["JOBS", "server_checks"]
