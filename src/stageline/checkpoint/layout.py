@@ -20,6 +20,8 @@ Pointer = Literal["best", "last"]
 POINTERS: tuple[Pointer, ...] = ("best", "last")
 STEP_PATTERN = re.compile(r"step-(\d{8,})(?:-(\d+))?")
 CHECKPOINTS = "checkpoints"
+OTHER_FOLDERS = frozenset({"pipeline", "evaluations", "jobs"})
+"""Folders of a run that are no stages."""
 PARENTS_NAME = "parents.json"
 
 
@@ -335,7 +337,7 @@ def _refuse_folder(store: Store) -> None:
     if store.exists(METADATA_NAME):
         return
     if store.exists("run.json"):
-        stages = [name for name in store.folders() if name not in ("evaluations", "pipeline")]
+        stages = [name for name in store.folders() if name not in OTHER_FOLDERS]
         raise CheckpointError(
             f"{store.uri!r} is a run, not a checkpoint",
             remedy=f"name one of its stages: {', '.join(f'{store.uri}/{name}' for name in stages) or 'it has none'}",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stageline.checkpoint.fencing import close_step, empty_step, is_emptied
-from stageline.checkpoint.layout import CHECKPOINTS, PARENTS_NAME, POINTERS, CheckpointRef, StageDir
+from stageline.checkpoint.layout import CHECKPOINTS, OTHER_FOLDERS, PARENTS_NAME, POINTERS, CheckpointRef, StageDir
 from stageline.checkpoint.lease import StageLease, held_by
 from stageline.checkpoint.metadata import METADATA_NAME
 from stageline.config import RetentionConfig
@@ -37,7 +37,7 @@ def stage_dirs(root: Store) -> list[StageDir]:
     """Every stage directory (with or without variant) below a root."""
     found = []
     for run in root.folders("runs"):
-        pending = [root.child("runs", run, name) for name in root.folders(f"runs/{run}")]
+        pending = [root.child("runs", run, name) for name in root.folders(f"runs/{run}") if name not in OTHER_FOLDERS]
         for store in pending:
             folders = store.folders()
             if CHECKPOINTS in folders or store.exists(PARENTS_NAME):

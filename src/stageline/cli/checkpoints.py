@@ -127,7 +127,7 @@ def prune(
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it only show.")] = False,
 ) -> None:
     """Delete old checkpoints by three numbers; never what a pointer, a parent link or a running save needs."""
-    from stageline.checkpoint.layout import StageDir
+    from stageline.checkpoint.layout import OTHER_FOLDERS, StageDir
     from stageline.checkpoint.retention import prune as prune_stage
     from stageline.cli.tables import show_rows
     from stageline.config import RetentionConfig, validate
@@ -136,9 +136,7 @@ def prune(
 
     keep = validate({"last": last, "best": best, "every_steps": every}, RetentionConfig, "retention")
     store = open_store(target)
-    names = (
-        [""] if StageDir.at(store).step_dirs() else [n for n in store.folders() if n not in ("evaluations", "pipeline")]
-    )
+    names = [""] if StageDir.at(store).step_dirs() else [n for n in store.folders() if n not in OTHER_FOLDERS]
     rows = []
     for name in names:
         for decision in prune_stage(StageDir.at(store.child(name)), keep, dry_run=not yes):

@@ -14,7 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from stageline.checkpoint.layout import CHECKPOINTS, CheckpointRef, Pointer, StageDir, open_checkpoint
+from stageline.checkpoint.layout import (
+    CHECKPOINTS,
+    OTHER_FOLDERS,
+    CheckpointRef,
+    Pointer,
+    StageDir,
+    open_checkpoint,
+)
 from stageline.errors import PlanError, StagelineError
 from stageline.store import Store
 from stageline.telemetry import read_events, read_failure, redact
@@ -22,7 +29,6 @@ from stageline.telemetry import read_events, read_failure, redact
 T = TypeVar("T")
 Json = Mapping[str, Any]
 RUN_FILES = ("run.json", "plan.json")
-OTHER_FOLDERS = frozenset({"pipeline", "evaluations"})
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from stageline.telemetry.failures import (
     FAILURE_FILE,
     clear_failures,
     failure_record,
+    first_cause,
     read_failure,
     write_failure,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "clear_failures",
     "failure_record",
     "finite_json",
+    "first_cause",
     "hide_remembered",
     "parse_events",
     "read_events",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,11 @@ def read_failure(target: EventStore | Path, num_ranks: int = 0) -> dict[str, Any
     records = [json.loads(data) for data in _failure_files(target)]
     if num_ranks:
         records = [record for record in records if record.get("rank", 0) < num_ranks]
+    return first_cause(records)
+
+
+def first_cause(records: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """The record among several that decides, in the order of `read_failure`; None among none."""
 
     def order(record: Mapping[str, Any]) -> tuple[int, float]:
         lost = record.get("kind") == "peer_lost"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from stageline import __version__
 from stageline.build import image_reference
 from stageline.checkpoint.commit import CheckpointWriter
 from stageline.checkpoint.identity import claim_run
@@ -99,7 +100,10 @@ def _train(session: Session, work: Work, data: str, stop: StopRequest) -> StageR
     session.await_lease(work, stop)
     ranks = Ranks(work.config.trainer)
     trainer = work.config.trainer.model_dump(mode="json")
-    ranks.agree("the config", flatten({"stage fingerprint": work.fingerprint, "trainer": trainer}))
+    # A job that is edited while it runs: its pods have different words until all of them were replaced.
+    job = {name: os.environ.get(f"STAGELINE_{name.upper()}", "") for name in ("fingerprint", "arguments")}
+    agreed = {"stage fingerprint": work.fingerprint, "trainer": trainer, "job": job, "version": __version__}
+    ranks.agree("the config", flatten(agreed))
     action, name = ranks.first(lambda: _begin(session, work))
     session.owned = True
     ref = resolve(name) if name else None

@@ -1,0 +1,274 @@
+"""One attempt of a pod, from its first line to its exit code."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stageline.build import find_build
+from stageline.checkpoint.lease import WAIT_VARIABLE
+from stageline.errors import (
+    EXIT_FAULT,
+    DeadlineError,
+    InterruptedRunError,
+    StagelineError,
+    StoreUnavailableError,
+)
+from stageline.execute.entry.ends import Record, is_rendezvous_failure, judge
+from stageline.execute.entry.finished import check_ranks, find_finished
+from stageline.execute.entry.memory import count_oom_kills
+from stageline.execute.entry.outlets import clear_record, job_store, leave_record
+from stageline.execute.entry.pod import ARGUMENTS_VARIABLE, CONFIG_VARIABLE, Pod, read_pod
+from stageline.execute.entry.segments import LogSegments
+from stageline.execute.entry.watching import Asked, Ended, Program, watch
+from stageline.launch.local import QUIET
+from stageline.launch.process import adopt_orphans
+from stageline.store import Store
+from stageline.store.scratch import scratch_folder
+from stageline.telemetry import FAILURE_DIR_VARIABLE, failure_record, redact
+
+LEASE_WAIT_SECONDS = 120
+"""Twice the length of a stage's lease: a pod that was killed gives it back to nobody."""
+RENDEZVOUS_VARIABLE = "STAGELINE_RENDEZVOUS_SECONDS"
+RENDEZVOUS_SECONDS = 900.0
+"""How long the pods of a job may take to find each other; as long as the launcher lets pods wait for a node."""
+AGAIN_SECONDS = 2.0
+"""Between attempts at a rendezvous."""
+
+
+@dataclass
+class Output:
+    """Lines of this pod: to its log, and to the store where there is one."""
+
+    segments: LogSegments | None = None
+
+    def line(self, text: str) -> None:
+        """One line of a rank or of torchrun."""
+        try:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+        except (OSError, ValueError):  # nobody reads the log any more; the stage goes on
+            pass
+        if self.segments is not None:
+            self.segments.add(text)
+
+    def say(self, text: str) -> None:
+        """One line of our own."""
+        self.line(f"[stageline-entry] {redact(text)}")
+
+
+@dataclass
+class Course:
+    """What an attempt works with.
+
+    python: the interpreter of the ranks.  command: what a rank runs, before its words.
+    """
+
+    pod: Pod
+    output: Output
+    asked: Asked
+    scratch: Path
+    python: str = sys.executable
+    command: Sequence[str] | None = None
+    store: Store | None = None
+    count_kills: Callable[[], int | None] = count_oom_kills
+
+    @property
+    def records(self) -> Path:
+        return self.scratch / "records"
+
+    def rank_command(self, words: Sequence[str]) -> list[str]:
+        return [*(self.command or (self.python, "-m", "stageline")), *words]
+
+
+def run_entry(
+    arguments: Sequence[str] | None = None,
+    *,
+    python: str = sys.executable,
+    command: Sequence[str] | None = None,
+    count_kills: Callable[[], int | None] = count_oom_kills,
+) -> int:
+    """Run the pod; returns its exit code. command: run instead of `python -m stageline`, by tests."""
+    adopt_orphans()
+    output, pod, record = Output(), Pod(("train", "")), None
+    store: Store | None = None
+    with Asked() as asked, ExitStack() as stack:
+        try:
+            pod = read_pod(sys.argv[1:] if arguments is None else arguments, os.environ)
+            announce(pod, output)
+            store = job_store(pod)
+            if store is not None:
+                folder = store.child("logs", pod.label)
+                output.segments = LogSegments(folder, lambda text: print(f"[stageline-entry] {text}", flush=True))
+            scratch = stack.enter_context(scratch_folder("entry"))
+            course = Course(pod, output, asked, scratch, python, command, store, count_kills)
+            record = run_pod(course)
+        except StagelineError as error:
+            record = failure_record(error)
+        except Exception as error:  # noqa: BLE001  # told in the record, like every other end of this pod
+            output.say(traceback.format_exc())
+            record = failure_record(error)
+        return finish(pod, output, store, record)
+
+
+def announce(pod: Pod, output: Output) -> None:
+    """The first line: what runs where, made from what."""
+    build = find_build()
+    words = [
+        f"job {pod.job or 'without a name'}",
+        f"item {pod.item}",
+        f"pod {pod.name or '-'} on node {pod.node or '-'}",
+        f"{pod.nodes} nodes x {pod.processes} ranks" if pod.verb == "train" else "one process",
+        f"fingerprint {pod.fingerprint[:12] or '-'}",
+        f"stageline {build.version} revision {build.revision[:12]}",
+        f"image {build.image or '-'}",
+    ]
+    output.say(", ".join(words))
+
+
+def finish(pod: Pod, output: Output, store: Store | None, record: Record | None) -> int:
+    """Leave the record, say the end, write the last lines; returns the exit code."""
+    code = 0 if record is None else int(record.get("exit_code") or EXIT_FAULT)
+    if record is None:
+        _in_time(lambda: clear_record(pod, store))
+    else:
+        what = "try again" if code >= 128 else "fix it"
+        output.say(f"ended with {code} ({what}): {record['sentence']}")
+        if record.get("remedy"):
+            output.say(f"  -> {record['remedy']}")
+        found: list[str] = []
+        _in_time(lambda: found.append(leave_record(pod, store, record)))
+        if found and found[0]:
+            output.say(f"the failure record could not be written everywhere: {found[0]}")
+    if output.segments is not None:
+        output.segments.close()
+    return code
+
+
+def _in_time(do: Callable[[], None], limit_seconds: float = 10.0) -> None:
+    """Do something with the store, but do not wait for it longer than the kubelet waits for a pod."""
+    thread = threading.Thread(target=do, daemon=True)
+    thread.start()
+    thread.join(limit_seconds)
+
+
+def run_pod(course: Course) -> Record | None:
+    """Do what the pod is for; None for success. StagelineError for what is wrong before anything is started."""
+    pod = course.pod
+    if pod.verb == "trial":
+        from stageline.execute.entry.trial import run_trial
+
+        return run_trial(course)
+    check_ranks(pod)
+    done = find_finished(pod)
+    if done:
+        course.output.say(f"{pod.item} is committed already: {done}")
+        return None
+    words = list(pod.arguments)
+    if pod.config:
+        words += ["-c", str(write_config(course.scratch, pod.config))]
+    record = run_program(course, words, pod.world_size)
+    return check_result(course) if record is None else record
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> Path:
+    """The config as a file for `-c`."""
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def check_result(course: Course) -> Record | None:
+    """Success is what is committed, whatever the exit codes said."""
+    pod = course.pod
+    if not pod.config or (pod.verb == "train" and not pod.options("data")) or course.command is not None:
+        return None
+    try:
+        if find_finished(pod):
+            return None
+    except StoreUnavailableError as error:
+        course.output.say(f"the ranks ended well; their result cannot be looked up: {error.message}")
+        return None
+    sentence = f"{pod.item} ended well, and its result is not in the store"
+    return failure_record(StagelineError(sentence, remedy="see the log of this pod"))
+
+
+def run_program(course: Course, words: Sequence[str], world_size: int) -> Record | None:
+    """Start the ranks of this node and judge their end; a rendezvous that fails is tried again for a while."""
+    pod = course.pod
+    limit = float(os.environ.get(RENDEZVOUS_VARIABLE, "") or RENDEZVOUS_SECONDS)
+    end = time.monotonic() + limit
+    kills = course.count_kills()
+    attempt = 0
+    while True:
+        refuse_start(course)
+        attempt += 1
+        program = make_program(course, words, world_size, attempt, max(1.0, end - time.monotonic()))
+        ended = watch(program, course.asked, course.output.line)
+        if is_rendezvous_failure(ended) and time.monotonic() + AGAIN_SECONDS < end:
+            course.output.say(f"the ranks did not find each other yet (attempt {attempt}); trying again")
+            time.sleep(AGAIN_SECONDS)
+            continue
+        say_end(course, ended)
+        return judge(
+            ended, course.records, memory_ran_out=(course.count_kills() or 0) > (kills or 0), world_size=pod.world_size
+        )
+
+
+def refuse_start(course: Course) -> None:
+    """Raise where there is a reason not to start anything."""
+    if course.asked.signal_name:
+        raise InterruptedRunError(f"stopped by {course.asked.signal_name} before it began", remedy="start it again")
+    deadline = course.pod.deadline
+    if deadline is not None and time.time() >= deadline:
+        raise DeadlineError(
+            f"the deadline came {time.time() - deadline:.0f} s before this pod began", remedy="submit it again"
+        )
+
+
+def say_end(course: Course, ended: Ended) -> None:
+    if ended.late:
+        course.output.say("the deadline came: the ranks were asked to commit and end")
+    if ended.hung:
+        course.output.say("the ranks were gone and torchrun did not follow: it was ended")
+
+
+def make_program(course: Course, words: Sequence[str], world_size: int, attempt: int, join_seconds: float) -> Program:
+    """The program of this node: torchrun with nothing but PET_* variables, or the only rank itself."""
+    pod = course.pod
+    notes = course.scratch / f"notes-{attempt}"
+    notes.mkdir()
+    course.records.mkdir(exist_ok=True)
+    command = course.rank_command(words)
+    environment = {**QUIET, **os.environ}
+    environment.pop(CONFIG_VARIABLE, None)
+    environment.setdefault(WAIT_VARIABLE, str(LEASE_WAIT_SECONDS))
+    environment |= {
+        "PYTHONUNBUFFERED": "1",
+        FAILURE_DIR_VARIABLE: str(course.records),
+        ARGUMENTS_VARIABLE: shlex.join(pod.arguments),
+    }
+    if world_size > 1:
+        command = [course.python, "-m", "torch.distributed.run", "-m", "stageline.execute.entry.rank", *command]
+        environment |= {"PET_MAX_RESTARTS": "0"}
+        environment.setdefault("PET_RDZV_CONF", f"join_timeout={join_seconds:.0f},close_timeout=30")
+    return Program(
+        command=command,
+        environment=environment,
+        mark=f"{FAILURE_DIR_VARIABLE}={course.records}",
+        notes=notes,
+        num_ranks=pod.processes if world_size > 1 else 0,
+        deadline=pod.deadline,
+        shutdown_timeout_seconds=pod.shutdown_timeout_seconds,
+    )
