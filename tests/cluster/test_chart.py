@@ -1,0 +1,331 @@
+"""The chart on a real API server: installed, tested, upgraded, rolled back and removed, and who may do what with it.
+
+Everything is made in namespaces of its own. The jobs here need no torch: what they do is to run on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.state import Own
+
+from .conftest import FAILED, RESTRICTED, Kubectl, describe_namespace, make_namespace, remove_namespace
+from .schemas import write_schemas
+
+pytestmark = pytest.mark.cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = "helm/stageline"
+SETS = sorted((ROOT / CHART / "ci").glob("*.yaml"))
+
+
+Helm = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def helm(own: Own | None, kubeconfig: str) -> Helm:
+    """`helm("install", ...)` in the root of the tree gives what it printed; check: as for kubectl."""
+    program = own.helm if own else shutil.which("helm")
+    if program is None:
+        pytest.skip("there is no helm in PATH; expected one for tests on another cluster")
+
+    def call(*words: str, check: bool = True, seconds: float = 120) -> str:
+        argv = [program, f"--kubeconfig={kubeconfig}", *words]
+        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
+        if check and done.returncode:
+            raise AssertionError(f"`helm {' '.join(words)}` ended with {done.returncode}: {done.stdout}{done.stderr}")
+        return done.stdout if check else done.stdout + done.stderr
+
+    return call
+
+
+@pytest.fixture
+def spaces(request: pytest.FixtureRequest, kubectl: Kubectl, own: Own | None) -> Iterator[Callable[[], str]]:
+    """Makes namespaces with pod security `restricted`; they go at the end, described where the test failed."""
+    made: list[str] = []
+
+    def make() -> str:
+        made.append(make_namespace(kubectl, "restricted"))
+        return made[-1]
+
+    yield make
+    for name in made:
+        if request.node.stash.get(FAILED, False):
+            describe_namespace(kubectl, name)
+        remove_namespace(kubectl, name, own)
+
+
+@pytest.fixture(scope="session")
+def schemas(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What this API server knows, for kubeconform."""
+    openapi = json.loads(kubectl("get", "--raw", "/openapi/v2"))
+    return write_schemas(openapi, tmp_path_factory.mktemp("schemas"))
+
+
+def conform(own: Own | None, schemas: str, file: Path) -> str:
+    """What kubeconform finds wrong with a file."""
+    program = own.kubeconform if own else shutil.which("kubeconform")
+    if program is None:
+        pytest.skip("there is no kubeconform in PATH; expected one for tests on another cluster")
+    words = [program, "-strict", "-schema-location", schemas, "-output", "text", str(file)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == (not done.stdout), done.stderr
+    return done.stdout
+
+
+# Objects -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pair(kubectl: Kubectl, own: Own | None) -> Iterator[tuple[str, str]]:
+    """Two namespaces for dry runs, with the account that a trial's pod needs to be admitted."""
+    made = make_namespace(kubectl, "restricted"), make_namespace(kubectl, "restricted")
+    for name in made:
+        for account in ("stageline-trainer", "default-trainer"):
+            kubectl("create", "serviceaccount", account, "-n", name)
+    yield made
+    for name in made:
+        remove_namespace(kubectl, name, own)
+
+
+@pytest.mark.parametrize("values", [None, *SETS], ids=lambda path: path.stem if path else "defaults")
+def test_the_api_server_takes_every_value_set(
+    kubectl: Kubectl,
+    helm: Helm,
+    own: Own | None,
+    schemas: str,
+    pair: tuple[str, str],
+    values: Path | None,
+    tmp_path: Path,
+) -> None:
+    chosen = ["-f", str(values)] if values else []
+    if values and values.stem == "existing":
+        chosen += ["--set", f"jobNamespaces={{{','.join(pair)}}}"]
+    rendered = tmp_path / "rendered.yaml"
+    rendered.write_text(helm("template", "stageline", CHART, "-n", pair[0], *chosen))
+    told = kubectl("apply", "--dry-run=server", "--validate=strict", "-f", str(rendered))
+    assert told.count("(server dry run)") == rendered.read_text().count("\nkind: ")
+    assert conform(own, schemas, rendered) == ""
+
+
+def test_kubeconform_would_see_a_field_that_does_not_exist(own: Own | None, schemas: str, tmp_path: Path) -> None:
+    file = tmp_path / "role.yaml"
+    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "a"}}
+    file.write_text(json.dumps(role | {"rules": [{"verbs": ["get"], "resource": ["pods"]}]}))
+    assert "resource" in conform(own, schemas, file)
+
+
+def test_kubectl_alone_applies_the_manifests(kubectl: Kubectl, own: Own | None) -> None:
+    if "NotFound" not in kubectl("get", "namespace", "stageline", check=False):
+        pytest.skip("this cluster has a namespace `stageline` already, which is somebody's")
+    manifests = str(ROOT / "manifests")
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "plain", "namespace": "stageline"},
+        "spec": {"containers": [{"name": "plain", "image": "plain"}]},
+    }
+    try:
+        kubectl("apply", "-f", manifests)
+        names = kubectl("get", "serviceaccounts,roles,rolebindings,configmaps", "-n", "stageline", "-o", "name")
+        for name in ("serviceaccount/stageline-launcher", "serviceaccount/stageline-trainer", "configmap/stageline"):
+            assert name in names
+        assert "restricted" in kubectl("create", "--dry-run=server", "-f", "-", text=json.dumps(pod), check=False)
+        assert "unchanged" in kubectl("apply", "-f", manifests)
+    finally:
+        remove_namespace(kubectl, "stageline", own)
+
+
+def image_values(name: str, reference: str) -> list[str]:
+    """Values that name an image: by digest, or by tag."""
+    repository, at, digest = reference.partition("@")
+    if not at:
+        repository, _, digest = reference.rpartition(":")
+    return ["--set", f"images.{name}.repository={repository},images.{name}.{'digest' if at else 'tag'}={digest}"]
+
+
+# Install and test --------------------------------------------------------------------------------------------------
+
+
+def test_the_trial_passes_in_a_restricted_namespace(helm: Helm, namespace: str, trainer_image: str) -> None:
+    notes = helm("install", "stageline", CHART, "-n", namespace, *image_values("trainer", trainer_image))
+    assert f"helm test stageline -n {namespace} --logs" in notes
+    told = helm("test", "stageline", "-n", namespace, "--logs", "--timeout", "10m", seconds=700)
+    assert "Succeeded" in told
+    assert "checkpoint" in told
+
+
+RIGHTS = {
+    ("create", "kubeflow.org/pytorchjobs"): True,
+    ("delete", "kubeflow.org/pytorchjobs"): True,
+    ("patch", "kubeflow.org/pytorchjobs"): True,
+    ("update", "kubeflow.org/pytorchjobs"): False,
+    ("deletecollection", "kubeflow.org/pytorchjobs"): False,
+    ("patch", "kubeflow.org/pytorchjobs/status"): False,
+    ("watch", "/pods"): True,
+    ("get", "/pods/log"): True,
+    ("create", "/pods"): False,
+    ("delete", "/pods"): False,
+    ("create", "/pods/exec"): False,
+    ("watch", "/events"): True,
+    ("create", "/events"): False,
+    ("update", "coordination.k8s.io/leases"): True,
+    ("delete", "coordination.k8s.io/leases"): True,
+    ("list", "coordination.k8s.io/leases"): False,
+    ("get", "/configmaps=stageline"): True,
+    ("get", "/configmaps=kfp-launcher"): True,
+    ("get", "/configmaps=other"): False,
+    ("update", "/configmaps=stageline"): False,
+    ("list", "/configmaps"): False,
+    ("get", "/secrets=mlpipeline-minio-artifact"): True,
+    ("get", "/secrets=stageline-s3"): False,
+    ("list", "/secrets"): False,
+    ("create", "argoproj.io/workflowtaskresults"): True,
+    ("get", "argoproj.io/workflows"): False,
+    ("get", "/persistentvolumeclaims"): True,
+    ("delete", "/persistentvolumeclaims"): False,
+    ("create", "/serviceaccounts/token"): False,
+    ("update", "rbac.authorization.k8s.io/roles"): False,
+    ("get", "/nodes"): False,
+}
+"""(verb, group/resource[/subresource][=name]) -> whether the launcher may, in its own namespace."""
+
+
+def review(account: str, home: str, asked: tuple[str, str], where: str) -> dict[str, Any]:
+    """The question whether an account of `home` may do something in `where`."""
+    group, _, rest = asked[1].partition("/")
+    resource, _, name = rest.partition("=")
+    resource, _, subresource = resource.partition("/")
+    attributes = {"group": group, "resource": resource, "subresource": subresource, "name": name}
+    return {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {
+            "user": f"system:serviceaccount:{home}:stageline-{account}",
+            "groups": ["system:serviceaccounts", f"system:serviceaccounts:{home}", "system:authenticated"],
+            "resourceAttributes": {"verb": asked[0], "namespace": where, **attributes},
+        },
+    }
+
+
+def test_accounts_may_do_what_the_table_says_and_only_in_their_namespace(
+    kubectl: Kubectl, helm: Helm, spaces: Callable[[], str]
+) -> None:
+    release, first, second = spaces(), spaces(), spaces()
+    helm("install", "stageline", CHART, "-n", release, "--set", f"jobNamespaces={{{first},{second}}}")
+
+    def answers(account: str, home: str, where: str) -> dict[tuple[str, str], bool]:
+        asked = "\n---\n".join(json.dumps(review(account, home, question, where)) for question in RIGHTS)
+        told = kubectl("create", "-f", "-", "-o", 'jsonpath={.status.allowed}{"\\n"}', text=asked).split()
+        return {question: answer == "true" for question, answer in zip(RIGHTS, told, strict=True)}
+
+    assert answers("launcher", first, first) == RIGHTS
+    assert answers("launcher", second, second) == RIGHTS
+    for elsewhere in (second, release, "default"):
+        assert not any(answers("launcher", first, elsewhere).values())
+    assert not any(answers("trainer", first, first).values())
+    for name in (first, second):
+        found = get(kubectl, "configmap", "stageline", name)["data"]["cluster.yaml"]
+        assert yaml.safe_load(found)["cluster"]["namespace"] == name
+
+
+# Life of a release -------------------------------------------------------------------------------------------------
+
+
+def get(kubectl: Kubectl, kind: str, name: str, namespace: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(kubectl("get", kind, name, "-n", namespace, "-o", "json"))
+    return found
+
+
+def running_job(image: str, namespace: str, claim: str) -> dict[str, Any]:
+    """A job of one worker that writes into the claim and then runs on, under the trainer's account."""
+    script = "set -e; grep -q kept /stageline/kept 2>/dev/null || echo kept > /stageline/kept; sleep 3600"
+    container = {
+        "name": "pytorch",
+        "image": image,
+        "command": ["sh", "-c", script],
+        "securityContext": RESTRICTED,
+        "volumeMounts": [{"name": "store", "mountPath": "/stageline"}],
+    }
+    pod = {
+        "serviceAccountName": "stageline-trainer",
+        "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": 1,
+        "securityContext": {"fsGroup": 1000},
+        "containers": [container],
+        "volumes": [{"name": "store", "persistentVolumeClaim": {"claimName": claim}}],
+    }
+    worker = {"replicas": 1, "restartPolicy": "ExitCode", "template": {"spec": pod}}
+    return {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "PyTorchJob",
+        "metadata": {"name": "runs-on", "namespace": namespace},
+        "spec": {"runPolicy": {"cleanPodPolicy": "Running"}, "pytorchReplicaSpecs": {"Worker": worker}},
+    }
+
+
+def wait_for_pod(kubectl: Kubectl, namespace: str) -> dict[str, Any]:
+    """The job's pod as soon as it is ready."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        found = json.loads(kubectl("get", "pods", "-n", namespace, "-o", "json"))["items"]
+        for pod in found:
+            if any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", [])):
+                ready: dict[str, Any] = pod
+                return ready
+        time.sleep(0.5)
+    raise AssertionError("the job's pod was not ready after 120 s")
+
+
+@pytest.mark.slow
+def test_upgrade_rollback_and_uninstall_touch_no_job_and_no_data(
+    kubectl: Kubectl, helm: Helm, namespace: str, python_image: str, storage_class: str | None
+) -> None:
+    made = [
+        "--set",
+        f"storage.claim.create=true,storage.claim.size=1Gi,storage.claim.storageClassName={storage_class or ''}",
+    ]
+    helm("install", "stageline", CHART, "-n", namespace, *made)
+    kubectl("apply", "-f", "-", text=json.dumps(running_job(python_image, namespace, "stageline")))
+    pod = wait_for_pod(kubectl, namespace)
+
+    def untouched() -> dict[str, Any]:
+        now = wait_for_pod(kubectl, namespace)
+        assert now["metadata"]["uid"] == pod["metadata"]["uid"]
+        assert now["status"]["containerStatuses"][0]["restartCount"] == 0
+        generation: int = get(kubectl, "pytorchjob", "runs-on", namespace)["metadata"]["generation"]
+        assert generation == 1
+        return get(kubectl, "pvc", "stageline", namespace)
+
+    claim = untouched()
+    changed = ["--set", "labels.team=imaging,kfp.enabled=false,images.trainer.tag=9.9.9,cluster.shared_memory=2Gi"]
+    helm("upgrade", "stageline", CHART, "-n", namespace, *made, *changed)
+    assert "9.9.9" in get(kubectl, "configmap", "stageline", namespace)["data"]["cluster.yaml"]
+    assert untouched()["metadata"]["uid"] == claim["metadata"]["uid"]
+    helm("upgrade", "stageline", CHART, "-n", namespace)  # the claim is in no value any more
+    assert untouched()["metadata"]["uid"] == claim["metadata"]["uid"]
+    helm("rollback", "stageline", "1", "-n", namespace)
+    assert "9.9.9" not in get(kubectl, "configmap", "stageline", namespace)["data"]["cluster.yaml"]
+    assert untouched()["metadata"]["uid"] == claim["metadata"]["uid"]
+    helm("uninstall", "stageline", "-n", namespace)
+    assert untouched()["metadata"]["uid"] == claim["metadata"]["uid"]
+    helm("install", "stageline", CHART, "-n", namespace, *made)
+    assert untouched()["metadata"]["uid"] == claim["metadata"]["uid"]
+    kept = kubectl("exec", "runs-on-worker-0", "-n", namespace, "--", "cat", "/stageline/kept")
+    assert kept.strip() == "kept"
+
+
+def test_a_second_release_in_a_namespace_is_refused(helm: Helm, namespace: str) -> None:
+    helm("install", "stageline", CHART, "-n", namespace)
+    told = helm("install", "other", CHART, "-n", namespace, check=False)
+    assert "cannot be imported into the current release" in told
+    assert "stageline" in told
