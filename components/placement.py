@@ -12,6 +12,10 @@ MOUNT_PATH = "/stageline"
 """Where a claim is mounted, the same in steps and in jobs: `cluster.storage.mount_path`."""
 
 
+DEFAULTS = "/etc/stageline"
+"""There the library looks for the defaults of the namespace: the chart's ConfigMap `stageline`."""
+
+
 def place(task: dsl.PipelineTask, name: str, image: str) -> dsl.PipelineTask:
     """A step under Pod Security Standard `restricted`, without KFP's cache: its key is not content.
 
@@ -20,6 +24,7 @@ def place(task: dsl.PipelineTask, name: str, image: str) -> dsl.PipelineTask:
     task.set_display_name(name).set_caching_options(False).set_container_image(image)
     task.set_cpu_request("100m").set_memory_request("256Mi").set_cpu_limit("2").set_memory_limit("2Gi")
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
+    kubernetes.use_config_map_as_volume(task, "stageline", DEFAULTS, optional=True)
     return kubernetes.set_security_context(task, run_as_non_root=True)
 
 

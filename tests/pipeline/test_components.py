@@ -11,6 +11,8 @@ import yaml
 from stageline.config.cluster import StorageConfig
 from stageline.errors import MissingPartError
 from stageline.execute.request import NAMES
+from stageline.launch.defaults import CONFIG_MAP
+from stageline.launch.defaults import FOLDER as DEFAULTS
 from stageline.run.pipelines import compile_pipeline, compiled_pipeline
 from stageline.store.credentials import DEFAULT_FOLDER
 from stageline.store.settings import CA_FOLDER
@@ -128,10 +130,13 @@ def test_a_step_is_ready_for_restricted_namespaces_and_says_what_it_needs(golden
         assert set(container["resources"]) >= {"resourceCpuRequest", "resourceMemoryRequest", "resourceMemoryLimit"}
         assert platform[name]["securityContext"] == {"runAsNonRoot": True}
         assert platform[name]["imagePullPolicy"] == "IfNotPresent"
+        defaults, *authority = platform[name]["configMapAsVolume"]
+        assert (defaults["mountPath"], defaults["optional"]) == (str(DEFAULTS), True)
+        assert defaults["configMapName"] == CONFIG_MAP
         if golden is WITH_CLAIM:
             (mount,) = platform[name]["pvcMount"]
             assert mount["mountPath"] == StorageConfig().mount_path, "the same in steps and in jobs"
             continue
-        (secret,), (authority,) = platform[name]["secretAsVolume"], platform[name]["configMapAsVolume"]
+        (secret,) = platform[name]["secretAsVolume"]
         assert (secret["mountPath"], secret["optional"]) == (str(DEFAULT_FOLDER), True)
-        assert (authority["mountPath"], authority["optional"]) == (str(CA_FOLDER), True)
+        assert (authority[0]["mountPath"], authority[0]["optional"]) == (str(CA_FOLDER), True)

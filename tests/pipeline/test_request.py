@@ -9,6 +9,7 @@ import pytest
 from stageline.errors import ConfigError
 from stageline.execute.request import Request, read_request
 from stageline.families import raw_preset
+from stageline.launch.defaults import parse_defaults, with_defaults
 
 
 def ask(**parameters: Any) -> Request:
@@ -85,7 +86,7 @@ def test_a_quotation_mark_is_a_fault_in_words() -> None:
 def test_config_and_preset_contradict_each_other_and_one_is_needed() -> None:
     with pytest.raises(ConfigError, match="contradict"):
         ask(config="run: a")
-    with pytest.raises(ConfigError, match="give config=.* or preset="):
+    with pytest.raises(ConfigError, match=r"give config=.* or preset="):
         ask(preset="")
     with pytest.raises(ConfigError, match="'other'"):
         ask(preset="", config="family: other")
@@ -116,3 +117,15 @@ def test_on_this_machine_nothing_of_the_cluster_is_asked_for() -> None:
         {"family": "film_flow", "config": '{"family": "film_flow", "root": "/data"}', "launcher": "local"}
     )
     assert request.config.root == "/data"
+
+
+def test_a_config_starts_from_the_defaults_of_its_namespace() -> None:
+    defaults = parse_defaults("root: /stageline\ncluster: {image: trainer:1, storage: {claim: data}}\n", "defaults")
+    raw = with_defaults({"run": "a", "cluster": {"image": "mine:2", "queue": "q"}}, defaults)
+    assert raw == {
+        "run": "a",
+        "root": "/stageline",
+        "cluster": {"image": "mine:2", "queue": "q", "storage": {"claim": "data"}},
+    }
+    with pytest.raises(ConfigError, match="`root` and `cluster` only"):
+        parse_defaults("seed: 3", "defaults")

@@ -40,10 +40,10 @@ def submit(
 
     Ctrl-C once asks the backend to terminate the run; twice leaves it running. The exit code is the failed step's own.
     """
-    from stageline.run.submission import make_submission
+    from stageline.run.submission import make_submission, namespace_defaults
 
     own = read_config(config, family, preset, overrides)
-    submission = make_submission(own, launcher_image)
+    submission = make_submission(own, launcher_image, namespace_defaults(own, print))
     _show_plan(submission)
     if dry_run:
         print(f"\nwould submit {submission.pipeline} with")

@@ -18,6 +18,7 @@ from stageline.config import RunConfig, apply_overrides, parse_yaml, set_dotted
 from stageline.errors import ConfigError, Faults
 from stageline.execute.process import LAUNCHERS
 from stageline.families import parse_config, raw_preset
+from stageline.launch.defaults import mounted_defaults, with_defaults
 from stageline.launch.placement import check_on_cluster, place_root
 from stageline.store.credentials import DEFAULT_FOLDER, KEY_FILE
 from stageline.store.settings import CA_FILE
@@ -56,12 +57,14 @@ def read_request(parameters: Mapping[str, Any]) -> Request:
     words = {name: str(value).strip() for name, value in parameters.items() if value is not None}
     faults = Faults(ConfigError, "the pipeline's parameters", REMEDY)
     raw = _base(words, faults)
+    launcher = words.get("launcher") or "pytorchjob"
+    if launcher == "pytorchjob":
+        raw = with_defaults(raw, _collect(faults, mounted_defaults) or {})
     _apply(raw, words, SETTINGS, faults)
     if str(raw.get("root")).startswith("s3://") or words.get("s3_endpoint"):
         _apply(raw, words, S3_SETTINGS, faults)
         _apply(raw, {name: words.get(name, "") for name in _mounted(raw)}, MOUNTED, faults)
     raw = _collect(faults, lambda: apply_overrides(raw, _words("overrides", words.get("overrides", "")))) or raw
-    launcher = words.get("launcher") or "pytorchjob"
     if launcher not in LAUNCHERS:
         faults.add(f"launcher {launcher!r}: a stage can run as {', '.join(LAUNCHERS)}")
     if launcher == "pytorchjob":

@@ -18,6 +18,8 @@ from typing import Any
 
 from stageline.config import RunConfig
 from stageline.errors import ClusterUnavailableError, InterruptedRunError, StagelineError, StepFailedError
+from stageline.families import parse_config
+from stageline.launch.defaults import CONFIG_MAP, KEY, parse_defaults, with_defaults
 from stageline.launch.placement import check_on_cluster, place_root
 from stageline.plan import Plan, make_plan
 from stageline.run.backend import Backend, RunState
@@ -44,15 +46,37 @@ class Submission:
     arguments: Mapping[str, Any]
 
 
-def make_submission(config: RunConfig, launcher_image: str = "") -> Submission:
-    """The pipeline of a config and its parameters; ConfigError for what keeps its stages from being jobs."""
-    plain = config.model_dump(mode="json", exclude_unset=True, by_alias=True)
-    root = place_root(plain) or config.root
-    placed = config.model_copy(update={"root": root, "run": config.run, "family": config.family})
+def namespace_defaults(config: RunConfig, say: Say) -> dict[str, Any]:
+    """What a config need not say in its namespace, asked of the cluster; empty where that cannot be asked."""
+    from stageline.launch.api import Api
+    from stageline.launch.refusals import AbsentError
+
+    try:
+        found = Api.connect(config.cluster.namespace, config.cluster.context).get("configmaps/v1", CONFIG_MAP)
+        return parse_defaults(str((found.get("data") or {}).get(KEY, "")), f"ConfigMap {CONFIG_MAP!r}")
+    except AbsentError:
+        return {}
+    except StagelineError as error:
+        say(f"no defaults of the namespace: {error.message}")
+        return {}
+
+
+def make_submission(
+    config: RunConfig, launcher_image: str = "", defaults: Mapping[str, Any] | None = None
+) -> Submission:
+    """The pipeline of a config and its parameters; ConfigError for what keeps its stages from being jobs.
+
+    defaults: of the namespace, from which the config starts.
+    """
+    plain = with_defaults(config.model_dump(mode="json", exclude_unset=True, by_alias=True), defaults or {})
+    plain |= {"family": config.family, "run": config.run, "root": plain.get("root", config.root)}
+    plain["root"] = place_root(plain) or plain["root"]
+    placed = parse_config(plain)
+    root = placed.root
     check_on_cluster(placed)
     with_claim = "://" not in root
     arguments: dict[str, Any] = {"config": placed.model_dump_json(exclude_unset=True, by_alias=True)}
-    storage = config.cluster.storage
+    storage = placed.cluster.storage
     if with_claim:
         arguments["claim"] = storage.claim
     elif storage.s3 is not None:
