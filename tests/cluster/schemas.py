@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 LOCATION = "{{ .ResourceKind }}-{{ .Group }}-{{ .ResourceAPIVersion }}.json"
-"""kubeconform's pattern for the file of a kind; the group of `v1` is empty."""
+"""kubeconform's pattern for the file of a kind; it takes `v1` for the group of core kinds."""
 
 
 def write_schemas(openapi: dict[str, Any], folder: Path) -> str:
@@ -20,7 +20,8 @@ def write_schemas(openapi: dict[str, Any], folder: Path) -> str:
     (folder / "_definitions.json").write_text(json.dumps({"definitions": definitions}))
     for name, definition in openapi["definitions"].items():
         for kind in definition.get("x-kubernetes-group-version-kind", []):
-            file = folder / f"{kind['kind'].lower()}-{kind['group']}-{kind['version']}.json"
+            group = kind["group"] or kind["version"]
+            file = folder / f"{kind['kind'].lower()}-{group}-{kind['version']}.json"
             file.write_text(json.dumps({"$ref": f"_definitions.json#/definitions/{name}"}))
     return f"{folder}/{LOCATION}"
 

@@ -22,6 +22,7 @@ from stageline.errors import StagelineError
 from stageline.launch.api import Api
 from stageline.launch.control import ClusterJob
 from stageline.launch.job import Job, job_name
+from stageline.launch.lifeline import Holder
 
 FOREVER = "echo begun; trap 'echo stopping; exit 143' TERM; while true; do sleep 0.2; done"
 
@@ -81,8 +82,9 @@ class TrivialJob(ClusterJob):
         script: str,
         change: Callable[[dict[str, Any]], None] | None = None,
         api: Api | None = None,
+        holder: Holder | None = None,
     ) -> None:
-        super().__init__(job, cluster, probe, say, api)
+        super().__init__(job, cluster, probe, say, api=api, holder=holder)
         container(self.manifest)["command"] = ["/bin/sh", "-c", script]
         if change is not None:
             change(self.manifest)
