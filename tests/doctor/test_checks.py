@@ -1,0 +1,183 @@
+"""What doctor finds without a cluster: images in a registry, stores, rights as the chart gives them, slow checks."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stageline.cli import main
+from stageline.config import ClusterConfig
+from stageline.doctor import Setup, examine, raise_if_wrong
+from stageline.doctor.line import Check, line_of_error, ok, unknown, wrong
+from stageline.doctor.registry import ImageName, check_image, image_without_version, parse_image
+from stageline.doctor.rights import RULES, Rule, grant_command, missing_rules
+from stageline.doctor.running import run_checks
+from stageline.doctor.storage import check_store
+from stageline.errors import ClusterError, ClusterUnavailableError, DoctorError
+
+from ..store.gate import Gate
+from .registry import DIGEST, registry
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("reference", "stem", "expected"),
+    [
+        ("python:3.11", "python", ImageName("registry-1.docker.io", "library/python", "3.11")),
+        ("team/trainer", "team/trainer", ImageName("registry-1.docker.io", "team/trainer", "latest")),
+        ("localhost:5000/a/b:1", "localhost:5000/a/b", ImageName("localhost:5000", "a/b", "1")),
+        (f"ghcr.io/a/b:1@{DIGEST}", "ghcr.io/a/b", ImageName("ghcr.io", "a/b", DIGEST)),
+        (f"registry:5000/b@{DIGEST}", "registry:5000/b", ImageName("registry:5000", "b", DIGEST)),
+    ],
+)
+def test_an_image_is_read_as_runtimes_read_it(reference: str, stem: str, expected: ImageName) -> None:
+    assert parse_image(reference) == expected
+    assert image_without_version(reference) == stem
+
+
+@pytest.mark.parametrize("mode", ["open", "token"])
+def test_an_image_that_is_there_is_found_and_a_tag_is_pinned(mode: str) -> None:
+    with registry() as server:
+        server.mode = mode
+        line = check_image("image", f"{server.host}/team/trainer:1.0", 5)
+        assert line.state == "ok"
+        assert f"cluster.image={server.host}/team/trainer@{DIGEST}" in line.text
+        pinned = check_image("image", f"{server.host}/team/trainer@{DIGEST}", 5)
+        assert (pinned.state, pinned.text) == ("ok", f"{server.host}/team/trainer@{DIGEST}")
+        missing = check_image("image", f"{server.host}/team/trainer:2.0", 5)
+        assert missing.state == "wrong"
+        assert "team/trainer 2.0" in missing.text
+
+
+@pytest.mark.parametrize(("mode", "words"), [("private", "credentials"), ("broken", "answers 500")])
+def test_what_a_registry_keeps_to_itself_is_unknown(mode: str, words: str) -> None:
+    with registry() as server:
+        server.mode = mode
+        line = check_image("image", f"{server.host}/team/trainer:1.0", 5)
+    assert line.state == "unknown"
+    assert words in line.text
+
+
+def test_a_registry_that_is_not_reached_is_unknown() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        line = check_image("image", f"127.0.0.1:{taken.getsockname()[1]}/a:1", 5)
+    assert line.state == "unknown"
+    assert "does not answer from here" in line.text
+    assert check_image("image", "", 5).state == "unknown"
+
+
+def test_a_local_store_is_probed_and_left_empty(tmp_path: Path) -> None:
+    line = check_store("store", str(tmp_path / "root"), "", "")
+    assert line.state == "ok", line.text
+    assert [path for path in (tmp_path / "root").rglob("*") if path.is_file() and path.name[0] != "."] == []
+    (tmp_path / "file").write_text("")
+    assert check_store("store", str(tmp_path / "file"), "", "").state == "wrong"
+    assert check_store("store", "", "", "").state == "unknown"
+    assert check_store("store", "/nowhere/runs", "/nowhere", "").state == "unknown"
+
+
+def test_a_bucket_is_probed_and_refusals_are_told(s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_store("store", "s3://stageline-test/doctor", "", "").state == "ok"
+    missing = check_store("store", "s3://no-such-bucket/doctor", "", "")
+    assert missing.state == "wrong"
+    assert "no bucket" in missing.text
+    with Gate(s3_environment) as gate:
+        gate.accepted = set()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", gate.url)
+        refused = check_store("store", "s3://stageline-test/doctor", "", "")
+    assert refused.state == "wrong"
+    assert "could not write" in refused.text
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    hidden = check_store("store", "s3://stageline-test/doctor", "", "s3-keys")
+    assert hidden.state == "unknown"
+    assert "'s3-keys'" in hidden.text
+    assert check_store("store", "s3://stageline-test/doctor", "", "").state == "wrong"
+
+
+def test_the_rights_are_those_the_chart_gives() -> None:
+    documents = [
+        d for d in yaml.safe_load_all((ROOT / "manifests/roles.yaml").read_text()) if d and d["kind"] == "Role"
+    ]
+    role = next(d for d in documents if d["metadata"]["name"] == "stageline-launcher")
+    given = {
+        (group, resource, verb, name)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+        for name in rule.get("resourceNames", [""])
+        if resource != "secrets"  # KFP's own, under a name of the installation's
+    }
+    assert given == {(rule.group, rule.resource, verb, rule.name) for rule in RULES for verb in rule.verbs}
+
+
+def test_a_missing_right_comes_with_the_command_that_gives_it() -> None:
+    missing = missing_rules("launch", lambda verb, rule: not (rule.resource == "pods/log" or verb == "patch"))
+    assert missing == [
+        Rule("launch", "kubeflow.org", "pytorchjobs", ("patch",)),
+        Rule("launch", "", "pods/log", ("get",)),
+    ]
+    command = grant_command(missing[:1], "training", "system:serviceaccount:training:stageline-launcher")
+    assert command == (
+        "kubectl -n training create role stageline-launcher-more --verb=patch --resource=pytorchjobs.kubeflow.org && "
+        "kubectl -n training create rolebinding stageline-launcher-more --role=stageline-launcher-more "
+        "--serviceaccount=training:stageline-launcher"
+    )
+    assert "--resource=pods/log" in grant_command(missing, "training", "jane")
+    assert "--user=jane" in grant_command(missing, "training", "jane")
+
+
+def test_checks_run_at_once_and_one_that_hangs_or_breaks_hides_no_other() -> None:
+    def broken() -> Any:
+        raise KeyError("x")
+
+    def refused() -> Any:
+        raise ClusterError("no", remedy="do it", code="E_WEBHOOK")
+
+    checks = [
+        Check("slow", lambda: time.sleep(30) or ok("slow", "")),  # type: ignore[func-returns-value]
+        *(Check(f"quick {n}", lambda n=n: time.sleep(0.3) or ok(f"quick {n}", "")) for n in range(10)),  # type: ignore[misc]
+        Check("broken", broken),
+        Check("refused", refused),
+    ]
+    start = time.monotonic()
+    lines = {line.name: line for line in run_checks(checks, 2.0)}
+    assert time.monotonic() - start < 3.0
+    assert list(lines) == [check.name for check in checks]
+    assert (lines["slow"].state, lines["broken"].state, lines["refused"].state) == ("unknown", "unknown", "wrong")
+    assert all(lines[f"quick {n}"].state == "ok" for n in range(10))
+
+
+def test_what_may_not_be_seen_is_unknown_and_what_is_wrong_ends_in_17() -> None:
+    assert line_of_error("x", ClusterError("no", remedy="", code="E_FORBIDDEN")).state == "unknown"
+    assert line_of_error("x", ClusterUnavailableError("away", remedy="")).state == "unknown"
+    assert line_of_error("x", ClusterError("no", remedy="r", code="E_QUOTA")) == wrong("x", "no", "r")
+    raise_if_wrong([ok("a", ""), unknown("b", "")])
+    with pytest.raises(DoctorError, match="1 of 2 checks found something wrong: b") as caught:
+        raise_if_wrong([ok("a", ""), wrong("b", "", "")])
+    assert caught.value.exit_code == 17
+
+
+def test_without_a_cluster_the_local_part_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    lines = {line.name: line for line in examine(Setup(ClusterConfig(), str(tmp_path / "root")))}
+    assert lines["cluster"].state == "unknown"
+    assert lines["store"].state == lines["python"].state == "ok"
+    assert main(["doctor", f"root={tmp_path / 'root'}", "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert [entry["name"] for entry in plain] == list(lines)
+    (tmp_path / "file").write_text("")
+    assert main(["doctor", f"root={tmp_path / 'file'}"]) == 17
+    shown = capsys.readouterr()
+    assert "WRONG" in shown.out
+    assert "store" in shown.err
