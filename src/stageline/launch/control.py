@@ -50,13 +50,22 @@ class Probe(Protocol):
 class ClusterJob:
     """One job and its launcher. `start`, then `follow` once; `cancel` at any time, also from a signal handler."""
 
-    def __init__(self, job: Job, cluster: ClusterConfig, probe: Probe, say: Say, api: Api | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        cluster: ClusterConfig,
+        probe: Probe,
+        say: Say,
+        *,
+        api: Api | None = None,
+        holder: Holder | None = None,
+    ) -> None:
         self.job = job
         self.cluster = cluster
         self.probe = probe
         self.say = say
         self.api = api or Api.connect(cluster.namespace, cluster.context)
-        self.holder: Holder = this_holder(self.api.namespace)
+        self.holder = holder or this_holder(self.api.namespace)
         self.live: dict[str, Any] = {}
         self.manifest = render_job(job, cluster)
         self.manifest["metadata"]["namespace"] = self.api.namespace

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 GRAVES = 32
 """Ended pods kept to explain an end."""
 NOTED_EVENTS = 200
+OPERATOR_ECHOES = frozenset({"PyTorchJobFailed", "PyTorchJobRestarting", "PyTorchJobSucceeded"})
+"""Reasons of events that repeat what the job's and pods' own states say."""
 
 
 class Scene:
@@ -132,6 +134,8 @@ class Scene:
             if when < self._created - 1:
                 return
         self.events.append(event)
+        if event.get("reason") in OPERATOR_ECHOES:
+            return
         key = (str(about.get("uid")), str(event.get("reason")), str(event.get("message")))
         if key not in self._said:
             self._said.add(key)
@@ -194,13 +198,12 @@ class Scene:
         self.lost_pods = [pod for pod, _ in found]
         self.silent_seconds = found[0][1] if found else 0.0
         nodes = {pod_node(pod) for pod in self.lost_pods}
-        for node in sorted(nodes - self._silent_said):
+        before, self._silent_said = self._silent_said, nodes
+        for node in sorted(nodes - before):
             limit = self._cluster.node_lost_seconds
             yield f"node {node} does not answer; if it stays so the step is ended after {limit} s"
-        for node in sorted(self._silent_said - nodes):
+        for node in sorted(before - nodes):
             yield f"node {node} answers again, or its pods are gone"
-        self._silent_said = nodes
-
     def _diagnose(self, nodes: list[Mapping[str, Any]] | None, *, failed: bool = False) -> Any:
         pods = list(self.graves) + list(self.pods.values()) if failed else list(self.pods.values())
         return diagnose(self.job, pods, list(self.events), nodes)
