@@ -28,7 +28,7 @@ def mirror(folder: Path = SOURCES) -> str:
             fields = dict(re.findall(r"^(\w[\w-]*):[ \t]*(.*)$", stanza, flags=re.MULTILINE))
             suites, components = fields.get("Suites", "").split(), fields.get("Components", "").split()
             if SUITE in suites and "main" in components and fields.get("URIs"):
-                return fields["URIs"].split()[0]
+                return str(fields["URIs"].split()[0])
     for path in [folder / "sources.list", *sorted(folder.glob("sources.list.d/*.list"))]:
         lines = path.read_text().splitlines() if path.is_file() else []
         for line in lines:

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shlex
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,11 +24,6 @@ FOLDER = Path(__file__).parent / "images"
 BASE = "localhost/stageline/base:1"
 PARTS = {"pause": "pause", "coredns": "coredns", "training-operator": "training-operator"}
 """Image of ours to the program in it: FROM scratch, `images/<name>/Dockerfile`."""
-SOURCES = {
-    "launcher": ("images", "src", "components", "pipelines", "requirements", "pyproject.toml", "setup.py", "README.md"),
-    "trainer": ("images", "src", "components", "pipelines", "requirements", "pyproject.toml", "setup.py", "README.md"),
-}
-"""Image of the project to what of the repository is in it: only if that changes is it built again."""
 
 
 def storage(state: State) -> dict[str, str]:
@@ -73,13 +65,13 @@ def record(state: State, name: str) -> Path:
     return state.images / f"{name}.json"
 
 
-def reference(state: State, name: str, made_of: str) -> str | None:
-    """The image by digest, if it was made of this and the registry has it."""
+def reference(state: State, name: str, made_of: str | None = None) -> str | None:
+    """The image by digest, if it was made of this (or of anything) and the registry has it."""
     try:
         known = json.loads(record(state, name).read_text())
     except FileNotFoundError:
         return None
-    if known["made_of"] != made_of or not registry.has(state, f"stageline/{name}", known["digest"]):
+    if made_of not in (None, known["made_of"]) or not registry.has(state, f"stageline/{name}", known["digest"]):
         return None
     return f"{registry.ADDRESS}/stageline/{name}@{known['digest']}"
 
@@ -117,48 +109,6 @@ def make_parts(state: State) -> dict[str, str]:
     return found
 
 
-def make_base(state: State) -> str:
-    """The base image, pushed: Python and nothing else, for tests that need no more."""
-    from cluster import base
-
-    local = base.make(state)
-    made_of = local_id(state, local)
-    return reference(state, "base", made_of) or push(state, "base", local, made_of)
-
-
-def make_project(state: State, name: str) -> str:
-    """Build the trainer or the launcher by the project's own command, on our base, and push it."""
-    base = local_id(state, BASE)
-    made_of = digest_of([REPOSITORY / path for path in SOURCES[name]], base)
-    known = reference(state, name, made_of)
-    if known:
-        return known
-    usual = "3 min" if name == "trainer" else "1 min"
-    with timed(f"building the {name} image", usual=f"{usual}; seconds if only the source changed"):
-        argv = [sys.executable, REPOSITORY / "images" / "build.py", name, "--builder=buildah"]
-        argv += [f"--base-image={BASE}", f"--build-flags={shlex.join(build_flags())}"]
-        text = run(state, argv, env=storage(state), log=state.logs / f"image-{name}.log", cwd=REPOSITORY)
-        tag = next(line.split()[1] for line in reversed(text.splitlines()) if " is there after " in line)
-    with timed(f"pushing the {name} image", usual="1 min" if name == "trainer" else "5 s"):
-        pushed = push(state, name, tag, made_of)
-    prune(state)
-    return pushed
-
-
-def build_flags() -> list[str]:
-    """How the build reaches packages as this machine does: certificates and pip's settings, mounted."""
-    flags = []
-    for path in ("/etc/ssl/certs", "/etc/pip.conf", "/etc/uv/uv.toml", os.environ.get("PIP_CONFIG_FILE", "")):
-        if path and Path(path).exists():
-            flags += ["--volume", f"{path}:{path}:ro"]
-    return flags
-
-
-def prune(state: State) -> None:
-    """Remove what no name points at any more: layers of older sources."""
-    run(state, ["buildah", "rmi", "--prune"], env=storage(state), check=False)
-
-
 def pull(state: State, references: Iterable[str]) -> None:
     """Have both nodes pull images, side by side, so that no test waits for one."""
 
@@ -185,10 +135,10 @@ def short(image: str) -> str:
     return image.split("/")[-1].split("@")[0]
 
 
-def forget_older(state: State, kept: Iterable[str]) -> None:
-    """Remove from both nodes what earlier sources made: the thin layers would pile up otherwise."""
-    kept = set(kept)
+def forget_older(state: State, kept: Mapping[str, str]) -> None:
+    """Remove from both nodes what earlier sources made of the same images: the layers would pile up otherwise."""
     for p in PLACES:
         for image in node.ctr(state, p.name, "images", "list", "-q").split():
-            if image.startswith(f"{registry.ADDRESS}/stageline/") and "@" in image and image not in kept:
+            name, _, digest = image.rpartition("/")[2].partition("@")
+            if image.startswith(registry.ADDRESS) and digest and image != kept.get(name, image):
                 node.ctr(state, p.name, "images", "rm", image, check=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cluster import (
@@ -22,6 +23,7 @@ from cluster import (
     node,
     parts,
     process,
+    project,
     registry,
     s3,
     storage,
@@ -39,24 +41,35 @@ def up(state: State, *, with_images: bool = True) -> None:
     """Bring the cluster up, or what is missing of it. Safe to repeat, also after a kill at any point."""
     started = time.monotonic()
     machine.check(state)
-    with locked(state):
+    with locked(state), process.working(state):
         say(f"cluster in {state.root}")
-        process.end(process.marked(process.WORK_MARK, state.root))
         machine.check_disk(state, with_images=with_images)
         machine.install(state)
-        parts.make(state)
+        make_everything(state, with_images=with_images)
         if not is_whole(state):
             start(state)
         registry.start(state)
         s3.start_server(state)
-        made = project_images(state) if with_images else known_images(state)
+        made = project.publish(state) if with_images else project.bare(state)
         write_own(state, describe(state, made))
     say(f"cluster is up after {time.monotonic() - started:.0f} s; `python -m cluster env` says how to use it")
+
+
+def make_everything(state: State, *, with_images: bool) -> None:
+    """Programs and images, side by side: the ones keep the processor busy, the others the network."""
+    with ThreadPoolExecutor(2) as pool:
+        tasks = [pool.submit(parts.make, state)]
+        if with_images:
+            tasks.append(pool.submit(project.build, state))
+        for task in tasks:
+            task.result()
 
 
 def start(state: State) -> None:
     """Start everything from nothing, with the programs and images that are there."""
     clear(state)
+    for name in (*essential(), "registry", "s3"):
+        (state.logs / f"{name}.log").unlink(missing_ok=True)
     begun = time.monotonic()
     with timed("network and certificates"):
         save_tunables(state)
@@ -82,30 +95,6 @@ def start(state: State) -> None:
     with timed("CoreDNS and the operator's webhook", usual="20 s"):
         addons.wait_ready(state)
     write_json(state.run / "whole.json", {"pins": parts.pins(state)})
-
-
-def project_images(state: State) -> dict[str, str]:
-    """Base, launcher and trainer: built, pushed, and pulled by both nodes."""
-    made = {"base": images.make_base(state)}
-    for name in ("launcher", "trainer"):
-        made[name] = images.make_project(state, name)
-    images.pull(state, made.values())
-    return made
-
-
-def known_images(state: State) -> dict[str, str]:
-    """The project's images as an earlier `up` left them, if they are still there."""
-    try:
-        document = json.loads(state.document.read_text())
-    except FileNotFoundError:
-        return {}
-    found = {}
-    for name, reference in document["images"].items():
-        repository, _, digest = reference.partition("@")
-        if registry.has(state, repository.partition("/")[2], digest):
-            found[name] = reference
-    images.pull(state, found.values())
-    return found
 
 
 def describe(state: State, made: dict[str, str]) -> Own:
@@ -164,8 +153,7 @@ def down(state: State, *, purge: bool = False) -> None:
     if not state.root.exists():
         say(f"there is no cluster in {state.root}")
         return
-    with locked(state):
-        process.end(process.marked(process.WORK_MARK, state.root))
+    with locked(state), process.working(state):
         with timed("stopping the cluster", quiet_seconds=1):
             clear(state)
         left = leftovers(state)

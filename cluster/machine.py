@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from cluster import images, parts, process
+from cluster import parts, process, project
 from cluster.errors import ClusterError, MissingError
 from cluster.mounts import hierarchies
 from cluster.progress import timed
@@ -137,7 +137,7 @@ def check_disk(state: State, *, with_images: bool) -> None:
     state.root.mkdir(parents=True, exist_ok=True)
     build, unpack = DISK.values()
     needed = build if parts.missing(state) else 1
-    if with_images and not images.record(state, "trainer").exists():
+    if with_images and not project.record(state, "trainer").exists():
         needed += unpack
     free = shutil.disk_usage(state.root).free / GIGABYTE
     if free < needed:

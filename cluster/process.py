@@ -10,7 +10,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.errors import ClusterError
@@ -18,6 +19,8 @@ from cluster.state import State
 
 DAEMON_MARK = "STAGELINE_CLUSTER_DAEMON"
 WORK_MARK = "STAGELINE_CLUSTER_WORK"
+WORKING: set[Path] = set()
+"""State directories on which this process works as the only one; see `working`."""
 NETNS = Path("/var/run/netns")
 
 
@@ -29,7 +32,19 @@ def environment(state: State, mark: str, extra: Mapping[str, str] | None = None)
     else:
         base = dict(os.environ)
         base["PATH"] = f"{state.bin}:{base.get('PATH', '')}:{system}"
-    return base | {mark: str(state.root)} | dict(extra or {})
+    marks = {mark: str(state.root)} if mark == DAEMON_MARK or state.root in WORKING else {}
+    return base | marks | dict(extra or {})
+
+
+@contextmanager
+def working(state: State) -> Iterator[None]:
+    """For the holder of the lock: ends what a killed predecessor left running (a build, say), and marks its own."""
+    end(marked(WORK_MARK, state.root))
+    WORKING.add(state.root)
+    try:
+        yield
+    finally:
+        WORKING.discard(state.root)
 
 
 def inside(netns: str | None, argv: Sequence[object]) -> list[str]:
