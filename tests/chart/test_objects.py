@@ -11,8 +11,9 @@ import kubernetes.client
 import pytest
 import yaml
 
-from stageline.config import parse_yaml, validate
+from stageline.config import validate
 from stageline.config.cluster import ClusterConfig
+from stageline.launch.defaults import parse_defaults
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm/stageline"
@@ -27,9 +28,10 @@ Documents = list[dict[str, Any]]
 Render = Callable[..., Documents]
 
 
-def pick(documents: Documents, kind: str, namespace: str = "stageline") -> dict[str, Any]:
-    """The only object of that kind, in that namespace where it has one."""
+def pick(documents: Documents, kind: str, namespace: str = "stageline", name: str = "") -> dict[str, Any]:
+    """The only object of that kind (and name), in that namespace where it has one."""
     found = [d for d in documents if d["kind"] == kind and d["metadata"].get("namespace", namespace) == namespace]
+    found = [d for d in found if name in ("", d["metadata"]["name"])]
     assert len(found) == 1, [(d["kind"], d["metadata"]["name"]) for d in found]
     return found[0]
 
@@ -123,9 +125,8 @@ def test_pods_pass_restricted_and_write_to_scratch_only(render: Render, values: 
         if document["kind"] == "Pod":
             spec = document["spec"]
             assert restricted_faults(spec) == []
-            assert spec["automountServiceAccountToken"] is False
             assert spec["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
-            assert all("emptyDir" in volume for volume in spec["volumes"])
+            assert {kind for volume in spec["volumes"] for kind in volume} == {"name", "emptyDir", "configMap"}
             assert document["metadata"]["annotations"]["helm.sh/hook"] == "test"
 
 
@@ -232,21 +233,19 @@ def test_nothing_is_stored_by_default_and_a_claim_outlives_the_release(render: R
     }
 
 
-def defaults(documents: Documents, namespace: str = "stageline") -> dict[str, Any]:
-    """The keys of a stageline config that the ConfigMap gives, read as stageline reads a config."""
-    found = parse_yaml(pick(documents, "ConfigMap", namespace)["data"]["cluster.yaml"], "cluster.yaml")
-    assert isinstance(found, dict)
-    return found
+def defaults(documents: Documents, namespace: str = "stageline", name: str = "stageline") -> dict[str, Any]:
+    """The keys of a stageline config that the ConfigMap gives, read as stageline reads them."""
+    text = pick(documents, "ConfigMap", namespace, name)["data"]["cluster.yaml"]
+    return parse_defaults(text, name)
 
 
 @pytest.mark.parametrize("values", SETS)
 def test_the_defaults_are_a_valid_section_of_a_config(render: Render, values: str) -> None:
     namespace = "team-b" if values == "existing" else "stageline"
-    found = defaults(render(values), namespace)
-    cluster = validate(found["cluster"], ClusterConfig, "cluster.yaml")
-    assert cluster.namespace == namespace
-    assert cluster.image
-    assert set(found) <= {"root", "cluster"}
+    for name in ("stageline",) if values == "bare" else ("stageline", "stageline-trial"):
+        cluster = validate(defaults(render(values), namespace, name)["cluster"], ClusterConfig, name)
+        assert cluster.namespace == namespace
+        assert cluster.image
 
 
 def test_the_defaults_say_what_the_values_say(render: Render) -> None:
@@ -275,6 +274,17 @@ def test_the_defaults_say_what_the_values_say(render: Render) -> None:
     assert made["cluster"]["priority_class"] == "stageline-low"
     identity = defaults(render("cloud-identity"))["cluster"]["storage"]
     assert identity == {"s3": {"region": "eu-central-1", "path_style": False}}
+
+
+def test_the_trial_starts_from_the_defaults_with_resources_of_its_own(render: Render) -> None:
+    usual = defaults(render("made"))["cluster"]
+    trial = defaults(render("made"), name="stageline-trial")["cluster"]
+    assert trial["resources"] == {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "4Gi"}}
+    assert trial["node_selector"] == {"pool": "cpu"}
+    assert trial["tolerations"] == [{"key": "cpu", "operator": "Exists"}]
+    assert trial["deadline_seconds"] == 900
+    own = {"resources", "node_selector", "tolerations", "deadline_seconds"}
+    assert {k: v for k, v in trial.items() if k not in own} == {k: v for k, v in usual.items() if k not in own}
 
 
 # Optional objects --------------------------------------------------------------------------------------------------

@@ -50,7 +50,8 @@ stageline-s3
 
 {{/*
 The defaults of a stageline config in namespace .namespace: `root` and the section `cluster`. Keys that are empty are
-left out, so that stageline's own defaults hold. Call with (dict "root" $ "namespace" "team-a").
+left out, so that stageline's own defaults hold. Call with (dict "root" $ "namespace" "team-a"); "section" replaces keys
+of the section.
 */}}
 {{- define "stageline.defaults" -}}
 {{- $values := .root.Values -}}
@@ -88,6 +89,7 @@ left out, so that stageline's own defaults hold. Call with (dict "root" $ "names
 {{- $section := dict -}}
 {{- range $key, $value := $cluster }}{{ if $value }}{{ $_ := set $section $key $value }}{{ end }}{{ end -}}
 {{- $section = mustMergeOverwrite $section (deepCopy $values.cluster) -}}
+{{- range $key, $value := .section }}{{ if $value }}{{ $_ := set $section $key $value }}{{ end }}{{ end -}}
 {{- $root := $s3.root | default (ternary $values.storage.mountPath "" (ne $claim "")) -}}
 {{- with $root }}root: {{ . }}
 {{ end -}}

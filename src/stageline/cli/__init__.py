@@ -6,6 +6,7 @@ training        init plan prepare train evaluate predict schema
 running         run report runs pipeline
 checkpoints     checkpoint show verify lineage import export prune
 checking        doctor
+trying          trial
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def options(
         raise typer.BadParameter("a command is missing; see --help")
 
 
-for _module in ("training", "running", "checkpoints", "checking"):
+for _module in ("training", "running", "checkpoints", "checking", "trying"):
     importlib.import_module(f"stageline.cli.{_module}").register(app)
 
 

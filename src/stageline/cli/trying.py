@@ -1,0 +1,42 @@
+"""`stageline trial`: train something tiny on the cluster, to see whether the installation works."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stageline.cli.configuration import ConfigFile, Overrides
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command()(trial)
+
+
+def trial(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    stage: Annotated[str, typer.Option(help="What to train; its parents are trained before it.")] = "backbone",
+) -> None:
+    """Train a tiny stage on the cluster, on a pod's own disk, and verify its checkpoint: about a minute.
+
+    Of a config only the section `cluster` is read; without one, the defaults of the namespace. Needs no storage.
+    """
+    from stageline.config import RunConfig, apply_overrides, read_yaml, validate
+    from stageline.launch.defaults import mounted_defaults, with_defaults
+    from stageline.launch.trial import run_trial
+    from stageline.run.submission import namespace_defaults
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    given = read_yaml(config) if config else {}
+    raw = {"family": "none", **apply_overrides({"cluster": given.get("cluster", {})}, overrides or ())}
+    where = str(config) if config else "the keys given"
+    defaults = mounted_defaults() or namespace_defaults(validate(raw, RunConfig, where), say)
+    cluster = validate(with_defaults(raw, defaults), RunConfig, where).cluster
+    for note in cluster.notes:
+        say(f"note: {note}")
+    run_trial(cluster, stage, say, say)
+    say(f"the trial succeeded: {stage} was trained on the cluster and its checkpoint verified")
