@@ -72,7 +72,8 @@ def _largest(config: Any) -> int:
     from stageline.stage import stage_config
 
     stages = family_config(config.family).stages.selected(config)
-    return max(config.trainer.nodes, *(int(stage_config(config, stage).trainer.nodes) for stage in stages))
+    nodes: list[int] = [stage_config(config, stage).trainer.nodes for stage in stages]
+    return max(nodes, default=1)
 
 
 def _show(lines: Sequence[Line]) -> None:

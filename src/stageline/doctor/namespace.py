@@ -231,7 +231,9 @@ def _accelerators(name: str, api: Api, cluster: ClusterConfig, nodes: int) -> Li
     if not wanted:
         return ok(name, "none is asked for: stages run on CPUs")
     found = [node for node in api.list(NODES)["items"] if _fits(node, cluster.node_selector)]
-    have = {key: [int(quantity_value(n["status"].get("allocatable", {}).get(key, 0))) for n in found] for key in wanted}
+    have = {
+        key: [int(quantity_value(n["status"].get("allocatable", {}).get(key, "0"))) for n in found] for key in wanted
+    }
     for key, count in wanted.items():
         pods = sum(number // count for number in have[key]) if count else nodes
         if pods < nodes:
