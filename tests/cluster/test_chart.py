@@ -6,8 +6,10 @@ Everything is made in namespaces of its own. The jobs here need no torch: what t
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -156,12 +158,15 @@ def image_values(name: str, reference: str) -> list[str]:
 # Install and test --------------------------------------------------------------------------------------------------
 
 
-def test_the_trial_passes_in_a_restricted_namespace(helm: Helm, namespace: str, trainer_image: str) -> None:
-    notes = helm("install", "stageline", CHART, "-n", namespace, *image_values("trainer", trainer_image))
+def test_the_trial_passes_in_a_restricted_namespace(
+    helm: Helm, namespace: str, trainer_image: str, launcher_image: str
+) -> None:
+    images = [*image_values("trainer", trainer_image), *image_values("launcher", launcher_image)]
+    notes = helm("install", "stageline", CHART, "-n", namespace, *images)
     assert f"helm test stageline -n {namespace} --logs" in notes
     told = helm("test", "stageline", "-n", namespace, "--logs", "--timeout", "10m", seconds=700)
     assert "Succeeded" in told
-    assert "checkpoint" in told
+    assert "backbone trained 80 steps; its checkpoint is sound" in told
 
 
 RIGHTS = {
@@ -236,6 +241,27 @@ def test_accounts_may_do_what_the_table_says_and_only_in_their_namespace(
     for name in (first, second):
         found = get(kubectl, "configmap", "stageline", name)["data"]["cluster.yaml"]
         assert yaml.safe_load(found)["cluster"]["namespace"] == name
+
+
+def test_the_role_suffices_to_make_a_job_and_to_end_it(
+    kubectl: Kubectl, helm: Helm, namespace: str, kubeconfig: str, tmp_path: Path
+) -> None:
+    helm("install", "stageline", CHART, "-n", namespace, "--set", "images.trainer.repository=localhost:1/none")
+    config = yaml.safe_load(Path(kubeconfig).read_text())
+    token = kubectl("create", "token", "stageline-launcher", "-n", namespace).strip()
+    config["users"] = [{"name": user["name"], "user": {"token": token}} for user in config["users"]]
+    own = tmp_path / "kubeconfig"
+    own.write_text(yaml.safe_dump(config))
+    program = Path(sys.executable).with_name("stageline")
+    words = [program, "trial", f"cluster.namespace={namespace}", "cluster.pending_seconds=10"]
+    environment = {**os.environ, "KUBECONFIG": str(own)}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    assert done.returncode == 16, done.stdout + done.stderr
+    assert "submitted job" in done.stdout
+    assert "image localhost:1/none" in done.stdout  # the defaults of the namespace were read
+    assert "forbidden" not in done.stdout + done.stderr
+    left = kubectl("get", "pytorchjobs,leases", "-n", namespace, "-o", "name")
+    assert left == ""
 
 
 # Life of a release -------------------------------------------------------------------------------------------------
