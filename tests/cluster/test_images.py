@@ -38,7 +38,7 @@ package = pathlib.Path(importlib.util.find_spec("stageline").origin).parent
 sources, compiled = list(package.rglob("*.py")), list(package.rglob("*.pyc"))
 folders = [os.environ[name] for name in os.environ if name.startswith("XDG_") or name.endswith(("_HOME", "_CACHE_DIR"))]
 for folder in folders:
-    os.makedirs(folder)
+    os.makedirs(folder, exist_ok=True)
 print(json.dumps({
     "user": [os.getuid(), os.getgid(), getpass.getuser()],
     "present": [name for name in sys.argv[2].split() if importlib.util.find_spec(name)],
