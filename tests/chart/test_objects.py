@@ -28,10 +28,9 @@ Documents = list[dict[str, Any]]
 Render = Callable[..., Documents]
 
 
-def pick(documents: Documents, kind: str, namespace: str = "stageline", name: str = "") -> dict[str, Any]:
-    """The only object of that kind (and name), in that namespace where it has one."""
+def pick(documents: Documents, kind: str, namespace: str = "stageline") -> dict[str, Any]:
+    """The only object of that kind, in that namespace where it has one."""
     found = [d for d in documents if d["kind"] == kind and d["metadata"].get("namespace", namespace) == namespace]
-    found = [d for d in found if name in ("", d["metadata"]["name"])]
     assert len(found) == 1, [(d["kind"], d["metadata"]["name"]) for d in found]
     return found[0]
 
@@ -233,17 +232,16 @@ def test_nothing_is_stored_by_default_and_a_claim_outlives_the_release(render: R
     }
 
 
-def defaults(documents: Documents, namespace: str = "stageline", name: str = "stageline") -> dict[str, Any]:
+def defaults(documents: Documents, namespace: str = "stageline", key: str = "cluster.yaml") -> dict[str, Any]:
     """The keys of a stageline config that the ConfigMap gives, read as stageline reads them."""
-    text = pick(documents, "ConfigMap", namespace, name)["data"]["cluster.yaml"]
-    return parse_defaults(text, name)
+    return parse_defaults(pick(documents, "ConfigMap", namespace)["data"][key], key)
 
 
 @pytest.mark.parametrize("values", SETS)
 def test_the_defaults_are_a_valid_section_of_a_config(render: Render, values: str) -> None:
     namespace = "team-b" if values == "existing" else "stageline"
-    for name in ("stageline",) if values == "bare" else ("stageline", "stageline-trial"):
-        cluster = validate(defaults(render(values), namespace, name)["cluster"], ClusterConfig, name)
+    for key in ("cluster.yaml",) if values == "bare" else ("cluster.yaml", "trial.yaml"):
+        cluster = validate(defaults(render(values), namespace, key)["cluster"], ClusterConfig, key)
         assert cluster.namespace == namespace
         assert cluster.image
 
@@ -278,7 +276,7 @@ def test_the_defaults_say_what_the_values_say(render: Render) -> None:
 
 def test_the_trial_starts_from_the_defaults_with_resources_of_its_own(render: Render) -> None:
     usual = defaults(render("made"))["cluster"]
-    trial = defaults(render("made"), name="stageline-trial")["cluster"]
+    trial = defaults(render("made"), key="trial.yaml")["cluster"]
     assert trial["resources"] == {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "4Gi"}}
     assert trial["node_selector"] == {"pool": "cpu"}
     assert trial["tolerations"] == [{"key": "cpu", "operator": "Exists"}]
