@@ -22,7 +22,7 @@ from stageline.families import FAMILIES, family_config, load_config, parse_confi
 TINY = ["--family", "film_flow", "--preset", "tiny"]
 PRESETS = [(family, preset) for family in FAMILIES for preset in family_config(family).presets]
 VERBS = ["init", "plan", "prepare", "train", "evaluate", "predict", "schema"]
-VERBS += ["run", "report", "runs", "pipeline", "checkpoint"]
+VERBS += ["run", "report", "runs", "pipeline", "checkpoint", "job"]
 
 
 @pytest.mark.parametrize(("family", "preset"), PRESETS)

@@ -5,6 +5,7 @@ tables          plans, runs and metrics for a terminal
 training        init plan prepare train evaluate predict schema
 running         run report runs pipeline
 checkpoints     checkpoint show verify lineage import export prune
+jobs            job render submit logs cancel list
 checking        doctor
 trying          trial
 """
@@ -31,6 +32,7 @@ OPTIONAL_PARTS = {
     "torchdiffeq": "train",
     "tensorboard": "train",
     "kfp": "pipelines",
+    "kubernetes": "cluster",
     "stageline_components": "pipelines",
     "stageline_pipelines": "pipelines",
     "transformers": "vlm",
@@ -65,7 +67,7 @@ def options(
         raise typer.BadParameter("a command is missing; see --help")
 
 
-for _module in ("training", "running", "checkpoints", "checking", "trying"):
+for _module in ("training", "running", "checkpoints", "jobs", "checking", "trying"):
     importlib.import_module(f"stageline.cli.{_module}").register(app)
 
 

@@ -62,10 +62,14 @@ def plan(
     preset: PresetName = None,
     as_json: AsJson = False,
     count: Annotated[bool, typer.Option("--count", help="Count parameters: builds the models, loads torch.")] = False,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Also compare the jobs that would be submitted with those that are there.")
+    ] = False,
 ) -> None:
     """Show what a run would do, and why. Writes nothing."""
     import json
 
+    from stageline.cli.jobs import compare_jobs, show_comparison
     from stageline.cli.tables import show_notes, show_plan
     from stageline.errors import PlanError
     from stageline.plan import make_plan
@@ -74,11 +78,13 @@ def plan(
     made = make_plan(own)
     if count:
         made = _counted(own, made)
+    jobs = compare_jobs(own) if cluster else None
     if as_json:
-        print(json.dumps(made.to_json(), indent=1, ensure_ascii=False))
+        print(json.dumps(made.to_json() | ({} if jobs is None else {"jobs": jobs}), indent=1, ensure_ascii=False))
     else:
         show_plan(made)
         show_notes(made)
+        show_comparison(jobs or ())
     if made.blocked:
         raise typer.Exit(PlanError.exit_code)
 

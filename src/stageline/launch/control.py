@@ -252,6 +252,14 @@ class ClusterJob:
         finally:
             self._close()
 
+    def detach(self) -> None:
+        """Leave the job running with nobody following it; an annotation says so, and whoever comes next adopts it."""
+        self._close()
+        if self._uid:
+            with suppress(StagelineError):
+                notes = {"metadata": {"uid": self._uid, "annotations": {LAUNCHER: "detached"}}}
+                self.api.patch(JOBS, self.job.name, notes)
+
     def _close(self) -> None:
         self._cancellation.close()
         self._lifeline.release()

@@ -1,0 +1,286 @@
+"""Commands around one job on a cluster: job render, submit, logs, cancel, list."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stageline.cli.configuration import AsJson, ConfigFile, FamilyName, Overrides, PresetName, read_config
+
+if TYPE_CHECKING:
+    from stageline.config import RunConfig
+    from stageline.execute.jobs import Prospect
+    from stageline.launch.control import ClusterJob
+
+Namespace = Annotated[
+    str, typer.Option("-n", "--namespace", help="Of the jobs; empty takes the context's, or the pod's own.")
+]
+Context = Annotated[str, typer.Option("--context", help="Of the kubeconfig; empty takes its current one.")]
+Item = Annotated[str, typer.Argument(metavar="STAGE", help="A stage, prepare_data or evaluate.")]
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job, as `stageline job list` shows it.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to the application."""
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="One stage as a PyTorchJob on a cluster.")
+    group.command("render")(render)
+    group.command("submit")(submit)
+    group.command("logs")(logs)
+    group.command("cancel")(cancel)
+    group.command("list")(list_jobs)
+    app.add_typer(group, name="job")
+
+
+def render(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[STAGE]... [KEY=VALUE]...", help="Stages, prepare_data, evaluate; none takes stages."),
+    ] = None,
+    config: ConfigFile = None,
+    family: FamilyName = None,
+    preset: PresetName = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder for one file per job; none prints.", show_default=False),
+    ] = None,
+) -> None:
+    """Print jobs as YAML for `kubectl apply`; asks neither cluster nor store.
+
+    Such a job stands for itself: its pod prepares the data where they are missing and takes the parents of its run.
+    """
+    from stageline.cli.configuration import split_overrides
+    from stageline.execute.jobs import free_job, item_names, place_config
+    from stageline.launch.manifest import manifest_yaml
+    from stageline.launch.pytorchjob import render_job
+
+    items, overrides = split_overrides(words or [])
+    own = place_config(read_config(config, family, preset, overrides), {})
+    for note in own.cluster.notes:
+        print(f"note: {note}", file=sys.stderr)
+    texts = {}
+    for item in items or item_names(own)[1:-1]:
+        job, cluster = free_job(own, item)
+        texts[item] = manifest_yaml(render_job(job, cluster))
+    if output is None:
+        print("---\n".join(texts.values()), end="")
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    for item, text in texts.items():
+        file = output / f"{item}.yaml"
+        file.write_text(text, encoding="utf-8")
+        print(f"wrote {file}")
+
+
+def submit(
+    stage: Item,
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    family: FamilyName = None,
+    preset: PresetName = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay, show its log, end with its exit code.")] = False,
+) -> None:
+    """Start a stage as a job on the cluster, or adopt it where it runs already; a finished one is reused.
+
+    Data that are missing are prepared first, by a job that is followed to its end. Ctrl-C while following leaves the
+    job running.
+    """
+    from stageline.execute.jobs import DataMissingError, check_item, place_config
+    from stageline.launch.job import PREPARE_ITEM
+    from stageline.run.submission import namespace_defaults
+
+    given = read_config(config, family, preset, overrides)
+    own = place_config(given, namespace_defaults(given, _say))
+    check_item(own, stage)
+    try:
+        prospect = _prospect(own, stage)
+    except DataMissingError as error:
+        _say(error.message)
+        _start(_prospect(own, PREPARE_ITEM), follow=True)
+        prospect = _prospect(own, stage)
+    for note in prospect.cluster.notes:
+        _say(f"note: {note}")
+    _start(prospect, follow=follow)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _prospect(config: RunConfig, item: str) -> Prospect:
+    """The job of an item: by what lies in the store, or, where this machine does not reach that, one by itself."""
+    from stageline.errors import PlanError, StagelineError
+    from stageline.execute.jobs import Prospect, free_job, resolved_job
+    from stageline.launch.outcome import JobProbe
+    from stageline.run.submission import reach_store
+
+    try:
+        root = reach_store(config)
+    except PlanError:
+        raise
+    except StagelineError as error:
+        _say(f"the store is not looked into: {error.message}; the job finds data and parents by itself")
+        job, cluster = free_job(config, item)
+        return Prospect(job, cluster, JobProbe(job.name, cluster))  # type: ignore[arg-type]  # the same two questions
+    return resolved_job(config, item, root)
+
+
+def _start(prospect: Prospect, *, follow: bool) -> None:
+    """Start or adopt a job; follow it or leave it to itself. Raises what it ended with."""
+    from stageline.execute.body import Body
+    from stageline.execute.process import verdict_error
+    from stageline.launch.control import start_on_cluster
+
+    job = prospect.job
+    if prospect.reference:
+        print(f"{job.item}: finished already")
+        print(prospect.reference)
+        return
+    if prospect.why:
+        _say(f"{job.item}: {prospect.why}")
+    body = Body(job.item)
+
+    def line(text: str) -> None:
+        body.tail.append(text)
+        print(text, flush=True)
+
+    started: list[ClusterJob] = []
+    try:
+        running = start_on_cluster(job, prospect.cluster, prospect.probe, _say, announce=started.append)
+        if not follow:
+            running.detach()
+            _say(_hints(running))
+            return
+        verdict = running.follow(line)
+    except KeyboardInterrupt:
+        for one in started:
+            one.detach()
+            _say(f"\nno longer followed; the job runs on\n{_hints(one)}" if one.live else "\nnothing was submitted")
+        raise
+    if verdict.exit_code:
+        raise verdict_error(body, job.name, verdict)
+    _say(f"{job.name}: done")
+
+
+def _hints(running: ClusterJob) -> str:
+    """How to go on with a job that nobody follows."""
+    place = f"{running.job.name} -n {running.api.namespace}"
+    return f"follow it: stageline job logs {place} --follow\nend it:    stageline job cancel {place}"
+
+
+def logs(
+    job: JobName,
+    namespace: Namespace = "",
+    context: Context = "",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+    since: Annotated[
+        str, typer.Option(help="Lines from this time on: 2026-01-31T12:00:00Z, or 90s, 10m, 2h.", show_default=False)
+    ] = "",
+) -> None:
+    """Print what the pods of a job wrote, every line once; with --follow until the job ends."""
+    from stageline.launch.api import Api
+    from stageline.launch.looking import look_at_logs
+
+    look_at_logs(Api.connect(namespace, context), job, lambda line: print(line, flush=True), _say, since, follow=follow)
+
+
+def cancel(
+    jobs: Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", help="Names of jobs.")] = None,
+    namespace: Namespace = "",
+    context: Context = "",
+    run: Annotated[
+        str, typer.Option("--all-of-run", help="Every job of this run that has not ended.", show_default=False)
+    ] = "",
+) -> None:
+    """End jobs: their pods finish the step they are in, commit and end. What is committed stays."""
+    from stageline.errors import ConfigError
+    from stageline.launch.api import Api
+    from stageline.launch.looking import cancel_jobs
+
+    if bool(jobs) == bool(run):
+        raise ConfigError("cancel which jobs?", remedy="name jobs, or give --all-of-run RUN; one of the two")
+    cancelled = cancel_jobs(Api.connect(namespace, context), jobs or (), run)
+    for name, seconds in cancelled:
+        print(f"{name}: deleted; its pods may take up to {seconds} s to commit and end")
+    if not cancelled:
+        print(f"run {run!r} has no job that has not ended")
+
+
+def list_jobs(
+    namespace: Namespace = "",
+    context: Context = "",
+    run: Annotated[str, typer.Option("--run", help="Only those of this run.", show_default=False)] = "",
+    as_json: AsJson = False,
+) -> None:
+    """The jobs of a namespace: their stages, states, pods and restarts."""
+    import json
+
+    from stageline.cli.tables import duration, show_rows
+    from stageline.launch.api import Api
+    from stageline.launch.looking import find_rows
+
+    api = Api.connect(namespace, context)
+    rows = find_rows(api, run)
+    if as_json:
+        print(json.dumps([row.to_json() for row in rows], indent=1, ensure_ascii=False))
+        return
+    if not rows:
+        print(f"no jobs in namespace {api.namespace}")
+        return
+    columns = ("job", "run", "stage", "state", "pods", "restarts", "age", "fingerprint")
+    cells = [
+        (
+            row.name,
+            row.run,
+            f"{row.stage}/{row.variant}" if row.variant else row.stage,
+            row.state,
+            f"{row.running}/{row.wanted}",
+            str(row.restarts),
+            duration(row.age_seconds),
+            row.fingerprint[:12],
+        )
+        for row in rows
+    ]
+    show_rows(columns, cells)
+
+
+def compare_jobs(config: RunConfig) -> list[dict[str, Any]]:
+    """Per item of a run: the job that is there under its name, and how it differs from the one to be submitted."""
+    from stageline.errors import StagelineError
+    from stageline.execute.jobs import free_job, item_names, place_config, resolved_job
+    from stageline.launch.api import Api
+    from stageline.launch.looking import compare_live
+    from stageline.launch.pytorchjob import render_job
+    from stageline.run.submission import namespace_defaults, reach_store
+
+    own = place_config(config, namespace_defaults(config, _say))
+    answers = []
+    for item in item_names(own):
+        job, cluster = free_job(own, item)
+        unknown = ""
+        try:
+            prospect = resolved_job(own, item, reach_store(own))
+            job, cluster = prospect.job, prospect.cluster
+        except StagelineError as error:
+            unknown = error.message
+        found = compare_live(Api.connect(cluster.namespace, cluster.context), render_job(job, cluster))
+        answers.append({"item": item, "job": job.name, **found, **({"inputs_unknown": unknown} if unknown else {})})
+    return answers
+
+
+def show_comparison(jobs: Sequence[Mapping[str, Any]]) -> None:
+    """What `compare_jobs` found, a line per job and one per field that differs."""
+    if jobs:
+        print("\njobs on the cluster")
+    for job in jobs:
+        lines = list(job["differences"])
+        word = "would be submitted" if job["state"] == "absent" else job["state"]
+        same = f"; {len(lines)} fields differ" if lines else "; the same" if job["state"] != "absent" else ""
+        print(f"  {job['job']}: {word}{same}")
+        for line in lines:
+            print(f"      {line}")
+        if job.get("inputs_unknown"):
+            print(f"      (its inputs are not compared: {job['inputs_unknown']})")

@@ -1,0 +1,29 @@
+"""Whether a job succeeded, asked of the API server: for whoever does not reach the store that holds its result."""
+
+from __future__ import annotations
+
+from stageline.config import ClusterConfig
+from stageline.launch.adoption import outcome
+from stageline.launch.api import JOBS, Api
+from stageline.launch.refusals import AbsentError
+
+
+class JobProbe:
+    """The entry ends a pod with 0 only once its result is committed, so that a job that succeeded has one."""
+
+    def __init__(self, name: str, cluster: ClusterConfig) -> None:
+        self._name = name
+        self._cluster = cluster
+        self._api: Api | None = None
+
+    def finished(self) -> bool:
+        """Whether the job of that name succeeded."""
+        self._api = self._api or Api.connect(self._cluster.namespace, self._cluster.context)
+        try:
+            return outcome(self._api.get(JOBS, self._name)) == "Succeeded"
+        except AbsentError:
+            return False
+
+    def progress(self) -> int:
+        """Nobody here can know."""
+        return -1
