@@ -66,8 +66,14 @@ class Backend:
             warnings.simplefilter("ignore")
             from kfp import Client
 
-            client = Client(host=endpoint, namespace=namespace or "kubeflow", existing_token=token or None)
-            client._healthz_api.healthz_service_get_healthz()  # get_kfp_healthz asks five times, five seconds apart
+            class Impatient(Client):  # type: ignore[misc]  # kfp has no types
+                """kfp's own asks five times, five seconds apart, with a traceback each, also where it was refused."""
+
+                def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:  # noqa: ARG002
+                    return self._healthz_api.healthz_service_get_healthz()
+
+            client = Impatient(host=endpoint, namespace=namespace or "kubeflow", existing_token=token or None)
+            client.get_kfp_healthz()
         return cls(client, endpoint, namespace)
 
     def submit(

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -112,11 +112,18 @@ class Following:
     run_id: str
     config: RunConfig
     say: Say
-    started: float = field(default_factory=time.time)
+    poll_seconds: float = POLL_SECONDS
     signals: int = 0
     _told: dict[str, str] = field(default_factory=dict)
     _num_events: int = 0
+    _old_failure: Mapping[str, Any] = field(default_factory=dict)
     _wake: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        """Note what an earlier run of this name left: it is not this one's. No clocks, which may differ."""
+        self._num_events = len(self._events())
+        with suppress(StagelineError):
+            self._old_failure = read_failure(self._run()) or {}
 
     def follow(self) -> StagelineError | None:
         """Tell every change of a step until the run ends; returns its error, None for a run that succeeded."""
@@ -146,7 +153,7 @@ class Following:
                     self._tell(state)
                     if state.ended:
                         return self._error(state)
-                self._wake.wait(POLL_SECONDS)
+                self._wake.wait(self.poll_seconds)
                 self._wake.clear()
 
     def _tell(self, state: RunState) -> None:
@@ -164,7 +171,7 @@ class Following:
             events = read_events(self._run())
         except StagelineError:  # not reached from here, which was said before
             return []
-        return [event for event in events if event.get("event") == "step" and event["time"] >= self.started]
+        return [event for event in events if event.get("event") == "step"]
 
     def _run(self) -> Store:
         return reach_store(self.config).child("runs", self.config.run)
@@ -184,7 +191,7 @@ class Following:
             record = {
                 "remedy": f"its record lies in the store, which this machine does not reach: {unreachable.message}"
             }
-        if float(record.get("time", 0.0)) >= self.started:
+        if "time" in record and record != self._old_failure:
             return StepFailedError(
                 str(record["sentence"]),
                 exit_code=int(record["exit_code"]),

@@ -1,0 +1,171 @@
+"""`stageline pipeline submit` against what answers as a KFP backend: what is sent, told, and meant at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stageline.config import parse_yaml
+from stageline.errors import ClusterError, ClusterUnavailableError, ConfigError, DataError
+from stageline.families import parse_config, raw_preset
+from stageline.run.backend import Backend
+from stageline.run.submission import Following, make_submission
+from stageline.store import open_store
+from stageline.telemetry import EventLog, write_failure
+
+from .backend_server import RUN_ID, BackendServer, backend_server, run_state
+
+
+@pytest.fixture
+def backend() -> Iterator[BackendServer]:
+    with backend_server() as server:
+        yield server
+
+
+def words_of(root: Path, *overrides: str) -> list[str]:
+    """A config whose claim is a folder of this machine, so that its store can be read from here."""
+    where = ("cluster.image=trainer:1", "cluster.storage.claim=data", f"cluster.storage.mount_path={root}")
+    return [f"root={root}", *where, *overrides]
+
+
+def submit(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(root, *words), capture_output=True, text=True, check=False, timeout=120, env=outside()
+    )
+
+
+def command(root: Path, *words: str) -> list[str]:
+    own = [sys.executable, "-m", "stageline", "pipeline", "submit", "--family", "film_flow", "--preset", "tiny"]
+    return [*own, *words_of(root), *words]
+
+
+def outside() -> dict[str, str]:
+    """No cluster to ask for defaults."""
+    return {**os.environ, "KUBECONFIG": "/nowhere", "PYTHONUNBUFFERED": "1"}
+
+
+def test_the_plan_is_shown_and_the_run_followed_to_its_end(backend: BackendServer, tmp_path: Path) -> None:
+    backend.states = [
+        run_state("RUNNING", prepare_data="RUNNING"),
+        run_state("RUNNING", prepare_data="SUCCEEDED", train_backbone="RUNNING"),
+        run_state("SUCCEEDED", prepare_data="SUCCEEDED", train_backbone="SUCCEEDED"),
+    ]
+    done = submit(tmp_path, "--endpoint", backend.endpoint, "--service-account", "steps")
+    assert done.returncode == 0, done.stderr
+    assert "never recorded" in done.stdout, "the plan"
+    assert "trainer:1' is a tag" in done.stdout
+    assert f"submitted as KFP run {RUN_ID}" in done.stdout
+    assert done.stdout.index("prepare data: running") < done.stdout.index("prepare data: succeeded")
+    assert done.stdout.rstrip().endswith(f"report: {tmp_path}/runs/tiny/report.html")
+    assert backend.created["service_account"] == "steps"
+    given = backend.created["runtime_config"]["parameters"]
+    assert given["claim"] == "data"
+    assert json.loads(given["config"])["root"] == str(tmp_path)
+    tasks = backend.created["pipeline_spec"]["pipeline_spec"]["root"]["dag"]["tasks"]
+    assert all(not task["cachingOptions"].get("enableCache") for task in tasks.values())
+    assert not (tmp_path / "runs").exists(), "submitting writes nothing into the store"
+
+
+def test_a_dry_run_submits_nothing(backend: BackendServer, tmp_path: Path) -> None:
+    done = submit(tmp_path, "--endpoint", backend.endpoint, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "film_flow_pvc.yaml" in done.stdout
+    assert backend.created == {}
+
+
+def following(backend: BackendServer, root: Path, lines: list[str]) -> Following:
+    config = make_submission(parse_config(raw_preset("film_flow", "tiny"), words_of(root))).config
+    return Following(Backend.connect(backend.endpoint), RUN_ID, config, lines.append, poll_seconds=0.05)
+
+
+def test_a_failed_run_ends_with_the_failed_steps_own_record(backend: BackendServer, tmp_path: Path) -> None:
+    lines: list[str] = []
+    follow = following(backend, tmp_path, lines)
+    run = open_store(tmp_path).child("runs", "tiny")
+    log = EventLog(run)
+    log.emit("step", item="film", state="running", text="training 2 steps", seconds=0.1)
+    log.close()
+    write_failure(run, DataError("a.png is empty", remedy="mend it"))
+    backend.states = [run_state("FAILED", prepare_data="FAILED")]
+    error = follow.follow()
+    assert error is not None
+    assert (error.exit_code, error.message, error.remedy) == (3, "a.png is empty", "mend it")
+    assert "  film: running: training 2 steps" in lines
+
+
+def test_the_record_of_an_earlier_run_is_not_this_ones(backend: BackendServer, tmp_path: Path) -> None:
+    write_failure(open_store(tmp_path).child("runs", "tiny"), DataError("old"))
+    time.sleep(0.01)
+    follow = following(backend, tmp_path, [])
+    backend.states = [run_state("FAILED", train_film="FAILED")]
+    error = follow.follow()
+    assert error is not None
+    assert error.exit_code == 1
+    assert "step 'train film' failed" in error.message
+
+
+def test_a_run_that_somebody_terminated_is_an_interruption(backend: BackendServer, tmp_path: Path) -> None:
+    backend.states = [run_state("FAILED", ("RUNNING", "CANCELING"))]
+    error = following(backend, tmp_path, []).follow()
+    assert error is not None
+    assert error.exit_code == 143
+
+
+def test_ctrl_c_asks_the_backend_to_terminate_and_waits_for_it(backend: BackendServer, tmp_path: Path) -> None:
+    backend.states = [run_state("RUNNING", train_film="RUNNING")]
+    process = subprocess.Popen(
+        command(tmp_path, "--endpoint", backend.endpoint),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=outside(),
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "train film: running" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    assert backend.terminated.wait(30)
+    backend.states = [run_state("FAILED", ("RUNNING", "CANCELING"), train_film="FAILED")]
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "was terminated" in errors
+
+
+def test_no_endpoint_no_answer_and_refusals_are_told_in_words(
+    backend: BackendServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KF_PIPELINES_ENDPOINT", raising=False)
+    with pytest.raises(ConfigError, match="no Kubeflow Pipelines endpoint") as missing:
+        Backend.connect()
+    assert "--endpoint" in missing.value.remedy
+    with pytest.raises(
+        ClusterUnavailableError, match=r"no Kubeflow Pipelines backend answers at http://127\.0\.0\.1:9"
+    ):
+        Backend.connect("http://127.0.0.1:9")
+    for status, part in ((401, "--token"), (403, "--namespace"), (404, "--endpoint")):
+        backend.refusal = (status, "no such luck")
+        with pytest.raises(ClusterError, match="no such luck") as refused:
+            Backend.connect(backend.endpoint)
+        assert part in refused.value.remedy
+    backend.refusal = (503, "starting")
+    with pytest.raises(ClusterUnavailableError, match="starting"):
+        Backend.connect(backend.endpoint)
+
+
+def test_what_jobs_lack_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+    config = parse_config(raw_preset("film_flow", "tiny"), [f"root={tmp_path}"])
+    with pytest.raises(ConfigError, match=r"cluster\.image is empty"):
+        make_submission(config)
+    defaults = parse_yaml("root: /stageline\ncluster: {image: 'trainer:1', storage: {claim: data}}", "defaults")
+    placed = make_submission(parse_config(raw_preset("film_flow", "tiny")), defaults=defaults)
+    assert placed.config.root == "/stageline"
+    assert placed.arguments["claim"] == "data"
