@@ -97,6 +97,8 @@ render: env ## write what follows from something else: pipelines, manifests, the
 		$(BIN)/stageline pipeline compile --family $$family --output $${file%.py}.yaml || exit 1; \
 		$(BIN)/stageline pipeline compile --family $$family --pvc --output $${file%.py}_pvc.yaml || exit 1; done
 	@$(BIN)/python scripts/render_chart.py
+	@$(BIN)/python scripts/render_jobs.py
+	@$(BIN)/python -m tests.launch.jobs
 
 .PHONY: bench
 bench: env ## measurements side by side, as ratios

@@ -14,6 +14,14 @@ SUBMISSION_ONLY = (
 _KEYED = ("name", "mountPath", "containerPort", "key", "topologyKey")
 """What tells the entries of a list of objects apart."""
 
+_OPTIONAL = (
+    *("nodeSelector", "affinity", "priorityClassName", "runtimeClassName", "schedulerName", "imagePullSecrets"),
+    *("topologySpreadConstraints", "ttlSecondsAfterFinished", "requests", "limits"),
+)
+"""Fields that only some renderings have, and no server adds."""
+_FREE = (".nodeSelector", ".requests", ".limits")
+"""Mappings whose keys are all ours."""
+
 
 class _Dumper(yaml.SafeDumper):
     """Texts of several lines as blocks, equal lists written out."""
@@ -40,7 +48,14 @@ def manifest_difference(live: Mapping[str, Any], rendered: Mapping[str, Any]) ->
     What the server defaulted, what the launcher stamped, and status are no difference; neither is the order in which
     environment variables, mounts and volumes stand.
     """
-    return list(_differences(_comparable(live), _comparable(rendered), ""))
+    return [_readable(line) for line in _differences(_comparable(live), _comparable(rendered), "")]
+
+
+def _readable(line: str) -> str:
+    """Without the long way to the pod's spec, which all jobs of ours share."""
+    short = line.replace("spec.pytorchReplicaSpecs.Worker.template.spec.", "pod.", 1)
+    short = short.replace("spec.pytorchReplicaSpecs.Worker.", "workers.", 1).replace("containers[pytorch].", "", 1)
+    return short.replace("].value: ", "]: ", 1)
 
 
 def _comparable(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,6 +73,9 @@ def _differences(live: Any, rendered: Any, path: str) -> Iterator[str]:
                 yield from _differences(live[key], value, here)
             elif value not in ({}, [], ""):
                 yield f"{here}: absent -> {_short(value)}"
+        for key in live:
+            if key not in rendered and (key in _OPTIONAL or path.endswith(_FREE)):
+                yield f"{path}.{key}: {_short(live[key])} -> absent"
     elif isinstance(rendered, Sequence) and not isinstance(rendered, str) and isinstance(live, Sequence):
         yield from _list_differences(list(live), list(rendered), path)
     elif _plain(live) != _plain(rendered):

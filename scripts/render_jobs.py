@@ -1,0 +1,49 @@
+"""Writes manifests/jobs: one ready PyTorchJob per stage of film_flow, as `stageline job render` prints them.
+
+Each stands for itself: its pod prepares the data where they are missing and starts from what its run has. Run by
+`make render`; a test holds the files equal to a fresh rendering.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stageline import __version__
+from stageline.execute.jobs import free_job, item_names, place_config
+from stageline.families import parse_config, raw_preset
+from stageline.launch.manifest import manifest_yaml
+from stageline.launch.pytorchjob import render_job
+
+FOLDER = Path(__file__).resolve().parents[1] / "manifests" / "jobs"
+FAMILY, PRESET = "film_flow", "tiny"
+SETTINGS = (
+    "run=tiny",
+    "root=/stageline",
+    "cluster.namespace=stageline",
+    f"cluster.image=stageline/trainer:{__version__}",
+    "cluster.storage.claim=stageline-data",
+    "cluster.resources.requests={cpu: 500m, memory: 1Gi}",
+    "cluster.resources.limits={memory: 4Gi}",
+)
+HEAD = """\
+# Stage {stage} of {family}, preset {preset}; written by `make render` from `stageline job render`, change nothing here.
+# Apply it once the stage before has succeeded. It wants the claim stageline-data and the account stageline-trainer in
+# the namespace stageline, and its image where the nodes find it.
+"""
+
+
+def job_texts() -> dict[str, str]:
+    """File name -> YAML of every stage's job."""
+    config = place_config(parse_config(raw_preset(FAMILY, PRESET), SETTINGS), {})
+    texts = {}
+    for number, stage in enumerate(item_names(config)[1:-1], 1):
+        manifest = render_job(*free_job(config, stage))
+        head = HEAD.format(stage=stage, family=FAMILY, preset=PRESET)
+        texts[f"{number}-{FAMILY.replace('_', '-')}-{stage}.yaml"] = head + manifest_yaml(manifest)
+    return texts
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, text in job_texts().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
