@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -247,8 +248,8 @@ def say_end(course: Course, ended: Ended) -> None:
 def make_program(course: Course, words: Sequence[str], world_size: int, attempt: int, join_seconds: float) -> Program:
     """The program of this node: torchrun with nothing but PET_* variables, or the only rank itself."""
     pod = course.pod
-    notes = course.scratch / f"notes-{attempt}"
-    notes.mkdir()
+    # A trial starts several programs one after another, each with its first attempt.
+    notes = Path(tempfile.mkdtemp(prefix=f"notes-{attempt}-", dir=course.scratch))
     course.records.mkdir(exist_ok=True)
     command = course.rank_command(words)
     environment = {**QUIET, **os.environ}
