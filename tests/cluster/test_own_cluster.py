@@ -26,8 +26,7 @@ pytestmark = pytest.mark.cluster
 
 RENDEZVOUS = """
 import os, socket, time
-rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+rank, world, address, port = int(os.environ["HOSTNAME"].rpartition("-")[2]), 2, "meet-worker-0", 23456
 if rank == 0:
     with socket.create_server(("", port)) as server:
         for _ in range(world - 1):
@@ -60,7 +59,7 @@ def until(true: Callable[[], bool], what: str, seconds: float = 120) -> None:
 def pod(name: str, image: str, script: str, claim: str | None = None, where: str | None = None) -> dict[str, Any]:
     """A pod that passes `restricted` and runs a line of shell, if need be with a volume at /data and on one node."""
     container = {"name": "main", "image": image, "command": ["sh", "-c", script], "securityContext": RESTRICTED}
-    spec: dict[str, Any] = {"restartPolicy": "Never", "containers": [container]}
+    spec: dict[str, Any] = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": [container]}
     if claim:
         container["volumeMounts"] = [{"name": "data", "mountPath": "/data"}]
         spec["volumes"] = [{"name": "data", "persistentVolumeClaim": {"claimName": claim}}]
