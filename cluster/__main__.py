@@ -9,7 +9,7 @@ import signal
 import sys
 from types import FrameType
 
-from cluster import lifecycle, machine, storage, tier
+from cluster import lifecycle, machine, process, storage, tier
 from cluster.errors import ClusterError, MissingError
 from cluster.progress import say
 from cluster.state import current, read_own
@@ -35,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def interrupt(number: int, _frame: FrameType | None) -> None:
-    """A signal ends the command as an exception, so that what it began is told."""
+    """A signal ends what the command runs, and the command itself, in words."""
+    process.stop_working()
+    print("interrupted; `make cluster` goes on where this stopped", file=sys.stderr, flush=True)
     raise SystemExit(128 + number)
 
 
@@ -64,7 +66,9 @@ def environment() -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; a failure is a sentence and an exit code: 3 if the machine lacks something, 1 otherwise."""
     chosen = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # whoever ignores it for us, as CI does, wants us to finish
+            signal.signal(number, interrupt)
     state = current()
     try:
         match chosen.command:
@@ -82,14 +86,12 @@ def main(arguments: list[str] | None = None) -> int:
                 return tier.run(state, chosen.argv)
             case "missing":
                 machine.check(state)
+                say("nothing is missing")
             case "recycle-volumes":
                 say(" ".join(storage.recycle(state)) or "none was waiting")
     except ClusterError as e:
         print(f"error: {e}", file=sys.stderr, flush=True)
         return 3 if isinstance(e, MissingError) else 1
-    except KeyboardInterrupt:
-        print("interrupted; `make cluster` goes on where this stopped", file=sys.stderr, flush=True)
-        return 130
     return 0
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from cluster import node, registry
 from cluster.errors import ClusterError
 from cluster.network import HEAD, PLACES
-from cluster.process import run
+from cluster.process import run, side_by_side
 from cluster.progress import timed
 from cluster.state import State, write_json, write_text
 
@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parent.parent
 FOLDER = Path(__file__).parent / "images"
 BASE = "localhost/stageline/base:1"
 COMPRESSION = ("--compression-format", "zstd", "--compression-level", "1")
-"""Where a disk is slow, fewer bytes are quicker, and zstd costs little: gzip takes minutes for torch, twice per node."""
+"""Where a disk is slow, fewer bytes are quicker, and zstd costs little: gzip takes minutes for torch, here and there."""
 PARTS = {"pause": "pause", "coredns": "coredns", "training-operator": "training-operator"}
 """Image of ours to the program in it: FROM scratch, `images/<name>/Dockerfile`."""
 
@@ -122,9 +122,7 @@ def pull(state: State, references: Iterable[str]) -> None:
                 run(state, [state.bin / "pull", node.socket(state, name), *wanted], timeout_seconds=1500)
 
     references = list(references)
-    with ThreadPoolExecutor(len(PLACES)) as pool:
-        for done in [pool.submit(on_node, p.name) for p in PLACES]:
-            done.result()
+    side_by_side(*(partial(on_node, p.name) for p in PLACES), width=len(PLACES))
 
 
 def pull_pause(state: State, name: str) -> None:

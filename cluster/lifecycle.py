@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from cluster import (
@@ -57,12 +57,8 @@ def up(state: State, *, with_images: bool = True) -> None:
 
 def make_everything(state: State, *, with_images: bool) -> None:
     """Programs and images, side by side: the ones keep the processor busy, the others the network."""
-    with ThreadPoolExecutor(2) as pool:
-        tasks = [pool.submit(parts.make, state)]
-        if with_images:
-            tasks.append(pool.submit(project.build, state))
-        for task in tasks:
-            task.result()
+    calls = [partial(parts.make, state), *([partial(project.build, state)] if with_images else [])]
+    process.side_by_side(*calls, width=2)
 
 
 def start(state: State) -> None:
@@ -76,6 +72,7 @@ def start(state: State) -> None:
         network.make(state)
         certificates.make(state)
     with timed("control plane, registry and S3"):
+        registry.collect(state)
         registry.start(state)
         s3.start_server(state)
         s3.create_bucket(s3.BUCKET, state=state)

@@ -178,6 +178,19 @@ def wait_ready(state: State, name: str, seconds: float = 60) -> None:
     )
 
 
+def heartbeat(state: State, name: str) -> str:
+    """When the node last reported, as the API server knows it (ISO 8601, so that later is greater)."""
+    path = "jsonpath={.spec.renewTime}"
+    return kubectl(state, "-n", "kube-node-lease", "get", "lease", name, "-o", path, check=False).strip()
+
+
+def wait_back(state: State, name: str, seconds: float = 90) -> None:
+    """Wait until the node has reported anew and is Ready: what the API server believes may be older than the loss."""
+    before = heartbeat(state, name)
+    wait_until(lambda: heartbeat(state, name) > before, f"{name} to report", seconds=seconds, every=0.5)
+    wait_ready(state, name, seconds)
+
+
 def power_off(name: str, state: State | None = None) -> None:
     """The node dies at once: its link goes down, its processes and pods are killed, nobody is told."""
     state = state or current()
@@ -213,8 +226,7 @@ def power_on(name: str, state: State | None = None) -> None:
     state = state or current()
     network.mend(state, place(name))
     start(state, name)
-    # The API server still believes its last report; only one from now on counts.
-    wait_ready(state, name)
+    wait_back(state, name)
 
 
 def pause(name: str, state: State | None = None) -> None:
@@ -231,7 +243,7 @@ def resume(name: str, state: State | None = None) -> None:
     pid = process.find(state, daemons(name)[1])
     if pid is not None:
         os.kill(pid, signal.SIGCONT)
-    wait_ready(state, name)
+    wait_back(state, name)
 
 
 def clear(state: State, name: str) -> None:

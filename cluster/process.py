@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +22,8 @@ DAEMON_MARK = "STAGELINE_CLUSTER_DAEMON"
 WORK_MARK = "STAGELINE_CLUSTER_WORK"
 WORKING: set[Path] = set()
 """State directories on which this process works as the only one; see `working`."""
+STOPPING: list[bool] = []
+"""Not empty once this process was asked to end: no further command begins."""
 NETNS = Path("/var/run/netns")
 
 
@@ -70,6 +73,8 @@ def run(
     text: its standard input.  log: also keep all output in this file.
     """
     words = inside(netns, argv)
+    if STOPPING:
+        raise ClusterError(f"interrupted before `{' '.join(words)}`; run the same again to go on from here")
     try:
         done = subprocess.run(
             words,
@@ -215,6 +220,25 @@ def marked(mark: str, root: Path | None = None) -> dict[int, str]:
             if key == mark.encode() and (root is None or value == bytes(root)) and start_time(int(folder.name)):
                 found[int(folder.name)] = os.fsdecode(value)
     return found
+
+
+def stop_working() -> None:
+    """End every command of this process and begin no other: for a signal, while threads wait for long builds."""
+    STOPPING.append(True)
+    for root in WORKING:
+        end(marked(WORK_MARK, root))
+
+
+def side_by_side(*calls: Callable[[], object], width: int) -> None:
+    """Call all of these, so many at a time. After a failure no further one begins, and it is raised."""
+    with ThreadPoolExecutor(width) as pool:
+        tasks = [pool.submit(call) for call in calls]
+        try:
+            for task in as_completed(tasks):
+                task.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def wait_until(

@@ -12,25 +12,35 @@ from cluster.state import State, write_json
 ADDRESS = f"{HEAD.address}:5000"
 
 
-def start(state: State) -> None:
-    """Start the registry; its images outlive the cluster, in `registry/`."""
-    data = state.root / "registry"
-    data.mkdir(parents=True, exist_ok=True)
+def configuration(state: State) -> Path:
+    """The registry's settings, written."""
     config = {
         "version": 0.1,
         "log": {"level": "warn", "accesslog": {"disabled": True}},
-        "storage": {"filesystem": {"rootdirectory": str(data)}, "delete": {"enabled": True}},
+        "storage": {"filesystem": {"rootdirectory": str(state.root / "registry")}, "delete": {"enabled": True}},
         "http": {"addr": ADDRESS},
     }
-    file = write_json(state.run / "registry.yml", config)
+    return write_json(state.run / "registry.json", config)
+
+
+def start(state: State) -> None:
+    """Start the registry; its images outlive the cluster, in `registry/`."""
+    (state.root / "registry").mkdir(parents=True, exist_ok=True)
     env = {"OTEL_TRACES_EXPORTER": "none"}
-    process.start(state, "registry", [state.bin / "registry", "serve", file], netns=HEAD.netns, env=env)
+    argv = [state.bin / "registry", "serve", configuration(state)]
+    process.start(state, "registry", argv, netns=HEAD.netns, env=env)
     wait_until(
         lambda: is_ready(state),
         f"the registry at {ADDRESS} to answer",
         seconds=20,
         advice=lambda: process.log_tail(state, "registry"),
     )
+
+
+def collect(state: State) -> None:
+    """Remove what no name points at any more: images of older sources. Only while the registry is stopped."""
+    if (state.root / "registry" / "docker").is_dir():
+        run(state, [state.bin / "registry", "garbage-collect", "--delete-untagged", configuration(state)], check=False)
 
 
 def is_ready(state: State) -> bool:
