@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parent.parent
 FOLDER = Path(__file__).parent / "images"
 BASE = "localhost/stageline/base:1"
 COMPRESSION = ("--compression-format", "zstd", "--compression-level", "1")
-"""Where a disk is slow, fewer bytes are quicker, and zstd costs little: gzip takes minutes for torch, here and there."""
+"""Where a disk is slow, fewer bytes are quicker, and zstd costs little: gzip takes minutes for torch, at both ends."""
 PARTS = {"pause": "pause", "coredns": "coredns", "training-operator": "training-operator"}
 """Image of ours to the program in it: FROM scratch, `images/<name>/Dockerfile`."""
 
