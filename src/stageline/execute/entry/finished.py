@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stageline.config import RunConfig
+from stageline.data.prepared import Prepared, find_prepared
 from stageline.errors import ConfigError, PlanError
 from stageline.execute.entry.pod import Pod
 from stageline.store import Reference, open_store
@@ -42,24 +43,32 @@ def check_ranks(pod: Pod) -> None:
 def _find_checkpoint(pod: Pod, config: RunConfig) -> str:
     from stageline.execute.decision import decide
 
-    del config
-    data = pod.options("data")
+    given = pod.options("data")
+    data = given[-1] if given else _reference(_prepared(config)[1])
     if not data:
         return ""
-    decision = decide(pod.config, pod.stage, data[-1], " ".join(pod.options("parent")))
+    decision = decide(pod.config, pod.stage, data, " ".join(pod.options("parent")))
     _compare(pod, decision.fingerprint)
     return "" if decision.ref is None else str(decision.ref.reference)
 
 
 def _find_data(pod: Pod, config: RunConfig) -> str:
-    from stageline.data.prepared import find_prepared
+    key, found = _prepared(config)
+    _compare(pod, key)
+    return _reference(found)
+
+
+def _prepared(config: RunConfig) -> tuple[str, Prepared | None]:
+    """(fingerprint of the data a config leads to, what of them is committed)."""
     from stageline.families import family_config
     from stageline.prepare import hash_sources, prepared_fingerprint
 
     family = family_config(config.family)
     key = prepared_fingerprint(config, family, hash_sources(config, family))
-    _compare(pod, key)
-    found = find_prepared(open_store(config.root), key)
+    return key, find_prepared(open_store(config.root), key)
+
+
+def _reference(found: Prepared | None) -> str:
     return "" if found is None else str(found.reference)
 
 
