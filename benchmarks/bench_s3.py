@@ -1,7 +1,8 @@
 """Put and get of a 200 MB checkpoint file: stageline's store (obstore) beside boto3 and s3fs, on a real S3 server.
 
 Run: `python benchmarks/bench_s3.py --server <versitygw>`; without `--server` the one that `make cluster` built is
-taken. Server and clients share this machine, so the figures are about clients, not about disks or networks. s3fs is no dependency of stageline: it takes part where it can be imported, e.g.
+taken. Server and clients share this machine, so the figures are about clients, not about disks or networks. s3fs is no
+dependency of stageline: it takes part where it can be imported, e.g.
 
     python -m venv /tmp/bench && /tmp/bench/bin/pip install . boto3 "s3fs>=2025"
     /tmp/bench/bin/python benchmarks/bench_s3.py
