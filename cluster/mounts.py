@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.errors import ClusterError
+from cluster.state import NAME
 
-CGROUP = "stageline"
-"""Name of our group under the root of every hierarchy."""
 DETACH = 2
 """MNT_DETACH of umount2(2): what is busy goes when its last user goes."""
 
@@ -62,14 +61,14 @@ def hierarchies() -> list[Path]:
 
 
 def make_cgroup(name: str) -> str:
-    """Make /stageline/<name> under every hierarchy, fit to run in, and give back that path.
+    """Make /<cluster>/<name> under every hierarchy, fit to run in, and give back that path.
 
     Version 1 starts nothing in a group whose cpuset is empty; version 2 wants controllers passed down.
     """
     for root in hierarchies():
         pure_v2 = (root / "cgroup.controllers").exists()
         folder = root
-        for part in (CGROUP, name):
+        for part in (NAME, name):
             if pure_v2:
                 pass_controllers(folder)
             folder = folder / part
@@ -79,7 +78,7 @@ def make_cgroup(name: str) -> str:
                     (folder / file).write_text((folder.parent / file).read_text())
         if pure_v2:
             pass_controllers(folder)
-    return f"/{CGROUP}/{name}"
+    return f"/{NAME}/{name}"
 
 
 def pass_controllers(folder: Path) -> None:
@@ -94,7 +93,7 @@ def pass_controllers(folder: Path) -> None:
 def cgroup_folders(name: str = "") -> Iterator[Path]:
     """All our groups (of one node, if named), children first."""
     for root in hierarchies():
-        top = root / CGROUP / name
+        top = root / NAME / name
         if top.is_dir():
             for folder, _, _ in os.walk(top, topdown=False):
                 yield Path(folder)

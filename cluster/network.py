@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.process import NETNS, run
-from cluster.state import State
+from cluster.state import NAME, State
 
 GATEWAY = "10.89.0.1"
 SERVICES = "10.91.0.0/16"
@@ -36,8 +36,8 @@ class Place:
 
 
 PLACES = (
-    Place("node-1", "stageline-1", "nodes", "10.89.0.2", "10.90.1.0/24"),
-    Place("node-2", "stageline-2", "uplink", "10.89.0.3", "10.90.2.0/24"),
+    Place("node-1", f"{NAME}-1", "nodes", "10.89.0.2", "10.90.1.0/24"),
+    Place("node-2", f"{NAME}-2", "uplink", "10.89.0.3", "10.90.2.0/24"),
 )
 HEAD = PLACES[0]
 """The place of the control plane, the registry and the S3 server."""

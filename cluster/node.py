@@ -15,7 +15,7 @@ from cluster.control_plane import kubectl
 from cluster.mounts import cgroup_pids, make_cgroup, remove_tree, unmount_below
 from cluster.network import DNS_SERVICE, PODS, Place, place
 from cluster.process import run, wait_until
-from cluster.state import State, current, write_json, write_text
+from cluster.state import NAME, State, current, write_json, write_text
 
 CNI_PROGRAMS = "/usr/lib/cni"
 PAUSE = f"{registry.ADDRESS}/stageline/pause:1"
@@ -102,7 +102,7 @@ def cni_configuration(state: State, p: Place) -> dict[str, object]:
     leases |= {"ranges": [[{"subnet": p.pods}]], "routes": [{"dst": "0.0.0.0/0"}]}  # type: ignore[dict-item]
     bridge = {"type": "bridge", "bridge": "pods", "isGateway": True, "hairpinMode": True, "ipam": leases}
     plugins = [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]
-    return {"cniVersion": "0.4.0", "name": f"stageline-{p.name}", "plugins": plugins}
+    return {"cniVersion": "0.4.0", "name": f"{NAME}-{p.name}", "plugins": plugins}
 
 
 def kubelet_configuration(state: State, p: Place, group: str) -> dict[str, object]:
@@ -252,7 +252,7 @@ def clear(state: State, name: str) -> None:
     unmount_below(home)
     for socket_file in shim_sockets(home):
         socket_file.unlink(missing_ok=True)
-    for result in Path("/var/lib/cni/results").glob(f"stageline-{name}-*"):
+    for result in Path("/var/lib/cni/results").glob(f"{NAME}-{name}-*"):
         result.unlink(missing_ok=True)
     kept = {"containerd"}
     for path in home.iterdir() if home.is_dir() else ():

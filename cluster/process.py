@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.errors import ClusterError
-from cluster.state import State
+from cluster.state import NAME, State
 
 DAEMON_MARK = "STAGELINE_CLUSTER_DAEMON"
 WORK_MARK = "STAGELINE_CLUSTER_WORK"
+NAME_MARK = "STAGELINE_CLUSTER_NAME"
 WORKING: set[Path] = set()
 """State directories on which this process works as the only one; see `working`."""
 STOPPING: list[bool] = []
@@ -35,7 +36,7 @@ def environment(state: State, mark: str, extra: Mapping[str, str] | None = None)
     else:
         base = dict(os.environ)
         base["PATH"] = f"{state.bin}:{base.get('PATH', '')}:{system}"
-    marks = {mark: str(state.root)} if mark == DAEMON_MARK or state.root in WORKING else {}
+    marks = {mark: str(state.root), NAME_MARK: NAME} if mark == DAEMON_MARK or state.root in WORKING else {}
     return base | marks | dict(extra or {})
 
 
@@ -206,19 +207,23 @@ def end(pids: Iterable[int], *, grace_seconds: float = 0) -> None:
 
 
 def marked(mark: str, root: Path | None = None) -> dict[int, str]:
-    """Living processes that carry a mark, with the state directory it names; of one directory only, if given."""
+    """Living processes that carry a mark, with the state directory it names.
+
+    root: only those of this state directory; without, of any, if their cluster has the same name as ours.
+    """
     found = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) == os.getpid():
             continue
         try:
-            variables = (folder / "environ").read_bytes().split(b"\0")
+            lines = (folder / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        for variable in variables:
-            key, _, value = variable.partition(b"=")
-            if key == mark.encode() and (root is None or value == bytes(root)) and start_time(int(folder.name)):
-                found[int(folder.name)] = os.fsdecode(value)
+        variables = dict(line.split(b"=", 1) for line in lines if b"=" in line)
+        place = os.fsdecode(variables.get(mark.encode(), b""))
+        ours = place == str(root) if root else os.fsdecode(variables.get(NAME_MARK.encode(), b"")) == NAME
+        if place and ours and start_time(int(folder.name)):
+            found[int(folder.name)] = place
     return found
 
 

@@ -15,6 +15,10 @@ from typing import Any
 from cluster.errors import ClusterError
 from cluster.progress import say
 
+NAME = os.environ.get("STAGELINE_CLUSTER_NAME") or "stageline"
+"""What namespaces, cgroups and pod networks are named after. Two clusters with two names and two state directories live
+side by side: that is how the tests kill one without harm to the other."""
+
 
 @dataclass(frozen=True)
 class State:
