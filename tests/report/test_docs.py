@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-SECTIONS = ("trainer", "model", "data", "evaluate", "import", "stage_overrides", "parents")
+SECTIONS = ("trainer", "cluster", "model", "data", "evaluate", "import", "stage_overrides", "parents")
 
 
 def page_id(path: Path) -> str:

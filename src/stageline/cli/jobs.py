@@ -247,22 +247,35 @@ def list_jobs(
     show_rows(columns, cells)
 
 
-def compare_jobs(config: RunConfig) -> list[dict[str, Any]]:
-    """Per item of a run: the job that is there under its name, and how it differs from the one to be submitted."""
+def placed_config(config: RunConfig) -> RunConfig:
+    """The config as pods of its namespace get it, its store reached as they reach it, or said to be out of reach."""
     from stageline.errors import StagelineError
-    from stageline.execute.jobs import free_job, item_names, place_config, resolved_job
-    from stageline.launch.api import Api
-    from stageline.launch.looking import compare_live
-    from stageline.launch.pytorchjob import render_job
+    from stageline.execute.jobs import place_config
     from stageline.run.submission import namespace_defaults, reach_store
 
     own = place_config(config, namespace_defaults(config, _say))
+    try:
+        reach_store(own)
+    except StagelineError as error:
+        _say(f"the store is not looked into, and what it holds not known: {error.message}")
+    return own
+
+
+def compare_jobs(own: RunConfig) -> list[dict[str, Any]]:
+    """Per item of a placed run: the job that is there under its name, and how it differs from a new one."""
+    from stageline.errors import StagelineError
+    from stageline.execute.jobs import free_job, item_names, resolved_job
+    from stageline.launch.api import Api
+    from stageline.launch.looking import compare_live
+    from stageline.launch.pytorchjob import render_job
+    from stageline.store import open_store
+
     answers = []
     for item in item_names(own):
         job, cluster = free_job(own, item)
         unknown = ""
         try:
-            prospect = resolved_job(own, item, reach_store(own))
+            prospect = resolved_job(own, item, open_store(own.root))
             job, cluster = prospect.job, prospect.cluster
         except StagelineError as error:
             unknown = error.message

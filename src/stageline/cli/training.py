@@ -69,12 +69,14 @@ def plan(
     """Show what a run would do, and why. Writes nothing."""
     import json
 
-    from stageline.cli.jobs import compare_jobs, show_comparison
+    from stageline.cli.jobs import compare_jobs, placed_config, show_comparison
     from stageline.cli.tables import show_notes, show_plan
     from stageline.errors import PlanError
     from stageline.plan import make_plan
 
     own = read_config(config, family, preset, overrides)
+    if cluster:
+        own = placed_config(own)
     made = make_plan(own)
     if count:
         made = _counted(own, made)
