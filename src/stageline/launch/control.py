@@ -273,6 +273,11 @@ class ClusterJob:
         if self._cancellation.requested > 1:
             self._words.put(("hurry", None))
 
+    def _set_free(self) -> None:
+        """Let the job outlive our pod: it would be collected with it before the next launcher adopts it."""
+        change = adoption_patch(self.live, launcher=self.holder.name, owner=None)["metadata"]
+        self.api.patch(JOBS, self.job.name, {"metadata": {key: change[key] for key in ("uid", "ownerReferences")}})
+
     def _fire(self) -> None:
         """In the cancellation's thread: wait for a request in flight, then delete what it made."""
         with self._gate:
@@ -287,6 +292,8 @@ class ClusterJob:
             self._words.put(("cancelled", False))
             return
         if was_moved(self.api, self.holder):
+            with suppress(StagelineError):
+                self._set_free()
             self._words.put(("cancelled", True))
             return
         end = time.monotonic() + DELETE_SECONDS

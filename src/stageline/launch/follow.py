@@ -36,8 +36,10 @@ PATIENCE_SECONDS = 300.0
 TICK_SECONDS = 0.5
 DRAIN_SECONDS = 10.0
 """For the last log lines of pods that ended."""
-STORE_SECONDS = 20.0
-"""For the store to show the final result of a job that succeeded, and for the operator to notice pods that did."""
+STORE_SECONDS = 5.0
+"""For the store to show the final result of a job that succeeded."""
+UNNOTICED_SECONDS = 20.0
+"""For the operator to notice that all pods succeeded, before the store is asked without it."""
 
 
 class Probe(Protocol):
@@ -233,7 +235,7 @@ class Follower:
             self._succeeded_since = None
             return None
         self._succeeded_since = self._succeeded_since or time.monotonic()
-        if time.monotonic() - self._succeeded_since < STORE_SECONDS:
+        if time.monotonic() - self._succeeded_since < UNNOTICED_SECONDS:
             return None
         return self._conclude("Succeeded")
 

@@ -188,9 +188,9 @@ class Scene:
         if not self._clock.is_over(limit, now):
             return None
         found = self._diagnose(None)
-        return pending_error(
-            len(up), self._wanted.nodes, limit, found.sentence if found else "", found.remedy if found else ""
-        )
+        states = sorted(f"{pod_label(pod)} {describe_pod(pod)}" for pod in self.pods.values() if pod not in up)
+        cause = found.sentence if found else "; ".join(states[:5]) or "no pod was made"
+        return pending_error(len(up), self._wanted.nodes, limit, cause, found.remedy if found else "")
 
     def silence(self, now: float) -> Iterator[str]:
         """Look for silent nodes; `lost_pods` and `silent_seconds` are those of the one silent longest."""
@@ -204,6 +204,7 @@ class Scene:
             yield f"node {node} does not answer; if it stays so the step is ended after {limit} s"
         for node in sorted(before - nodes):
             yield f"node {node} answers again, or its pods are gone"
+
     def _diagnose(self, nodes: list[Mapping[str, Any]] | None, *, failed: bool = False) -> Any:
         pods = list(self.graves) + list(self.pods.values()) if failed else list(self.pods.values())
         return diagnose(self.job, pods, list(self.events), nodes)
