@@ -89,10 +89,10 @@ def conform(own: Own | None, schemas: str, file: Path) -> str:
 
 @pytest.fixture(scope="module")
 def pair(kubectl: Kubectl, own: Own | None) -> Iterator[tuple[str, str]]:
-    """Two namespaces for dry runs, with the account that a trial's pod needs to be admitted."""
+    """Two namespaces for dry runs, with the accounts that a trial's pod needs to be admitted."""
     made = make_namespace(kubectl, "restricted"), make_namespace(kubectl, "restricted")
     for name in made:
-        for account in ("stageline-trainer", "default-trainer"):
+        for account in ("stageline-launcher", "pipeline-runner"):
             kubectl("create", "serviceaccount", account, "-n", name)
     yield made
     for name in made:

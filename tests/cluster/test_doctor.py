@@ -24,7 +24,7 @@ from .conftest import ROOT, Kubectl, Own, make_namespace, remove_namespace
 
 pytestmark = pytest.mark.cluster
 
-HIDDEN_FROM_LAUNCHER = {"pod security", "service account", "secrets"}
+HIDDEN_FROM_LAUNCHER = {"pod security", "secrets"}
 """What the launcher's Role does not let it see."""
 
 
