@@ -29,6 +29,13 @@ def test_helm_lints_the_chart_strictly(helm: Helm, values: Path | None) -> None:
     assert "WARNING" not in result.stdout
 
 
+def test_an_older_kubernetes_is_refused(helm: Helm) -> None:
+    result = helm("template", "stageline", "helm/stageline", "--kube-version", "1.28.9")
+    assert result.returncode != 0
+    assert ">=1.29.0-0" in result.stderr
+    assert helm("template", "stageline", "helm/stageline", "--kube-version", "1.29.1-gke.100").returncode == 0
+
+
 BAD = {
     "images.trainer.digest=abc": ("/images/trainer/digest", "abc"),
     "images.trainer.tag=latest": ("/images/trainer/tag",),
