@@ -41,10 +41,8 @@ def unmount_below(root: Path) -> None:
 
 def remove_tree(path: Path) -> None:
     """Remove a folder of ours; refused while anything is mounted in it, since that would be emptied too."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-        return
-    if not path.exists():
+    if path.is_symlink() or not path.is_dir():  # a socket is no file, and no folder either
+        path.unlink(missing_ok=True)
         return
     held = mounts_below(path)
     if held:

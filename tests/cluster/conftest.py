@@ -89,7 +89,7 @@ def _whole_again(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if lifecycle.faults(current()):
         lifecycle.up(current(), with_images=False)
-        network.enter()
+        network.enter()  # if it was made anew, so was the namespace that pytest lives in
     s3.start_server()
 
 
