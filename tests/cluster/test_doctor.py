@@ -20,7 +20,7 @@ import yaml
 from stageline.config import ClusterConfig, validate
 from stageline.doctor import Line, Setup, examine
 
-from .conftest import ROOT, Kubectl, Own, make_namespace, remove_namespace
+from .conftest import RESTRICTED, ROOT, Kubectl, Own, make_namespace, remove_namespace
 
 pytestmark = pytest.mark.cluster
 
@@ -244,6 +244,34 @@ def test_a_missing_account_class_or_device_is_named(place: Place) -> None:
     assert_only(
         place, change(place.setup, resources=slices), "accelerators", "mig-9g.999gb", "cluster.resources.limits"
     )
+
+
+def test_in_the_launcher_image_it_finds_its_own_place(place: Place, kubectl: Kubectl, launcher_image: str) -> None:
+    """As a pod under the launcher's account, in a namespace that enforces `restricted`."""
+    words = ["root=/tmp/root", "cluster.image=" + place.setup.cluster.image, "cluster.storage.claim=shared"]
+    container = {
+        "name": "doctor",
+        "image": launcher_image,
+        "command": ["stageline", "doctor", "--json", "--seconds=20", *words, "cluster.storage.mount_path=/tmp"],
+        "env": [{"name": "HOME", "value": "/tmp"}],
+        "securityContext": {**RESTRICTED, "readOnlyRootFilesystem": True},
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
+    spec = {
+        "serviceAccountName": "stageline-launcher",
+        "restartPolicy": "Never",
+        "containers": [container],
+        "volumes": [{"name": "tmp", "emptyDir": {}}],
+    }
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "doctor"}, "spec": spec}
+    kubectl("-n", place.namespace, "create", "-f", "-", text=json.dumps(pod))
+    get = ("-n", place.namespace, "get", "pod", "doctor", "-o", "jsonpath={.status.phase}")
+    wait_until(lambda: kubectl(*get) in ("Succeeded", "Failed"), 120)
+    text = kubectl("-n", place.namespace, "logs", "doctor")
+    lines = {entry["name"]: entry["state"] for entry in json.loads(text[text.index("[\n") : text.rindex("]") + 1])}
+    assert kubectl(*get) == "Succeeded", text
+    unseen = {name for name, state in lines.items() if state != "ok"}
+    assert unseen == {"torch", "pod security", "service account"}
 
 
 def wait_until(condition: Any, seconds: float = 30) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from stageline.config import RunConfig
     from stageline.doctor import Line, Setup
 
 MARKS = {"ok": "ok     ", "wrong": "WRONG  ", "unknown": "unknown"}
@@ -36,7 +37,8 @@ def doctor(
 ) -> None:
     """Look at this machine, the cluster, the namespace, the store and the image; say what mends what is wrong.
 
-    Without a config: the defaults, and keys such as cluster.namespace=… or root=s3://…. Changes nothing that stays.
+    Without a config: the namespace's defaults, and keys such as root=s3://… or cluster.image=…. Changes nothing that
+    stays.
     Ends with 0 unless a line is wrong (17); what can't be seen from here is unknown, which is no fault.
     """
     from stageline.doctor import examine, raise_if_wrong
@@ -53,20 +55,29 @@ def _setup(
     file: Path | None, family: str | None, preset: str | None, overrides: Sequence[str] | None, launcher: str
 ) -> Setup:
     """What is to be examined: a run's config, or the defaults with a few keys."""
-    from stageline.config import RunConfig
-    from stageline.config.document import apply_overrides
-    from stageline.config.validation import validate
+    from stageline.config import RunConfig, apply_overrides, validate
     from stageline.doctor import Setup
+    from stageline.execute.jobs import plain_config
+    from stageline.families import parse_config
+    from stageline.launch.defaults import mounted_defaults, with_defaults
+    from stageline.run.submission import namespace_defaults
 
-    if file is not None or family is not None:
-        own: RunConfig = read_config(file, family, preset, overrides)
+    named = file is not None or family is not None
+    if named:
+        own = read_config(file, family, preset, overrides)
+        raw = plain_config(own)
+    else:
+        raw = apply_overrides({"family": "none"}, overrides or ())
+        own = validate(raw, RunConfig, "the keys given")
+    raw = with_defaults(raw, mounted_defaults() or namespace_defaults(own, lambda _: None))
+    if named:
+        own = parse_config(raw)
         return Setup(own.cluster, own.root, _largest(own), launcher)
-    raw: dict[str, Any] = apply_overrides({"family": "none"}, overrides or ())
-    plain = validate(raw, RunConfig, "the keys given")
-    return Setup(plain.cluster, plain.root if "root" in raw else "", plain.trainer.nodes, launcher)
+    own = validate(raw, RunConfig, "the keys given, on top of the namespace's defaults")
+    return Setup(own.cluster, own.root if "root" in raw else "", own.trainer.nodes, launcher)
 
 
-def _largest(config: Any) -> int:
+def _largest(config: RunConfig) -> int:
     """Pods of the largest stage."""
     from stageline.families import family_config
     from stageline.stage import stage_config
