@@ -143,4 +143,6 @@ def test_the_notes_print_the_next_command(helm: Helm) -> None:
     assert "stageline pipeline submit" in text
     assert "storage.claim.create" not in notes("--set", "storage.s3.root=s3://a/b")
     assert "No PodMonitor was made" in notes("--set", "podMonitor.enabled=true")
+    elsewhere = notes("--set", "jobNamespaces={team-a,team-b}")
+    assert "helm test stageline -n imaging\n  kubectl logs stageline-trial -n team-a\n" in elsewhere
     assert "trial.enabled=true" in notes("--set", "trial.enabled=false")
