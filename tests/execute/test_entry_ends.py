@@ -27,6 +27,12 @@ GLOO = {
     "sentence": "RuntimeError: [gloo/tcp/pair.cc] Connection closed by peer",
     "time": 1.0,
 }
+STARTING = {"kind": "fault", "sentence": "DistNetworkError: Failed to recv, got 0 bytes.", "time": 1.0}
+INTERFACE = {
+    "kind": "fault",
+    "sentence": "RuntimeError: gloo/tcp/device.cc: Unable to find address for: eth9",
+    "time": 1,
+}
 NCCL = "[rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE)"
 
 
@@ -59,6 +65,8 @@ def verdict(
         pytest.param([-11, 138], {1: LOST}, False, 1, "crashed", id="a-crash-would-come-again"),
         pytest.param([-6, -15], {}, False, 1, "crashed", id="abort-without-nccl"),
         pytest.param([1, 0], {0: GLOO}, False, 138, "peer_lost", id="words-of-a-collective"),
+        pytest.param([1, 0], {0: STARTING}, False, 138, "peer_lost", id="a-peer-lost-while-starting"),
+        pytest.param([1, 0], {0: INTERFACE}, False, 1, "fault", id="a-wrong-interface-is-no-lost-peer"),
         pytest.param([2, -15], {}, False, 2, "fault", id="an-exit-code-without-a-record"),
         pytest.param([1, -15], {}, False, 1, "fault", id="died-at-an-import"),
         pytest.param([None, 138], {1: LOST}, False, 137, "killed", id="killed-with-the-process-around-it"),

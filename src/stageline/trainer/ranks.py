@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 _LOST = ("gloo", "nccl", "processgroup", "tcpstore", "connection closed by peer", "connection reset by peer")
 """Words in the errors of torch's collectives; they are plain RuntimeErrors on gloo."""
+_LOST_EARLY = ("connectfullmesh failed", "connection closed", "connection reset", "connection refused", "timed out")
+"""The same while the group is formed, when gloo also says what is wrong with this machine's own network."""
 
 
 class Ranks:
@@ -180,8 +182,8 @@ def lost_peers(doing: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        known = isinstance(error, dist.DistError) or any(word in text.lower() for word in _LOST)
-        if known and dist.is_initialized():
+        known = any(word in text.lower() for word in (_LOST if dist.is_initialized() else _LOST_EARLY))
+        if known or isinstance(error, dist.DistError):
             line = text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__
             raise PeerLostError(
                 f"another rank went away while {doing}: {line}",

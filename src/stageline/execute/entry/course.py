@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,13 @@ class Output:
     """Lines of this pod: to its log, and to the store where there is one."""
 
     segments: LogSegments | None = None
+    early: list[str] = field(default_factory=list)
+
+    def keep(self, segments: LogSegments) -> None:
+        """From now on also there, with what was said before."""
+        self.segments = segments
+        for text in self.early:
+            segments.add(text)
 
     def line(self, text: str) -> None:
         """One line of a rank or of torchrun."""
@@ -63,6 +70,8 @@ class Output:
             pass
         if self.segments is not None:
             self.segments.add(text)
+        else:
+            self.early.append(text)
 
     def say(self, text: str) -> None:
         """One line of our own."""
@@ -111,7 +120,7 @@ def run_entry(
             store = job_store(pod)
             if store is not None:
                 folder = store.child("logs", pod.label)
-                output.segments = LogSegments(folder, lambda text: print(f"[stageline-entry] {text}", flush=True))
+                output.keep(LogSegments(folder, lambda text: print(f"[stageline-entry] {text}", flush=True)))
             scratch = stack.enter_context(scratch_folder("entry"))
             course = Course(pod, output, asked, scratch, python, command, store, count_kills)
             record = run_pod(course)

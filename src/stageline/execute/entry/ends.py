@@ -29,8 +29,12 @@ Record = dict[str, Any]
 
 RENDEZVOUS = re.compile(r"(?i)rendezvous|tcpstore|dist(network|store)error|getaddrinfo|name or service not known")
 """Words of an agent that did not find its peers."""
-LOST = re.compile(r"(?i)gloo|nccl|processgroup|tcpstore|connection (closed|reset) by peer|broken pipe.*store")
-"""Words of a collective that failed, in an error that nobody turned into PeerLostError."""
+LOST = re.compile(
+    r"(?i)(?!.*unable to (find|resolve) address)"
+    r".*(gloo|nccl|processgroup|tcpstore|dist(network|store|backend)error|connection (closed|reset) by peer)",
+    re.DOTALL,
+)
+"""Words of a collective that failed, in an error that nobody turned into PeerLostError; not of a wrong interface."""
 NCCL_ABORT = re.compile(r"(?i)watchdog caught collective|nccl.*(timeout|timed out|abort|remote process exited)")
 KILLED = re.compile(r"(?i)killed by signal: killed|signal 9|sigkill")
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGSYS, signal.SIGABRT}
@@ -134,7 +138,7 @@ def _judge_program(ended: Ended) -> Record:
             ),
             ended.tail,
         )
-    if ended.hung or LOST.search(text):
+    if ended.hung or LOST.match(text):
         lost = PeerLostError("torchrun lost its peers and did not end by itself", remedy="it is started again")
         return _record(lost, ended.tail)
     error = StagelineError(
@@ -152,7 +156,7 @@ def is_rendezvous_failure(ended: Ended) -> bool:
 
 def as_lost_peer(record: Record) -> Record:
     """A fault without a kind whose words are those of a failed collective is a lost peer."""
-    if record.get("kind") != "fault" or not LOST.search(str(record.get("sentence"))):
+    if record.get("kind") != "fault" or not LOST.match(str(record.get("sentence"))):
         return record
     return {**record, "kind": PeerLostError.kind, "exit_code": PeerLostError.exit_code}
 
