@@ -21,6 +21,8 @@ from stageline.launch.refusals import ExpiredError, explain
 
 RETRY_SECONDS = 0.5
 """Between attempts to reach a server that does not answer."""
+UNSAID_SECONDS = 2.0
+"""A server that is back by then was only busy."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,10 @@ class Watch:
         self._version = ""
         self._stopped = threading.Event()
         self._response: Response | None = None
+        self._gone_since = 0.0
 
     def changes(self) -> Iterator[Change]:
         """Endless until `stop`. Refusals (no permission, no such kind) raise at once."""
-        gone_since = 0.0
         while not self._stopped.is_set():
             try:
                 yield from self._list() if not self._version else self._stream()
@@ -99,21 +101,27 @@ class Watch:
             except ClusterUnavailableError as error:
                 if self._stopped.is_set():
                     return
-                now = time.monotonic()
-                if not gone_since:
-                    gone_since = now
-                elif now - gone_since > self._patience_seconds:
-                    raise
-                elif now - gone_since > 4 * RETRY_SECONDS:
-                    self._say(error.message)
-                self._stopped.wait(RETRY_SECONDS)
-                continue
-            if gone_since:
-                gone_since = 0.0
-                self._say("")
+                self._await_server(error)
+
+    def _await_server(self, error: ClusterUnavailableError) -> None:
+        """A pause before the next attempt; the error itself once patience is over."""
+        now = time.monotonic()
+        self._gone_since = self._gone_since or now
+        seconds = now - self._gone_since
+        if seconds > self._patience_seconds:
+            raise error
+        if seconds > UNSAID_SECONDS:
+            self._say(error.message)
+        self._stopped.wait(RETRY_SECONDS)
+
+    def _found_server(self) -> None:
+        if self._gone_since:
+            self._gone_since = 0.0
+            self._say("")
 
     def _list(self) -> Iterator[Change]:
         found = self._api.list(self._resource, **self._selection)
+        self._found_server()
         kind = str(found.get("kind", "")).removesuffix("List")
         items = [{"kind": kind, **item} for item in found.get("items") or []]
         yield from self._known.take_list(items)
@@ -122,6 +130,7 @@ class Watch:
 
     def _stream(self) -> Iterator[Change]:
         self._response = self._api.watch(self._resource, self._version, **self._selection)
+        self._found_server()
         for line in self._response.lines():
             event = json.loads(line)
             item = event["object"]
