@@ -128,15 +128,16 @@ class CompiledPipeline:
         }
 
 
-def run_step(kubectl: Kubectl, namespace: str, pod: Mapping[str, Any], seconds: int = 400) -> tuple[str, str]:
-    """Run a step's pod to its end; returns (its log, its phase)."""
+def run_step(kubectl: Kubectl, namespace: str, pod: Mapping[str, Any], seconds: int = 400) -> tuple[str, int]:
+    """Run a step's pod to its end; returns (its log, its exit code)."""
     name = str(pod["metadata"]["name"])
     kubectl("-n", namespace, "create", "-f", "-", text=json.dumps(pod))
-    wait = "--for=jsonpath={.status.containerStatuses[0].state.terminated}"
-    kubectl("-n", namespace, "wait", wait, f"pod/{name}", f"--timeout={seconds}s", check=False, seconds=seconds + 30)
+    end = "{.status.containerStatuses[0].state.terminated.exitCode}"
+    kubectl(
+        "-n", namespace, "wait", f"--for=jsonpath={end}", f"pod/{name}", f"--timeout={seconds}s", seconds=seconds + 30
+    )
     log = kubectl("-n", namespace, "logs", name, check=False)
-    phase = kubectl("-n", namespace, "get", "pod", name, "-o", "jsonpath={.status.phase}")
-    return log, phase
+    return log, int(kubectl("-n", namespace, "get", "pod", name, "-o", f"jsonpath={end}"))
 
 
 def outputs_of(log: str) -> dict[str, Any]:

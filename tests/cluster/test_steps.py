@@ -70,8 +70,8 @@ def run_steps(kubectl: Kubectl, chart: str, launcher_image: str, trainer_image: 
         left: dict[str, dict[str, Any]] = {}
         for task in tasks:
             references = {name: outputs["parameterValues"]["reference"] for name, outputs in left.items()}
-            log, phase = run_step(kubectl, chart, pipeline.pod(task, f"{task}-{attempt}", references))
-            assert phase == "Succeeded", f"{task}: {log}"
+            log, code = run_step(kubectl, chart, pipeline.pod(task, f"{task}-{attempt}", references))
+            assert code == 0, f"{task}: {log}"
             left[task] = {**outputs_of(log), "log": log}
         return left
 
@@ -134,8 +134,9 @@ def test_faults_of_the_parameters_end_the_first_step_in_words(
 ) -> None:
     given = {"preset": "tinny", "run": 'my "run"', "claim": claim, "launcher_image": launcher_image}
     pipeline = CompiledPipeline(ROOT / "pipelines" / "film_flow_pvc.yaml", given)
-    log, phase = run_step(kubectl, chart, pipeline.pod("prepare-data", "faulty", {}))
-    assert phase == "Failed"
+    log, code = run_step(kubectl, chart, pipeline.pod("prepare-data", "faulty", {}))
+    assert code == 2
+    assert "docs/pipeline.md" in log
     assert "did you mean 'tiny'" in log
     assert 'my "run"' in log
     assert "Traceback" not in log

@@ -24,10 +24,10 @@ def submit(
     namespace: Annotated[str, typer.Option(help="Profile of a multi-user backend.", show_default=False)] = "",
     experiment: Annotated[str, typer.Option(help="Made if there is none.")] = "stageline",
     service_account: Annotated[
-        str, typer.Option(help="Of the pipeline's steps; the chart makes it.")
-    ] = "stageline-launcher",
+        str, typer.Option(help="Of the pipeline's steps; empty takes the chart's.", show_default=False)
+    ] = "",
     launcher_image: Annotated[
-        str, typer.Option(help="Of the steps, best as name@sha256:…; empty takes this version's.", show_default=False)
+        str, typer.Option(help="Of the steps, best as name@sha256:…; empty takes the chart's.", show_default=False)
     ] = "",
     token: Annotated[
         str, typer.Option(envvar="STAGELINE_KFP_TOKEN", help="Bearer token, where kfp finds none.", show_default=False)
@@ -40,10 +40,13 @@ def submit(
 
     Ctrl-C once asks the backend to terminate the run; twice leaves it running. The exit code is the failed step's own.
     """
-    from stageline.run.submission import make_submission, namespace_defaults
+    from stageline.launch.defaults import CONFIG_MAP, KEY, parse_defaults
+    from stageline.run.submission import SERVICE_ACCOUNT, make_submission, namespace_map
 
     own = read_config(config, family, preset, overrides)
-    submission = make_submission(own, launcher_image, namespace_defaults(own, print))
+    found = namespace_map(own, print)
+    defaults = parse_defaults(found.get(KEY, ""), f"ConfigMap {CONFIG_MAP!r}")
+    submission = make_submission(own, launcher_image or found.get("launcher_image", ""), defaults)
     _show_plan(submission)
     if dry_run:
         print(f"\nwould submit {submission.pipeline} with")
@@ -61,7 +64,7 @@ def submit(
         submission.arguments,
         name=submission.config.run,
         experiment=experiment,
-        service_account=service_account,
+        service_account=service_account or found.get("launcher_service_account") or SERVICE_ACCOUNT,
     )
     print(f"submitted as KFP run {run_id} (experiment {experiment!r})", flush=True)
     if not follow:

@@ -20,7 +20,8 @@ def event_text(event: Mapping[str, Any]) -> str:
     """An event as a plain line: `item | what its process printed` or `item: state: text`."""
     if "line" in event:
         return f"{event['item']} | {event['line']}"
-    return f"{event['item']}: {event['state']}: {event['text']}"
+    remedy = f"\n  -> {event['remedy']}" if event.get("remedy") else ""
+    return f"{event['item']}: {event['state']}: {event['text']}{remedy}"
 
 
 def print_event(event: Mapping[str, Any]) -> None:

@@ -46,19 +46,24 @@ class Submission:
     arguments: Mapping[str, Any]
 
 
-def namespace_defaults(config: RunConfig, say: Say) -> dict[str, Any]:
-    """What a config need not say in its namespace, asked of the cluster; empty where that cannot be asked."""
+def namespace_map(config: RunConfig, say: Say) -> dict[str, str]:
+    """The chart's ConfigMap in a config's namespace, asked of the cluster; empty where that cannot be asked."""
     from stageline.launch.api import Api
     from stageline.launch.refusals import AbsentError
 
     try:
         found = Api.connect(config.cluster.namespace, config.cluster.context).get("configmaps/v1", CONFIG_MAP)
-        return parse_defaults(str((found.get("data") or {}).get(KEY, "")), f"ConfigMap {CONFIG_MAP!r}")
+        return dict(found.get("data") or {})
     except AbsentError:
         return {}
     except StagelineError as error:
         say(f"no defaults of the namespace: {error.message}")
         return {}
+
+
+def namespace_defaults(config: RunConfig, say: Say) -> dict[str, Any]:
+    """What a config need not say in its namespace."""
+    return parse_defaults(namespace_map(config, say).get(KEY, ""), f"ConfigMap {CONFIG_MAP!r}")
 
 
 def make_submission(
