@@ -9,12 +9,14 @@ from email.utils import parsedate_to_datetime
 from stageline.doctor.line import Check, Line, ok, unknown, wrong
 from stageline.doctor.rights import RULES, Part, Rule, grant_command, missing_rules
 from stageline.errors import StagelineError
-from stageline.launch.api import JOBS, Api
-from stageline.launch.refusals import INSTALL_OPERATOR
+from stageline.launch.api import Api
+from stageline.launch.refusals import INSTALL_OPERATOR, AbsentError
 
 OLDEST = (1, 29)
 SKEW_SECONDS = 20.0
 """A stage's lease lasts 60 s and is read off the reader's clock: a third of that is too much. Chosen here."""
+OPERATOR, OPERATOR_NAMESPACE = "training-operator", "kubeflow"
+"""As its own manifests name them."""
 OPTIONAL_KINDS = {
     "trainjobs.trainer.kubeflow.org/v1alpha1": "Trainer v2, which stageline does not use",
     "localqueues.kueue.x-k8s.io/v1beta1": "Kueue, for `cluster.queue`",
@@ -28,6 +30,7 @@ def server_checks(api: Api, jobs: str, launcher: str) -> list[Check]:
         Check("api", lambda: _version(api)),
         Check("clock", lambda: _clock(api)),
         Check("pytorchjob", lambda: _jobs(api, jobs)),
+        Check("operator", lambda: _operator(api)),
         Check("optional kinds", lambda: _optional(api)),
         Check("rights", lambda: _own_rights(api, "launch")),
         Check("rights of kfp steps", lambda: _own_rights(api, "kfp")),
@@ -67,6 +70,19 @@ def _jobs(api: Api, jobs: str) -> Line:
     if api.is_served(jobs):
         return ok("pytorchjob", f"{jobs} is served")
     return wrong("pytorchjob", f"the API server does not serve {jobs}", INSTALL_OPERATOR)
+
+
+def _operator(api: Api) -> Line:
+    """The training-operator's version and health, where its own namespace may be read."""
+    try:
+        found = api.get("deployments.apps/v1", OPERATOR, namespace=OPERATOR_NAMESPACE)
+    except AbsentError:
+        return unknown("operator", f"there is no {OPERATOR} in namespace {OPERATOR_NAMESPACE!r}; it may run elsewhere")
+    image = found["spec"]["template"]["spec"]["containers"][0]["image"]
+    if not found.get("status", {}).get("readyReplicas"):
+        remedy = f"kubectl -n {OPERATOR_NAMESPACE} describe deployment {OPERATOR}"
+        return wrong("operator", f"{image} has no pod that is ready", remedy)
+    return ok("operator", f"{image} is ready")
 
 
 def _optional(api: Api) -> Line:
@@ -113,6 +129,3 @@ def _words(rules: list[Rule]) -> str:
     return "; ".join(
         f"{', '.join(rule.verbs)} {rule.what}" + (f" {rule.name!r}" if rule.name else "") for rule in rules
     )
-
-
-__all__ = ["JOBS", "server_checks"]
