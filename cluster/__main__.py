@@ -25,11 +25,9 @@ def parser() -> argparse.ArgumentParser:
     down.add_argument("--purge", action="store_true", help="free the disk too")
     commands.add_parser("status", help="what runs; exit code 1 if it is not whole")
     commands.add_parser("env", help="print KUBECONFIG and a `cluster` command as shell text: eval it")
-    enter = commands.add_parser("enter", help="run a command where the cluster can be reached")
-    enter.add_argument("argv", nargs=argparse.REMAINDER, metavar="COMMAND ...")
+    commands.add_parser("enter", help="run what follows where the cluster can be reached")
     commands.add_parser("missing", help="say what this machine lacks; exit code 3 if it lacks anything")
-    test = commands.add_parser("test", help="bring it up and run its tests (or those of STAGELINE_TEST_KUBECONFIG)")
-    test.add_argument("argv", nargs=argparse.REMAINDER, metavar="PYTEST ARGUMENTS ...")
+    commands.add_parser("test", help="bring it up and run its tests; pytest's arguments may follow")
     commands.add_parser("recycle-volumes", help="offer volumes again whose claim is gone")
     return top
 
@@ -65,7 +63,10 @@ def environment() -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; a failure is a sentence and an exit code: 3 if the machine lacks something, 1 otherwise."""
-    chosen = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    # What follows these two belongs to another program, options and all.
+    words, others = (words[:1], words[1:]) if words[:1] in (["enter"], ["test"]) else (words, [])
+    chosen = parser().parse_args(words)
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # whoever ignores it for us, as CI does, wants us to finish
             signal.signal(number, interrupt)
@@ -81,9 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
             case "env":
                 return environment()
             case "enter":
-                return enter(chosen.argv)
+                return enter(others)
             case "test":
-                return tier.run(state, chosen.argv)
+                return tier.run(state, others)
             case "missing":
                 machine.check(state)
                 say("nothing is missing")

@@ -136,7 +136,7 @@ def wait_ready(state: State) -> None:
 
 def stop_api_server(state: State) -> None:
     """Take the API server away; what runs goes on without it."""
-    process.stop(state, "kube-apiserver", grace_seconds=5)
+    process.stop(state, "kube-apiserver", grace_seconds=1)
 
 
 def restart_api_server(state: State) -> None:
