@@ -24,7 +24,7 @@ from .conftest import RESTRICTED, ROOT, Kubectl, Own, make_namespace, remove_nam
 
 pytestmark = pytest.mark.cluster
 
-HIDDEN_FROM_LAUNCHER = {"pod security", "secrets"}
+HIDDEN_FROM_LAUNCHER = {"operator", "pod security", "secrets"}
 """What the launcher's Role does not let it see."""
 
 
