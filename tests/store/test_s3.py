@@ -239,6 +239,22 @@ def test_a_server_that_stays_away_is_unavailable(gate: Gate, secret: Path, monke
     assert not store.exists("k")
 
 
+def test_in_a_pod_even_the_first_request_waits(gate: Gate, secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage that starts while the server restarts; elsewhere a wrong address is told at once."""
+    gate.close()
+    start = time.monotonic()
+    with pytest.raises(StoreUnavailableError):
+        somewhere().get("k")
+    assert time.monotonic() - start < 8
+    monkeypatch.setenv("STAGELINE_JOB", "lab-film")
+    store = somewhere()
+    timer = threading.Timer(5.0, gate.open)
+    timer.start()
+    assert store.create("k", b"x")
+    timer.join()
+    assert store.get("k") == b"x"
+
+
 def test_a_write_whose_answer_got_lost_was_ours(gate: Gate, secret: Path) -> None:
     store = somewhere()
     store.put("other", b"1")

@@ -27,8 +27,6 @@ ROLES = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"
 ROTATION_SECONDS = 150.0
 """How long credentials that worked before and are refused now may lag behind: a kubelet takes up to two minutes."""
 
-FIRST_PATIENCE_SECONDS = 3.0
-"""The same for a conditional write to a server that has not answered yet. Chosen here."""
 Retries = Literal["first", "answered", "never"]
 
 
@@ -36,13 +34,13 @@ class Bucket(Objects):
     """One bucket. make: a client of it.  files: the credentials' folder, if they come from one."""
 
     def __init__(
-        self, make: Callable[[Retries], S3Store], uri: str, files: CredentialFiles | None, patience_seconds: float
+        self, make: Callable[[Retries], S3Store], uri: str, files: CredentialFiles | None, settings: S3Settings
     ) -> None:
         super().__init__(make("first"), uri, bucket=True)
         self._make = make
         self.conditional_store = make("never")
         self._files = files
-        self._patience_seconds = patience_seconds
+        self._settings = settings
         self._answered = False
 
     def _do(self, key: str, call: Callable[[], Result], *, repeatable: bool = True) -> Result:
@@ -78,8 +76,7 @@ class Bucket(Objects):
 
         The client may not repeat such a request by itself: it would find its own write and call it somebody else's.
         """
-        patience = self._patience_seconds if self._answered else min(self._patience_seconds, FIRST_PATIENCE_SECONDS)
-        end = time.monotonic() + patience
+        end = time.monotonic() + (self._settings.patience_seconds if self._answered else self._settings.first_seconds)
         lost = False
         for pause in (0.1 * 2 ** min(number, 5) for number in count()):
             try:
@@ -123,7 +120,7 @@ def open_s3(bucket: str) -> Bucket:
                 **extra,
             )
 
-    return Bucket(make, uri, files, settings.patience_seconds)
+    return Bucket(make, uri, files, settings)
 
 
 def _has_credentials(settings: S3Settings) -> bool:

@@ -21,6 +21,10 @@ STYLE_VARIABLE = "STAGELINE_S3_PATH_STYLE"
 PATIENCE_VARIABLE = "STAGELINE_S3_PATIENCE_SECONDS"
 PATIENCE_SECONDS = 60.0
 """How long a request goes on asking a server that answered before: a restart of it takes less. Chosen here."""
+FIRST_SECONDS = 3.0
+"""The same for a server that never answered, whose address may be wrong. Chosen here."""
+POD_VARIABLES = ("STAGELINE_JOB", "KFP_POD_NAME")
+"""Set in pods that stages and steps run in: their address was right elsewhere, and a restart must not cost a pod."""
 CA_FOLDER = Path("/var/run/secrets/stageline/ca")
 CA_FILE = CA_FOLDER / "ca.crt"
 """Where pods have the CA of a private S3 server."""
@@ -37,6 +41,7 @@ class S3Settings:
     proxy: str
     proxy_excludes: str
     patience_seconds: float
+    first_seconds: float
 
     @classmethod
     def of_environment(cls) -> S3Settings:
@@ -63,6 +68,7 @@ class S3Settings:
             proxy=_either(f"{scheme}_proxy"),
             proxy_excludes=_either("no_proxy"),
             patience_seconds=seconds,
+            first_seconds=seconds if any(env.get(n) for n in POD_VARIABLES) else min(seconds, FIRST_SECONDS),
         )
 
     def config(self, bucket: str) -> dict[str, Any]:
@@ -87,11 +93,11 @@ class S3Settings:
         return options
 
     def retries(self, *, answered: bool) -> dict[str, Any]:
-        """A server that never answered is given up soon; one that did is asked for `patience_seconds`."""
-        seconds = self.patience_seconds if answered else min(self.patience_seconds, 30.0)
+        """How obstore goes on asking. Connections that time out count as well, so it may take one of them longer."""
+        seconds = self.patience_seconds if answered else self.first_seconds
         backoff = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=3), "base": 2}
         return {
-            "max_retries": 1000 if answered else 4,
+            "max_retries": 1000,
             "retry_timeout": timedelta(seconds=seconds),
             "backoff": backoff,
         }
