@@ -23,6 +23,8 @@ def test_several_processes_go_through_torchrun_without_its_own_restarts() -> Non
         *("python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=0"),
         *("-m", "stageline", "train", "film"),
     ]
+    spread = Job("a-film", ("train", "film"), nodes=2, processes=3)  # one machine starts the ranks of all nodes itself
+    assert "--nproc-per-node=6" in render_command(spread, "python")
     environment = render_environment(job, "/records")
     assert environment["PET_SHUTDOWN_TIMEOUT"] == "33"
     assert environment["PET_MAX_RESTARTS"] == "0"

@@ -51,6 +51,19 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def test_a_jobs_config_is_a_file_behind_c_while_it_runs(tmp_path: Path) -> None:
+    script = """
+    import pathlib, sys
+    print(sys.argv[-2], pathlib.Path(sys.argv[-1]).read_text(), sys.argv[-1])
+    """
+    job = Job("lab-film", ("train", "film"), config={"run": "lab"})
+    lines: list[str] = []
+    assert start_job(job, interpreter(tmp_path, script)).follow(lines.append).exit_code == 0
+    option, *text, path = lines[-1].split(" ")
+    assert (option, " ".join(text)) == ("-c", '{"run": "lab"}')
+    assert not Path(path).exists()
+
+
 LEAVE_RECORD = """
 import json, os, pathlib, sys
 folder = pathlib.Path(os.environ["STAGELINE_FAILURE_DIR"])

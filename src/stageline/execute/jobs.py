@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stageline.config import ClusterConfig, RunConfig, nearest
 from stageline.errors import ConfigError, PlanError, StagelineError
@@ -20,6 +20,9 @@ from stageline.launch.job import EVALUATE_ITEM, PREPARE_ITEM, Job, job_name
 from stageline.launch.placement import check_on_cluster, place_root
 from stageline.stage import stage_config, stage_fingerprint
 from stageline.store import Store
+
+if TYPE_CHECKING:
+    from stageline.plan import Item
 
 SHORT_SHUTDOWN_SECONDS = 5
 """For what has nothing to commit when it is stopped."""
@@ -116,13 +119,18 @@ def resolved_job(config: RunConfig, item: str, root: Store) -> Prospect:
 
     PlanError for a stage that is blocked or whose inputs are not there yet.
     """
+    from stageline.execute.decision import refuse_blocked
+    from stageline.plan import make_plan
+
     check_item(config, item)
+    planned = make_plan(config)[item]
+    refuse_blocked(planned)
     if item == PREPARE_ITEM:
         return _resolved_preparation(config, root)
     data = _data_of(config, root)
-    return (
-        _resolved_evaluation(config, data, root) if item == EVALUATE_ITEM else _resolved_stage(config, item, data, root)
-    )
+    if item == EVALUATE_ITEM:
+        return _resolved_evaluation(config, data, root)
+    return _resolved_stage(config, planned, data, root)
 
 
 def _data_of(config: RunConfig, root: Store) -> str:
@@ -152,14 +160,11 @@ def _resolved_preparation(config: RunConfig, root: Store) -> Prospect:
     return Prospect(_job(config, PREPARE_ITEM, ("prepare",), key), config.cluster, probe, reference)
 
 
-def _resolved_stage(config: RunConfig, item: str, data: str, root: Store) -> Prospect:
+def _resolved_stage(config: RunConfig, planned: Item, data: str, root: Store) -> Prospect:
     from stageline.checkpoint.layout import StageDir
     from stageline.execute.decision import committed_step, decide, refuse_blocked
-    from stageline.plan import make_plan
 
-    planned = make_plan(config)[item]
-    refuse_blocked(planned)
-    roles = dict(planned.parents)
+    item, roles = planned.name, dict(planned.parents)
     untrained = [role for role, reference in roles.items() if not reference]
     if untrained:
         why = "; ".join(reason for reason in planned.reasons if reason.startswith("parent "))
