@@ -272,6 +272,7 @@ def make_program(course: Course, words: Sequence[str], world_size: int, attempt:
     if world_size > 1:
         command = [course.python, "-m", "torch.distributed.run", "-m", "stageline.execute.entry.rank", *command]
         environment |= {"PET_MAX_RESTARTS": "0"}
+        environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a store that ends before its clients: pages of frames
         environment.setdefault("PET_RDZV_CONF", f"join_timeout={join_seconds:.0f},close_timeout=30")
     return Program(
         command=command,
