@@ -62,6 +62,10 @@ test-cluster: env ## tests on a real cluster: ours, or the one of STAGELINE_TEST
 test-cluster-slow: env ## the longer ones: kills in the middle, leftovers
 	@$(BIN)/python -m cluster test -m "cluster and slow" $(ARGS)
 
+.PHONY: soak
+soak: env ## launchers killed, pods evicted, jobs cancelled at random (MINUTES=30)
+	@$(BIN)/python -m cluster enter $(BIN)/python -m tests.cluster.soak --minutes $(or $(MINUTES),30) $(ARGS)
+
 .PHONY: lint
 lint: env ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check .

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,71 +21,11 @@ from stageline.errors import (
     RestartBudgetError,
 )
 from stageline.launch.api import JOBS, PODS, Api
-from stageline.launch.job import Job, Verdict
-from tests.cluster.trivial import FOREVER, FileProbe, TrivialJob, container, pod_spec, trivial_cluster, trivial_job
+from stageline.launch.job import Job
+from tests.cluster.spaces import Kubectl, Starter, follow, in_thread, namespace, nothing_left, starter, swept, until
+from tests.cluster.trivial import container, pod_spec, trivial_job
 
-Kubectl = Callable[..., str]
-Starter = Callable[..., TrivialJob]
-
-
-@pytest.fixture
-def starter(kubeconfig: str, namespace: str, python_image: str, tmp_path: Path) -> Starter:
-    """Makes jobs of one namespace; `said` of each holds what it told."""
-
-    def make(
-        job: Job | None = None,
-        script: str = FOREVER,
-        change: Callable[[dict[str, Any]], None] | None = None,
-        account: str = kubeconfig,
-        where: str = namespace,
-        **settings: Any,
-    ) -> TrivialJob:
-        said: list[str] = []
-        made = TrivialJob(
-            job or trivial_job("octa"),
-            trivial_cluster(where, settings.pop("image", python_image), **settings),
-            FileProbe(tmp_path / "result"),
-            said.append,
-            script,
-            change,
-            api=Api.connect(where, kubeconfig=account),
-        )
-        made.said = said
-        return made
-
-    return make
-
-
-def follow(started: TrivialJob) -> Verdict:
-    started.start()
-    lines: list[str] = []
-    verdict = started.follow(lines.append)
-    started.lines = lines
-    return verdict
-
-
-def in_thread(started: TrivialJob) -> tuple[threading.Thread, list[Verdict]]:
-    """Follow a started job beside the test."""
-    verdicts: list[Verdict] = []
-    thread = threading.Thread(target=lambda: verdicts.append(started.follow(lambda _: None)), daemon=True)
-    thread.start()
-    return thread, verdicts
-
-
-def until(true: Callable[[], Any], what: str, seconds: float = 40) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
-
-
-def nothing_left(kubectl: Kubectl, namespace: str) -> None:
-    """No job, no lease; pods end by themselves."""
-    kinds = ("pytorchjobs", "leases.coordination.k8s.io", "pods")
-    until(
-        lambda: not any(kubectl("-n", namespace, "get", kind, "-o", "name").strip() for kind in kinds),
-        f"nothing left in {namespace}",
-    )
+__all__ = ["namespace", "starter", "swept"]
 
 
 def account_kubeconfig(kubectl: Kubectl, namespace: str, kubeconfig: str, name: str, folder: Path) -> Path:
@@ -157,25 +97,28 @@ def test_half_a_gang_does_not_hold_its_devices_for_ever(starter: Starter, kubect
     nothing_left(kubectl, namespace)
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        pytest.param({"image": "nowhere.invalid/none:1"}, ("nowhere.invalid/none:1",), id="image"),
-        pytest.param({"node_selector": {"zone": "nowhere"}}, ("node", "selector"), id="unschedulable"),
-        pytest.param({"resources": {"requests": {"cpu": "4000"}}}, ("cpu",), id="too-large"),
-        pytest.param({"storage": {"claim": "no-such-claim"}}, ("no-such-claim",), id="claim"),
-        pytest.param({"mounts": ({"mount_path": "/x", "secret": "no-such-secret"},)}, ("no-such-secret",), id="secret"),
-    ],
-)
 def test_what_pods_wait_for_is_named_when_their_time_is_over(
-    starter: Starter, kubectl: Kubectl, namespace: str, settings: dict[str, Any], words: tuple[str, ...]
+    starter: Starter, kubectl: Kubectl, namespace: str
 ) -> None:
-    verdict = follow(starter(pending_seconds=15, **settings))
-    assert verdict.exit_code == PendingTimeoutError.exit_code
-    assert verdict.record
-    for word in words:
-        assert word in verdict.record["sentence"]
-    assert verdict.record["remedy"]
+    cases: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+        "image": ({"image": "nowhere.invalid/none:1"}, ("nowhere.invalid/none:1",)),
+        "selector": ({"node_selector": {"zone": "nowhere"}}, ("node", "selector")),
+        "large": ({"resources": {"requests": {"cpu": "4000"}}}, ("cpu",)),
+        "claim": ({"storage": {"claim": "no-such-claim"}}, ("no-such-claim",)),
+        "secret": ({"mounts": ({"mount_path": "/x", "secret": "no-such-secret"},)}, ("no-such-secret",)),
+    }
+    with ThreadPoolExecutor(len(cases)) as pool:
+        started = {
+            name: pool.submit(follow, starter(trivial_job(name), pending_seconds=15, **settings))
+            for name, (settings, _) in cases.items()
+        }
+        verdicts = {name: verdict.result() for name, verdict in started.items()}
+    for name, (_, words) in cases.items():
+        verdict = verdicts[name]
+        assert verdict.exit_code == PendingTimeoutError.exit_code, name
+        assert verdict.record
+        assert all(word in verdict.record["sentence"] for word in words), verdict.record["sentence"]
+        assert verdict.record["remedy"], name
     nothing_left(kubectl, namespace)
 
 

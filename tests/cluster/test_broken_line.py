@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,11 @@ from stageline.launch import follow
 from stageline.launch.api import JOBS, PODS, Api
 from stageline.launch.watching import Watch
 from tests.cluster.broken_line import BrokenLine
-from tests.cluster.test_bad_input import Starter, in_thread, nothing_left, starter, until
+from tests.cluster.spaces import Kubectl, Starter, in_thread, namespace, nothing_left, starter, swept, until
 
-Kubectl = Callable[..., str]
 COUNTING = "trap 'exit 143' TERM; i=0; while true; do i=$((i+1)); echo line $i; sleep 0.05; done"
 
-__all__ = ["starter"]
+__all__ = ["namespace", "starter", "swept"]
 
 
 @pytest.fixture

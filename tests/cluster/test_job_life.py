@@ -18,12 +18,10 @@ from stageline.launch.control import ClusterJob
 from stageline.launch.lifeline import Holder, this_holder
 from stageline.store.holder import this_process
 from tests.cluster.conftest import RESTRICTED
-from tests.cluster.test_bad_input import Starter, in_thread, nothing_left, starter, until
+from tests.cluster.spaces import Kubectl, Starter, in_thread, namespace, nothing_left, starter, swept, until
 from tests.cluster.trivial import Launcher, trivial_job
 
-Kubectl = Callable[..., str]
-
-__all__ = ["starter"]
+__all__ = ["namespace", "starter", "swept"]
 
 
 @pytest.fixture
