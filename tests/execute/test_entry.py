@@ -238,7 +238,7 @@ def test_ranks_get_what_they_need_and_not_the_whole_config(tmp_path: Path) -> No
     assert end.code == 0, end.output
     line = next(line for line in end.output.splitlines() if line.startswith("[rank 0] {"))
     seen = json.loads(line.removeprefix("[rank 0] "))
-    assert seen["STAGELINE_LEASE_WAIT_SECONDS"] == "120"
+    assert seen["STAGELINE_LEASE_WAIT_SECONDS"] == "720"
     assert seen["STAGELINE_CONFIG"] is None
     assert seen["STAGELINE_ARGUMENTS"] == "train film"
     assert seen["PET_RDZV_CONF"].startswith("join_timeout=")

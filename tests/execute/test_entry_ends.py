@@ -97,10 +97,18 @@ def test_out_of_memory_names_the_setting(tmp_path: Path) -> None:
     assert "cluster.resources" in record["remedy"]
 
 
+def test_torchrun_itself_may_be_what_the_kernel_takes(tmp_path: Path) -> None:
+    code, record = verdict(tmp_path, [], {}, out_of_memory=True, returncode=-9, tail=())
+    assert (code, record["kind"]) == (8, "out_of_memory")
+    assert verdict(tmp_path, [-15, None], {}, out_of_memory=True, returncode=-9)[0] == 8
+    assert verdict(tmp_path, [], {}, returncode=-9, tail=())[0] == 137
+
+
 def test_the_deadline_is_a_cause_of_its_own_but_not_above_a_fault(tmp_path: Path) -> None:
     code, record = verdict(tmp_path, [143, 143], {0: STOPPED, 1: STOPPED}, late=True)
     assert (code, record["kind"]) == (14, "deadline")
     assert "stopped after step 7" in record["sentence"]
+    assert verdict(tmp_path, [0, 0], {}, late=True)[0] == 0
     assert verdict(tmp_path, [3, 143], {0: DATA, 1: STOPPED}, late=True)[0] == 3
 
 

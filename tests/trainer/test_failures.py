@@ -185,6 +185,13 @@ def test_two_runs_in_one_directory(train, tmp_path, monkeypatch):
     assert train().step == 10
 
 
+def test_a_stage_waits_for_the_lease_of_a_pod_that_was_killed(train, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("STAGELINE_LEASE_WAIT_SECONDS", "60")
+    StageLease.acquire(stage_dir(tmp_path), "killed pod", 2.0, keep_renewed=False)
+    assert train().step == 10
+    assert capsys.readouterr().out.count("waiting up to 60 s") == 1
+
+
 def test_another_identity_under_the_name(train, tmp_path):
     train()
     with pytest.raises(PlanError, match=r"data\.num_train") as caught:

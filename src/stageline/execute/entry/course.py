@@ -40,7 +40,8 @@ from stageline.store.scratch import scratch_folder
 from stageline.telemetry import FAILURE_DIR_VARIABLE, failure_record, redact
 
 LEASE_WAIT_SECONDS = 120
-"""Twice the length of a stage's lease: a pod that was killed gives it back to nobody."""
+"""Twice the length of a stage's lease, which a pod that was killed gives back to nobody. On top of the time-out of the
+process group: for so long a writer that was cut off from its peers alone goes on renewing it."""
 RENDEZVOUS_VARIABLE = "STAGELINE_RENDEZVOUS_SECONDS"
 RENDEZVOUS_SECONDS = 900.0
 """How long the pods of a job may take to find each other; as long as the launcher lets pods wait for a node."""
@@ -93,6 +94,7 @@ class Course:
     command: Sequence[str] | None = None
     store: Store | None = None
     count_kills: Callable[[], int | None] = count_oom_kills
+    lease_wait_seconds: int = LEASE_WAIT_SECONDS
 
     @property
     def records(self) -> Path:
@@ -180,7 +182,9 @@ def run_pod(course: Course) -> Record | None:
         from stageline.execute.entry.trial import run_trial
 
         return run_trial(course)
-    check_ranks(pod)
+    settings = check_ranks(pod)
+    if settings is not None:
+        course.lease_wait_seconds += settings.process_group_timeout_seconds
     done = find_finished(pod)
     if done:
         course.output.say(f"{pod.item} is committed already: {done}")
@@ -202,7 +206,7 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> Path:
 def check_result(course: Course) -> Record | None:
     """Success is what is committed, whatever the exit codes said."""
     pod = course.pod
-    if not pod.config or (pod.verb == "train" and not pod.options("data")) or course.command is not None:
+    if not pod.config or pod.verb == "prepare" or course.command is not None:
         return None
     try:
         if find_finished(pod):
@@ -263,7 +267,7 @@ def make_program(course: Course, words: Sequence[str], world_size: int, attempt:
     command = course.rank_command(words)
     environment = {**QUIET, **os.environ}
     environment.pop(CONFIG_VARIABLE, None)
-    environment.setdefault(WAIT_VARIABLE, str(LEASE_WAIT_SECONDS))
+    environment.setdefault(WAIT_VARIABLE, str(course.lease_wait_seconds))
     environment |= {
         "PYTHONUNBUFFERED": "1",
         FAILURE_DIR_VARIABLE: str(course.records),

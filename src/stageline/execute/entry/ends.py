@@ -44,8 +44,10 @@ CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.S
 def judge(ended: Ended, records: Path, *, memory_ran_out: bool, world_size: int = 1) -> Record | None:
     """The failure record of this pod, None for success. records: folder of the ranks' own."""
     own = read_records(records)
-    if ended.ranks and all(end.returncode == 0 for end in ended.ranks) and not ended.late:
+    if ended.ranks and all(end.returncode == 0 for end in ended.ranks):
         return None
+    if memory_ran_out and ended.returncode == -signal.SIGKILL:  # torchrun itself was taken, or the only rank
+        return _out_of_memory(f"{'torchrun' if world_size > 1 else 'the program'} was", ended)
     found = [judge_rank(end, own.get(end.rank), ended, memory_ran_out=memory_ran_out) for end in ended.ranks]
     seen = {end.rank for end in ended.ranks}
     found += [record for rank, record in own.items() if rank not in seen]
@@ -74,7 +76,8 @@ def judge_rank(end: RankEnd, own: Record | None, ended: Ended, *, memory_ran_out
     signum = _signal_of(end.returncode)
     fault = own is not None and int(own.get("exit_code", EXIT_FAULT)) < 128
     if memory_ran_out and (signum == signal.SIGKILL or (fault and KILLED.search(str(own and own.get("sentence"))))):
-        return _out_of_memory(end, ended)
+        record = _out_of_memory(f"rank {end.rank} or one of its processes was", ended)
+        return {**record, "rank": end.rank, "time": end.time}
     if own is not None:
         return own
     if signum:
@@ -115,12 +118,12 @@ def _killed(end: RankEnd, signum: int, ended: Ended) -> Record:
     return _plain(end, "killed", sentence, remedy, 128 + signum)
 
 
-def _out_of_memory(end: RankEnd, ended: Ended) -> Record:
+def _out_of_memory(who: str, ended: Ended) -> Record:
     error = OutOfMemoryError(
-        f"rank {end.rank} or one of its processes was killed by the kernel: the memory of its container ran out",
+        f"{who} killed by the kernel: the memory of its container ran out",
         remedy="raise cluster.resources.limits.memory, or lower trainer.batch_size or trainer.num_workers",
     )
-    return {**_record(error, ended.tail), "rank": end.rank, "time": end.time}
+    return _record(error, ended.tail)
 
 
 def _judge_program(ended: Ended) -> Record:
@@ -138,6 +141,9 @@ def _judge_program(ended: Ended) -> Record:
             ),
             ended.tail,
         )
+    if ended.returncode < 0 and not ended.hung:
+        killed = RankEnd(0, ended.returncode, 0.0)
+        return {**_killed(killed, -ended.returncode, ended), "sentence": f"torchrun was killed ({-ended.returncode})"}
     if ended.hung or LOST.match(text):
         lost = PeerLostError("torchrun lost its peers and did not end by itself", remedy="it is started again")
         return _record(lost, ended.tail)

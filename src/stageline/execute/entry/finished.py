@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from stageline.config import RunConfig
-from stageline.data.prepared import Prepared, find_prepared
+from stageline.config import RunConfig, TrainerConfig
+from stageline.data.prepared import find_prepared
 from stageline.errors import ConfigError, PlanError
 from stageline.execute.entry.pod import Pod
 from stageline.store import Reference, open_store
@@ -12,21 +12,21 @@ from stageline.store import Reference, open_store
 def find_finished(pod: Pod) -> str:
     """The reference of what this pod would make, "" if it is not there yet.
 
+    Preparation is not asked here: it looks for itself, and would read every source file twice.
     PlanError where the job was made for something else than its config and arguments say.
     """
-    if not pod.config:
+    if not pod.config or pod.verb not in ("train", "evaluate"):
         return ""
     from stageline.families import parse_config
 
     config = parse_config(pod.config, where="STAGELINE_CONFIG")
-    find = {"train": _find_checkpoint, "prepare": _find_data, "evaluate": _find_evaluation}[pod.verb]
-    return find(pod, config)
+    return _find_checkpoint(pod, config) if pod.verb == "train" else _find_evaluation(pod, config)
 
 
-def check_ranks(pod: Pod) -> None:
-    """ConfigError unless torchrun would start as many ranks as the config asks for."""
+def check_ranks(pod: Pod) -> TrainerConfig | None:
+    """The stage's settings; ConfigError unless torchrun would start as many ranks as they ask for."""
     if pod.verb != "train" or not pod.config:
-        return
+        return None
     from stageline.families import family_config, parse_config
     from stageline.stage import stage_config
 
@@ -38,37 +38,30 @@ def check_ranks(pod: Pod) -> None:
             f"for {wanted.nodes} x {wanted.processes} (trainer.nodes x trainer.processes)",
             remedy="the job was changed by hand: delete it and submit it again",
         )
+    return wanted
 
 
 def _find_checkpoint(pod: Pod, config: RunConfig) -> str:
     from stageline.execute.decision import decide
 
     given = pod.options("data")
-    data = given[-1] if given else _reference(_prepared(config)[1])
+    data = given[-1] if given else _prepared(config)
     if not data:
         return ""
     decision = decide(pod.config, pod.stage, data, " ".join(pod.options("parent")))
-    _compare(pod, decision.fingerprint)
+    if given:  # a job that finds its data itself was rendered before anybody knew them
+        _compare(pod, decision.fingerprint)
     return "" if decision.ref is None else str(decision.ref.reference)
 
 
-def _find_data(pod: Pod, config: RunConfig) -> str:
-    key, found = _prepared(config)
-    _compare(pod, key)
-    return _reference(found)
-
-
-def _prepared(config: RunConfig) -> tuple[str, Prepared | None]:
-    """(fingerprint of the data a config leads to, what of them is committed)."""
+def _prepared(config: RunConfig) -> str:
+    """The reference of the data a config leads to, "" if they are not there."""
     from stageline.families import family_config
     from stageline.prepare import hash_sources, prepared_fingerprint
 
     family = family_config(config.family)
     key = prepared_fingerprint(config, family, hash_sources(config, family))
-    return key, find_prepared(open_store(config.root), key)
-
-
-def _reference(found: Prepared | None) -> str:
+    found = find_prepared(open_store(config.root), key)
     return "" if found is None else str(found.reference)
 
 
