@@ -137,9 +137,10 @@ def is_whole(state: State) -> bool:
     found = faults(state)
     if found == ["it was never started to the end"] or not found:
         return not found
-    # A node that was just powered on may need a moment.
+    # While all processes live, it may only be slow: a node that was just powered on, a machine with much to do.
+    patience = 60 if all(process.find(state, name) for name in essential()) else 0
     with contextlib.suppress(ClusterError):
-        process.wait_until(lambda: not faults(state), "it", seconds=5)
+        process.wait_until(lambda: not faults(state), "it", seconds=patience, every=1)
         return True
     say(f"  starting it anew: {'; '.join(found)}")
     return False
