@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,42 @@ SMALL = (
 )
 
 
+class Followed:
+    """A job that is submitted and followed; its lines with the time they came at."""
+
+    def __init__(self, argv: list[str], environment: dict[str, str]) -> None:
+        self.lines: list[tuple[float, str]] = []
+        self.process = subprocess.Popen(
+            argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as output:
+            for line in output:
+                self.lines.append((time.time(), line.rstrip()))
+
+    @property
+    def text(self) -> str:
+        return "\n".join(line for _, line in self.lines)
+
+    def when(self, words: str) -> float:
+        """When the first line with these words came."""
+        return next(at for at, line in self.lines if words in line)
+
+    def end(self) -> tuple[int, str]:
+        """(exit code, everything that was printed)."""
+        try:
+            self.process.wait(PATIENCE_SECONDS)
+        finally:
+            self.process.kill()
+        self.reader.join(5)
+        print(self.text)
+        return self.process.returncode, self.text
+
+
 class Gang:
     """One run in one namespace and one bucket; the launcher runs here, as on a laptop."""
 
@@ -41,34 +78,24 @@ class Gang:
         self.kubectl, self.namespace, self.settings = kubectl, namespace, settings
         self.environment = variables
 
-    def start(self, item: str, *more: str) -> subprocess.Popen[str]:
+    def start(self, item: str, *more: str) -> Followed:
         words = ["job", "submit", item, "--follow", "--family", "film_flow", "--preset", "tiny", *self.settings, *more]
-        argv = [sys.executable, "-m", "stageline", *words]
-        return subprocess.Popen(argv, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return Followed([sys.executable, "-m", "stageline", *words], self.environment)
 
     def run(self, item: str, *more: str) -> tuple[int, str]:
         """(exit code, everything that was printed) of a job that is followed to its end."""
-        return self.end(self.start(item, *more))
-
-    def end(self, process: subprocess.Popen[str]) -> tuple[int, str]:
-        try:
-            text, _ = process.communicate(timeout=PATIENCE_SECONDS)
-        finally:
-            process.kill()
-        print(text)
-        return process.returncode, text
+        return self.start(item, *more).end()
 
     @property
     def directory(self) -> StageDir:
         root = next(word.removeprefix("root=") for word in self.settings if word.startswith("root="))
         return StageDir(root, "gang", "backbone")
 
-    def await_step(self, step: int, process: subprocess.Popen[str]) -> None:
+    def await_step(self, step: int, job: Followed) -> None:
         end = time.monotonic() + PATIENCE_SECONDS
         while not any(ref.metadata.step >= step for ref in self.directory.committed()):
             assert time.monotonic() < end, "no checkpoint came"
-            if process.poll() is not None:
-                raise AssertionError(process.communicate()[0])
+            assert job.process.poll() is None, job.text
             time.sleep(0.3)
 
     def evict(self, pod: str) -> None:
@@ -118,12 +145,12 @@ def gang(
 def test_a_pod_goes_mid_stage_and_the_gang_trains_again(gang: Gang, victim: int, how: str) -> None:
     code, text = gang.run("prepare_data")
     assert code == 0, text
-    process = gang.start("backbone")
-    gang.await_step(EVERY, process)
+    job = gang.start("backbone")
+    gang.await_step(EVERY, job)
     before = max(ref.metadata.step for ref in gang.directory.committed())
     began = time.time()
     getattr(gang, how)(f"gang-backbone-worker-{victim}")
-    code, text = gang.end(process)
+    code, text = job.end()
     assert code == 0, text
     ref = gang.directory.newest()
     assert ref is not None
@@ -134,7 +161,8 @@ def test_a_pod_goes_mid_stage_and_the_gang_trains_again(gang: Gang, victim: int,
     assert resumed[0] >= before, "at most one checkpoint interval was lost"
     after = [ref for ref in gang.directory.committed() if ref.metadata.step > before]
     assert after
-    print(f"worker {victim}, {how}: {resumed}, done {time.time() - began:.0f} s after it went")
+    again = job.when("resumed at step") - began
+    print(f"worker {victim}, {how}: training again after {again:.1f} s from step {resumed}")
 
 
 def test_out_of_memory_ends_the_job_with_its_remedy(gang: Gang) -> None:
@@ -158,17 +186,17 @@ def test_a_wrong_config_ends_the_job_with_the_ranks_own_sentence(gang: Gang) -> 
 def test_a_job_edited_while_it_runs_is_refused_in_words(gang: Gang, kubectl: Kubectl) -> None:
     code, text = gang.run("prepare_data")
     assert code == 0, text
-    process = gang.start("backbone")
-    gang.await_step(EVERY, process)
+    job = gang.start("backbone")
+    gang.await_step(EVERY, job)
     where = ("-n", gang.namespace)
-    job = json.loads(kubectl(*where, "get", "pytorchjob", "gang-backbone", "-o", "json"))
-    worker = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
+    manifest = json.loads(kubectl(*where, "get", "pytorchjob", "gang-backbone", "-o", "json"))
+    worker = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
     for variable in worker["env"]:
         if variable["name"] == "STAGELINE_CONFIG":
             variable["value"] += "\nseed: 99\n"
-    kubectl(*where, "replace", "-f", "-", text=json.dumps(job))
+    kubectl(*where, "replace", "-f", "-", text=json.dumps(manifest))
     gang.kill("gang-backbone-worker-1")
-    code, text = gang.end(process)
+    code, text = job.end()
     assert 0 < code < 128, text
     assert "edited while it ran" in text
 

@@ -189,3 +189,23 @@ def test_an_edited_job_is_refused_when_old_and_new_pods_meet(tmp_path: Path, dat
     codes = [gang.end(0), gang.end(1)]
     assert all(0 < code < 128 for code in codes), gang.output(0) + gang.output(1)
     assert "differs among ranks" in gang.message(1)["sentence"] + gang.message(0)["sentence"]
+
+
+def test_a_trial_prepares_trains_and_checks_in_one_pod(tmp_path: Path) -> None:
+    raw = raw_preset("film_flow", "tiny")
+    raw |= {"data": {**raw["data"], "num_train": 16, "num_val": 8}, "root": "s3://is/not/used"}
+    raw["trainer"] = {**raw["trainer"], "accelerator": "cpu", "nodes": 2}
+    raw["stage_overrides"] = {stage: {"trainer.max_steps": 3} for stage in ("backbone", "film")}
+    own = {key: value for key, value in os.environ.items() if not key.startswith(("STAGELINE_", "PET_"))}
+    variables = {**own, "STAGELINE_CONFIG": yaml.safe_dump(raw), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", ENTRY, "trial", "film"],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "film trained 3 steps; its checkpoint is sound" in done.stdout
+    assert not list(tmp_path.glob("stageline-*")), "nothing is left on the disk"
