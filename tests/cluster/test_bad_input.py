@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -19,11 +20,13 @@ from stageline.errors import (
     PendingTimeoutError,
     PlanError,
     RestartBudgetError,
+    StoreError,
 )
 from stageline.launch.api import JOBS, PODS, Api
+from stageline.launch.control import ClusterJob
 from stageline.launch.job import Job
 from tests.cluster.spaces import Kubectl, Starter, follow, in_thread, namespace, nothing_left, starter, swept, until
-from tests.cluster.trivial import container, pod_spec, trivial_job
+from tests.cluster.trivial import FileProbe, container, pod_spec, trivial_cluster, trivial_job
 
 __all__ = ["namespace", "starter", "swept"]
 
@@ -74,6 +77,38 @@ def test_a_kind_that_is_not_served_is_told_with_the_command_that_installs_it(kub
         with pytest.raises(ClusterError, match="CRD is not installed") as caught:
             api.create(missing, {"metadata": {"name": "x"}})
         assert "training-operator" in caught.value.remedy
+
+
+def test_a_cluster_without_the_operator_is_told_before_anything_is_made(
+    starter: Starter, kubectl: Kubectl, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stageline.launch.control.JOBS", "pytorchjobs.kubeflow.org/v9")  # the server's own 404
+    with pytest.raises(ClusterError, match="CRD is not installed"):
+        starter().start()
+    nothing_left(kubectl, namespace)
+
+
+def test_keys_that_the_store_refuses_are_told_by_the_stage_itself(
+    kubeconfig: str, kubectl: Kubectl, namespace: str, trainer_image: str, bucket: dict[str, str], tmp_path: Path
+) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "AKIANOBODYKNOWSTHIS1", "AWS_SECRET_ACCESS_KEY": "wrong"}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "wrong"}, "stringData": keys}
+    kubectl("-n", namespace, "apply", "-f", "-", text=json.dumps(secret))
+    s3 = {"endpoint": bucket["endpoint"], "region": bucket["region"], "secret": "wrong"}
+    cluster = trivial_cluster(
+        namespace, trainer_image, storage={"s3": s3}, resources={"requests": {"memory": "256Mi"}}, shared_memory="64Mi"
+    )
+    config = {"family": "film_flow", "root": f"s3://{bucket['bucket']}/x", "run": "keys"}
+    job = dataclasses.replace(trivial_job("keys", item="prepare_data"), arguments=("prepare",), config=config)
+    said: list[str] = []
+    api = Api.connect(namespace, kubeconfig=kubeconfig)
+    started = ClusterJob(job, cluster, FileProbe(tmp_path / "result"), said.append, api=api)
+    started.start()
+    verdict = started.follow(said.append)
+    assert verdict.record, said
+    assert verdict.exit_code == StoreError.exit_code, verdict.record
+    assert bucket["bucket"] in verdict.record["sentence"]
+    assert keys["AWS_SECRET_ACCESS_KEY"] not in "".join(said)
 
 
 def test_a_quota_that_refuses_all_pods_ends_the_job_in_time_and_is_named(
