@@ -64,9 +64,9 @@ def judge(ended: Ended, records: Path, *, memory_ran_out: bool, world_size: int 
                 f"the deadline came before the stage was finished: {record['sentence']}",
                 remedy="submit it again with a later deadline; it continues from the last checkpoint",
             ),
-            ended.tail,
+            ended,
         )
-    return {**record, "log_tail": record.get("log_tail") or list(ended.tail)[-30:]}
+    return {**record, "log_tail": record.get("log_tail") or ended.last_words}
 
 
 def judge_rank(end: RankEnd, own: Record | None, ended: Ended, *, memory_ran_out: bool) -> Record | None:
@@ -123,7 +123,7 @@ def _out_of_memory(who: str, ended: Ended) -> Record:
         f"{who} killed by the kernel: the memory of its container ran out",
         remedy="raise cluster.resources.limits.memory, or lower trainer.batch_size or trainer.num_workers",
     )
-    return _record(error, ended.tail)
+    return _record(error, ended)
 
 
 def _judge_program(ended: Ended) -> Record:
@@ -131,7 +131,7 @@ def _judge_program(ended: Ended) -> Record:
     if ended.asked or ended.late:
         why = ended.asked or "the deadline"
         stopped = InterruptedRunError(f"stopped by {why} before the ranks began", remedy="start it again")
-        return _record(stopped, ended.tail)
+        return _record(stopped, ended)
     text = "\n".join(ended.tail)
     if is_rendezvous_failure(ended):
         return _record(
@@ -139,19 +139,19 @@ def _judge_program(ended: Ended) -> Record:
                 f"the ranks did not find each other: {last_line(ended.tail, words=RENDEZVOUS)}",
                 remedy="it is started again; are all pods of the job running, and can they reach worker 0?",
             ),
-            ended.tail,
+            ended,
         )
     if ended.returncode < 0 and not ended.hung:
         killed = RankEnd(0, ended.returncode, 0.0)
         return {**_killed(killed, -ended.returncode, ended), "sentence": f"torchrun was killed ({-ended.returncode})"}
     if ended.hung or LOST.match(text):
         lost = PeerLostError("torchrun lost its peers and did not end by itself", remedy="it is started again")
-        return _record(lost, ended.tail)
+        return _record(lost, ended)
     error = StagelineError(
         f"torchrun ended with {ended.returncode} before it started a rank; its last line: {last_line(ended.tail)}",
         remedy="see the log of this pod",
     )
-    return _record(error, ended.tail)
+    return _record(error, ended)
 
 
 def is_rendezvous_failure(ended: Ended) -> bool:
@@ -193,5 +193,5 @@ def _plain(end: RankEnd, kind: str, sentence: str, remedy: str, exit_code: int) 
     return {**plain, "rank": end.rank, "time": end.time, "log_tail": []}
 
 
-def _record(error: StagelineError, tail: Sequence[str]) -> Record:
-    return failure_record(error, log_tail=list(tail)[-30:])
+def _record(error: StagelineError, ended: Ended) -> Record:
+    return failure_record(error, log_tail=ended.last_words)

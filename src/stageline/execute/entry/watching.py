@@ -28,7 +28,9 @@ FOLLOW_SECONDS = 10.0
 KILL_AFTER_SECONDS = 15.0
 """Past the shutdown time-out of the ranks, before everything is killed."""
 LAST_LINES_SECONDS = 3.0
-TAIL_LINES = 60
+RECORD_LINES = 30
+TAIL_LINES = 300
+"""Kept in memory: torchrun ends with pages of its own, behind what the ranks said last."""
 
 
 class Asked:
@@ -78,6 +80,11 @@ class Ended:
     late: bool = False
     hung: bool = False
     tail: tuple[str, ...] = ()
+
+    @property
+    def last_words(self) -> list[str]:
+        """The last lines of the ranks, or of torchrun where no rank said anything."""
+        return ([line for line in self.tail if line.startswith("[rank ")] or list(self.tail))[-RECORD_LINES:]
 
 
 @dataclass
