@@ -165,7 +165,8 @@ def measure(own: Own, namespace: str, settings: list[str], environment: dict[str
 def main() -> None:
     own = read_own()
     if own is None or "trainer" not in own.images:
-        sys.exit("error: no test cluster with images is up\n  -> make cluster")
+        print("\nno figures of a cluster: no test cluster with images is up; `make cluster` makes it")
+        return
     network.enter()
     with place(own) as (namespace, settings, environment):
         measure(own, namespace, settings, environment)
