@@ -55,7 +55,13 @@ print(json.dumps({"found": found, "help": shown.getvalue()}))
 def torch_free_modules() -> list[str]:
     """Every torch-free module with its submodules, every family's folder and config."""
     names = [f"stageline.{name}" for name in ALONE]
-    for package in ("stageline.config", "stageline.store", "stageline.launch", "stageline.report"):
+    for package in (
+        "stageline.config",
+        "stageline.store",
+        "stageline.launch",
+        "stageline.report",
+        "stageline.execute.entry",
+    ):
         spec = find_spec(package)
         assert spec is not None, f"{package} does not exist"
         for module in pkgutil.iter_modules(spec.submodule_search_locations or ()):
