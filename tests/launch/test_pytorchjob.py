@@ -200,6 +200,14 @@ def test_a_pod_gets_the_runs_config_without_where_pods_run() -> None:
     assert config["stage_overrides"] == {"finetune": {"trainer.max_steps": 10000}}
 
 
+def test_a_job_that_finds_its_inputs_itself_claims_no_fingerprint_in_its_pods() -> None:
+    """It has one as a job, so that starting it twice is one job; what its pods work out depends on what they find."""
+    free = render_job(stage_job("film_flow", "film", arguments=("train", "film")), cluster())
+    assert free["metadata"]["annotations"]["stageline.dev/fingerprint"] == "3f9c1a2b" * 8
+    assert env_of(free)["STAGELINE_FINGERPRINT"] == ""
+    assert env_of(render_job(*JOBS["film_flow"]))["STAGELINE_FINGERPRINT"] == "3f9c1a2b" * 8
+
+
 def test_settings_win_over_our_defaults_but_never_over_the_rendezvous() -> None:
     env = env_of(render_job(*JOBS["panorama_vlm"]))
     assert env["GLOO_SOCKET_IFNAME"] == "net1"

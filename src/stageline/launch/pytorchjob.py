@@ -141,6 +141,11 @@ def config_text(job: Job) -> str:
     return str(yaml.dump(plain, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=120))
 
 
+def _is_free(job: Job) -> bool:
+    """Whether a stage finds its data and parents by itself: what its pods compute is not known before."""
+    return job.arguments[:1] == ("train",) and not any(word.startswith("--data=") for word in job.arguments)
+
+
 def _environment(job: Job, cluster: ClusterConfig, text: str) -> list[dict[str, Any]]:
     plain = {
         "HOME": "/tmp",  # noqa: S108  # the one writable folder of the container
@@ -159,7 +164,7 @@ def _environment(job: Job, cluster: ClusterConfig, text: str) -> list[dict[str, 
         "PET_SHUTDOWN_TIMEOUT": str(job.shutdown_timeout_seconds),
         "STAGELINE_JOB": job.name,
         "STAGELINE_ITEM": job.item,
-        "STAGELINE_FINGERPRINT": job.fingerprint,
+        "STAGELINE_FINGERPRINT": "" if _is_free(job) else job.fingerprint,
         "STAGELINE_IMAGE": cluster.image,
         "STAGELINE_NODES": str(job.nodes),
         "STAGELINE_CONFIG": text,

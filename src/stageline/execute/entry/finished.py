@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from stageline.config import RunConfig, TrainerConfig
-from stageline.data.prepared import find_prepared
 from stageline.errors import ConfigError, PlanError
 from stageline.execute.entry.pod import Pod
 from stageline.store import Reference, open_store
@@ -43,26 +42,15 @@ def check_ranks(pod: Pod) -> TrainerConfig | None:
 
 def _find_checkpoint(pod: Pod, config: RunConfig) -> str:
     from stageline.execute.decision import decide
+    from stageline.plan import make_plan
 
     given = pod.options("data")
-    data = given[-1] if given else _prepared(config)
-    if not data:
-        return ""
-    decision = decide(pod.config, pod.stage, data, " ".join(pod.options("parent")))
-    if given:  # a job that finds its data itself was rendered before anybody knew them
-        _compare(pod, decision.fingerprint)
+    if not given:  # a job that finds data and parents itself was rendered before anybody knew them
+        item = make_plan(config)[pod.stage]
+        return item.reference if item.action == "reuse" else ""
+    decision = decide(pod.config, pod.stage, given[-1], " ".join(pod.options("parent")))
+    _compare(pod, decision.fingerprint)
     return "" if decision.ref is None else str(decision.ref.reference)
-
-
-def _prepared(config: RunConfig) -> str:
-    """The reference of the data a config leads to, "" if they are not there."""
-    from stageline.families import family_config
-    from stageline.prepare import hash_sources, prepared_fingerprint
-
-    family = family_config(config.family)
-    key = prepared_fingerprint(config, family, hash_sources(config, family))
-    found = find_prepared(open_store(config.root), key)
-    return "" if found is None else str(found.reference)
 
 
 def _find_evaluation(pod: Pod, config: RunConfig) -> str:
