@@ -149,12 +149,14 @@ def killed_replacing(number: int, moment: str) -> Case:
 
 
 MOMENTS = ("before", "after")
+REQUESTS = (1, 2, 3, 4, 5, *range(10, 21))
+"""Lease, look, six questions about permission (5-10), creation (11), lists and watches, notes (18), logs."""
 CASES = [
-    *(killed_at(number, moment) for number in range(1, 15) for moment in MOMENTS),
+    *(killed_at(number, moment) for number in REQUESTS for moment in MOMENTS),
     *(killed_adopting(number, moment) for number in range(1, 5) for moment in MOMENTS),
     *(killed_stopping("DELETE", "pytorchjobs/{}-film", moment) for moment in MOMENTS),
     *(killed_stopping("DELETE", "leases/{}-film", moment) for moment in MOMENTS),
-    *(killed_replacing(number, moment) for number in (5, 6, 8, 9) for moment in MOMENTS),
+    *(killed_replacing(number, moment) for number in (4, 5, 7, 9, 16) for moment in MOMENTS),
 ]
 
 

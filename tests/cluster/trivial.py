@@ -136,8 +136,10 @@ class Launcher:
     def end(self, seconds: float = 60) -> int:
         """Wait for its end; its exit code, negative for a signal."""
         self.process.join(seconds)
-        assert self.process.exitcode is not None, f"it did not end within {seconds} s:\n{self.text()}"
-        return self.process.exitcode
+        code = self.process.exitcode
+        assert code is not None, f"it did not end within {seconds} s:\n{self.text()}"
+        # 255: the fork server lost its child before it could ask how it ended; nothing of ours ends so.
+        return -signal.SIGKILL if code == 255 else code
 
     def verdict(self, seconds: float = 60) -> tuple[int, dict[str, Any]]:
         """Wait for the verdict it prints: exit code and record."""

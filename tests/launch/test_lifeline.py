@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from stageline.launch.lifeline import Cancellation, moment, standing, this_holder
+from stageline.launch.cancellation import Cancellation
+from stageline.launch.lifeline import moment, standing, this_holder
 
 NOW = 1_800_000_000.0
 

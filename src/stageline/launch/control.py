@@ -12,17 +12,20 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from stageline.errors import ClusterUnavailableError, InterruptedRunError, NodeLostError, StagelineError
-from stageline.launch.adoption import JOB_LABEL, LAUNCHER, NONCE, adoption_patch, annotation, decide
+from stageline.errors import ClusterUnavailableError, InterruptedRunError, StagelineError
+from stageline.launch.adoption import LAUNCHER, NONCE, adoption_patch, annotation, decide
 from stageline.launch.api import JOBS, PODS, Api
-from stageline.launch.follow import Followed, Follower, Word
+from stageline.launch.cancellation import Cancellation, was_moved
+from stageline.launch.departure import Departure
+from stageline.launch.follow import Follower, Word
+from stageline.launch.followed import Followed, Probe
 from stageline.launch.job import Job, Verdict
-from stageline.launch.lifeline import Cancellation, Holder, Lifeline, this_holder, was_moved
+from stageline.launch.lifeline import Holder, Lifeline, this_holder
+from stageline.launch.permission import refuse_without_permission
 from stageline.launch.pytorchjob import render_job, stamp
 from stageline.launch.refusals import AbsentError, ConflictError, ExistsError
-from stageline.launch.words import pod_label, pod_node
 
 if TYPE_CHECKING:
     from stageline.config import ClusterConfig
@@ -31,20 +34,7 @@ Say = Callable[[str], None]
 
 LOOKUP_SECONDS = 60.0
 """How long a creation without an answer is looked up before the launcher gives up."""
-GONE_MARGIN_SECONDS = 60.0
-"""Past their grace, before old pods count as stuck: the kubelet and the collector need a few seconds."""
-POLL_SECONDS = 0.5
 DELETE_SECONDS = 10.0
-
-
-class Probe(Protocol):
-    """What the store says about a job's result."""
-
-    def finished(self) -> bool:
-        """Whether the final result is committed."""
-
-    def progress(self) -> int:
-        """The newest committed step, -1 if there is none."""
 
 
 class ClusterJob:
@@ -108,7 +98,7 @@ class ClusterJob:
             self.say(f"job {where} need not start: {decision.why}")
             return True
         if live is None:
-            self._await_no_pods(())
+            self._departure().await_pods()
             return self._create()
         if decision.action == "adopt":
             return self._adopt(live)
@@ -116,8 +106,12 @@ class ClusterJob:
         if decision.action == "replace":
             with suppress(AbsentError, ConflictError):
                 self.api.delete(JOBS, self.job.name, uid=live["metadata"]["uid"])
-        self._await_gone(live["metadata"]["uid"])
+        self._departure().await_job(live["metadata"]["uid"])
         return False
+
+    def _departure(self) -> Departure:
+        grace = self.cluster.grace_for(self.job.shutdown_timeout_seconds)
+        return Departure(self.api, self.job.name, grace, self.say, self._refuse_cancelled)
 
     def _read(self) -> dict[str, Any] | None:
         try:
@@ -139,6 +133,12 @@ class ClusterJob:
         self._refuse_cancelled()
 
     def _create(self) -> bool:
+        refuse_without_permission(self.api)
+        if self.holder.pod and not self.holder.owner:
+            self.say(
+                f"the job lives in namespace {self.api.namespace!r} and this pod in {self.holder.pod_namespace!r}: "
+                "deleting this pod will not end the job"
+            )
         nonce = uuid.uuid4().hex
         seconds = self.cluster.deadline_seconds
         manifest = stamp(
@@ -215,31 +215,6 @@ class ClusterJob:
             return str((pod["metadata"].get("labels") or {}).get("pipeline/runid", ""))
         return ""
 
-    def _await_gone(self, uid: str) -> None:
-        """Wait until a deleted job and the pods it had are gone: a new gang must not meet the old one's pods."""
-        pods = self._pods()
-        while (found := self._read()) is not None and found["metadata"]["uid"] == uid:
-            self._refuse_cancelled()
-            time.sleep(POLL_SECONDS)
-        self._await_no_pods([pod["metadata"]["uid"] for pod in pods])
-
-    def _pods(self) -> list[dict[str, Any]]:
-        return list(self.api.list(PODS, labels=f"{JOB_LABEL}={self.job.name}").get("items") or [])
-
-    def _await_no_pods(self, uids: Any) -> None:
-        limit = self.cluster.grace_for(self.job.shutdown_timeout_seconds) + GONE_MARGIN_SECONDS
-        end = time.monotonic() + limit
-        said = False
-        while left := [pod for pod in self._pods() if not uids or pod["metadata"]["uid"] in uids]:
-            self._refuse_cancelled()
-            names = ", ".join(f"{pod_label(p)} on {pod_node(p) or 'no node'}" for p in left)
-            if not said:
-                self.say(f"waiting for the pods of the job before to end: {names}")
-                said = True
-            if time.monotonic() > end:
-                raise _stuck(left, names, limit, self.api.namespace)
-            time.sleep(POLL_SECONDS)
-
     def follow(self, on_line: Callable[[str], None]) -> Verdict:
         """Hand every line of every pod to `on_line` as it comes; say what happens; return the verdict at the end."""
         try:
@@ -313,16 +288,6 @@ class ClusterJob:
                 return
             break
         self._words.put(("cancelled", False))
-
-
-def _stuck(pods: list[dict[str, Any]], names: str, limit: float, namespace: str) -> StagelineError:
-    first = pods[0]["metadata"]["name"]
-    return NodeLostError(
-        f"the pods of the job before are still there after {limit:.0f} s ({names}); while they are, "
-        "a new job could write beside them",
-        remedy=f"if their node is gone for good: kubectl -n {namespace} delete pod {first} --force --grace-period=0",
-        code="E_OLD_PODS",
-    )
 
 
 def start_on_cluster(

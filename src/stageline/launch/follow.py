@@ -11,22 +11,19 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-from stageline.errors import EXIT_INTERRUPTED, ClusterError, ClusterUnavailableError, StagelineError
+from stageline.errors import ClusterError, ClusterUnavailableError, StagelineError
 from stageline.launch.adoption import JOB_LABEL, PODS_SEEN, SPEC, lost_to, outcome
 from stageline.launch.api import EVENTS, JOBS, NODES, PODS, Api
-from stageline.launch.job import Job, Verdict
+from stageline.launch.followed import Followed, interrupted
+from stageline.launch.job import Verdict
 from stageline.launch.logs import LogFollower
 from stageline.launch.outage import node_lost_error, node_state
 from stageline.launch.refusals import AbsentError, ConflictError
 from stageline.launch.scene import Scene
 from stageline.launch.watching import Watch
 from stageline.launch.words import pod_node
-
-if TYPE_CHECKING:
-    from stageline.config import ClusterConfig
 
 Word = tuple[str, Any]
 """What threads tell the loop: (`job` | `pod` | `event`, Change), (`cancelled`, moved), (`lost` | `error`, error)."""
@@ -40,36 +37,6 @@ STORE_SECONDS = 5.0
 """For the store to show the final result of a job that succeeded."""
 UNNOTICED_SECONDS = 20.0
 """For the operator to notice that all pods succeeded, before the store is asked without it."""
-
-
-class Probe(Protocol):
-    """What the store says about a job's result."""
-
-    def finished(self) -> bool:
-        """Whether the final result is committed."""
-
-    def progress(self) -> int:
-        """The newest committed step, -1 if there is none."""
-
-
-@dataclass(frozen=True)
-class Followed:
-    """What is followed. live: the job as it was started or adopted.  launcher: our holder's name.
-
-    is_cancelled: whether somebody asked us to delete it.
-    """
-
-    job: Job
-    cluster: ClusterConfig
-    probe: Probe
-    say: Callable[[str], None]
-    live: dict[str, Any]
-    launcher: str
-    is_cancelled: Callable[[], bool]
-
-    @property
-    def uid(self) -> str:
-        return str(self.live["metadata"]["uid"])
 
 
 class Follower:
@@ -167,7 +134,7 @@ class Follower:
     def _take_cancelled(self, *, moved: bool) -> Verdict | None:
         if moved:
             self._task.say("this launcher's pod is being moved: the job is left running for the next one to follow")
-            return _interrupted("the launcher's pod was moved to another node; the job runs on", "start it again")
+            return interrupted("the launcher's pod was moved to another node; the job runs on", "start it again")
         self._task.say("the job is deleted; its pods commit and end")
         self._cancelled = True
         return None
@@ -320,15 +287,10 @@ class Follower:
         if self._finished():
             return Verdict(0)
         if self._cancelled:
-            return _interrupted(f"{self._task.job.name} was stopped and its job deleted", "run again to continue")
+            return interrupted(f"{self._task.job.name} was stopped and its job deleted", "run again to continue")
         error = ClusterError(
             f"the job {self._task.job.name!r} was deleted by somebody else while it ran",
             remedy="start it again to continue from the last checkpoint",
             code="E_JOB_DELETED",
         )
         return Verdict(error.exit_code, error.record())
-
-
-def _interrupted(sentence: str, remedy: str) -> Verdict:
-    record = {"kind": "interrupted", "code": "", "sentence": sentence, "remedy": remedy}
-    return Verdict(EXIT_INTERRUPTED, {**record, "exit_code": EXIT_INTERRUPTED})
