@@ -75,10 +75,16 @@ def follow(started: TrivialJob) -> Verdict:
     return verdict
 
 
-def in_thread(started: TrivialJob) -> tuple[threading.Thread, list[Verdict]]:
-    """Follow a started job beside the test."""
+def in_thread(started: TrivialJob, *, starts: bool = False) -> tuple[threading.Thread, list[Verdict]]:
+    """Follow a job beside the test. starts: start it there too."""
     verdicts: list[Verdict] = []
-    thread = threading.Thread(target=lambda: verdicts.append(started.follow(lambda _: None)), daemon=True)
+
+    def run() -> None:
+        if starts:
+            started.start()
+        verdicts.append(started.follow(lambda _: None))
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     return thread, verdicts
 
