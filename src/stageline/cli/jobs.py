@@ -124,7 +124,7 @@ def _prospect(config: RunConfig, item: str) -> Prospect:
     except StagelineError as error:
         _say(f"the store is not looked into: {error.message}; the job finds data and parents by itself")
         job, cluster = free_job(config, item)
-        return Prospect(job, cluster, JobProbe(job.name, cluster))  # type: ignore[arg-type]  # the same two questions
+        return Prospect(job, cluster, JobProbe(job.name, job.fingerprint, cluster))  # type: ignore[arg-type]  # the same two questions
     return resolved_job(config, item, root)
 
 

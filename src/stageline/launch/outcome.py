@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stageline.config import ClusterConfig
-from stageline.launch.adoption import outcome
+from stageline.launch.adoption import FINGERPRINT, annotation, outcome
 from stageline.launch.api import JOBS, Api
 from stageline.launch.refusals import AbsentError
 
@@ -11,18 +11,20 @@ from stageline.launch.refusals import AbsentError
 class JobProbe:
     """The entry ends a pod with 0 only once its result is committed, so that a job that succeeded has one."""
 
-    def __init__(self, name: str, cluster: ClusterConfig) -> None:
+    def __init__(self, name: str, fingerprint: str, cluster: ClusterConfig) -> None:
         self._name = name
+        self._fingerprint = fingerprint
         self._cluster = cluster
         self._api: Api | None = None
 
     def finished(self) -> bool:
-        """Whether the job of that name succeeded."""
+        """Whether the job of that name and fingerprint succeeded."""
         self._api = self._api or Api.connect(self._cluster.namespace, self._cluster.context)
         try:
-            return outcome(self._api.get(JOBS, self._name)) == "Succeeded"
+            job = self._api.get(JOBS, self._name)
         except AbsentError:
             return False
+        return outcome(job) == "Succeeded" and annotation(job, FINGERPRINT) == self._fingerprint
 
     def progress(self) -> int:
         """Nobody here can know."""
