@@ -55,8 +55,8 @@ def outside() -> dict[str, str]:
 def test_the_plan_is_shown_and_the_run_followed_to_its_end(backend: BackendServer, tmp_path: Path) -> None:
     backend.states = [
         run_state("RUNNING", prepare_data="RUNNING"),
-        run_state("RUNNING", prepare_data="SUCCEEDED", train_backbone="RUNNING"),
-        run_state("SUCCEEDED", prepare_data="SUCCEEDED", train_backbone="SUCCEEDED"),
+        run_state("RUNNING", prepare_data="SUCCEEDED", train_stage="RUNNING"),
+        run_state("SUCCEEDED", prepare_data="SUCCEEDED", train_stage="SUCCEEDED"),
     ]
     done = submit(tmp_path, "--endpoint", backend.endpoint, "--service-account", "steps")
     assert done.returncode == 0, done.stderr
@@ -65,6 +65,7 @@ def test_the_plan_is_shown_and_the_run_followed_to_its_end(backend: BackendServe
     assert f"submitted as KFP run {RUN_ID}" in done.stdout
     assert done.stdout.index("prepare data: running") < done.stdout.index("prepare data: succeeded")
     assert done.stdout.rstrip().endswith(f"report: {tmp_path}/runs/tiny/report.html")
+    assert "root" not in [line.partition(":")[0] for line in done.stdout.splitlines()], "only steps are told"
     assert backend.created["service_account"] == "steps"
     given = backend.created["runtime_config"]["parameters"]
     assert given["claim"] == "data"
@@ -82,8 +83,8 @@ def test_a_dry_run_submits_nothing(backend: BackendServer, tmp_path: Path) -> No
 
 
 def following(backend: BackendServer, root: Path, lines: list[str]) -> Following:
-    config = make_submission(parse_config(raw_preset("film_flow", "tiny"), words_of(root))).config
-    return Following(Backend.connect(backend.endpoint), RUN_ID, config, lines.append, poll_seconds=0.05)
+    submission = make_submission(parse_config(raw_preset("film_flow", "tiny"), words_of(root)))
+    return Following(Backend.connect(backend.endpoint), RUN_ID, submission, lines.append, poll_seconds=0.05)
 
 
 def test_a_failed_run_ends_with_the_failed_steps_own_record(backend: BackendServer, tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_the_record_of_an_earlier_run_is_not_this_ones(backend: BackendServer, t
     write_failure(open_store(tmp_path).child("runs", "tiny"), DataError("old"))
     time.sleep(0.01)
     follow = following(backend, tmp_path, [])
-    backend.states = [run_state("FAILED", train_film="FAILED")]
+    backend.states = [run_state("FAILED", train_stage_2="FAILED")]
     error = follow.follow()
     assert error is not None
     assert error.exit_code == 1
@@ -113,14 +114,14 @@ def test_the_record_of_an_earlier_run_is_not_this_ones(backend: BackendServer, t
 
 
 def test_a_run_that_somebody_terminated_is_an_interruption(backend: BackendServer, tmp_path: Path) -> None:
-    backend.states = [run_state("FAILED", ("RUNNING", "CANCELING"))]
+    backend.states = [run_state("RUNNING"), run_state("CANCELING"), run_state("FAILED", train_stage_2="FAILED")]
     error = following(backend, tmp_path, []).follow()
     assert error is not None
     assert error.exit_code == 143
 
 
 def test_ctrl_c_asks_the_backend_to_terminate_and_waits_for_it(backend: BackendServer, tmp_path: Path) -> None:
-    backend.states = [run_state("RUNNING", train_film="RUNNING")]
+    backend.states = [run_state("RUNNING", train_stage_2="RUNNING")]
     process = subprocess.Popen(
         command(tmp_path, "--endpoint", backend.endpoint),
         stdout=subprocess.PIPE,
@@ -134,7 +135,7 @@ def test_ctrl_c_asks_the_backend_to_terminate_and_waits_for_it(backend: BackendS
             break
     process.send_signal(signal.SIGINT)
     assert backend.terminated.wait(30)
-    backend.states = [run_state("FAILED", ("RUNNING", "CANCELING"), train_film="FAILED")]
+    backend.states = [run_state("FAILED", train_stage_2="FAILED")]
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "was terminated" in errors

@@ -69,7 +69,7 @@ def submit(
     print(f"submitted as KFP run {run_id} (experiment {experiment!r})", flush=True)
     if not follow:
         return
-    error = Following(backend, run_id, submission.config, lambda text: print(text, flush=True)).follow()
+    error = Following(backend, run_id, submission, lambda text: print(text, flush=True)).follow()
     where = f"{submission.config.root.rstrip('/')}/runs/{submission.config.run}"
     if error is not None:
         print(f"run: {where}", flush=True)

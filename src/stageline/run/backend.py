@@ -20,7 +20,7 @@ TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 
 @dataclass(frozen=True)
 class TaskState:
-    """One step of a run. name: as shown to people.  error: KFP's words."""
+    """One task of a run, by the name it has in the compiled pipeline.  error: KFP's words."""
 
     name: str
     state: str
@@ -29,12 +29,14 @@ class TaskState:
 
 @dataclass(frozen=True)
 class RunState:
-    """state: KFP's word for the whole run.  was_terminated: whether somebody asked it to end."""
+    """state: KFP's word for the whole run; CANCELING for a while after it was terminated, then FAILED like others.
+
+    tasks: those that have a state; drivers, DAGs and executors are among them.
+    """
 
     state: str
     tasks: tuple[TaskState, ...]
     error: str = ""
-    was_terminated: bool = False
 
     @property
     def ended(self) -> bool:
@@ -97,14 +99,13 @@ class Backend:
         """How a run goes."""
         with _in_words(self.endpoint, "ask for a run at"):
             run = self._client.get_run(run_id)
-        history = [entry.state for entry in run.state_history or ()]
         details = run.run_details.task_details if run.run_details and run.run_details.task_details else ()
         tasks = [
             TaskState(str(task.display_name), str(task.state), _words(task.error))
-            for task in sorted(details, key=lambda task: str(task.create_time))
-            if task.display_name
+            for task in details
+            if task.display_name and task.state
         ]
-        return RunState(str(run.state), tuple(tasks), _words(run.error), "CANCELING" in history)
+        return RunState(str(run.state), tuple(tasks), _words(run.error))
 
     def terminate(self, run_id: str) -> None:
         """Ask the backend to end a run."""

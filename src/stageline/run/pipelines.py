@@ -50,3 +50,12 @@ def compile_pipeline(family: str, path: Path, *, claim: str | None = None, image
     defaults = {"launcher_image": image, "claim": claim}
     given = {key: value for key, value in defaults.items() if value}
     compiler.Compiler().compile(function, str(path), pipeline_parameters=given or None)
+
+
+def task_names(pipeline: Path) -> dict[str, str]:
+    """Task of a compiled pipeline -> its name for people, in the order in which they run."""
+    import yaml
+
+    tasks = next(yaml.safe_load_all(pipeline.read_text(encoding="utf-8")))["root"]["dag"]["tasks"]
+    ordered = sorted(tasks, key=lambda name: len(tasks[name].get("dependentTasks", ())))
+    return {name: str(tasks[name]["taskInfo"]["name"]) for name in ordered}

@@ -23,7 +23,7 @@ from stageline.launch.defaults import CONFIG_MAP, KEY, parse_defaults, with_defa
 from stageline.launch.placement import check_on_cluster, place_root
 from stageline.plan import Plan, make_plan
 from stageline.run.backend import Backend, RunState
-from stageline.run.pipelines import compiled_pipeline
+from stageline.run.pipelines import compiled_pipeline, task_names
 from stageline.store import Store, open_store
 from stageline.store.settings import apply_storage
 from stageline.telemetry import read_events, read_failure
@@ -115,17 +115,20 @@ class Following:
 
     backend: Backend
     run_id: str
-    config: RunConfig
+    submission: Submission
     say: Say
     poll_seconds: float = POLL_SECONDS
     signals: int = 0
     _told: dict[str, str] = field(default_factory=dict)
+    _titles: Mapping[str, str] = field(default_factory=dict)
+    _terminated: bool = False
     _num_events: int = 0
     _old_failure: Mapping[str, Any] = field(default_factory=dict)
     _wake: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         """Note what an earlier run of this name left: it is not this one's. No clocks, which may differ."""
+        self._titles = task_names(self.submission.pipeline)
         self._num_events = len(self._events())
         with suppress(StagelineError):
             self._old_failure = read_failure(self._run()) or {}
@@ -163,10 +166,14 @@ class Following:
 
     def _tell(self, state: RunState) -> None:
         """What changed since the last look: the backend's states, and what the steps themselves say in the store."""
-        for task in state.tasks:
-            if self._told.get(task.name) != task.state and not task.name.endswith("-driver"):
-                self._told[task.name] = task.state
-                self.say(f"{task.name}: {task.state.lower()}")
+        if state.state == "CANCELING" and not self._terminated:
+            self._terminated = True
+            self.say("the run is being terminated")
+        states = {task.name: task.state for task in state.tasks}
+        for name, title in self._titles.items():
+            if name in states and self._told.get(name) != states[name]:
+                self._told[name] = states[name]
+                self.say(f"{title}: {states[name].lower()}")
         for event in self._events()[self._num_events :]:
             self._num_events += 1
             self.say(f"  {event['item']}: {event['state']}: {event['text']}")
@@ -179,17 +186,18 @@ class Following:
         return [event for event in events if event.get("event") == "step"]
 
     def _run(self) -> Store:
-        return reach_store(self.config).child("runs", self.config.run)
+        return reach_store(self.submission.config).child("runs", self.submission.config.run)
 
     def _error(self, state: RunState) -> StagelineError | None:
         if state.state in ("SUCCEEDED", "SKIPPED"):
             return None
-        if self.signals or state.was_terminated or state.state == "CANCELED":
+        if self._terminated or self.signals or state.state == "CANCELED":
             return InterruptedRunError(
                 f"KFP run {self.run_id} was terminated; what was committed is kept",
                 remedy="submit the same config again to continue",
             )
-        failed = next((task for task in state.tasks if task.state in ("FAILED", "ERROR")), None)
+        bad = [task for task in state.tasks if task.state in ("FAILED", "ERROR")]
+        failed = next((task for task in bad if task.name in self._titles), None)
         try:
             record = read_failure(self._run()) or {}
         except StagelineError as unreachable:
@@ -204,7 +212,7 @@ class Following:
                 code=str(record.get("code", "")),
                 origin=str(record.get("kind", "")),
             )
-        where = f"step {failed.name!r} failed" if failed else "the run failed"
+        where = f"step {self._titles[failed.name]!r} failed" if failed else "the run failed"
         words = (failed.error if failed else "") or state.error or "KFP does not say why"
         remedy = str(record.get("remedy", "")) if "time" not in record else ""
         return StepFailedError(
