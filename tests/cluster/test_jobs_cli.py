@@ -71,6 +71,9 @@ class Program:
         rows: list[dict[str, Any]] = json.loads(done.stdout)
         return rows
 
+    def states(self) -> dict[str, str]:
+        return {row["name"]: row["state"] for row in self.rows()}
+
 
 @pytest.fixture
 def program(
@@ -86,7 +89,7 @@ def until(what: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.3)
+        time.sleep(1.0)
 
 
 def test_names_that_do_not_exist_are_refused_in_words(program: Program) -> None:
@@ -177,8 +180,8 @@ def test_jobs_applied_by_hand_train_a_run(program: Program, kubectl: Kubectl) ->
     for stage in ("backbone", "film"):
         text = program.call("job", "render", stage, configured=True, more=("trainer.nodes=2",)).stdout
         kubectl("-n", program.namespace, "apply", "-f", "-", text=text)
-        wait = ("wait", "--for=condition=Succeeded", f"pytorchjob/cli-{stage}", "--timeout=300s")
-        kubectl("-n", program.namespace, *wait, seconds=320)
+        until(lambda: program.states()[f"cli-{stage}"] in ("succeeded", "failed"), 400)  # noqa: B023  # called at once
+        assert program.states()[f"cli-{stage}"] == "succeeded"
     plan = json.loads(program.call("plan", "--json", configured=True, more=("trainer.nodes=2",)).stdout)
     actions = {item["name"]: item["action"] for item in plan["items"]}
     assert actions["film"] == actions["backbone"] == actions["prepare_data"] == "reuse"

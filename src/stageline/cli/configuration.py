@@ -42,12 +42,23 @@ def read_config(
     if file is not None and (family or preset):
         raise ConfigError("-c and --family/--preset contradict each other", remedy="give one of the two")
     if file is not None:
-        return parse_config(read_yaml(file), overrides or (), str(file))
+        return _reaching(parse_config(read_yaml(file), overrides or (), str(file)))
     if not family:
         raise ConfigError(
             "no config given", remedy="-c FILE, or --family film_flow --preset tiny; `stageline init` writes a file"
         )
-    return parse_config(raw_preset(family, preset or "tiny"), overrides or (), f"preset {preset or 'tiny'!r}")
+    where = f"preset {preset or 'tiny'!r}"
+    return _reaching(parse_config(raw_preset(family, preset or "tiny"), overrides or (), where))
+
+
+def _reaching(config: RunConfig) -> RunConfig:
+    """The config, its S3 reached as its jobs reach it, where nobody said otherwise by environment."""
+    s3 = config.cluster.storage.s3
+    if s3 is not None and config.root.startswith("s3://"):
+        from stageline.store.settings import apply_storage
+
+        apply_storage(s3.model_dump())
+    return config
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
