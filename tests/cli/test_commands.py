@@ -49,6 +49,15 @@ def test_every_key_behind_a_hash_in_the_starter_is_a_key(tmp_path: Path) -> None
     assert known <= {*keys, *(line.strip().split(":")[0] for line in trainer.splitlines())}
 
 
+def test_the_starter_shows_the_section_cluster_briefly_and_rightly() -> None:
+    text = starter_yaml(parse_config(raw_preset("film_flow", "tiny")), "tiny")
+    section = text[text.index("# cluster:") : text.index("\nmodel:")]
+    assert len(section.splitlines()) < 10
+    shown = yaml.safe_load("\n".join(line.removeprefix("# ") for line in section.splitlines() if line.startswith("#")))
+    shown["cluster"]["image"] = "registry.example.org/stageline/trainer:1"
+    parse_config({**raw_preset("film_flow", "tiny"), **shown})
+
+
 def test_init_overwrites_nothing(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("mine: yes\n")

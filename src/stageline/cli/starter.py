@@ -12,11 +12,19 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from stageline.config import RunConfig, canonical_json, key_of
+from stageline.config import ClusterConfig, RunConfig, canonical_json, key_of
 from stageline.errors import StagelineError
 from stageline.families import parse_config
 
 WIDTH = 100
+CLUSTER = """\
+# cluster:
+#   image: registry.example.org/stageline/trainer@sha256:…
+#   storage: {claim: stageline-data}
+#   resources: {limits: {nvidia.com/gpu: 1}}
+#   # every other key: `stageline schema`, or docs/config.md
+"""
+"""What stands for the section `cluster` where a preset states none of it: all its keys would be a third of the file."""
 
 
 def starter_yaml(config: RunConfig, preset: str) -> str:
@@ -39,7 +47,9 @@ def _section(section: BaseModel, stated: Mapping[str, Any], depth: int) -> list[
     for name, field in type(section).model_fields.items():
         key, value = key_of(name, field), getattr(section, name)
         lines += [f"{pad}# {line}" for line in _wrap(field.description or "")]
-        if isinstance(value, BaseModel):
+        if isinstance(value, ClusterConfig) and key not in stated:
+            lines += CLUSTER.splitlines()
+        elif isinstance(value, BaseModel):
             own = stated.get(key)
             inside = _section(value, own if isinstance(own, Mapping) else {}, depth + 1)
             empty = not isinstance(own, Mapping) or not own
