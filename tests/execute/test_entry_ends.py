@@ -70,7 +70,8 @@ def verdict(
         pytest.param([2, -15], {}, False, 2, "fault", id="an-exit-code-without-a-record"),
         pytest.param([1, -15], {}, False, 1, "fault", id="died-at-an-import"),
         pytest.param([None, 138], {1: LOST}, False, 137, "killed", id="killed-with-the-process-around-it"),
-        pytest.param([-15, -15], {}, False, 143, "interrupted", id="ended-before-it-could-listen"),
+        pytest.param([-15, -15], {}, False, 138, "peer_lost", id="stopped-by-the-end-of-another-nodes-rank"),
+        pytest.param([-15, 138], {1: LOST}, False, 138, "peer_lost", id="stopped-by-the-end-of-another-rank"),
         pytest.param([140, 138], {1: LOST}, False, 140, "fault", id="an-unknown-code-above-128-is-passed-on"),
     ],
 )
@@ -82,7 +83,7 @@ def test_the_first_cause_decides(
 
 
 def test_an_nccl_abort_is_a_lost_peer(tmp_path: Path) -> None:
-    assert verdict(tmp_path, [-6, -15], {}, tail=(NCCL,))[0] == 143  # the one stopped by it counts first: try again
+    assert verdict(tmp_path, [-6, -15], {}, tail=(NCCL,))[0] == 138
     assert verdict(tmp_path, [-6, 0], {}, tail=(NCCL,))[0] == 138
 
 
@@ -131,6 +132,7 @@ def test_torchrun_that_started_no_rank(tmp_path: Path, tail: str, expected: int)
 
 def test_stopped_before_any_rank_began(tmp_path: Path) -> None:
     assert verdict(tmp_path, [], {}, asked="SIGTERM")[0] == 143
+    assert verdict(tmp_path, [-15, -15], {}, asked="SIGTERM")[0] == 143
 
 
 @pytest.mark.parametrize(

@@ -109,8 +109,11 @@ def _killed(end: RankEnd, signum: int, ended: Ended) -> Record:
             "would start it again; look at its last lines, versions of driver and libraries, and the node's kernel log"
         )
         return _plain(end, "crashed", sentence, remedy, EXIT_FAULT)
-    if signum == signal.SIGTERM or ended.asked or ended.late:
-        why = ended.asked or ("the deadline" if ended.late else "the end of another rank")
+    if signum == signal.SIGTERM and not (ended.asked or ended.late):
+        sentence = f"rank {end.rank} was stopped because another rank had ended ({name})"
+        return _plain(end, PeerLostError.kind, sentence, "see the record of that rank", PeerLostError.exit_code)
+    if ended.asked or ended.late:
+        why = ended.asked or "the deadline"
         sentence = f"rank {end.rank} was stopped by {why} before it could commit ({name})"
         return _plain(end, "interrupted", sentence, "start it again to continue from the last checkpoint", 128 + signum)
     sentence = f"rank {end.rank} was killed from outside ({name}); the memory of its container had not run out"
