@@ -88,6 +88,28 @@ def test_a_cluster_without_the_operator_is_told_before_anything_is_made(
     nothing_left(kubectl, namespace)
 
 
+@pytest.mark.slow
+@pytest.mark.owns_nodes
+def test_a_crd_that_was_removed_is_told_before_anything_is_made(
+    starter: Starter, kubectl: Kubectl, namespace: str, kubeconfig: str
+) -> None:
+    crd = json.loads(kubectl("get", "crd", "pytorchjobs.kubeflow.org", "-o", "json"))
+    crd["metadata"] = {key: crd["metadata"][key] for key in ("name", "annotations", "labels") if key in crd["metadata"]}
+    crd.pop("status")
+    kubectl("delete", "crd", "pytorchjobs.kubeflow.org")
+    try:
+        with pytest.raises(ClusterError, match="CRD is not installed") as caught:
+            starter().start()
+        assert "kubectl apply" in caught.value.remedy
+        assert not kubectl("-n", namespace, "get", "leases.coordination.k8s.io", "-o", "name").strip()
+        assert not Api.connect(namespace, kubeconfig=kubeconfig).is_served(JOBS)
+    finally:
+        kubectl("create", "-f", "-", text=json.dumps(crd))
+    until(lambda: Api.connect(namespace, kubeconfig=kubeconfig).is_served(JOBS), "the kind is served again")
+    started = starter(script="exit 3")
+    assert follow(started).exit_code == 3  # the operator has noticed that its kind is back
+
+
 def test_keys_that_the_store_refuses_are_told_by_the_stage_itself(
     kubeconfig: str, kubectl: Kubectl, namespace: str, trainer_image: str, bucket: dict[str, str], tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from stageline.launch.cancellation import Cancellation
-from stageline.launch.lifeline import moment, standing, this_holder
+from stageline.launch.lifeline import moment, runs, standing, this_holder
 
 NOW = 1_800_000_000.0
 
@@ -78,3 +78,23 @@ def test_a_cancellation_that_never_came_ends_without_firing():
     assert cancellation.done.wait(5)
     assert not fired
     cancellation.request()
+
+
+def pod(phase="Running", uid="u-1", state="running", **metadata):
+    containers = [{"name": "main", "state": {state: {}}}, {"name": "wait", "state": {"running": {}}}]
+    return {"metadata": {"uid": uid, **metadata}, "status": {"phase": phase, "containerStatuses": containers}}
+
+
+@pytest.mark.parametrize(
+    ("found", "answer"),
+    [
+        pytest.param(pod(), True, id="running"),
+        pytest.param(pod("Failed"), False, id="failed"),
+        pytest.param(pod(uid="u-2"), False, id="another-pod-of-that-name"),
+        pytest.param(pod(state="terminated"), False, id="its-container-ended"),
+        pytest.param(pod(deletionTimestamp="2026-01-01T00:00:00Z"), None, id="being-stopped"),
+        pytest.param({"metadata": {"uid": "u-1"}}, True, id="without-status"),
+    ],
+)
+def test_a_pod_holds_the_lease_while_its_launcher_runs(found, answer):
+    assert runs(found, "u-1") is answer

@@ -207,3 +207,14 @@ def test_a_silent_node_is_said_once_and_when_it_is_back():
     list(followed.take_pod("modified", pod(), -1))
     assert "answers again" in next(iter(followed.silence(START + 21)))
     assert followed.lost_pods == []
+
+
+def test_pods_that_a_queue_took_back_are_no_restarts():
+    followed = scene()
+    list(followed.take_pod("added", pod(), -1))
+    list(followed.take_pod("deleted", pod(), -1))
+    suspended = live()
+    suspended["spec"]["runPolicy"] = {"suspend": True}
+    assert list(followed.take_job(suspended)) == ["is suspended"]
+    assert list(followed.take_job(live())) == []
+    assert list(followed.take_pod("added", pod(uid="b"), -1)) == ["worker-0: runs on n1"]

@@ -74,6 +74,7 @@ class Api:
             settings.connection_pool_maxsize = 32
             if pod:
                 config.load_incluster_config(client_configuration=settings)
+                settings.proxy = None  # a proxy for the store outside does not know the cluster's own addresses
             else:
                 config.load_kube_config(named or None, context=context or None, client_configuration=settings)
             return client.ApiClient(settings)
@@ -224,9 +225,7 @@ class Api:
             "GET", self.path(PODS, pod) + "/log", "get", f'the log of pod "{pod}"', query=query, seconds=seconds
         )
 
-    def review(
-        self, verb: str, resource: str, *, name: str = "", user: str = "", groups: tuple[str, ...] = ()
-    ) -> bool:
+    def review(self, verb: str, resource: str, *, name: str = "", user: str = "", groups: tuple[str, ...] = ()) -> bool:
         """Whether we, or another user (a LocalSubjectAccessReview), may `verb` `plural[.group][/subresource]` here.
 
         name: of the one object it is about.

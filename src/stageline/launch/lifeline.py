@@ -28,6 +28,8 @@ RENEWALS_PER_TTL = 3
 SKEW_SECONDS = 10.0
 """How far the clocks of two launchers may be apart: chosen here."""
 LOOK_SECONDS = 1.0
+KFP_CONTAINER = "main"
+"""The container of a KFP step's pod in which the launcher runs."""
 HOLDER = "stageline.dev/holder"
 """Annotation: marks by which another launcher can tell whether the holder lives."""
 
@@ -80,6 +82,17 @@ def standing(
     if not holder or alive is False or age > ttl + SKEW_SECONDS or still_seconds > ttl:
         return "free"
     return "busy" if renewed or (alive and age < ttl) else "wait"
+
+
+def runs(pod: Mapping[str, Any], uid: str) -> bool | None:
+    """Whether the launcher in the pod of that uid still runs; None while the pod is being stopped. Pure."""
+    status = pod.get("status") or {}
+    main = next((c for c in status.get("containerStatuses") or [] if c.get("name") == KFP_CONTAINER), {})
+    if pod["metadata"]["uid"] != uid or status.get("phase") in ("Succeeded", "Failed"):
+        return False
+    if "terminated" in (main.get("state") or {}):  # its other containers take a few seconds more
+        return False
+    return None if pod["metadata"].get("deletionTimestamp") else True
 
 
 def _seconds(text: str) -> float:
@@ -208,9 +221,7 @@ class Lifeline:
             if "uid" not in marks:
                 return True if marks["host"] == self._holder.marks["host"] else None
             if marks["namespace"] == self._api.namespace:
-                pod = self._api.get(PODS, marks["pod"])
-                ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
-                return pod["metadata"]["uid"] == marks["uid"] and not ended
+                return runs(self._api.get(PODS, marks["pod"]), str(marks["uid"]))
         except AbsentError:
             return False
         except (KeyError, ValueError, TypeError, ClusterError):

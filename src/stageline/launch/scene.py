@@ -74,6 +74,8 @@ class Scene:
 
     def take_job(self, job: dict[str, Any]) -> Iterator[str]:
         self.job = job
+        if is_suspended(job):  # a queue that took the pods back will give others: no restart of theirs
+            self.ledger = Ledger(self.ledger.step)
         text = describe_job(job)
         if text and text != self._state:
             yield text
