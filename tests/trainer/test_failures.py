@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +192,29 @@ def test_a_stage_waits_for_the_lease_of_a_pod_that_was_killed(train, tmp_path, m
     StageLease.acquire(stage_dir(tmp_path), "killed pod", 2.0, keep_renewed=False)
     assert train().step == 10
     assert capsys.readouterr().out.count("waiting up to 60 s") == 1
+
+
+def test_a_writer_that_lost_its_lease_leaves_the_next_ones_directory_alone(train, tmp_path, monkeypatch, family):
+    directory = stage_dir(tmp_path)
+    monkeypatch.setenv(FAILURE_DIR_VARIABLE, str(tmp_path / "records"))
+
+    def take_over(task: Any) -> None:
+        def on_loss(summed: Any, context: Any) -> Any:
+            if context.step == 5:
+                plain = json.loads(directory.store.get("lease.json"))
+                other = {**plain, "holder": "the next", "id": "another", "expires": time.time() + 1000, "host": "x"}
+                directory.store.put("lease.json", json.dumps(other).encode())
+            return summed
+
+        task.on_loss = on_loss
+
+    family.CHANGE[:] = [take_over]
+    with pytest.raises(BusyError, match="taken over by 'the next'"):
+        train(**{"trainer.checkpoint_every_steps": 2, "trainer.async_checkpoint": False})
+    assert [ref.metadata.step for ref in directory.committed()] == [2, 4]
+    assert read_failure(directory.store) is None
+    assert read_failure(tmp_path / "records")["kind"] == "busy"
+    assert json.loads(directory.store.get("lease.json"))["holder"] == "the next"
 
 
 def test_another_identity_under_the_name(train, tmp_path):

@@ -179,6 +179,11 @@ class StageLease:
             if self._good_until - time.monotonic() < self.ttl_seconds / 2:
                 self._renew(self.ttl_seconds)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether this holder has found out that the lease is another's by now."""
+        return bool(self._lost)
+
     def _lost_error(self) -> BusyError:
         return BusyError(
             f"the lease of {self.stage_dir.uri!r} was lost ({self._lost}): nothing is committed any more",

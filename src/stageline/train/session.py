@@ -103,7 +103,8 @@ class Session:
         try:
             if folder:
                 write_failure(Path(folder), error, rank=self.rank, log_tail=tail)
-            if self.owned and self.work is not None:
+            ours = self.lease is None or not self.lease.is_lost  # its next writer's records are not ours to write
+            if self.owned and ours and self.work is not None:
                 write_failure(self.work.stage_dir.store, error, rank=self.rank, log_tail=tail)
                 self.recorder.event("failed", **_short(error))
         except (StagelineError, OSError) as second:
