@@ -71,7 +71,7 @@ class Api:
         def load() -> Any:
             settings = client.Configuration()
             settings.retries = False
-            settings.connection_pool_maxsize = 32
+            settings.connection_pool_maxsize = 256  # each pod's log is a connection
             if pod:
                 config.load_incluster_config(client_configuration=settings)
                 settings.proxy = None  # a proxy for the store outside does not know the cluster's own addresses

@@ -20,7 +20,7 @@ from stageline.launch.api import JOBS, PODS, Api
 from stageline.launch.cancellation import Cancellation, was_moved
 from stageline.launch.departure import Departure
 from stageline.launch.follow import Follower, Word
-from stageline.launch.followed import Followed, Probe
+from stageline.launch.followed import Followed, Probe, ask_store
 from stageline.launch.job import Job, Verdict
 from stageline.launch.lifeline import Holder, Lifeline, this_holder
 from stageline.launch.permission import refuse_without_permission
@@ -83,16 +83,19 @@ class ClusterJob:
             self._lifeline.acquire(self.say, self._is_cancelled)
             while not self._step():
                 self._refuse_cancelled()
-        except BaseException:
-            if self._cancellation.requested:
+        except BaseException as error:
+            cancelled = self._is_cancelled()
+            if cancelled:
                 self._cancellation.done.wait(DELETE_SECONDS)
             self._close()
+            if cancelled and isinstance(error, StagelineError):
+                raise self._interrupted() from error
             raise
 
     def _step(self) -> bool:
         """One look at what is there and one answer to it; whether the job runs now (or need not)."""
         live = self._read()
-        decision = decide(live, self.manifest, finished=self.probe.finished())
+        decision = decide(live, self.manifest, finished=ask_store(self.probe.finished, self._is_cancelled))
         where = f"{self.api.namespace}/{self.job.name}"
         if decision.action == "nothing":
             self.say(f"job {where} need not start: {decision.why}")
@@ -122,7 +125,10 @@ class ClusterJob:
     def _refuse_cancelled(self) -> None:
         if self._cancellation.requested:
             self._cancellation.done.wait(DELETE_SECONDS)
-            raise InterruptedRunError(f"{self.job.name} was asked to stop", remedy="run again to continue")
+            raise self._interrupted()
+
+    def _interrupted(self) -> InterruptedRunError:
+        return InterruptedRunError(f"{self.job.name} was asked to stop", remedy="run again to continue")
 
     def _begin(self) -> None:
         """From here on a cancellation waits until it is known what to delete. Raises where it came before."""

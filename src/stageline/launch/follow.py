@@ -16,7 +16,7 @@ from typing import Any
 from stageline.errors import ClusterError, ClusterUnavailableError, StagelineError
 from stageline.launch.adoption import JOB_LABEL, PODS_SEEN, SPEC, lost_to, outcome
 from stageline.launch.api import EVENTS, JOBS, NODES, PODS, Api
-from stageline.launch.followed import Followed, interrupted
+from stageline.launch.followed import Followed, ask_store, interrupted
 from stageline.launch.job import Verdict
 from stageline.launch.logs import LogFollower
 from stageline.launch.outage import node_lost_error, node_state
@@ -164,7 +164,7 @@ class Follower:
 
     def _progress(self) -> int:
         try:
-            return self._task.probe.progress()
+            return ask_store(self._task.probe.progress, self._task.is_cancelled)
         except StagelineError as error:
             self._task.say(f"the store did not answer: {error.message}")
             return self.scene.ledger.step
@@ -232,7 +232,7 @@ class Follower:
 
     def _finished(self) -> bool:
         try:
-            return self._task.probe.finished()
+            return ask_store(self._task.probe.finished, self._task.is_cancelled)
         except StagelineError as error:
             self._task.say(f"the store did not answer: {error.message}")
             return False

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from stageline.errors import EXIT_INTERRUPTED
+from stageline.errors import EXIT_INTERRUPTED, StoreUnavailableError
 from stageline.launch.job import Job, Verdict
 
 if TYPE_CHECKING:
     from stageline.config import ClusterConfig
+
+
+Answer = TypeVar("Answer")
+LOOK_SECONDS = 2.0
+"""A cancelled launcher asks no longer than this."""
 
 
 class Probe(Protocol):
@@ -21,6 +28,32 @@ class Probe(Protocol):
 
     def progress(self) -> int:
         """The newest committed step, -1 if there is none."""
+
+
+def ask_store(question: Callable[[], Answer], is_cancelled: Callable[[], bool]) -> Answer:
+    """The store's answer, asked from another thread: a store that hangs must not keep signals from this one.
+
+    Raises StoreUnavailableError where somebody cancelled meanwhile and there is no answer yet.
+    """
+    answers: queue.SimpleQueue[tuple[Answer | None, BaseException | None]] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put((question(), None))
+        except BaseException as error:  # noqa: BLE001  # raised where it was asked for
+            answers.put((None, error))
+
+    threading.Thread(target=ask, name="store", daemon=True).start()
+    while True:
+        try:
+            answer, error = answers.get(timeout=LOOK_SECONDS)
+        except queue.Empty:
+            if is_cancelled():
+                raise StoreUnavailableError("the store did not answer before the job was cancelled") from None
+            continue
+        if error is not None:
+            raise error
+        return answer  # type: ignore[return-value]  # None only where the question's answer is
 
 
 @dataclass(frozen=True)

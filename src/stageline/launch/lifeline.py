@@ -87,7 +87,8 @@ def standing(
 def runs(pod: Mapping[str, Any], uid: str) -> bool | None:
     """Whether the launcher in the pod of that uid still runs; None while the pod is being stopped. Pure."""
     status = pod.get("status") or {}
-    main = next((c for c in status.get("containerStatuses") or [] if c.get("name") == KFP_CONTAINER), {})
+    containers: list[Mapping[str, Any]] = status.get("containerStatuses") or []
+    main: Mapping[str, Any] = next((c for c in containers if c.get("name") == KFP_CONTAINER), {})
     if pod["metadata"]["uid"] != uid or status.get("phase") in ("Succeeded", "Failed"):
         return False
     if "terminated" in (main.get("state") or {}):  # its other containers take a few seconds more

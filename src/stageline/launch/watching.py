@@ -132,7 +132,10 @@ class Watch:
         self._response = self._api.watch(self._resource, self._version, **self._selection)
         self._found_server()
         for line in self._response.lines():
-            event = json.loads(line)
+            try:
+                event = json.loads(line)
+            except ValueError as e:  # the stream ended within a line
+                raise ClusterUnavailableError("a watch was cut", remedy="start again") from e
             item = event["object"]
             if event["type"] == "ERROR":
                 raise self._refused(item)
