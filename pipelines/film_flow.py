@@ -51,12 +51,12 @@ def film_flow(
     """Trains film_flow's stages in order, evaluates the last, writes the report; the store is S3.
 
     Args:
-        config: The run's config as YAML or JSON text; or give preset.
+        config: The run's config as YAML text (kfp's command line takes JSON apart); or give preset.
         preset: A preset of the family instead of config, e.g. tiny.
         run: Name of the run, at most 40 lower-case letters, digits and hyphens; the same name continues it.
         root: Where runs and caches lie, s3://bucket/folder.
         stages: Stages to train, separated by spaces or commas; empty takes the config's, as a rule all.
-        overrides: Config keys that win over everything, section.key=value separated by spaces, or a YAML list of them.
+        overrides: Config keys that win over everything, section.key=value, separated by spaces or lines.
         image: Trainer image of the jobs, best as name@sha256:digest (cluster.image).
         workers: Pods of a stage (trainer.nodes); 0 takes the config's.
         processes: Ranks in each of those pods (trainer.processes); 0 takes the config's.
@@ -95,12 +95,12 @@ def film_flow_pvc(
     """Trains film_flow's stages in order, evaluates the last, writes the report; the store is a claim.
 
     Args:
-        config: The run's config as YAML or JSON text; or give preset.
+        config: The run's config as YAML text (kfp's command line takes JSON apart); or give preset.
         preset: A preset of the family instead of config, e.g. tiny.
         run: Name of the run, at most 40 lower-case letters, digits and hyphens; the same name continues it.
         root: Where runs and caches lie, a folder of the claim; empty is all of it.
         stages: Stages to train, separated by spaces or commas; empty takes the config's, as a rule all.
-        overrides: Config keys that win over everything, section.key=value separated by spaces, or a YAML list of them.
+        overrides: Config keys that win over everything, section.key=value, separated by spaces or lines.
         image: Trainer image of the jobs, best as name@sha256:digest (cluster.image).
         workers: Pods of a stage (trainer.nodes); 0 takes the config's.
         processes: Ranks in each of those pods (trainer.processes); 0 takes the config's.
