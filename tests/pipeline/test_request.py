@@ -73,9 +73,17 @@ def test_a_config_is_yaml_or_json(text: str) -> None:
 def test_every_fault_is_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         ask(preset="tinny", run="My Run", workers="two", launcher="slurm", overrides="trainer.lr 'x")
+    assert "5 faults" in caught.value.message
     for part in ("did you mean 'tiny'", "'My Run'", "'two'", "'slurm'", "quotation"):
         assert part in caught.value.message
     assert "docs/pipeline.md" in caught.value.remedy
+
+
+def test_faults_of_the_config_stand_beside_those_of_the_parameters() -> None:
+    with pytest.raises(ConfigError) as caught:
+        ask(preset="", config="trainer: {max_stepz: 3, betas: 4}", workers="two")
+    assert "3 faults" in caught.value.message
+    assert "did you mean 'trainer.max_steps'" in caught.value.message
 
 
 def test_a_quotation_mark_is_a_fault_in_words() -> None:

@@ -183,9 +183,10 @@ def _mounted(raw: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _collect(faults: Faults, make: Callable[[], Any]) -> Any:
-    """What `make` returns, or None with its ConfigError noted."""
+    """What `make` returns, or None with every fault of its ConfigError noted."""
     try:
         return make()
     except ConfigError as error:
-        faults.add(error.message)
+        head, *lines = error.message.split("\n  - ")
+        faults.extend(lines or [head])
         return None
