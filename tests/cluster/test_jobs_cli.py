@@ -174,6 +174,17 @@ def test_a_job_is_followed_left_by_ctrl_c_adopted_and_reused(program: Program, k
     assert "cannot start yet" in refused.stderr
 
 
+def test_a_store_that_is_out_of_reach_is_no_hindrance(program: Program, claim: str) -> None:
+    """A claim is not mounted where people work: the job finds its inputs itself, its end tells of its result."""
+    on_claim = (f"cluster.storage.claim={claim}", "cluster.storage.s3=null", "root=/stageline")
+    done = program.call("job", "submit", "prepare_data", "--follow", configured=True, more=on_claim)
+    assert "the store is not looked into" in done.stderr
+    assert "cli-prepare-data: done" in done.stderr
+    assert "/stageline/cache/prepared/" in done.stdout
+    again = program.call("job", "submit", "prepare_data", "--follow", configured=True, more=on_claim)
+    assert "need not start" in again.stderr
+
+
 @pytest.mark.slow
 def test_jobs_applied_by_hand_train_a_run(program: Program, kubectl: Kubectl) -> None:
     """Two pods prepare the data themselves, and the second stage takes the parent that its run has."""
