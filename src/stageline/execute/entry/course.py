@@ -31,6 +31,7 @@ from stageline.execute.entry.finished import check_ranks, find_finished
 from stageline.execute.entry.memory import count_oom_kills
 from stageline.execute.entry.outlets import clear_record, job_store, leave_record
 from stageline.execute.entry.pod import ARGUMENTS_VARIABLE, CONFIG_VARIABLE, Pod, read_pod
+from stageline.execute.entry.rank import RANK_PREFIX
 from stageline.execute.entry.segments import LogSegments
 from stageline.execute.entry.watching import Asked, Ended, Program, watch
 from stageline.launch.local import QUIET
@@ -63,16 +64,27 @@ class Output:
             segments.add(text)
 
     def line(self, text: str) -> None:
-        """One line of a rank or of torchrun."""
+        """One line of a rank."""
         try:
             sys.stdout.write(text + "\n")
             sys.stdout.flush()
         except (OSError, ValueError):  # nobody reads the log any more; the stage goes on
             pass
+        self.aside(text)
+
+    def aside(self, text: str) -> None:
+        """One line for the log in the store alone."""
         if self.segments is not None:
             self.segments.add(text)
         else:
             self.early.append(text)
+
+    def sort(self, text: str) -> None:
+        """One line of a rank, or of torchrun: at every end of a gang it prints pages that explain nothing."""
+        if text.startswith(RANK_PREFIX):
+            self.line(text)
+        else:
+            self.aside(text)
 
     def say(self, text: str) -> None:
         """One line of our own."""
@@ -229,7 +241,7 @@ def run_program(course: Course, words: Sequence[str], world_size: int) -> Record
         refuse_start(course)
         attempt += 1
         program = make_program(course, words, world_size, attempt, max(1.0, end - time.monotonic()))
-        ended = watch(program, course.asked, course.output.line)
+        ended = watch(program, course.asked, course.output.line if program.num_ranks == 0 else course.output.sort)
         if is_rendezvous_failure(ended) and time.monotonic() + AGAIN_SECONDS < end:
             course.output.say(f"the ranks did not find each other yet (attempt {attempt}); trying again")
             time.sleep(AGAIN_SECONDS)
@@ -256,6 +268,10 @@ def say_end(course: Course, ended: Ended) -> None:
         course.output.say("the deadline came: the ranks were asked to commit and end")
     if ended.hung:
         course.output.say("the ranks were gone and torchrun did not follow: it was ended")
+    if not ended.ranks:
+        course.output.say("no rank was started; torchrun's last lines:")
+        for text in ended.last_words:
+            course.output.line(text)
 
 
 def make_program(course: Course, words: Sequence[str], world_size: int, attempt: int, join_seconds: float) -> Program:

@@ -21,6 +21,8 @@ from typing import IO
 from stageline.launch.process import die_with_parent
 
 NOTES_VARIABLE = "STAGELINE_RANK_NOTES"
+RANK_PREFIX = "[rank "
+"""How lines of ranks begin; torchrun's own do not."""
 LAST_LINES_SECONDS = 2.0
 """How long to read on after a rank has ended: its loader processes may hold its output open."""
 LONGEST_LINE = 1 << 16
@@ -45,7 +47,7 @@ def run_rank(command: Sequence[str]) -> int:
         signal.signal(signum, pass_on)
     note = {"rank": int(os.environ["RANK"]), "local_rank": int(os.environ["LOCAL_RANK"]), "pid": process.pid}
     _leave(note)
-    prefix = f"[rank {note['rank']}] ".encode()
+    prefix = f"{RANK_PREFIX}{note['rank']}] ".encode()
     pump = threading.Thread(target=_hand_on, args=(process.stdout, prefix), daemon=True)
     pump.start()
     code = process.wait()

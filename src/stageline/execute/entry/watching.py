@@ -24,7 +24,7 @@ from stageline.launch.process import descendants, die_with_parent, kill_marked
 
 POLL_SECONDS = 0.1
 FOLLOW_SECONDS = 10.0
-"""How long torchrun may go on without ranks."""
+"""How long torchrun may go on without ranks: it waits for the other nodes' ranks, and on node 0 it serves them."""
 KILL_AFTER_SECONDS = 15.0
 """Past the shutdown time-out of the ranks, before everything is killed."""
 LAST_LINES_SECONDS = 3.0
@@ -143,7 +143,6 @@ class _Watched:
         self.hung = False
         self._told_at = 0.0
         self._gone_at = 0.0
-        self._ended_at = 0.0
 
     def follow(self) -> None:
         """Return when the program has ended."""
@@ -160,15 +159,17 @@ class _Watched:
             time.sleep(POLL_SECONDS)
 
     def _end_what_hangs(self, now: float) -> None:
-        """SIGTERM for an agent whose ranks have all been gone for a while, SIGKILL if that does not help."""
+        """SIGKILL for an agent without ranks: it has nothing to tidy up, and anything milder makes it print pages.
+
+        At once where all ranks left word and one of them failed: the gang is lost, and every second is the next one's.
+        """
         if not self.program.num_ranks or not _are_gone(self.program):
             self._gone_at = 0.0
             return
         self._gone_at = self._gone_at or now
-        if now - self._gone_at > self.program.follow_seconds and not self.hung:
-            self.hung, self._ended_at = True, now
-            self._send(signal.SIGTERM)
-        elif self.hung and now - self._ended_at > LAST_LINES_SECONDS:
+        failed = any(note.get("returncode") for note in read_notes(self.program.notes))
+        if failed or now - self._gone_at > self.program.follow_seconds:
+            self.hung = self.hung or not failed
             self._send(signal.SIGKILL)
 
     def _send(self, signum: int) -> None:
@@ -183,8 +184,8 @@ def _reap(process: subprocess.Popen[bytes]) -> bool:
     while process.returncode is None:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            process.returncode = 0
+        except ChildProcessError:  # somebody else collected it: nobody knows how it ended
+            process.returncode = -signal.SIGKILL
             break
         if pid == 0:
             return False
