@@ -110,17 +110,19 @@ def test_every_step_in_a_pod_to_the_report_then_reused_and_equal_to_the_laptop(
         assert again[task]["artifacts"] == first[task]["artifacts"], "what a step shows is the same when it is reused"
 
 
-def test_a_stage_on_s3_with_the_credentials_of_a_secret(
-    run_steps: RunSteps, kubectl: Kubectl, chart: str, bucket: dict[str, str]
+def test_a_stage_on_s3_with_the_credentials_of_a_secret_goes_on_from_a_laptop(
+    run_steps: RunSteps, kubectl: Kubectl, kubeconfig: str, chart: str, bucket: dict[str, str], trainer_image: str
 ) -> None:
+    """First as KFP's steps, then as a pipeline on this machine whose stages are jobs: what is there is reused."""
     keys = {"AWS_ACCESS_KEY_ID": bucket["access_key"], "AWS_SECRET_ACCESS_KEY": bucket["secret_key"]}
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "stageline-s3"}, "stringData": keys}
     kubectl("-n", chart, "create", "-f", "-", text=json.dumps(secret))
+    root = f"s3://{bucket['bucket']}/team"
     left = run_steps(
         "film_flow.yaml",
         "1",
         ("prepare-data", "train-stage"),
-        root=f"s3://{bucket['bucket']}/team",
+        root=root,
         s3_endpoint=bucket["endpoint"],
         s3_region=bucket["region"],
         stages="backbone",
@@ -130,6 +132,30 @@ def test_a_stage_on_s3_with_the_credentials_of_a_secret(
     assert found["location"].startswith(f"s3://{bucket['bucket']}/team/runs/tiny/backbone/")
     for outputs in left.values():
         assert bucket["secret_key"] not in outputs["log"]
+
+    s3 = "cluster.storage.s3"
+    where = (f"cluster.namespace={chart}", f"{s3}.endpoint={bucket['endpoint']}", f"{s3}.secret=stageline-s3")
+    words = ["run", "--launcher", "pytorchjob", "--family", "film_flow", "--preset", "tiny", *where, *SMALL]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "stageline",
+            *words,
+            f"root={root}",
+            f"cluster.image={trainer_image}",
+            "stages=[backbone]",
+        ],
+        env={**os.environ, **keys, "KUBECONFIG": kubeconfig},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "backbone: reused: " in done.stdout
+    assert f"submitted job {chart}/tiny-evaluate" in done.stdout
+    assert "2 made, 2 reused, 1 not selected" in done.stdout
 
 
 def test_faults_of_the_parameters_end_the_first_step_in_words(
