@@ -53,6 +53,11 @@ def program() -> Any:
     return typer.main.get_command(app)
 
 
+def root_options() -> set[str]:
+    """Options of the program itself, without a command."""
+    return {option for param in program().params for option in param.opts}
+
+
 def find_command(words: list[str]) -> tuple[Any, list[str]]:
     """The command that words lead to, and what is left of them."""
     command, rest = program(), list(words)
@@ -65,7 +70,11 @@ def find_command(words: list[str]) -> tuple[Any, list[str]]:
     ("page", "line"), COMMANDS, ids=[f"{page}-{index}" for index, (page, _) in enumerate(COMMANDS)]
 )
 def test_documented_command_exists_with_its_options(page: str, line: str) -> None:
-    command, rest = find_command(shlex.split(line)[1:])
+    words = shlex.split(line)[1:]
+    if words[0].startswith("--"):
+        assert set(words) <= root_options(), f"{line!r}: the program itself takes {sorted(root_options())}"
+        return
+    command, rest = find_command(words)
     assert not getattr(command, "commands", {}), f"{line!r} ends at a group"
     context = type(command).context_class(command, info_name=command.name)
     values, left, _ = command.make_parser(context).parse_args(rest)
@@ -90,7 +99,11 @@ def test_there_are_commands_to_check() -> None:
 def test_mentioned_commands_exist(page: Path) -> None:
     for words in mentions(page.read_text()):
         if words.startswith("stageline ") and not words.startswith("stageline run "):
-            command, rest = find_command(re.split(r"[ .]", words)[1:])
+            named = re.split(r"[ .]", words)[1:]
+            if named[0].startswith("--"):
+                assert set(named) <= root_options(), f"{words!r}: the program itself has no such option"
+                continue
+            command, rest = find_command(named)
             assert command is not program(), f"{words!r} is no command"
             assert not (getattr(command, "commands", {}) and rest and rest[0].isalpha()), f"{words!r} is no command"
 
