@@ -4,6 +4,7 @@ configuration   -c FILE | --family --preset, and trailing key=value
 tables          plans, runs and metrics for a terminal
 training        init plan prepare train evaluate predict schema
 running         run report runs pipeline
+submitting      pipeline submit
 checkpoints     checkpoint show verify lineage import export prune
 jobs            job render submit logs cancel list
 checking        doctor
