@@ -161,7 +161,7 @@ def run_pod(folder: Path, rank: str, **options: Any) -> PodEnd:
 
 
 def main() -> int:
-    from stageline.execute.entry.course import run_entry
+    from stageline.execute.entry.attempt import run_entry
     from stageline.execute.entry.memory import count_oom_kills
 
     plan = json.loads(sys.argv[1])

@@ -8,7 +8,8 @@ ends       from the ends of ranks to one verdict: fix it (1-127) or try again (1
 memory     whether the kernel killed for want of memory
 segments   the log in the store
 outlets    the failure record: termination message of the pod, and in the store
-course     one attempt from its first line to its exit code
+course     what an attempt works with; one program, run and judged
+attempt    from the first line to the exit code
 trial      data, training and check of one stage in one pod
 
 torchrun ends in 1 whatever its ranks did, and the training-operator starts a pod again by its exit code alone. Loads no
@@ -20,6 +21,6 @@ from __future__ import annotations
 
 def main() -> int:
     """The console script; returns the pod's exit code."""
-    from stageline.execute.entry.course import run_entry
+    from stageline.execute.entry.attempt import run_entry
 
     return run_entry()
