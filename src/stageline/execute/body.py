@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from stageline.execute.journal import Journal
 
 TAIL_LINES = 30
+NOTE_SECONDS = 0.8
+"""How long a step without a job waits for its last words; KFP leaves it about a second."""
 
 
 @dataclass
@@ -56,10 +59,25 @@ class Body:
 
     def cancel(self) -> None:
         """Stop as soon as the running process has committed; without one, stop now."""
-        self.cancelled = True
+        first, self.cancelled = not self.cancelled, True
+        if self.on_cancel is not None:
+            self.on_cancel()
+        noting = threading.Thread(target=self._note_end, daemon=True)
+        if first and self.journal is not None:
+            noting.start()
         if self.on_cancel is None:
+            if first and self.journal is not None:
+                noting.join(NOTE_SECONDS)
             raise InterruptedRunError(f"{self.item} was asked to stop", remedy="run again to continue")
-        self.on_cancel()
+
+    def _note_end(self) -> None:
+        """What a pod that is being ended still gets said: nobody asks it later."""
+        assert self.journal is not None
+        error = InterruptedRunError(
+            f"{self.item} was stopped: its step was terminated, or its pod evicted",
+            remedy="submit again or retry the run: it continues, or follows the job if that still runs",
+        )
+        self.journal.fail(self.item, error, list(self.tail))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 from stageline.build import image_reference
 from stageline.checkpoint.identity import claim_run
 from stageline.config import RunConfig
-from stageline.errors import StagelineError
+from stageline.errors import InterruptedRunError, StagelineError
 from stageline.families import family_config
 from stageline.plan import PLAN, blocked_error, make_plan
 from stageline.store import Store, open_store
@@ -39,8 +39,11 @@ class Journal:
         plan = make_plan(self._config)
         if plan.blocked:
             raise blocked_error(plan)
-        clear_failures(self.run)
         self.run.put(PLAN, (json.dumps(plan.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
+
+    def begin(self) -> None:
+        """Remove the failure of an attempt before this one: KFP retries a run from its failed step on."""
+        clear_failures(self.run)
 
     def tell(self, event: Mapping[str, Any]) -> None:
         """Add what happened to the run's events."""
@@ -52,6 +55,7 @@ class Journal:
         """Leave the failure record; a store that refuses must not hide the error itself."""
         try:
             write_failure(self.run, error, log_tail=[str(redact(line)) for line in log_tail])
-            self.tell({"item": item, "state": "failed", "text": str(error), "seconds": 0.0})
+            state = "stopped" if isinstance(error, InterruptedRunError) else "failed"
+            self.tell({"item": item, "state": state, "text": str(error), "seconds": 0.0})
         except StagelineError as second:
             error.add_note(f"the failure record could not be written: {second.message}")

@@ -100,6 +100,7 @@ def open_step(body: Body, parameters: Mapping[str, Any], *references: str) -> St
         body.journal = Journal(request.config)
         if body.item == "prepare_data":
             body.journal.open_run(request.kfp_run)
+        body.journal.begin()
     return Step(body, request, root, question(body.item, request.text, *references))
 
 
