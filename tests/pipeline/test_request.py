@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stageline.errors import ConfigError
+from stageline.errors import ConfigError, PlanError
 from stageline.execute.request import Request, read_request
 from stageline.families import raw_preset
 from stageline.launch.defaults import parse_defaults, with_defaults
+from stageline.launch.placement import check_mounted
 
 
 def ask(**parameters: Any) -> Request:
@@ -113,6 +115,15 @@ def test_a_root_that_only_one_pod_has_is_refused() -> None:
         ask(root="/tmp", claim="data")
     with pytest.raises(ConfigError, match=r"cluster\.image is empty"):
         ask(image="")
+
+
+def test_a_claim_that_is_not_mounted_here_is_refused(tmp_path: Path) -> None:
+    """Else a step would write beside the claim, into its own pod, and its jobs find nothing."""
+    check_mounted(ask().config)
+    with pytest.raises(PlanError, match="not mounted here") as caught:
+        check_mounted(ask(root="", claim="data", overrides=f"cluster.storage.mount_path={tmp_path}/no").config)
+    assert "film_flow_pvc.yaml" in caught.value.remedy
+    check_mounted(ask(root=str(tmp_path), claim="data", overrides=f"cluster.storage.mount_path={tmp_path}").config)
 
 
 def test_where_jobs_run_is_no_part_of_the_question() -> None:

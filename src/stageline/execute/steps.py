@@ -23,6 +23,7 @@ from stageline.execute.receipt import Receipt, below, question, read_receipt, re
 from stageline.execute.request import Request, read_request
 from stageline.launch.job import Job, job_name
 from stageline.launch.lines import DRIVER_VARIABLE
+from stageline.launch.placement import check_mounted
 from stageline.store import Reference, Store, open_store
 from stageline.store.settings import apply_storage
 
@@ -86,6 +87,8 @@ def open_step(body: Body, parameters: Mapping[str, Any], *references: str) -> St
     Without a driver beside the pipeline (on a cluster) the step writes down itself what happens to the run.
     """
     request = read_request(parameters)
+    if request.launcher == "pytorchjob":
+        check_mounted(request.config)
     s3 = request.config.cluster.storage.s3
     apply_storage(s3.model_dump() if s3 else None)
     root = open_store(request.config.root)

@@ -1,15 +1,15 @@
-"""Whether a run's config can become jobs on a cluster: an image to start, a store that every pod reaches. Pure."""
+"""Whether a run's config can become jobs on a cluster: an image to start, a store that every pod reaches."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stageline.config import RunConfig
 from stageline.config.cluster import StorageConfig
-from stageline.errors import ConfigError, Faults
+from stageline.errors import ConfigError, Faults, PlanError
 
 
 def place_root(raw: Mapping[str, Any]) -> str | None:
@@ -42,3 +42,14 @@ def check_on_cluster(config: RunConfig) -> None:
                 f"root {config.root!r} lies outside {str(mount)!r}, where the claim {storage.claim!r} is mounted"
             )
     faults.raise_if_any()
+
+
+def check_mounted(config: RunConfig) -> None:
+    """PlanError where jobs would write into a claim that whoever starts them does not see."""
+    storage = config.cluster.storage
+    if "://" in config.root or Path(storage.mount_path).is_dir():
+        return
+    raise PlanError(
+        f"root {config.root!r} lies on the claim {storage.claim!r}, not mounted here at {storage.mount_path!r}",
+        remedy="submit the pipeline that mounts it (film_flow_pvc.yaml, parameter `claim`), or give root=s3://…",
+    )
