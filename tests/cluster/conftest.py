@@ -37,6 +37,8 @@ from cluster.mounts import remove_tree  # noqa: E402
 from cluster.state import Own, current, read_own  # noqa: E402
 
 FAILED = pytest.StashKey[bool]()
+LEAVING: list[str] = []
+"""Namespaces that are being deleted."""
 FOREIGN = os.environ.get("STAGELINE_TEST_KUBECONFIG")
 RESTRICTED = {
     "allowPrivilegeEscalation": False,
@@ -152,11 +154,26 @@ def describe_namespace(kubectl: Kubectl, name: str) -> None:
         print(kubectl("-n", name, "logs", pod, "--all-containers", "--tail=40", check=False))
 
 
-def remove_namespace(kubectl: Kubectl, name: str, own: Own | None) -> None:
-    """Delete a namespace, wait until it is gone, and offer its volumes again."""
-    kubectl("delete", "namespace", name, "--timeout=150s", check=False, seconds=180)
+def remove_namespace(kubectl: Kubectl, name: str, own: Own | None, *, wait: bool = False) -> None:
+    """Delete a namespace and, with `wait`, stay until it is gone; otherwise the session's end waits for all of them."""
+    kubectl("delete", "namespace", name, f"--wait={str(wait).lower()}", "--timeout=150s", check=False, seconds=180)
+    LEAVING.append(name)
     if own:
         storage.recycle()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _all_gone(own: Own | None, kubectl: Kubectl) -> Iterator[None]:
+    """At the end no namespace of a test is left, and every volume is free again."""
+    yield
+    if not LEAVING:
+        return
+    words = [f"namespace/{name}" for name in LEAVING]
+    kubectl("wait", "--for=delete", "--timeout=240s", *words, check=False, seconds=300)
+    if own:
+        storage.recycle()
+    left = set(kubectl("get", "namespaces", "-o", "name").split()) & set(words)
+    assert not left, f"namespaces of tests are still there after 240 s: {sorted(left)}"
 
 
 @pytest.fixture
@@ -176,8 +193,10 @@ def storage_class(own: Own | None) -> str | None:
 
 
 @pytest.fixture
-def claim(kubectl: Kubectl, namespace: str, storage_class: str | None) -> str:
+def claim(kubectl: Kubectl, namespace: str, storage_class: str | None, own: Own | None) -> str:
     """The name of a fresh ReadWriteMany claim (2Gi) in the test's namespace: one volume for pods of both nodes."""
+    if own:
+        storage.recycle()
     spec: dict[str, Any] = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "2Gi"}}}
     if storage_class:
         spec["storageClassName"] = storage_class

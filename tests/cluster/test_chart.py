@@ -144,7 +144,7 @@ def test_kubectl_alone_applies_the_manifests(kubectl: Kubectl, own: Own | None) 
         assert "restricted" in kubectl("create", "--dry-run=server", "-f", "-", text=json.dumps(pod), check=False)
         assert "unchanged" in kubectl("apply", "-f", manifests)
     finally:
-        remove_namespace(kubectl, "stageline", own)
+        remove_namespace(kubectl, "stageline", own, wait=True)
 
 
 def image_values(name: str, reference: str) -> list[str]:

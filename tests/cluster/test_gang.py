@@ -174,6 +174,7 @@ def test_out_of_memory_ends_the_job_with_its_remedy(gang: Gang) -> None:
     assert "cluster.resources" in text
 
 
+@pytest.mark.slow
 def test_a_wrong_config_ends_the_job_with_the_ranks_own_sentence(gang: Gang) -> None:
     code, text = gang.run("prepare_data")
     assert code == 0, text

@@ -132,6 +132,7 @@ def test_a_job_that_stands_there_is_listed_compared_left_and_cancelled(program: 
     assert "has no job" in program.call("job", "cancel", "--all-of-run", "cli", "-n", program.namespace).stdout
 
 
+@pytest.mark.slow
 def test_a_job_is_followed_left_by_ctrl_c_adopted_and_reused(program: Program, kubectl: Kubectl) -> None:
     """prepare_data: the shortest real work there is."""
     leases = ("-n", program.namespace, "get", "leases", "-o", "name")
@@ -174,6 +175,7 @@ def test_a_job_is_followed_left_by_ctrl_c_adopted_and_reused(program: Program, k
     assert "cannot start yet" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_store_that_is_out_of_reach_is_no_hindrance(program: Program, claim: str) -> None:
     """A claim is not mounted where people work: the job finds its inputs itself, its end tells of its result."""
     on_claim = (f"cluster.storage.claim={claim}", "cluster.storage.s3=null", "root=/stageline")

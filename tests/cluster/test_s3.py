@@ -124,6 +124,7 @@ def test_a_writer_survives_the_rotation_of_its_keys(
     assert written[0] >= before + 5
 
 
+@pytest.mark.slow
 def test_a_save_survives_a_restart_of_the_server(s3: S3Server) -> None:
     """Killed in the middle of a multipart upload and away for 20 seconds."""
     store = somewhere()
