@@ -139,9 +139,15 @@ def gang(
     return Gang(kubectl, namespace, variables, settings)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["evict", "kill"])
-@pytest.mark.parametrize("victim", [1, 0], ids=["worker-1", "rendezvous-host"])
+@pytest.mark.parametrize(
+    ("victim", "how"),
+    [
+        pytest.param(0, "evict", id="rendezvous-host-evicted"),
+        pytest.param(1, "evict", marks=pytest.mark.slow, id="worker-1-evicted"),
+        pytest.param(0, "kill", marks=pytest.mark.slow, id="rendezvous-host-killed"),
+        pytest.param(1, "kill", marks=pytest.mark.slow, id="worker-1-killed"),
+    ],
+)
 def test_a_pod_goes_mid_stage_and_the_gang_trains_again(gang: Gang, victim: int, how: str) -> None:
     code, text = gang.run("prepare_data")
     assert code == 0, text
