@@ -208,6 +208,7 @@ def test_a_stopped_s3_server_is_put_back_alone() -> None:
     assert {name for name in before if before[name] != after[name]} == {"s3"}
 
 
+@pytest.mark.slow
 @pytest.mark.owns_nodes
 def test_the_api_server_comes_back_and_pods_go_on(namespace: str, kubectl: Kubectl, python_image: str) -> None:
     from cluster import control_plane

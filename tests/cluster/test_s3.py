@@ -145,6 +145,7 @@ def test_a_save_survives_a_restart_of_the_server(s3: S3Server) -> None:
     assert store.get("before") == b"1"
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_away_ends_the_save_and_harms_nothing(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
