@@ -26,6 +26,8 @@ RANK_PREFIX = "[rank "
 LAST_LINES_SECONDS = 2.0
 """How long to read on after a rank has ended: its loader processes may hold its output open."""
 LONGEST_LINE = 1 << 16
+REPEAT_SECONDS = 1.0
+"""torchrun sends a signal once when it gets it and once when it closes: within this time it is the same request."""
 
 
 def run_rank(command: Sequence[str]) -> int:
@@ -40,8 +42,13 @@ def run_rank(command: Sequence[str]) -> int:
     )
     assert process.stdout is not None
 
+    told: dict[int, float] = {}
+
     def pass_on(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        process.send_signal(signum)
+        now = time.monotonic()
+        if now - told.get(signum, -REPEAT_SECONDS) >= REPEAT_SECONDS:
+            told[signum] = now
+            process.send_signal(signum)
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, pass_on)
