@@ -38,6 +38,7 @@ def run_rank(command: Sequence[str]) -> int:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        process_group=0,  # torchrun signals whole groups: the rank would get each signal from it and from us
         preexec_fn=die_with_parent,  # one prctl through an already loaded libc
     )
     assert process.stdout is not None
