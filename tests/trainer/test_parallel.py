@@ -74,7 +74,6 @@ def test_two_ranks_equal_one(train, tmp_path):
     assert_same_training(tmp_path, "one", "ddp")
 
 
-@pytest.mark.slow
 def test_ranks_on_two_nodes_are_those_of_one_machine_bit_for_bit(train, tmp_path):
     spread = {**TWO, "trainer.processes": 1, "trainer.nodes": 2}
     for run, settings in (("together", TWO), ("spread", spread)):
