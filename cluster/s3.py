@@ -56,12 +56,6 @@ def stop_server(state: State | None = None) -> None:
     process.stop(state or current(), "s3", grace_seconds=0)
 
 
-def restart_server(state: State | None = None) -> None:
-    """Stop the server and start it again; the data stay."""
-    stop_server(state)
-    start_server(state)
-
-
 def is_ready(state: State) -> bool:
     """Whether the server lives and answers."""
     if process.find(state, "s3") is None:

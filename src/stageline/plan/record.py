@@ -73,11 +73,6 @@ class Plan:
         """The items that keep the run from starting."""
         return tuple(item for item in self.items if item.action == "blocked")
 
-    @property
-    def is_unchanged(self) -> bool:
-        """Whether nothing has to be done."""
-        return all(item.action in ("reuse", "not selected") for item in self.items)
-
     def to_json(self) -> dict[str, Any]:
         return {
             "schema": "stageline-plan/1",

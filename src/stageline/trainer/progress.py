@@ -34,10 +34,6 @@ class StepClock:
         # The mean of what was seen until there are enough for the smoothing, so that the first step counts little.
         self._mean += (seconds - self._mean) * max(SMOOTHING, 1.0 / self._seen)
 
-    @property
-    def mean_seconds(self) -> float:
-        return self._mean
-
     def left_seconds(self, steps: int) -> float:
         """Expected seconds for that many steps."""
         return self._mean * steps
