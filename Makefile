@@ -102,7 +102,7 @@ render: env ## write what follows from something else: pipelines, manifests, the
 		$(BIN)/stageline pipeline compile --family $$family --pvc --output $${file%.py}_pvc.yaml || exit 1; done
 	@$(BIN)/python scripts/render_chart.py
 	@$(BIN)/python scripts/render_jobs.py
-	@$(BIN)/python -m tests.launch.jobs
+	@$(BIN)/python -m tests.jobs.jobs
 
 .PHONY: bench
 bench: env ## measurements side by side, as ratios

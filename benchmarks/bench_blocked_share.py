@@ -21,7 +21,7 @@ from stageline.checkpoint.layout import StageDir
 from stageline.checkpoint.lease import StageLease
 from stageline.checkpoint.metadata import Provenance
 from stageline.config import RetentionConfig, TrainerConfig
-from stageline.families.door import ParameterGroup
+from stageline.contract import ParameterGroup
 from stageline.objectives.step import StageLoss, StepContext
 from stageline.stage import Stage
 from stageline.store import open_store

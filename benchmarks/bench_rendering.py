@@ -6,9 +6,9 @@ import time
 from dataclasses import replace
 
 from stageline.config import ClusterConfig, validate
-from stageline.launch.job import Job, job_name
-from stageline.launch.manifest import manifest_yaml
-from stageline.launch.pytorchjob import render_job, stamp
+from stageline.jobs.cluster.inspect.manifest import manifest_yaml
+from stageline.jobs.cluster.render.pytorchjob import render_job, stamp
+from stageline.jobs.job import Job, job_name
 
 JOBS = 1000
 CLUSTER = {

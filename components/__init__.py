@@ -1,3 +1,3 @@
-"""KFP components: one per kind of step; their bodies call `stageline.execute`."""
+"""KFP components: one per kind of step; their bodies call `stageline.pipeline`."""
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ They are lightweight Python components: container components cannot run under `k
 step is a reference, `<uri>@sha256:<digest>`, as a string; the typed artifacts show the same thing with its metadata
 and metrics. No `from __future__ import annotations` here: kfp reads the annotations as objects.
 
-Every step gets the pipeline's parameters one by one, as `stageline.execute.request` reads them. A step needs no torch,
+Every step gets the pipeline's parameters one by one, as `stageline.pipeline.request` reads them. A step needs no torch,
 on a cluster least of all: there it starts a PyTorchJob of the trainer image and follows it.
 """
 
@@ -50,7 +50,7 @@ def prepare_data(
         family: The model family; what follows it are the pipeline's own parameters.
     """
     given = dict(locals())
-    from stageline.execute import steps
+    from stageline.pipeline import steps
 
     return steps.prepare_data(**given)
 
@@ -92,7 +92,7 @@ def train_stage(
         family: The model family; what follows it are the pipeline's own parameters.
     """
     given = dict(locals())
-    from stageline.execute import steps
+    from stageline.pipeline import steps
 
     return steps.train_stage(**given)
 
@@ -130,7 +130,7 @@ def evaluate(
         family: The model family; what follows it are the pipeline's own parameters.
     """
     given = dict(locals())
-    from stageline.execute import steps
+    from stageline.pipeline import steps
 
     return steps.evaluate(**given)
 
@@ -166,6 +166,6 @@ def report(
         family: The model family; what follows it are the pipeline's own parameters.
     """
     given = dict(locals())
-    from stageline.execute import steps
+    from stageline.pipeline import steps
 
     return steps.report(**given)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stageline.report.measurements import MODES, metric_cells
+from stageline.verbs.report.measurements import MODES, metric_cells
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = Path(sys.executable).with_name("stageline")

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from stageline import __version__
-from stageline.execute.jobs import free_job, item_names, place_config
 from stageline.families import parse_config, raw_preset
-from stageline.launch.manifest import manifest_yaml
-from stageline.launch.pytorchjob import render_job
+from stageline.jobs.cluster.inspect.manifest import manifest_yaml
+from stageline.jobs.cluster.render.pytorchjob import render_job
+from stageline.pipeline.items import free_job, item_names, place_config
 
 FOLDER = Path(__file__).resolve().parents[1] / "manifests" / "jobs"
 FAMILY, PRESET = "film_flow", "tiny"

@@ -14,7 +14,7 @@ import yaml
 from stageline.config import validate
 from stageline.config.cluster import ClusterConfig
 from stageline.doctor.rights import RULES
-from stageline.launch.defaults import parse_defaults
+from stageline.jobs.defaults import parse_defaults
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm/stageline"

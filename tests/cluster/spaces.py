@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cluster.state import Own
-from stageline.launch.api import Api
-from stageline.launch.job import Job, Verdict
+from stageline.jobs.job import Job, Verdict
+from stageline.kube.client import Api
 from tests.cluster.conftest import FAILED, describe_namespace, make_namespace, remove_namespace
 from tests.cluster.trivial import FOREVER, FileProbe, TrivialJob, trivial_cluster, trivial_job
 

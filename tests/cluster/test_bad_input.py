@@ -22,9 +22,9 @@ from stageline.errors import (
     RestartBudgetError,
     StoreError,
 )
-from stageline.launch.api import JOBS, PODS, Api
-from stageline.launch.control import ClusterJob
-from stageline.launch.job import Job
+from stageline.jobs.cluster.follow.launcher import ClusterJob
+from stageline.jobs.job import Job
+from stageline.kube.client import JOBS, PODS, Api
 from tests.cluster.spaces import Kubectl, Starter, follow, in_thread, namespace, nothing_left, starter, swept, until
 from tests.cluster.trivial import FileProbe, container, pod_spec, trivial_cluster, trivial_job
 
@@ -82,7 +82,9 @@ def test_a_kind_that_is_not_served_is_told_with_the_command_that_installs_it(kub
 def test_a_cluster_without_the_operator_is_told_before_anything_is_made(
     starter: Starter, kubectl: Kubectl, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stageline.launch.control.JOBS", "pytorchjobs.kubeflow.org/v9")  # the server's own 404
+    monkeypatch.setattr(
+        "stageline.jobs.cluster.follow.launcher.JOBS", "pytorchjobs.kubeflow.org/v9"
+    )  # the server's own 404
     with pytest.raises(ClusterError, match="CRD is not installed"):
         starter().start()
     nothing_left(kubectl, namespace)

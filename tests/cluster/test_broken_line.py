@@ -13,9 +13,9 @@ import pytest
 from cluster import control_plane
 from cluster.state import current
 from stageline.errors import ClusterUnavailableError
-from stageline.launch import follow
-from stageline.launch.api import JOBS, PODS, Api
-from stageline.launch.watching import Watch
+from stageline.jobs.cluster.follow import follower as follow
+from stageline.kube.client import JOBS, PODS, Api
+from stageline.kube.watches import Watch
 from tests.cluster.broken_line import BrokenLine
 from tests.cluster.spaces import Kubectl, Starter, in_thread, namespace, nothing_left, starter, swept, until
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from stageline.errors import BusyError
-from stageline.launch.api import JOBS, Api
-from stageline.launch.control import ClusterJob
-from stageline.launch.lifeline import Holder, this_holder
+from stageline.jobs.cluster.follow.job_lease import Holder, this_holder
+from stageline.jobs.cluster.follow.launcher import ClusterJob
+from stageline.kube.client import JOBS, Api
 from stageline.store.holder import this_process
 from tests.cluster.conftest import RESTRICTED
 from tests.cluster.spaces import Kubectl, Starter, in_thread, namespace, nothing_left, starter, swept, until

@@ -19,10 +19,10 @@ from typing import Any
 
 from stageline.config import ClusterConfig
 from stageline.errors import StagelineError
-from stageline.launch.api import Api
-from stageline.launch.control import ClusterJob
-from stageline.launch.job import Job, job_name
-from stageline.launch.lifeline import Holder
+from stageline.jobs.cluster.follow.job_lease import Holder
+from stageline.jobs.cluster.follow.launcher import ClusterJob
+from stageline.jobs.job import Job, job_name
+from stageline.kube.client import Api
 
 FOREVER = "echo begun; trap 'echo stopping; exit 143' TERM; while true; do sleep 0.2; done"
 
@@ -151,7 +151,7 @@ class Launcher:
 
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["kubernetes.client", "kubernetes.config", "stageline.launch.control"])
+_FORKS.set_forkserver_preload(["kubernetes.client", "kubernetes.config", "stageline.jobs.cluster.follow.launcher"])
 
 
 def _main(log: str, plain: dict[str, Any]) -> None:

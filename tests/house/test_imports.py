@@ -25,11 +25,14 @@ ALONE = [
     "checkpoint.lease",
     "checkpoint.identity",
     "families",
-    "launch",
+    "contract",
+    "work",
+    "jobs",
+    "kube",
     "plan",
-    "execute",
-    "report",
-    "run",
+    "pipeline",
+    "pod",
+    "verbs.report",
     "cli",
 ]
 PROBE = """
@@ -58,9 +61,15 @@ def torch_free_modules() -> list[str]:
     for package in (
         "stageline.config",
         "stageline.store",
-        "stageline.launch",
-        "stageline.report",
-        "stageline.execute.entry",
+        "stageline.jobs",
+        "stageline.jobs.cluster.render",
+        "stageline.jobs.cluster.follow",
+        "stageline.jobs.cluster.explain",
+        "stageline.jobs.cluster.inspect",
+        "stageline.kube",
+        "stageline.pod",
+        "stageline.verbs.report",
+        "stageline.work",
     ):
         spec = find_spec(package)
         assert spec is not None, f"{package} does not exist"

@@ -10,10 +10,10 @@ import yaml
 
 from stageline.config.cluster import StorageConfig
 from stageline.errors import MissingPartError
-from stageline.execute.request import NAMES
-from stageline.launch.defaults import CONFIG_MAP
-from stageline.launch.defaults import FOLDER as DEFAULTS
-from stageline.run.pipelines import compile_pipeline, compiled_pipeline
+from stageline.jobs.defaults import CONFIG_MAP
+from stageline.jobs.defaults import FOLDER as DEFAULTS
+from stageline.pipeline.compiled import compile_pipeline, compiled_pipeline
+from stageline.pipeline.request import NAMES
 from stageline.store.credentials import DEFAULT_FOLDER
 from stageline.store.settings import CA_FOLDER
 
@@ -115,7 +115,7 @@ def test_a_body_is_one_call_into_the_library_and_installs_nothing(golden: Path) 
         source = executor["container"]["command"][3]
         body = source[source.index('"""', source.index('"""') + 3) + 3 :]
         lines = [line.strip() for line in body.splitlines() if line.strip()]
-        assert lines[:2] == ["given = dict(locals())", "from stageline.execute import steps"], name
+        assert lines[:2] == ["given = dict(locals())", "from stageline.pipeline import steps"], name
         assert len(lines) == 3, name
         assert lines[2].startswith("return steps."), name
         assert "pip install" not in str(executor), name

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stageline.launch.job import Job, judge, render_command, render_environment
-from stageline.launch.lines import MARK, event_text, parse_event
+from stageline.jobs.job import Job, judge, render_command, render_environment
+from stageline.jobs.step_lines import MARK, event_text, parse_event
 from stageline.telemetry import FAILURE_DIR_VARIABLE
 
 FAULT = {"kind": "data", "sentence": "image a.png is empty", "exit_code": 3}

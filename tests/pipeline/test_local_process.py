@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from stageline.launch.job import Job
-from stageline.launch.local import LocalProcess, start_job
-from stageline.launch.process import descendants, is_marked, kill_marked, watch_process
+from stageline.jobs.job import Job
+from stageline.jobs.local import LocalProcess, start_job
+from stageline.jobs.processes import descendants, is_marked, kill_marked, watch_process
 
 PATIENCE_SECONDS = 30.0
 """Hang guard: everything here takes fractions of a second."""
@@ -147,8 +147,8 @@ def test_an_error_while_following_ends_the_job(tmp_path: Path) -> None:
 def test_a_job_does_not_outlive_a_starter_that_is_killed(tmp_path: Path) -> None:
     python = interpreter(tmp_path, "import os, time; print(os.getpid(), flush=True); time.sleep(60)")
     code = f"""
-from stageline.launch.job import Job
-from stageline.launch.local import start_job
+from stageline.jobs.job import Job
+from stageline.jobs.local import start_job
 start_job(Job("a-b", ()), {python!r}).follow(lambda line: print(line, flush=True))
 """
     starter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -19,9 +19,9 @@ from stageline.data.prepared import MANIFEST, Prepared, materialise, read_manife
 from stageline.errors import DataError
 from stageline.families import family_config, parse_config
 from stageline.plan import make_plan
-from stageline.prepare import forecast_prepared, prepare_data, source_names
 from stageline.store import Reference, open_store
 from stageline.store.holder import this_process
+from stageline.verbs.prepare import forecast_prepared, prepare_data, source_names
 
 
 def tiny(root: Path | str, *overrides: str) -> RunConfig:

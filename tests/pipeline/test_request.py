@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from stageline.errors import ConfigError, PlanError
-from stageline.execute.request import Request, read_request
 from stageline.families import raw_preset
-from stageline.launch.defaults import parse_defaults, with_defaults
-from stageline.launch.placement import check_mounted
+from stageline.jobs.defaults import parse_defaults, with_defaults
+from stageline.jobs.placement import check_mounted
+from stageline.pipeline.request import Request, read_request
 
 
 def ask(**parameters: Any) -> Request:

@@ -14,11 +14,11 @@ from stageline.checkpoint.lease import StageLease
 from stageline.cli.configuration import raw_preset
 from stageline.config import seal
 from stageline.errors import BusyError, DataError
-from stageline.evaluate.record import METRICS, SCHEMA, EvaluationRecord, find_evaluation, refuse_damaged
-from stageline.execute.receipt import Receipt, read_receipt, receipt_key, write_receipt
 from stageline.families import parse_config
-from stageline.run.driver import run_pipeline
+from stageline.pipeline.driver import run_pipeline
+from stageline.pipeline.receipts import Receipt, read_receipt, receipt_key, write_receipt
 from stageline.store import Store, open_store
+from stageline.work.evaluations import METRICS, SCHEMA, EvaluationRecord, find_evaluation, refuse_damaged
 
 
 def sha256(data: bytes) -> str:

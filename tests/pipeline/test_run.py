@@ -21,13 +21,13 @@ from stageline.checkpoint.layout import StageDir, resolve
 from stageline.cli import main
 from stageline.cli.configuration import raw_preset
 from stageline.errors import CheckpointError, DataError, PlanError
-from stageline.execute.decision import refuse_damaged
 from stageline.families import parse_config
-from stageline.launch.local import REPEAT_SECONDS
+from stageline.jobs.local import REPEAT_SECONDS
+from stageline.pipeline.driver import run_pipeline
 from stageline.plan import make_plan
-from stageline.run.driver import run_pipeline
 from stageline.store import open_store
 from stageline.telemetry import read_events
+from stageline.work.references import refuse_damaged
 
 HANG_SECONDS = 280
 SMALL = (
@@ -125,7 +125,7 @@ def test_one_change_makes_its_stage_and_what_follows_anew(finished: Finished) ->
 
 def test_a_damaged_checkpoint_is_not_reused_and_refused_by_name(finished: Finished, tmp_path: Path) -> None:
     """The receipt rests on digests: another metadata file is another answer."""
-    from stageline.execute.receipt import question, read_receipt, receipt_key
+    from stageline.pipeline.receipts import question, read_receipt, receipt_key
 
     store = open_store(finished.root)
     plain = json.loads(store.get(receipt_key("tiny", "film")))

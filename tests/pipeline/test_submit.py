@@ -16,8 +16,8 @@ import pytest
 from stageline.config import parse_yaml
 from stageline.errors import ClusterError, ClusterUnavailableError, ConfigError, DataError
 from stageline.families import parse_config, raw_preset
-from stageline.run.backend import Backend
-from stageline.run.submission import Following, make_submission
+from stageline.pipeline.backend import Backend
+from stageline.pipeline.submission import Following, make_submission
 from stageline.store import open_store
 from stageline.telemetry import EventLog, write_failure
 

@@ -19,9 +19,9 @@ from stageline.cli.configuration import raw_preset
 from stageline.config import RunConfig, seal
 from stageline.data.prepared import MANIFEST, PREPARED, SCHEMA, Prepared, find_prepared
 from stageline.families import family_config, parse_config
-from stageline.prepare import prepared_fingerprint
 from stageline.stage import stage_config, stage_fingerprint, stage_settings
 from stageline.store import open_store
+from stageline.verbs.prepare import prepared_fingerprint
 
 
 @dataclass

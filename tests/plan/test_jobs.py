@@ -8,10 +8,10 @@ import pytest
 
 from stageline.config import RunConfig
 from stageline.errors import ConfigError, PlanError
-from stageline.execute.decision import decide
-from stageline.execute.jobs import DataMissingError, free_job, item_names, place_config, plain_config, resolved_job
-from stageline.launch.pytorchjob import render_job
+from stageline.jobs.cluster.render.pytorchjob import render_job
+from stageline.pipeline.items import DataMissingError, free_job, item_names, place_config, plain_config, resolved_job
 from stageline.store import open_store
+from stageline.work.references import decide
 
 if TYPE_CHECKING:
     from conftest import Lab

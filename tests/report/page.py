@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html.parser import HTMLParser
 
-from stageline.report import build_report
 from stageline.store import Store
+from stageline.verbs.report import build_report
 
 VOID = {"meta", "br", "hr", "img", "col"}
 

@@ -8,8 +8,19 @@ from html.parser import HTMLParser
 
 import pytest
 
-from stageline.report.chart import HEIGHT, MAX_DRAWN, WIDTH, Axis, Mark, Series, line_chart, pieces, thinned, value_axis
-from stageline.report.timeline import Session, stretches, tick_seconds, timeline
+from stageline.verbs.report.chart import (
+    HEIGHT,
+    MAX_DRAWN,
+    WIDTH,
+    Axis,
+    Mark,
+    Series,
+    line_chart,
+    pieces,
+    thinned,
+    value_axis,
+)
+from stageline.verbs.report.timeline import Session, stretches, tick_seconds, timeline
 
 
 class Cells(HTMLParser):

@@ -168,7 +168,7 @@ def test_every_decision_is_listed_and_names_what_was_not_chosen() -> None:
 
 
 def test_decoder_stage_table_is_what_the_model_has() -> None:
-    from stageline.families.film_flow.film_plan import decoder_channels
+    from stageline.families.film_flow.config.film_plan import decoder_channels
 
     rows = re.findall(r"^\| (\d) \| \S+ \| (\d+) \| (\d+) \|$", (ROOT / "docs/film_flow.md").read_text(), re.MULTILINE)
     channels = decoder_channels(32, (1, 2, 3, 4))

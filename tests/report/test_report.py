@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from stageline.errors import PlanError
-from stageline.report import build_report
 from stageline.store import Store, open_store
+from stageline.verbs.report import build_report
 
 from .page import Page, report_of
 from .run_directory import T0, HandMade, failed_run, finished_run, png, training_events

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 
 from stageline.config import seal
 from stageline.families import FAMILIES, parse_config
@@ -43,7 +44,7 @@ def data(tmp_path: Path) -> str:
 @pytest.fixture
 def train(tmp_path: Path, data: str) -> Callable[..., Any]:
     """train(stage, run=..., **{"trainer.batch_size": 4}) -> StageResult, in this process."""
-    from stageline.train import train_stage
+    from stageline.verbs.train import train_stage
 
     def call(stage: str = "base", *, run: str = "r", parents: Any = None, **dotted: Any) -> Any:
         settings = {

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 
 from stageline.errors import StagelineError
 from stageline.families import FAMILIES, parse_config
-from stageline.train import train_stage
+from stageline.verbs.train import train_stage
 
 
 def report_step(task: Any) -> None:

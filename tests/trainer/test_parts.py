@@ -15,8 +15,8 @@ from rich.console import Console
 from toy_family.toy import STAGE, ToyModel, ToyTask
 
 from stageline.config import TrainerConfig
+from stageline.contract import ParameterGroup
 from stageline.errors import ConfigError, DiskFullError
-from stageline.families.door import ParameterGroup
 from stageline.trainer.gradients import summing_scale
 from stageline.trainer.interruption import StopRequest
 from stageline.trainer.parameters import (

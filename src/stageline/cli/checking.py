@@ -57,10 +57,10 @@ def _setup(
     """What is to be examined: a run's config, or the defaults with a few keys."""
     from stageline.config import RunConfig, apply_overrides, validate
     from stageline.doctor import Setup
-    from stageline.execute.jobs import plain_config
     from stageline.families import parse_config
-    from stageline.launch.defaults import mounted_defaults, with_defaults
-    from stageline.run.submission import namespace_defaults
+    from stageline.jobs.defaults import mounted_defaults, with_defaults
+    from stageline.pipeline.items import plain_config
+    from stageline.pipeline.submission import namespace_defaults
 
     named = file is not None or family is not None
     if named:

@@ -13,8 +13,8 @@ from stageline.cli.configuration import AsJson, ConfigFile, FamilyName, Override
 
 if TYPE_CHECKING:
     from stageline.config import RunConfig
-    from stageline.execute.jobs import Prospect
-    from stageline.launch.control import ClusterJob
+    from stageline.jobs.cluster.follow.launcher import ClusterJob
+    from stageline.pipeline.items import Prospect
 
 Namespace = Annotated[
     str, typer.Option("-n", "--namespace", help="Of the jobs; empty takes the context's, or the pod's own.")
@@ -53,9 +53,9 @@ def render(
     Such a job stands for itself: its pod prepares the data where they are missing and takes the parents of its run.
     """
     from stageline.cli.configuration import split_overrides
-    from stageline.execute.jobs import free_job, item_names, place_config
-    from stageline.launch.manifest import manifest_yaml
-    from stageline.launch.pytorchjob import render_job
+    from stageline.jobs.cluster.inspect.manifest import manifest_yaml
+    from stageline.jobs.cluster.render.pytorchjob import render_job
+    from stageline.pipeline.items import free_job, item_names, place_config
 
     items, overrides = split_overrides(words or [])
     own = place_config(read_config(config, family, preset, overrides), {})
@@ -88,9 +88,9 @@ def submit(
     Data that are missing are prepared first, by a job that is followed to its end. Ctrl-C while following leaves the
     job running.
     """
-    from stageline.execute.jobs import DataMissingError, check_item, place_config
-    from stageline.launch.job import PREPARE_ITEM
-    from stageline.run.submission import namespace_defaults
+    from stageline.jobs.job import PREPARE_ITEM
+    from stageline.pipeline.items import DataMissingError, check_item, place_config
+    from stageline.pipeline.submission import namespace_defaults
 
     given = read_config(config, family, preset, overrides)
     own = place_config(given, namespace_defaults(given, _say))
@@ -113,9 +113,9 @@ def _say(text: str) -> None:
 def _prospect(config: RunConfig, item: str) -> Prospect:
     """The job of an item: by what lies in the store, or, where this machine does not reach that, one by itself."""
     from stageline.errors import PlanError, StagelineError
-    from stageline.execute.jobs import Prospect, free_job, resolved_job
-    from stageline.launch.outcome import JobProbe
-    from stageline.run.submission import reach_store
+    from stageline.jobs.cluster.follow.job_result import JobProbe
+    from stageline.pipeline.items import Prospect, free_job, resolved_job
+    from stageline.pipeline.submission import reach_store
 
     try:
         root = reach_store(config)
@@ -130,9 +130,9 @@ def _prospect(config: RunConfig, item: str) -> Prospect:
 
 def _start(prospect: Prospect, *, follow: bool) -> None:
     """Start or adopt a job; follow it or leave it to itself. Raises what it ended with."""
-    from stageline.execute.body import Body
-    from stageline.execute.process import verdict_error
-    from stageline.launch.control import start_on_cluster
+    from stageline.jobs.cluster.follow.launcher import start_on_cluster
+    from stageline.pipeline.body import Body
+    from stageline.pipeline.item_job import verdict_error
 
     job = prospect.job
     if prospect.reference:
@@ -181,8 +181,8 @@ def logs(
     ] = "",
 ) -> None:
     """Print what the pods of a job wrote, every line once; with --follow until the job ends."""
-    from stageline.launch.api import Api
-    from stageline.launch.looking import look_at_logs
+    from stageline.jobs.cluster.inspect.namespace_jobs import look_at_logs
+    from stageline.kube.client import Api
 
     look_at_logs(Api.connect(namespace, context), job, lambda line: print(line, flush=True), _say, since, follow=follow)
 
@@ -197,8 +197,8 @@ def cancel(
 ) -> None:
     """End jobs: their pods finish the step they are in, commit and end. What is committed stays."""
     from stageline.errors import ConfigError
-    from stageline.launch.api import Api
-    from stageline.launch.looking import cancel_jobs
+    from stageline.jobs.cluster.inspect.namespace_jobs import cancel_jobs
+    from stageline.kube.client import Api
 
     if bool(jobs) == bool(run):
         raise ConfigError("cancel which jobs?", remedy="name jobs, or give --all-of-run RUN; one of the two")
@@ -219,8 +219,8 @@ def list_jobs(
     import json
 
     from stageline.cli.tables import duration, show_rows
-    from stageline.launch.api import Api
-    from stageline.launch.looking import find_rows
+    from stageline.jobs.cluster.inspect.namespace_jobs import find_rows
+    from stageline.kube.client import Api
 
     api = Api.connect(namespace, context)
     rows = find_rows(api, run)
@@ -250,8 +250,8 @@ def list_jobs(
 def placed_config(config: RunConfig) -> RunConfig:
     """The config as pods of its namespace get it, its store reached as they reach it, or said to be out of reach."""
     from stageline.errors import StagelineError
-    from stageline.execute.jobs import place_config
-    from stageline.run.submission import namespace_defaults, reach_store
+    from stageline.pipeline.items import place_config
+    from stageline.pipeline.submission import namespace_defaults, reach_store
 
     own = place_config(config, namespace_defaults(config, _say))
     try:
@@ -264,10 +264,10 @@ def placed_config(config: RunConfig) -> RunConfig:
 def compare_jobs(own: RunConfig) -> list[dict[str, Any]]:
     """Per item of a placed run: the job that is there under its name, and how it differs from a new one."""
     from stageline.errors import StagelineError
-    from stageline.execute.jobs import free_job, item_names, resolved_job
-    from stageline.launch.api import Api
-    from stageline.launch.looking import compare_live
-    from stageline.launch.pytorchjob import render_job
+    from stageline.jobs.cluster.inspect.namespace_jobs import compare_live
+    from stageline.jobs.cluster.render.pytorchjob import render_job
+    from stageline.kube.client import Api
+    from stageline.pipeline.items import free_job, item_names, resolved_job
     from stageline.store import open_store
 
     answers = []

@@ -13,7 +13,7 @@ from stageline.cli.configuration import AsJson, ConfigFile, FamilyName, Override
 from stageline.cli.submitting import submit
 
 if TYPE_CHECKING:
-    from stageline.run.driver import RunResult
+    from stageline.pipeline.driver import RunResult
     from stageline.store import Store
 
 
@@ -42,7 +42,7 @@ def run(
 ) -> None:
     """Run the family's pipeline on this machine: data, stages, evaluation, report. Unchanged parts are reused."""
     from stageline.cli.tables import show_plan
-    from stageline.run.driver import run_pipeline
+    from stageline.pipeline.driver import run_pipeline
 
     own = read_config(config, family, preset, overrides)
     result = run_pipeline(own, show_event, show_plan, launcher=launcher)
@@ -85,8 +85,8 @@ def report(
     preset: PresetName = None,
 ) -> None:
     """Write a run's report, one self-contained HTML file; prints where it is."""
-    from stageline.report import build_report
     from stageline.store import open_store
+    from stageline.verbs.report import build_report
 
     if run_uri is None:
         own = read_config(config, family, preset, [])
@@ -169,8 +169,8 @@ def _stage_line(stage: Mapping[str, Any]) -> str:
 
 def _details(store: Store, name: str) -> dict[str, Any]:
     from stageline.checkpoint.layout import StageDir
-    from stageline.evaluate.record import EVALUATIONS, METRICS, find_evaluation
     from stageline.telemetry import read_failure
+    from stageline.work.evaluations import EVALUATIONS, METRICS, find_evaluation
 
     run = store.child("runs", name)
     checkpoints = []
@@ -208,7 +208,7 @@ def compile_(
 ) -> None:
     """Compile a family's pipeline for a KFP backend."""
     from stageline.families import family_config
-    from stageline.run.pipelines import compile_pipeline
+    from stageline.pipeline.compiled import compile_pipeline
 
     family_config(family)
     variant = claim if claim or with_claim else None

@@ -10,7 +10,7 @@ import typer
 from stageline.cli.configuration import ConfigFile, FamilyName, Overrides, PresetName, read_config
 
 if TYPE_CHECKING:
-    from stageline.run.submission import Submission
+    from stageline.pipeline.submission import Submission
 
 
 def submit(
@@ -40,8 +40,8 @@ def submit(
 
     Ctrl-C once asks the backend to terminate the run; twice leaves it running. The exit code is the failed step's own.
     """
-    from stageline.launch.defaults import CONFIG_MAP, KEY, parse_defaults
-    from stageline.run.submission import SERVICE_ACCOUNT, make_submission, namespace_map
+    from stageline.jobs.defaults import CONFIG_MAP, KEY, parse_defaults
+    from stageline.pipeline.submission import SERVICE_ACCOUNT, make_submission, namespace_map
 
     own = read_config(config, family, preset, overrides)
     found = namespace_map(own, print)
@@ -53,8 +53,8 @@ def submit(
         for name, value in submission.arguments.items():
             print(f"  {name}={value}")
         return
-    from stageline.run.backend import Backend
-    from stageline.run.submission import Following
+    from stageline.pipeline.backend import Backend
+    from stageline.pipeline.submission import Following
 
     backend = Backend.connect(endpoint, namespace, token)
     if not yes and sys.stdin.isatty():
@@ -81,8 +81,8 @@ def _show_plan(submission: Submission) -> None:
     """The plan where the store can be reached from here; PlanError where it is blocked."""
     from stageline.cli.tables import show_plan
     from stageline.errors import StagelineError
+    from stageline.pipeline.submission import plan_from_here
     from stageline.plan import blocked_error
-    from stageline.run.submission import plan_from_here
 
     try:
         plan = plan_from_here(submission.config)

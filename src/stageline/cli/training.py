@@ -119,7 +119,7 @@ def prepare(
     overrides: Overrides = None, config: ConfigFile = None, family: FamilyName = None, preset: PresetName = None
 ) -> None:
     """Prepare the data of a config, or reuse them; prints their reference."""
-    from stageline.prepare import prepare_data
+    from stageline.verbs.prepare import prepare_data
 
     own = read_config(config, family, preset, overrides)
     with _ending_on_sigterm():
@@ -152,12 +152,12 @@ def train(
     if trainer.world_size > 1 and "LOCAL_RANK" not in os.environ:
         _train_as_job(own, trainer, stage, data, parents)
         return
-    from stageline.launch.process import die_with_parent
+    from stageline.jobs.processes import die_with_parent
 
     if "LOCAL_RANK" in os.environ:  # torchrun starts ranks in sessions of their own: they would outlive it
         die_with_parent()
-    from stageline.prepare import prepare_data
-    from stageline.train import train_stage
+    from stageline.verbs.prepare import prepare_data
+    from stageline.verbs.train import train_stage
 
     reference = data or str(prepare_data(own, _progress).reference)
     result = train_stage(own, stage, data=reference, parents=parents)
@@ -187,11 +187,11 @@ def _train_as_job(
     """Several processes: start them with torchrun and follow. trainer: as the stage sees it."""
     import json
 
-    from stageline.execute.body import cancellable
-    from stageline.execute.process import run_job
-    from stageline.launch.job import Job, job_name
-    from stageline.launch.local import start_job
-    from stageline.prepare import prepare_data
+    from stageline.jobs.job import Job, job_name
+    from stageline.jobs.local import start_job
+    from stageline.pipeline.body import cancellable
+    from stageline.pipeline.item_job import run_job
+    from stageline.verbs.prepare import prepare_data
 
     with cancellable(stage) as body:
         reference = data or str(prepare_data(config, _progress).reference)
@@ -227,8 +227,8 @@ def evaluate(
 
     from stageline.checkpoint.layout import resolve
     from stageline.cli.tables import show_metrics
-    from stageline.evaluate.evaluation import default_checkpoint, evaluate_checkpoint
-    from stageline.prepare import prepare_data
+    from stageline.verbs.evaluate.evaluation import default_checkpoint, evaluate_checkpoint
+    from stageline.verbs.prepare import prepare_data
 
     own = read_config(config, family, preset, overrides)
     with _ending_on_sigterm():
@@ -254,7 +254,7 @@ def predict(
 ) -> None:
     """Predict pictures with a checkpoint."""
     paths, overrides = split_overrides(images)
-    from stageline.predict import load
+    from stageline.verbs.predict import load
 
     with _ending_on_sigterm():
         results = load(checkpoint, overrides).predict([Path(path) for path in paths], output, _progress)

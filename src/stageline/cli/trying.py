@@ -24,9 +24,9 @@ def trial(
     Of a config only the section `cluster` is read; without one, the defaults of the namespace. Needs no storage.
     """
     from stageline.config import RunConfig, apply_overrides, read_yaml, validate
-    from stageline.launch.defaults import mounted_defaults, with_defaults
-    from stageline.launch.trial import run_trial
-    from stageline.run.submission import namespace_defaults
+    from stageline.jobs.defaults import mounted_defaults, with_defaults
+    from stageline.jobs.trial import run_trial
+    from stageline.pipeline.submission import namespace_defaults
 
     def say(text: str) -> None:
         print(text, flush=True)

@@ -1,7 +1,7 @@
 """Prepared data as they lie in the cache: the manifest, finding them, having them as a local folder. No torch.
 
 `cache/prepared/<fingerprint>/manifest.json` is written last and by one preparer only; the digest of prepared data is
-the SHA-256 of its bytes. Making them is `stageline.prepare`.
+the SHA-256 of its bytes. Making them is `stageline.verbs.prepare`.
 """
 
 from __future__ import annotations

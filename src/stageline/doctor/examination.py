@@ -13,7 +13,7 @@ from stageline.doctor.running import run_checks
 from stageline.doctor.server import server_checks
 from stageline.doctor.storage import check_store
 from stageline.errors import MissingPartError, StagelineError
-from stageline.launch.api import JOBS, Api
+from stageline.kube.client import JOBS, Api
 from stageline.store.settings import apply_storage
 
 SECONDS = 5.0

@@ -13,10 +13,10 @@ from stageline.config import ClusterConfig
 from stageline.config.syntax import quantity_value
 from stageline.doctor.line import Check, Line, ok, unknown, wrong
 from stageline.errors import ClusterUnavailableError, StagelineError
-from stageline.launch.api import JOBS, LEASES, NODES, PODS, Api
-from stageline.launch.job import Job
-from stageline.launch.pytorchjob import render_job
-from stageline.launch.refusals import AbsentError
+from stageline.jobs.cluster.render.pytorchjob import render_job
+from stageline.jobs.job import Job
+from stageline.kube.client import JOBS, LEASES, NODES, PODS, Api
+from stageline.kube.refusals import AbsentError
 
 CLAIMS, SECRETS, CONFIG_MAPS = "persistentvolumeclaims/v1", "secrets/v1", "configmaps/v1"
 ACCOUNTS, QUEUES = "serviceaccounts/v1", "localqueues.kueue.x-k8s.io/v1beta1"

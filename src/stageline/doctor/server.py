@@ -9,8 +9,8 @@ from email.utils import parsedate_to_datetime
 from stageline.doctor.line import Check, Line, ok, unknown, wrong
 from stageline.doctor.rights import RULES, Part, Rule, grant_command, missing_rules
 from stageline.errors import StagelineError
-from stageline.launch.api import Api
-from stageline.launch.refusals import INSTALL_OPERATOR, AbsentError
+from stageline.kube.client import Api
+from stageline.kube.refusals import INSTALL_OPERATOR, AbsentError
 
 OLDEST = (1, 29)
 SKEW_SECONDS = 20.0

@@ -9,6 +9,6 @@ making     all of them in order
 from __future__ import annotations
 
 from stageline.plan.making import make_plan
-from stageline.plan.record import PLAN, Item, Plan, blocked_error
+from stageline.work.record import PLAN, Item, Plan, blocked_error
 
 __all__ = ["PLAN", "Item", "Plan", "blocked_error", "make_plan"]

@@ -7,15 +7,16 @@ from typing import Literal
 from stageline.checkpoint.identity import compare_run, read_run
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.config import RunConfig, flatten
+from stageline.contract import FamilyConfig
 from stageline.data.prepared import Prepared
 from stageline.errors import StagelineError, difference
-from stageline.evaluate.record import evaluation_fingerprint, find_evaluation
-from stageline.families import FamilyConfig, family_config
-from stageline.plan.decision import Decision, Inputs, decide_stage
-from stageline.plan.record import Action, Item, Plan
-from stageline.prepare import forecast_prepared
+from stageline.families import family_config
 from stageline.stage import Stage, stage_config
 from stageline.store import Store, open_store
+from stageline.verbs.prepare import forecast_prepared
+from stageline.work.decision import Decision, Inputs, decide_stage
+from stageline.work.evaluations import evaluation_fingerprint, find_evaluation
+from stageline.work.record import Action, Item, Plan
 
 REPORT = "report.html"
 

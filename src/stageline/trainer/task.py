@@ -1,7 +1,7 @@
 """What the loop asks of a stage that is built and ready; a family's `StageTask` has this shape.
 
 The loop is a stranger to families, so the shape is repeated here and joined to theirs under the type checker in
-`stageline.train`.
+`stageline.verbs.train`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Samples(Protocol):
 
 
 class Task(Protocol):
-    """One stage, built: model, data, loss, validation. See `stageline.families.door.StageTask` for the promises."""
+    """One stage, built: model, data, loss, validation. See `stageline.contract.StageTask` for the promises."""
 
     model: nn.Module
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from stageline.errors import CheckpointError, difference
-from stageline.families.film_flow.film_plan import range_fault
-from stageline.families.film_flow.restore import (
+from stageline.families.film_flow.config.film_plan import range_fault
+from stageline.families.film_flow.imports.evidence import (
     NATIVE_CHANNELS,
     decoder_channels_of,
     describe_heads,

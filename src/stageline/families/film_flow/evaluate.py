@@ -16,17 +16,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from stageline.families.door import Evaluation
-from stageline.families.film_flow.comparison import Comparison, Mode, conditions_of, plan_comparison
-from stageline.families.film_flow.condition_bundle import ConditionBundle
+from stageline.contract import Evaluation
+from stageline.families.film_flow.conditions.bundle import ConditionBundle
+from stageline.families.film_flow.conditions.feedback import feedback_condition, open_feedback
 from stageline.families.film_flow.config import FilmFlowConfig, check_evaluation
-from stageline.families.film_flow.data import Batch, CaseSet, open_data, window_condition
-from stageline.families.film_flow.feedback import feedback_condition, open_feedback
-from stageline.families.film_flow.junctions import find_peaks
-from stageline.families.film_flow.metrics import BETTI_MATCHING, case_metrics, junction_scores, pool_metrics
-from stageline.families.film_flow.model import FilmFlowModel
-from stageline.families.film_flow.panels import Rgb, Tile, compared, grey, join_tiles, junctions, picture
-from stageline.families.film_flow.preparation import is_per_crop
+from stageline.families.film_flow.data.junctions import find_peaks
+from stageline.families.film_flow.data.preparation import is_per_crop
+from stageline.families.film_flow.data.sets import Batch, CaseSet, open_data, window_condition
+from stageline.families.film_flow.measures.metrics import BETTI_MATCHING, case_metrics, junction_scores, pool_metrics
+from stageline.families.film_flow.measures.modes import Comparison, Mode, conditions_of, plan_comparison
+from stageline.families.film_flow.measures.panels import Rgb, Tile, compared, grey, join_tiles, junctions, picture
+from stageline.families.film_flow.measures.validation import NODE_TOLERANCE_PIXELS, PEAK_THRESHOLD, condition_likeness
+from stageline.families.film_flow.model.network import FilmFlowModel
 from stageline.families.film_flow.sampling import (
     Probability,
     WindowCondition,
@@ -35,7 +36,6 @@ from stageline.families.film_flow.sampling import (
     switch_off,
     take,
 )
-from stageline.families.film_flow.validation import NODE_TOLERANCE_PIXELS, PEAK_THRESHOLD, condition_likeness
 
 Progress = Callable[[int, int, str], None]
 COLLAPSE_COSINE = 0.98

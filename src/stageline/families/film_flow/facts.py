@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from stageline.families import Comparison
+from stageline.contract import Comparison
 from stageline.families.film_flow.agreement import agree_facts, agree_stages, trained_film
-from stageline.families.film_flow.film_plan import (
+from stageline.families.film_flow.config.film_plan import (
     FilmPlan,
     StagesOrigin,
     decoder_channels,

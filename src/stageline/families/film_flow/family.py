@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from stageline.families.door import Family
+from stageline.contract import Family
 from stageline.families.film_flow.config import FAMILY_CONFIG
-from stageline.families.film_flow.construction import build_model
-from stageline.families.film_flow.data import prepare
+from stageline.families.film_flow.data.sets import prepare
 from stageline.families.film_flow.evaluate import evaluate
+from stageline.families.film_flow.imports.legacy import import_legacy
 from stageline.families.film_flow.inheritance import section_of
-from stageline.families.film_flow.legacy import import_legacy
+from stageline.families.film_flow.model.construction import build_model
 from stageline.families.film_flow.predict import predict
-from stageline.families.film_flow.stages import build_task
+from stageline.families.film_flow.task import build_task
 
 FAMILY = Family(
     config=FAMILY_CONFIG,

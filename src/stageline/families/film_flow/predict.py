@@ -17,13 +17,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stageline.errors import ConfigError, DataError, Faults
-from stageline.families.film_flow.condition_bundle import ConditionBundle
+from stageline.families.film_flow.conditions.bundle import ConditionBundle
+from stageline.families.film_flow.conditions.features import FeatureSource
+from stageline.families.film_flow.conditions.feedback import feedback_condition, open_feedback
 from stageline.families.film_flow.config import FilmFlowConfig, check_evaluation
-from stageline.families.film_flow.feature_source import FeatureSource
-from stageline.families.film_flow.feedback import feedback_condition, open_feedback
-from stageline.families.film_flow.model import FilmFlowModel
-from stageline.families.film_flow.pictures import Pixels, encoder_picture, find_levels, normalise, read_picture
-from stageline.families.film_flow.preparation import is_per_crop, open_features
+from stageline.families.film_flow.data.pictures import Pixels, encoder_picture, find_levels, normalise, read_picture
+from stageline.families.film_flow.data.preparation import is_per_crop, open_features
+from stageline.families.film_flow.data.sources import find_prompt
+from stageline.families.film_flow.data.windows import Window
+from stageline.families.film_flow.model.network import FilmFlowModel
 from stageline.families.film_flow.sampling import (
     Probability,
     WindowCondition,
@@ -31,8 +33,6 @@ from stageline.families.film_flow.sampling import (
     predict_probability,
     switch_off,
 )
-from stageline.families.film_flow.sources import find_prompt
-from stageline.families.film_flow.windows import Window
 
 Progress = Callable[[int, int, str], None]
 

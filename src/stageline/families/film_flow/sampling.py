@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from stageline.errors import ConfigError
-from stageline.families.film_flow.condition_bundle import ConditionBundle
+from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.config import FilmFlowConfig
+from stageline.families.film_flow.data.junctions import find_junctions, junction_heat
+from stageline.families.film_flow.data.windows import Window, blend_weight, cover, pad_mirrored
 from stageline.families.film_flow.facts import film_plan
-from stageline.families.film_flow.junctions import find_junctions, junction_heat
-from stageline.families.film_flow.model import FilmFlowModel
-from stageline.families.film_flow.windows import Window, blend_weight, cover, pad_mirrored
+from stageline.families.film_flow.model.network import FilmFlowModel
 from stageline.objectives.solvers import Prediction as Predicts
 from stageline.objectives.solvers import Solution, Solver, integrate, sample_binary
 from stageline.objectives.step import seeded

@@ -1,0 +1,210 @@
+"""Condition features of many samples: from the cache where they are, from the encoder where they are not.
+
+The encoder is loaded only when something is missing, and never under `cache_only`. What is asked twice in one call is
+encoded once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stageline.errors import ConfigError, DataError, MissingPartError
+from stageline.families.film_flow.conditions.cache import (
+    COSINE_TOLERANCE,
+    VERIFY_FRACTION,
+    Entry,
+    FeatureCache,
+    cosine_distance,
+    feature_key,
+)
+from stageline.families.film_flow.conditions.encoder import (
+    ConditionEncoder,
+    EncoderSettings,
+    NoEncoder,
+    Picture,
+    PrecomputedEncoder,
+    canonical_picture,
+)
+from stageline.families.film_flow.conditions.stub import StubEncoder
+
+BATCH = 64
+"""Samples encoded between two writes to the cache, so that an interrupted run keeps what it has."""
+Box = tuple[int, int, int, int]
+
+
+def load_encoder(settings: EncoderSettings) -> ConditionEncoder:
+    """The encoder that the settings name, frozen; loads weights where it has any.
+
+    Raises MissingPartError for a package or weights that are not there.
+    """
+    if settings.encoder == "none":
+        return NoEncoder(settings)
+    if settings.encoder == "stub":
+        return StubEncoder(settings)
+    if settings.encoder == "precomputed":
+        return PrecomputedEncoder(settings)
+    if settings.encoder == "biomedclip":
+        raise MissingPartError(
+            "the encoder 'biomedclip' needs the package open_clip, which stageline does not install",
+            remedy="use clip, siglip2 or qwen-vl, or make features elsewhere and use `precomputed`",
+        )
+    if settings.encoder in ("clip", "siglip2"):
+        from stageline.families.film_flow.conditions.vlm import ContrastiveEncoder
+
+        return ContrastiveEncoder(settings)
+    if settings.encoder == "qwen-vl" and settings.source == "probe":
+        from stageline.families.film_flow.conditions.questionnaire import ProbeEncoder
+
+        return ProbeEncoder(settings)
+    if settings.encoder == "qwen-vl":
+        from stageline.families.film_flow.conditions.vlm import QwenEncoder
+
+        return QwenEncoder(settings)
+    raise ConfigError(
+        f"there is no encoder {settings.encoder!r}",
+        remedy="encoders: none, stub, clip, siglip2, biomedclip, qwen-vl, precomputed",
+    )
+
+
+class FeatureSource:
+    """Features by (picture, prompt) under one encoder's settings.
+
+    cache: where features are kept; None keeps none.  encoder_calls: samples given to the encoder so far.
+    """
+
+    def __init__(
+        self,
+        settings: EncoderSettings,
+        cache: FeatureCache | None = None,
+        load: Callable[[EncoderSettings], ConditionEncoder] = load_encoder,
+    ) -> None:
+        self.settings = settings
+        self.cache = cache
+        self.encoder_calls = 0
+        self._load = load
+        self._encoder: ConditionEncoder | None = None
+        if settings.cache_only and cache is None and settings.encoder not in ("none", "precomputed"):
+            raise ConfigError("cache_only without a feature cache", remedy="set model.vlm_film_config.cache_dir")
+
+    @property
+    def encoder(self) -> ConditionEncoder:
+        """The encoder, loaded on first use; refused under `cache_only`."""
+        if self._encoder is None:
+            if self.settings.cache_only and self.settings.encoder not in ("none", "precomputed"):
+                raise DataError(
+                    f"the feature cache {self._where()} knows nothing of the encoder {self._name()}, and cache_only "
+                    "forbids loading it",
+                    remedy="fill the cache first with model.vlm_film_config.cache_only: false",
+                )
+            self._encoder = self._load(self.settings)
+            if self.cache is not None and self._encoder.settings.encoder not in ("none", "precomputed"):
+                about = {"resize": self._encoder.resize, "width": self.settings.width, "name": self._name()}
+                self.cache.note_encoder(self.settings.fingerprint, about)
+        return self._encoder
+
+    def features(
+        self,
+        pictures: Sequence[Picture],
+        prompts: Sequence[str],
+        ids: Sequence[str],
+        boxes: Sequence[Box] | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Features (N, F) float32 and whether each is present (N,).
+
+        pictures: (H, W, 3) uint8, the part the encoder sees.  boxes: where crops were taken, under scope `crop`.
+        Raises DataError for a miss under cache_only.
+        """
+        if not len(pictures) == len(prompts) == len(ids):
+            raise DataError(f"{len(pictures)} pictures, {len(prompts)} prompts and {len(ids)} ids; give one of each")
+        if self.cache is None or self.settings.encoder in ("none", "precomputed"):
+            bundle = self.encoder.encode(pictures, prompts, ids)
+            self.encoder_calls += len(ids)
+            return np.asarray(bundle.vec.numpy(), dtype=np.float32), np.asarray(bundle.present.numpy(), dtype=bool)
+        keys = self.keys(pictures, prompts, boxes)
+        known = self.cache.lookup(keys, self.settings.width)
+        first = {key: number for number, key in reversed(list(enumerate(keys)))}
+        missing = [number for key, number in sorted(first.items(), key=lambda item: item[1]) if key not in known]
+        if missing and self.settings.cache_only:
+            shown = ", ".join(repr(ids[number]) for number in missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise DataError(
+                f"{len(missing)} of {len(first)} features are not in the cache {self._where()} and cache_only is set: "
+                f"{shown}",
+                remedy="fill the cache first with model.vlm_film_config.cache_only: false",
+            )
+        for start in range(0, len(missing), BATCH):
+            part = missing[start : start + BATCH]
+            fresh = self._encode(pictures, prompts, ids, keys, part)
+            self.cache.store(fresh, {"encoder": self._name(), "settings": self.settings.fingerprint})
+            known |= {entry.key: entry for entry in fresh}
+        width = self.settings.width
+        vectors = np.stack([known[key].vector for key in keys]) if keys else np.zeros((0, width), dtype=np.float32)
+        return vectors, np.array([known[key].present for key in keys], dtype=bool)
+
+    def keys(self, pictures: Sequence[Picture], prompts: Sequence[str], boxes: Sequence[Box] | None) -> list[str]:
+        """Cache keys of some samples; the encoder's resize is read from the cache where it is known there."""
+        identity = self.settings.identity()
+        reads_picture = self.settings.source != "text"
+        reads_prompt = self.settings.source != "image"
+        resize = self._resize() if reads_picture else "none"
+        result = []
+        canonical: dict[int, Picture] = {}
+        for number, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
+            if reads_picture and id(picture) not in canonical:
+                canonical[id(picture)] = canonical_picture(picture, resize)
+            pixels = canonical[id(picture)] if reads_picture else None
+            box = boxes[number] if boxes is not None and self.settings.scope == "crop" else None
+            result.append(feature_key(pixels, prompt if reads_prompt else "", identity, box))
+        return result
+
+    def verify(
+        self, pictures: Sequence[Picture], prompts: Sequence[str], ids: Sequence[str], seed: int = 0
+    ) -> list[str]:
+        """Encode a random 1 % (at least one) of these samples again; names of those whose cached vector is another.
+
+        Samples that are not in the cache are not compared.
+        """
+        if self.cache is None:
+            raise ConfigError("there is no feature cache to verify", remedy="set model.vlm_film_config.cache_dir")
+        keys = self.keys(pictures, prompts, None)
+        known = self.cache.lookup(keys, self.settings.width)
+        cached = [number for number, key in enumerate(keys) if key in known]
+        order = sorted(cached, key=lambda number: hashlib.sha256(f"{seed}/{keys[number]}".encode()).digest())
+        chosen = order[: max(1, round(len(order) * VERIFY_FRACTION))]
+        fresh = self._encode(pictures, prompts, ids, keys, chosen)
+        return [
+            ids[number]
+            for number, entry in zip(chosen, fresh, strict=True)
+            if entry.present != known[keys[number]].present
+            or cosine_distance(entry.vector, known[keys[number]].vector) > COSINE_TOLERANCE
+        ]
+
+    def _encode(
+        self, pictures: Sequence[Picture], prompts: Sequence[str], ids: Sequence[str], keys: list[str], part: list[int]
+    ) -> list[Entry]:
+        if not part:
+            return []
+        bundle = self.encoder.encode([pictures[n] for n in part], [prompts[n] for n in part], [ids[n] for n in part])
+        self.encoder_calls += len(part)
+        vectors, present = bundle.vec.numpy(), bundle.present.numpy()
+        return [Entry(keys[n], ids[n], vectors[row], bool(present[row])) for row, n in enumerate(part)]
+
+    def _resize(self) -> str:
+        if self.settings.encoder == "stub":
+            return StubEncoder.resize
+        assert self.cache is not None
+        noted = self.cache.encoders().get(self.settings.fingerprint)
+        if isinstance(noted, dict) and isinstance(noted.get("resize"), str):
+            return str(noted["resize"])
+        return self.encoder.resize
+
+    def _name(self) -> str:
+        revision = f"@{self.settings.revision}" if self.settings.revision else ""
+        return f"{self.settings.encoder}:{self.settings.model_name}{revision}"
+
+    def _where(self) -> str:
+        return repr(str(Path(self.cache.folder))) if self.cache is not None else "(none)"

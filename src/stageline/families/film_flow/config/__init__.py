@@ -1,0 +1,224 @@
+"""Typed config and stages of film_flow: the torch-free half of the family's record.
+
+Sections stand in `model_section.py` and `sections.py`, published spellings in `seed_keys.py`, presets in `presets.py`,
+what a checkpoint says in `facts.py`, what a parent hands on in `inheritance.py`. All are functions of the config alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from stageline.config import OPERATIONAL, RunConfig
+from stageline.contract import FamilyConfig
+from stageline.errors import ConfigError, Faults
+from stageline.families.film_flow.agreement import name_facts
+from stageline.families.film_flow.config.film_plan import describe_stages
+from stageline.families.film_flow.config.model import ModelConfig
+from stageline.families.film_flow.config.presets import PRESETS
+from stageline.families.film_flow.config.rules import raise_faults
+from stageline.families.film_flow.config.sections import DataConfig, EvaluateConfig, ImportConfig
+from stageline.families.film_flow.config.spellings import KeyFault, normalise, note_once
+from stageline.families.film_flow.data.origin import data_key, source_files
+from stageline.families.film_flow.facts import FACT_RULES, agree, facts, film_plan, summary
+from stageline.families.film_flow.inheritance import inherit
+from stageline.stage import Stage, Stages
+
+__all__ = ["FAMILY_CONFIG", "STAGES", "DataConfig", "EvaluateConfig", "FilmFlowConfig", "ImportConfig", "ModelConfig"]
+
+NO_IDENTITY = frozenset(
+    {
+        *("learning_rate", "weight_decay", "use_ema", "ema_decay"),
+        *("timesteps", "solver", "num_ensemble", "use_sliding_infer", "patch_plan"),
+        *("loss", "lambda_auxiliary", "lambda_cldice", "junction_weight", "t_sampling", "dropout"),
+        *("film_heads", "film_warmup_epochs", "film_ramp_epochs"),
+    }
+)
+"""Keys of `model` that say how it is optimised or sampled: two runs that differ in them alone are the same run,
+trained further or again. Everything else of `model` says what is trained."""
+
+STAGES = Stages(
+    Stage(
+        "backbone",
+        trains=("*",),
+        objective="flow matching without condition",
+        steps=20_000,
+        metric="dice",
+        patch={
+            "model.use_vlm_film": False,
+            "model.vlm_film_decoder_stages": None,
+            "model.junction_gating_config.apply_stages": "same_as_film",
+        },
+    ),
+    Stage(
+        "film",
+        trains=("*",),
+        objective="flow matching with FiLM",
+        steps=40_000,
+        metric="dice",
+        parents={"default": "backbone"},
+        optional_parents=frozenset({"default"}),
+        also_from={"default": ("film",)},
+    ),
+)
+
+
+class FilmFlowConfig(RunConfig):
+    """A run of film_flow."""
+
+    family: Literal["film_flow"] = "film_flow"
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    import_: ImportConfig = Field(default=ImportConfig(), alias="import", json_schema_extra=OPERATIONAL)
+    """Answers for `stageline checkpoint import`."""
+
+    IDENTITY: ClassVar[tuple[str, ...]] = (
+        *("family", "seed", "data"),
+        *(f"model.{key}" for key in ModelConfig.model_fields if key not in NO_IDENTITY),
+    )
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **kwargs: Any) -> FilmFlowConfig:
+        """Read the published spellings first, then validate; the faults of both are reported together."""
+        raw = json.loads(json_data)
+        if not isinstance(raw, Mapping):
+            return super().model_validate_json(json_data, **kwargs)
+        plain, faults = normalise(raw)
+        lines = [_as_line(fault) for fault in faults]
+        try:
+            config = super().model_validate_json(json.dumps(plain), **kwargs)
+        except ValidationError as error:
+            raise ValidationError.from_exception_data(cls.__name__, [*lines, *_lines_of(error)]) from error
+        if lines:
+            raise ValidationError.from_exception_data(cls.__name__, lines)
+        return config
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FilmFlowConfig:
+        vlm = self.model.vlm_film_config
+        faults: list[tuple[str, str]] = []
+        text = "text" in self.model.cond_source
+        if self.model.image_size != self.data.image_size:
+            sentence = f"model.image_size {self.model.image_size} is not data.image_size {self.data.image_size}"
+            faults.append(("E_CONTRADICTION", sentence))
+        if self.model.use_vlm_film and text and self.data.name in ("trees", "retina", "folder"):
+            known = vlm.prompt_template or self.data.name in (vlm.prompt_templates or {}) or self.data.prompts_file
+            if not known:
+                faults.append(
+                    (
+                        "",
+                        f"model.cond_source {self.model.cond_source!r} needs a prompt, and data {self.data.name!r} "
+                        "bring none; set model.vlm_film_config.prompt_template",
+                    )
+                )
+        if self.evaluate.split == "test" and not self.data.test_dir and not self.data.num_test:
+            faults.append(("", "evaluate.split 'test' needs data.test_dir or data.num_test"))
+        raise_faults(faults)
+        return self
+
+
+def _as_line(fault: KeyFault) -> InitErrorDetails:
+    error = PydanticCustomError("value_error", "{sentence}", {"sentence": f"{fault.code}: {fault.sentence}"})
+    return InitErrorDetails(type=error, loc=fault.path, input=fault.found)
+
+
+def _lines_of(error: ValidationError) -> list[InitErrorDetails]:
+    return [
+        InitErrorDetails(type=line["type"], loc=line["loc"], input=line["input"], ctx=line.get("ctx", {}))
+        for line in error.errors(include_url=False)
+    ]
+
+
+def asked(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that a user's own config states; keys that are absent or null state nothing."""
+    named = {
+        "vlm_film_trained_stages": "vlm_film_decoder_stages",
+        "apply_point": "film_apply_point",
+        **{key: key for key in ("head_variant", "vlm_scope", "cond_source", "mode", "prediction", "target_kind")},
+        **{key: key for key in ("image_conditioning", "backbone_variant", "image_channels", "time_scale")},
+        "gate_stages": "junction_gating_config",
+    }
+    stated = raw.get("model")
+    stated = stated if isinstance(stated, Mapping) else {}
+    own = facts(FilmFlowConfig.model_validate_json(json.dumps(raw)))
+    result = {fact: own[fact] for fact, key in named.items() if stated.get(key) is not None}
+    gate = stated.get("junction_gating_config")
+    if not isinstance(gate, Mapping) or gate.get("apply_stages") in (None, "same_as_film"):
+        result.pop("gate_stages", None)
+    data = raw.get("data")
+    if isinstance(data, Mapping) and data.get("image_norm") is not None:
+        result["image_norm"] = own["image_norm"]
+    return result
+
+
+def num_samples(config: FilmFlowConfig, prepared: Mapping[str, Any]) -> int | None:
+    """Training samples of one epoch, from the facts of prepared data."""
+    images = prepared.get("splits", {}).get("train", {}).get("images")
+    return images * config.data.num_samples_per_image if isinstance(images, int) else None
+
+
+def check(config: FilmFlowConfig, stage: Stage) -> None:
+    """Everything about a stage's config that can be refused before data or model are touched."""
+    faults = Faults(ConfigError, f"config of stage {stage.name}")
+    model = config.model
+    if stage.name == "backbone" and model.use_vlm_film:
+        faults.add("model.use_vlm_film is true, but the stage 'backbone' has no FiLM", code="E_CONTRADICTION")
+    if stage.name == "film" and not model.use_vlm_film:
+        faults.add("model.use_vlm_film is false: use stages=[backbone] to train without FiLM", code="E_CONTRADICTION")
+    if stage.name == "film":
+        _add_evaluation_faults(faults, config, model.vlm_film_decoder_stages or ())
+    faults.raise_if_any()
+    plan = film_plan(config)
+    if plan.stages_origin == "default":
+        known = describe_stages(plan.decoder_channels)
+        note_once(f"model.vlm_film_decoder_stages is absent: FiLM at {list(plan.stages)} of {known}")
+
+
+def check_evaluation(config: FilmFlowConfig, trained: Sequence[int]) -> None:
+    """What `evaluate` asks of a model with FiLM heads at the decoder stages `trained`. Raises ConfigError."""
+    faults = Faults(ConfigError, "config section evaluate")
+    _add_evaluation_faults(faults, config, trained)
+    faults.raise_if_any()
+
+
+def _add_evaluation_faults(faults: Faults, config: FilmFlowConfig, trained: Sequence[int]) -> None:
+    active = config.evaluate.film_active
+    missing = sorted(set(active or ()) - set(trained))
+    if missing:
+        faults.add(
+            f"evaluate.film_active names {missing}, but FiLM is trained at {list(trained)} only: no trained head "
+            "exists there",
+            code="E_CFG_VS_CKPT",
+        )
+    if active is not None and not active:
+        faults.add("evaluate.film_active is empty; to switch FiLM off say evaluate.film_mode=off", code="E_EMPTY")
+    gate = config.model.junction_gating_config
+    if gate.enabled and gate.source == "gt" and not config.evaluate.oracle:
+        faults.add(
+            "model.junction_gating_config.source 'gt' reads the true junctions in evaluation; "
+            "say evaluate.oracle=true to mark the result, or use 'head'"
+        )
+
+
+FAMILY_CONFIG = FamilyConfig(
+    name="film_flow",
+    config=FilmFlowConfig,
+    stages=STAGES,
+    presets=PRESETS,
+    facts=facts,
+    fact_rules=FACT_RULES,
+    inherit=inherit,
+    data_key=data_key,
+    source_files=source_files,
+    check=check,
+    asked=asked,
+    num_samples=num_samples,
+    summary=summary,
+    name_facts=name_facts,
+    agree=agree,
+)

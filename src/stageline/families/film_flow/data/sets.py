@@ -1,0 +1,206 @@
+"""Prepared data as the loop reads them: training crops by (epoch, index), whole cases by index, and batches of both.
+
+A sample is a function of (seed, epoch, index) and the prepared files: equal alone or in order, in any process. Where
+the condition belongs to the picture (`vlm_scope: image`) every crop, window and flip of it has the same feature.
+Legend: B samples, C channels; images in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from stageline.errors import ConfigError, DataError
+from stageline.families.film_flow.conditions.encoder import encoder_settings
+from stageline.families.film_flow.conditions.features import FeatureSource
+from stageline.families.film_flow.data.augmentation import draw_transform
+from stageline.families.film_flow.data.batch import Batch, Sample, collate, window_condition
+from stageline.families.film_flow.data.pictures import encoder_picture, normalise
+from stageline.families.film_flow.data.preparation import (
+    check_record,
+    is_per_crop,
+    open_features,
+    prepare,
+    read_record,
+)
+from stageline.families.film_flow.data.prepared import Case, PreparedSplit
+from stageline.families.film_flow.data.seeding import numpy_rng
+
+if TYPE_CHECKING:
+    from stageline.families.film_flow.config import FilmFlowConfig
+
+__all__ = [
+    "Batch",
+    "CaseSet",
+    "FilmFlowData",
+    "Sample",
+    "TrainSet",
+    "collate",
+    "open_data",
+    "prepare",
+    "window_condition",
+]
+
+Item = tuple[int, int]
+
+
+class TrainSet(Dataset[Sample]):
+    """Random crops of the training pictures; an epoch has `num_samples_per_image` of each.
+
+    A picture with several prompts gets them in turn: two epochs in a row show it under two prompts.
+    features: asks the encoder for every crop (scope `crop`), None where features are prepared.
+    """
+
+    def __init__(self, split: PreparedSplit, config: FilmFlowConfig, features: FeatureSource | None) -> None:
+        self.split = split
+        self.seed = config.seed
+        self.crop_size = config.data.image_size
+        self.flips = config.data.flips
+        self.num_samples_per_image = config.data.num_samples_per_image
+        self.features = features
+        small = [
+            f"{split.images[n]['id']}: {split.shape(n)[0]} x {split.shape(n)[1]}"
+            for n in range(len(split.images))
+            if min(split.shape(n)) < self.crop_size
+        ]
+        if small:
+            raise DataError(
+                f"training pictures smaller than a crop of {self.crop_size}: {', '.join(small)}",
+                remedy="set data.image_size smaller",
+            )
+
+    def __len__(self) -> int:
+        return len(self.split.images) * self.num_samples_per_image
+
+    def __getitem__(self, item: Item) -> Sample:
+        """The sample of (epoch, index)."""
+        epoch, index = item
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        image = index % len(self.split.images)
+        numbers = self.split.cases_by_image[image]
+        turn = int(numpy_rng("prompt", self.seed, index).integers(len(numbers)))
+        number = numbers[(turn + epoch) % len(numbers)]
+        case = self.split.cases[number]
+        transform = draw_transform(self.seed, epoch, index, self.split.shape(image), self.crop_size, flips=self.flips)
+        box, levels = transform.box, self.split.levels(image)
+        pixels = self.split.pixels(image, box)
+        if self.features is None:
+            feature, present = self._prepared(number)
+        else:
+            # The crop as it lies in the picture: flips change the sample, not what is known of it.
+            picture = encoder_picture(pixels, *levels)
+            vectors, there = self.features.features([picture], [case.prompt], [case.id], [box])
+            feature, present = vectors[0], bool(there[0])
+        return Sample(
+            id=case.id,
+            prompt=case.prompt,
+            image=transform.orient(normalise(pixels, *levels)),
+            mask=transform.orient(self.split.mask(case, box).astype(np.float32))[None],
+            target=transform.orient(self.split.target(case, box))[None],
+            heat=transform.orient(self.split.heat(image, box))[None],
+            feature=feature,
+            present=present,
+        )
+
+    def _prepared(self, number: int) -> tuple[NDArray[np.float32], bool]:
+        vectors, present = self.split.features
+        return vectors[number], bool(present[number])
+
+
+class CaseSet(Dataset[Sample]):
+    """Every case of a split, whole and as it is, by index; a picture with several prompts is there once per prompt."""
+
+    def __init__(self, split: PreparedSplit, *, with_pictures: bool) -> None:
+        self.split = split
+        self.with_pictures = with_pictures
+
+    def __len__(self) -> int:
+        return len(self.split.cases)
+
+    def case(self, index: int) -> Case:
+        """Id, prompt and box of a case."""
+        return self.split.cases[index]
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample of a case."""
+        case = self.split.cases[index]
+        levels = self.split.levels(case.image)
+        pixels = self.split.pixels(case.image, case.box)
+        vectors, present = self.split.features
+        return Sample(
+            id=case.id,
+            prompt=case.prompt,
+            image=normalise(pixels, *levels),
+            mask=self.split.mask(case, case.box).astype(np.float32)[None],
+            target=self.split.target(case, case.box)[None],
+            heat=self.split.heat(case.image, case.box)[None],
+            feature=vectors[index],
+            present=bool(present[index]),
+            nodes=_nodes_inside(self.split.nodes(case.image)[:, :2], case.box),
+            picture=encoder_picture(pixels, *levels) if self.with_pictures else None,
+        )
+
+
+def _nodes_inside(nodes: NDArray[np.float64], box: tuple[int, int, int, int] | None) -> NDArray[np.float64]:
+    """Nodes (N, 2) in the coordinates of a box, those outside left out."""
+    if box is None:
+        return nodes
+    top, left, height, width = box
+    shifted = nodes - np.array([top, left])
+    inside = (shifted > -0.5).all(axis=1) & (shifted < np.array([height, width]) - 0.5).all(axis=1)
+    return np.asarray(shifted[inside])
+
+
+@dataclass(frozen=True)
+class FilmFlowData:
+    """The sets of one prepared folder.
+
+    feature_dim: F of the prepared features, 0 without any.  features: for conditions that are not prepared (crops,
+    windows, new pictures); loads its encoder only when asked.  record: the facts written when the data were prepared.
+    """
+
+    train_set: TrainSet
+    val_set: CaseSet
+    feature_dim: int
+    features: FeatureSource
+    record: dict[str, Any]
+    folder: Path
+    source: str
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Samples -> batch."""
+        return collate(samples, self.source)
+
+    def case_set(self, split: str) -> CaseSet:
+        """The cases of `val`, `test` or (for a look) `train`. Raises DataError for a split that was not prepared."""
+        if split == self.val_set.split.split:
+            return self.val_set
+        return CaseSet(PreparedSplit(self.folder, split), with_pictures=self.val_set.with_pictures)
+
+
+def open_data(config: FilmFlowConfig, folder: Path) -> FilmFlowData:
+    """The data that `prepare` wrote into `folder`, for a stage config.
+
+    Raises DataError where they were made for another config; a stage without FiLM accepts data with features.
+    """
+    record = read_record(folder)
+    check_record(record, config, folder)
+    settings = encoder_settings(config)
+    per_crop = is_per_crop(settings)
+    features = open_features(config)
+    if per_crop and settings.cache_only:
+        raise ConfigError(
+            "vlm_scope 'crop' asks the encoder for every random crop of training, which cache_only forbids",
+            remedy="set model.vlm_scope: image, or model.vlm_film_config.cache_only: false",
+        )
+    # Hardly any random crop comes twice, so their features are not kept.
+    train = TrainSet(PreparedSplit(folder, "train"), config, FeatureSource(settings) if per_crop else None)
+    val = CaseSet(PreparedSplit(folder, "val"), with_pictures=per_crop)
+    return FilmFlowData(train, val, int(record["feature_dim"]), features, record, folder, settings.source)

@@ -1,0 +1,225 @@
+"""Where pictures and masks come from: made trees, the retina with its pseudo-label, or folders of files.
+
+Each source gives, per split, a number of pictures and a function index -> `PreparedImage`; any picture can be made
+alone. Folders are checked as a whole first. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from stageline.errors import ConfigError, Faults
+from stageline.families.film_flow.data.folder import Pair, check_folders, read_pair, read_prompts
+from stageline.families.film_flow.data.junctions import find_junctions, junction_heat
+from stageline.families.film_flow.data.pictures import Pixels, find_levels, to_channels
+from stageline.families.film_flow.data.prepared import PreparedImage
+from stageline.families.film_flow.data.retina import (
+    MARGIN,
+    PSEUDO_ORIGIN,
+    PSEUDO_PROMPT,
+    SIZE,
+    load_half,
+    load_pseudo_retina,
+    tile_boxes,
+)
+from stageline.families.film_flow.data.scenes import TREE_PROMPT, SceneLook, make_prompted_scene, make_tree_scene
+
+if TYPE_CHECKING:
+    from stageline.families.film_flow.config import FilmFlowConfig
+
+Progress = Callable[[int, int, str], None]
+SOFT_SIGMA = 1.0
+"""Blur in pixels that makes a soft label of a hard one, where the exact coverage of pixels is not known."""
+DISTANCE_PIXELS = 8.0
+"""Distance at which the signed distance target is cut off: +1 inside, -1 outside."""
+EXACT_NODES = "exact: recorded while the trees grew (bifurcations and crossings of the whole picture)"
+MASK_NODES = "from the skeleton of the mask"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The pictures of one split. make(index) gives one of them."""
+
+    split: str
+    num_images: int
+    make: Callable[[int], PreparedImage]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All splits of a data set, and how its labels and junctions were made."""
+
+    splits: tuple[Source, ...]
+    label_origin: str
+    junction_origin: str
+
+
+def find_prompt(config: FilmFlowConfig, own: str) -> str:
+    """The prompt of a sample: the config's for this data set, else its general one, else the data's own."""
+    vlm = config.model.vlm_film_config
+    return (vlm.prompt_templates or {}).get(config.data.name) or vlm.prompt_template or own
+
+
+def make_target(
+    mask: NDArray[np.uint8], coverage: NDArray[np.float32] | None, target_kind: str
+) -> tuple[NDArray[np.float32], ...]:
+    """Flow target (H, W) in [-1, 1] of a mask, in a tuple that is empty where it is 2 m - 1.
+
+    soft: exact coverage where known, else the mask blurred by one pixel.  distance: signed distance to the mask's edge
+    over 8 pixels, cut off at 1; its sign is the mask.
+    """
+    if target_kind == "hard":
+        return ()
+    if target_kind == "soft":
+        share = coverage if coverage is not None else ndimage.gaussian_filter(mask.astype(np.float32), SOFT_SIGMA)
+        return (np.clip(share * 2 - 1, -1, 1).astype(np.float32),)
+    if target_kind != "distance":
+        raise ConfigError(f"target_kind {target_kind!r}, expected hard, soft or distance")
+    if not mask.any() or mask.all():
+        return (np.full(mask.shape, 1.0 if mask.any() else -1.0, dtype=np.float32),)
+    inside = np.asarray(ndimage.distance_transform_edt(mask)) - 0.5
+    outside = np.asarray(ndimage.distance_transform_edt(mask == 0)) - 0.5
+    return (np.clip(np.where(mask != 0, inside, -outside) / DISTANCE_PIXELS, -1, 1).astype(np.float32),)
+
+
+def open_sources(config: FilmFlowConfig, progress: Progress) -> Sources:
+    """The sources of a config. Checks everything first: all faults at once, before any picture is made."""
+    if config.data.name == "prompted_trees":
+        return _tree_sources(config, prompted=True)
+    if config.data.name == "trees":
+        return _tree_sources(config, prompted=False)
+    if config.data.name == "retina":
+        return _retina_sources(config)
+    return _folder_sources(config, progress)
+
+
+def _finish(
+    config: FilmFlowConfig,
+    name: str,
+    pixels: Pixels,
+    masks: tuple[NDArray[np.uint8], ...],
+    nodes: NDArray[np.float64],
+    prompts: tuple[str, ...],
+    names: tuple[str, ...] = ("",),
+    coverage: tuple[NDArray[np.float32], ...] = (),
+    boxes: tuple[tuple[int, int, int, int], ...] = (),
+    levels_of: Pixels | None = None,
+) -> PreparedImage:
+    """Channels, levels, heat and targets of one picture. levels_of: the picture this is a part of, if it is one."""
+    pixels = to_channels(pixels, config.model.image_channels)
+    whole = pixels if levels_of is None else to_channels(levels_of, config.model.image_channels)
+    low, high = find_levels(whole, config.data.image_norm)
+    radius = config.model.junction_gating_config.radius_px
+    height, width = pixels.shape[:2]
+    known: tuple[NDArray[np.float32] | None, ...] = coverage or (None,) * len(masks)
+    targets = [make_target(m, c, config.model.target_kind) for m, c in zip(masks, known, strict=True)]
+    return PreparedImage(
+        id=name,
+        pixels=pixels,
+        low=low,
+        high=high,
+        heat=junction_heat(nodes[:, :2], nodes[:, 2], (height, width), radius),
+        nodes=nodes,
+        masks=masks,
+        prompts=prompts,
+        names=names,
+        targets=tuple(target for part in targets for target in part),
+        boxes=boxes,
+    )
+
+
+def _nodes_of(config: FilmFlowConfig, mask: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Junctions (N, 3) of a mask whose exact nodes are not known."""
+    found = find_junctions(mask, degree_threshold=config.model.junction_gating_config.degree_threshold)
+    return np.concatenate([found.points, found.radii[:, None]], axis=1)
+
+
+def _tree_sources(config: FilmFlowConfig, *, prompted: bool) -> Sources:
+    data = config.data
+    look = SceneLook(distractors=data.distractors)
+
+    def make(split: str, index: int) -> PreparedImage:
+        build = make_prompted_scene if prompted else make_tree_scene
+        scene = build(config.seed, split, index, data.image_size, look)
+        prompts = scene.prompts if prompted else (find_prompt(config, TREE_PROMPT),)
+        names = tuple(text.replace(" ", "-") for text in scene.prompts) if prompted else ("",)
+        name = f"{split}-{index:05d}"
+        return _finish(config, name, scene.pixels, scene.masks, scene.nodes, prompts, names, scene.coverage)
+
+    counts = {"train": data.num_train, "val": data.num_val, "test": data.num_test}
+    splits = tuple(
+        Source(split, count, lambda index, split=split: make(split, index))  # type: ignore[misc]
+        for split, count in counts.items()
+        if count
+    )
+    return Sources(splits, "exact: synthetic trees", EXACT_NODES)
+
+
+def _retina_sources(config: FilmFlowConfig) -> Sources:
+    """Left half for random training crops; tiles of the right half for validation, the whole of it for testing."""
+    size, largest = config.data.image_size, SIZE // 2 - MARGIN
+    if size > largest:
+        raise ConfigError(
+            f"data.image_size {size} does not fit into a half of the retina picture ({SIZE} x {largest} pixels)",
+            remedy=f"set data.image_size to {largest} or less",
+        )
+    prompt = find_prompt(config, PSEUDO_PROMPT)
+    prompt = prompt if "pseudo" in prompt else f"{prompt} (pseudo-label)"
+
+    def make(split: str) -> PreparedImage:
+        half, whole = load_half(split), load_pseudo_retina()
+        # Green shows vessels best; it is the one channel of a grey model.
+        shown = slice(1, 2) if config.model.image_channels == 1 else slice(None)
+        pixels = half.pixels[..., shown]
+        boxes: list[tuple[int, int, int, int]] = []
+        if split == "val":
+            boxes = tile_boxes(half.field, size)
+            chosen = np.linspace(0, len(boxes) - 1, min(config.data.num_val, len(boxes)))
+            boxes = [boxes[round(float(number))] for number in chosen]
+        name = f"{half.name}-{split}"
+        nodes = _nodes_of(config, half.mask)
+        # Both halves are parts of one picture and share its levels, or the darker one would gain contrast.
+        levels_of = whole.pixels[..., shown]
+        return _finish(config, name, pixels, (half.mask,), nodes, (prompt,), boxes=tuple(boxes), levels_of=levels_of)
+
+    splits = ["train", "val", *(["test"] if config.data.num_test else [])]
+    sources = tuple(
+        Source(split, 1, lambda index, split=split: make(split))  # type: ignore[misc]  # noqa: ARG005
+        for split in splits
+    )
+    return Sources(sources, PSEUDO_ORIGIN, f"{MASK_NODES} (pseudo-label)")
+
+
+def _folder_sources(config: FilmFlowConfig, progress: Progress) -> Sources:
+    data = config.data
+    named = {"train": data.train_dir, "val": data.val_dir, "test": data.test_dir}
+    folders = {split: Path(folder) for split, folder in named.items() if folder}
+    channels, size = config.model.image_channels, data.image_size
+    pairs = check_folders(folders, channels, size, progress)
+    prompts: dict[str, str] = {}
+    if data.prompts_file:
+        prompts = read_prompts(Path(data.prompts_file), {pair.name for pair in pairs})
+
+    def make(pair: Pair) -> PreparedImage:
+        pixels, mask = read_pair(pair, channels, 1)
+        prompt = prompts.get(pair.name) or find_prompt(config, "")
+        return _finish(config, f"{pair.split}/{pair.name}", pixels, (mask,), _nodes_of(config, mask), (prompt,))
+
+    if config.model.use_vlm_film and "text" in config.model.cond_source:
+        faults = Faults(ConfigError, "prompts", "set data.prompts_file or model.vlm_film_config.prompt_template")
+        if pairs and not prompts and not find_prompt(config, ""):
+            faults.add(f"cond_source {config.model.cond_source!r} needs a prompt for each of {len(pairs)} images")
+        faults.raise_if_any()
+    by_split = {split: [pair for pair in pairs if pair.split == split] for split in folders}
+    splits = tuple(
+        Source(split, len(members), lambda index, members=members: make(members[index]))  # type: ignore[misc]
+        for split, members in by_split.items()
+    )
+    return Sources(splits, "label files", MASK_NODES)

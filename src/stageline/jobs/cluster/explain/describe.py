@@ -1,0 +1,180 @@
+"""The state of a job, its pods and their events in plain words, and what pods left as their last words. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from stageline.jobs.cluster.follow.adoption import is_suspended
+
+Plain = Mapping[str, Any]
+
+DISRUPTIONS = {
+    "EvictionByEvictionAPI": "evicted (a drain, or somebody's request)",
+    "PreemptionByScheduler": "preempted by a pod of higher priority",
+    "DeletionByTaintManager": "evicted because its node is not ready",
+    "DeletionByPodGC": "collected because its node is gone",
+    "TerminationByKubelet": "ended by its node (shutdown, or too little memory or disk)",
+}
+_PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+
+
+def pod_label(pod: Plain) -> str:
+    """`worker-0`."""
+    labels = pod["metadata"].get("labels") or {}
+    kind, index = labels.get("training.kubeflow.org/replica-type"), pod_index(pod)
+    return f"{kind}-{index}" if kind and index else str(pod["metadata"]["name"])
+
+
+def pod_index(pod: Plain) -> str:
+    """The replica's number as text."""
+    return str((pod["metadata"].get("labels") or {}).get("training.kubeflow.org/replica-index", ""))
+
+
+def pod_phase(pod: Plain) -> str:
+    return str((pod.get("status") or {}).get("phase") or "Pending")
+
+
+def pod_node(pod: Plain) -> str:
+    return str((pod.get("spec") or {}).get("nodeName") or "")
+
+
+def condition(item: Plain, kind: str) -> Plain:
+    """A condition of a job, pod or node; {} where it is not set."""
+    for one in (item.get("status") or {}).get("conditions") or []:
+        if one.get("type") == kind:
+            return dict(one)
+    return {}
+
+
+def timestamp(text: str | None) -> float | None:
+    """Seconds of the wall clock of a time as Kubernetes writes it."""
+    try:
+        return datetime.fromisoformat(text).timestamp() if text else None
+    except ValueError:
+        return None
+
+
+def disruption(pod: Plain) -> str:
+    """Why a pod is being taken away, "" if it is not or nobody says."""
+    target = condition(pod, "DisruptionTarget")
+    if target.get("status") != "True":
+        return ""
+    reason = str(target.get("reason") or "")
+    return DISRUPTIONS.get(reason, reason or "disrupted")
+
+
+def is_silent(pod: Plain) -> bool:
+    """Whether a pod looks as one whose node does not answer: declared not ready by somebody else than its kubelet.
+
+    The node controller clears `Ready` of a lost node's pods and leaves the containers' own states as the kubelet last
+    reported them; a kubelet never reports that contradiction.
+    """
+    status = pod.get("status") or {}
+    if status.get("reason") in ("NodeLost", "NodeUnreachable"):
+        return True
+    containers = status.get("containerStatuses") or []
+    up = bool(containers) and all(c.get("ready") and "running" in (c.get("state") or {}) for c in containers)
+    return up and condition(pod, "Ready").get("status") == "False" and not (pod.get("spec") or {}).get("readinessGates")
+
+
+def describe_pod(pod: Plain) -> str:
+    """What a pod does now, without its name: one text per state, so that equal texts mean nothing happened."""
+    status = pod.get("status") or {}
+    node = pod_node(pod)
+    on = f" on {node}" if node else ""
+    phase = pod_phase(pod)
+    if phase == "Succeeded":
+        return f"done{on}"
+    if phase == "Failed":
+        return f"ended{on}: {ending(pod)}"
+    if pod["metadata"].get("deletionTimestamp"):
+        why = disruption(pod)
+        return f"is being stopped{on}" + (f": {why}" if why else "")
+    if is_silent(pod):
+        return f"its node {node} does not answer"
+    if phase == "Running":
+        return f"runs{on}"
+    for container in status.get("containerStatuses") or []:
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        reason = waiting.get("reason") or ""
+        if reason in _PULL:
+            return f"cannot get its image {container.get('image') or ''}{on}"
+        if reason and reason not in ("ContainerCreating", "PodInitializing"):
+            return f"cannot start{on}: {reason}: {waiting.get('message') or 'no reason given'}"
+    return f"starts{on} (volumes, image)" if node else "waits for a node"
+
+
+def ending(pod: Plain) -> str:
+    """How a pod ended: exit code, reason, and its own sentence if it left one."""
+    status = pod.get("status") or {}
+    why = disruption(pod) or str(status.get("reason") or "")
+    record = last_words(pod)
+    for container in status.get("containerStatuses") or []:
+        ended = (container.get("state") or {}).get("terminated")
+        if ended:
+            reason = ended.get("reason") or ""
+            note = f" ({reason})" if reason and reason not in ("Error", "Completed") else ""
+            own = f": {record['sentence']}" if record and record.get("sentence") else ""
+            return f"exit code {ended.get('exitCode')}{note}" + (f", {why}" if why else "") + own
+    return why or "nobody says how"
+
+
+def last_words(pod: Plain) -> dict[str, Any] | None:
+    """The failure record in a pod's termination message, if it left one."""
+    for container in (pod.get("status") or {}).get("containerStatuses") or []:
+        for state in (container.get("state") or {}, container.get("lastState") or {}):
+            try:
+                plain = json.loads((state.get("terminated") or {}).get("message") or "")
+            except ValueError:
+                continue
+            if isinstance(plain, dict) and plain.get("exit_code") and plain.get("sentence"):
+                return plain
+    return None
+
+
+def first_cause(pods: Iterable[Plain]) -> tuple[dict[str, Any], Plain] | None:
+    """(record, pod) of what ended a gang: a fault (1-127) before the peers it took along, the earliest of its kind."""
+    found = []
+    for pod in pods:
+        record = last_words(pod)
+        if record:
+            ends = [
+                timestamp(((c.get("state") or {}).get("terminated") or {}).get("finishedAt"))
+                for c in (pod.get("status") or {}).get("containerStatuses") or []
+            ]
+            when = min((end for end in ends if end is not None), default=0.0)
+            found.append((int(record["exit_code"]) >= 128, when, pod_label(pod), record, pod))
+    if not found:
+        return None
+    chosen = min(found, key=lambda entry: entry[:3])
+    return chosen[3], chosen[4]
+
+
+def describe_job(job: Plain) -> str:
+    """What the operator says of a job, "" while it says nothing new."""
+    if is_suspended(job):
+        queue = (job["metadata"].get("labels") or {}).get("kueue.x-k8s.io/queue-name")
+        return f"waits in queue {queue}" if queue else "is suspended"
+    for kind, text in (
+        ("Succeeded", "the job succeeded"),
+        ("Failed", "the job failed"),
+        ("Restarting", "the pods are started again"),
+        ("Running", "the job runs"),
+    ):
+        found = condition(job, kind)
+        if found.get("status") == "True":
+            return text
+    return ""
+
+
+def describe_event(event: Plain) -> str:
+    """`worker-1: FailedScheduling: 0/2 nodes are available`; the object's name where it is not a pod."""
+    about = event.get("involvedObject") or {}
+    name = str(about.get("name") or "")
+    if about.get("kind") == "Pod":
+        name = "-".join(name.split("-")[-2:])
+    message = str(event.get("message") or "").strip()
+    return f"{name}: {event.get('reason')}: {message}"

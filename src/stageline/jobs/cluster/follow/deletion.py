@@ -1,0 +1,85 @@
+"""Waiting until a job that was deleted and the pods it had are gone: a new gang must not meet the old one's pods.
+
+The job's object goes at once, its pods live on through their grace and may still write; one on a node that went silent
+stays until somebody frees it, which is told after a stated time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from stageline.errors import ClusterError, NodeLostError, StagelineError
+from stageline.jobs.cluster.explain.describe import pod_label, pod_node
+from stageline.jobs.cluster.follow.adoption import JOB_LABEL
+from stageline.kube.client import JOBS, PODS, Api
+from stageline.kube.refusals import AbsentError
+
+MARGIN_SECONDS = 60.0
+"""Past their grace, before old pods count as stuck: the kubelet and the collector need a few seconds."""
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Departure:
+    """check: called while waiting; raises where waiting was cancelled."""
+
+    api: Api
+    name: str
+    grace_seconds: float
+    say: Callable[[str], None]
+    check: Callable[[], None]
+
+    def await_job(self, uid: str) -> None:
+        """Until the deleted job of that uid and the pods it has now are gone."""
+        pods = {pod["metadata"]["uid"] for pod in self._pods()}
+        end = time.monotonic() + self.grace_seconds + MARGIN_SECONDS
+        while self._is_there(uid):
+            self.check()
+            if time.monotonic() > end:
+                raise self._held()
+            time.sleep(POLL_SECONDS)
+        self.await_pods(pods)
+
+    def await_pods(self, uids: set[str] | None = None) -> None:
+        """Until these pods, or all of the job's name, are gone."""
+        limit = self.grace_seconds + MARGIN_SECONDS
+        end = time.monotonic() + limit
+        said = False
+        while left := [pod for pod in self._pods() if uids is None or pod["metadata"]["uid"] in uids]:
+            self.check()
+            names = ", ".join(f"{pod_label(pod)} on {pod_node(pod) or 'no node'}" for pod in left)
+            if not said:
+                self.say(f"waiting for the pods of the job before to end: {names}")
+                said = True
+            if time.monotonic() > end:
+                raise self._stuck(left, names, limit)
+            time.sleep(POLL_SECONDS)
+
+    def _is_there(self, uid: str) -> bool:
+        try:
+            return bool(self.api.get(JOBS, self.name)["metadata"]["uid"] == uid)
+        except AbsentError:
+            return False
+
+    def _pods(self) -> list[dict[str, Any]]:
+        return list(self.api.list(PODS, labels=f"{JOB_LABEL}={self.name}").get("items") or [])
+
+    def _held(self) -> StagelineError:
+        return ClusterError(
+            f"the job {self.name!r} was deleted and is still there: something holds it by a finalizer",
+            remedy=f"kubectl -n {self.api.namespace} get pytorchjob {self.name} -o yaml shows metadata.finalizers",
+            code="E_OLD_JOB",
+        )
+
+    def _stuck(self, pods: list[dict[str, Any]], names: str, limit: float) -> StagelineError:
+        first = pods[0]["metadata"]["name"]
+        return NodeLostError(
+            f"the pods of the job before are still there after {limit:.0f} s ({names}); while they are, "
+            "a new job could write beside them",
+            remedy="if their node is gone for good: "
+            f"kubectl -n {self.api.namespace} delete pod {first} --force --grace-period=0",
+            code="E_OLD_PODS",
+        )

@@ -1,0 +1,271 @@
+"""What ties a job to its launcher: a Lease that says who follows it, and the pod that the job goes with.
+
+Of two launchers of one job the one with the Lease goes on. Its holder is named so that another can tell whether it is
+dead: a pod by its uid, a process by its marks on the same machine; of other machines only the Lease's age tells.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from stageline.errors import BusyError, ClusterError, ClusterUnavailableError, InterruptedRunError, StagelineError
+from stageline.kube.client import LEASES, PODS, Api, own_namespace
+from stageline.kube.refusals import AbsentError, ConflictError, ExistsError
+from stageline.store.holder import is_dead, this_process
+
+TTL_SECONDS = 30
+RENEWALS_PER_TTL = 3
+SKEW_SECONDS = 10.0
+"""How far the clocks of two launchers may be apart: chosen here."""
+LOOK_SECONDS = 1.0
+KFP_CONTAINER = "main"
+"""The container of a KFP step's pod in which the launcher runs."""
+HOLDER = "stageline.dev/holder"
+"""Annotation: marks by which another launcher can tell whether the holder lives."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who we are. name: `<pod>/<uid>` or `<host>/<process>-<nonce>`.  owner: the ownerReference to our pod, if any."""
+
+    name: str
+    marks: Mapping[str, Any]
+    owner: Mapping[str, Any] | None = None
+    pod: str = ""
+    pod_namespace: str = ""
+
+
+def this_holder(namespace: str, environ: Mapping[str, str] = os.environ) -> Holder:
+    """This launcher. In a KFP step its pod owns the job, if the job lives in the pod's own namespace."""
+    pod, uid = environ.get("KFP_POD_NAME", ""), environ.get("KFP_POD_UID", "")
+    nonce = uuid.uuid4().hex[:8]
+    if not (pod and uid):
+        marks = this_process()
+        return Holder(f"{socket.gethostname()}/{marks['pid']}-{nonce}", marks)
+    where = own_namespace()
+    owner = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "name": pod,
+        "uid": uid,
+        "controller": False,
+        "blockOwnerDeletion": False,
+    }
+    marks = {**this_process(), "pod": pod, "uid": uid, "namespace": where}
+    return Holder(f"{pod}/{uid}/{nonce}", marks, owner if where == namespace else None, pod, where)
+
+
+def standing(
+    lease: Mapping[str, Any], me: str, *, now: float, alive: bool | None, still_seconds: float, renewed: bool
+) -> Literal["ours", "free", "busy", "wait"]:
+    """What a Lease that is there means to us. Pure.
+
+    now: wall clock.  alive: whether the holder lives, None if nobody knows.  still_seconds: how long we have looked at
+    it without seeing it renewed.  renewed: whether we saw it renewed.
+    """
+    spec = lease.get("spec") or {}
+    holder = spec.get("holderIdentity") or ""
+    ttl = float(spec.get("leaseDurationSeconds") or TTL_SECONDS)
+    if holder == me:
+        return "ours"
+    age = now - _seconds(str(spec.get("renewTime") or ""))
+    if not holder or alive is False or age > ttl + SKEW_SECONDS or still_seconds > ttl:
+        return "free"
+    return "busy" if renewed or (alive and age < ttl) else "wait"
+
+
+def runs(pod: Mapping[str, Any], uid: str) -> bool | None:
+    """Whether the launcher in the pod of that uid still runs; None while the pod is being stopped. Pure."""
+    status = pod.get("status") or {}
+    containers: list[Mapping[str, Any]] = status.get("containerStatuses") or []
+    main: Mapping[str, Any] = next((c for c in containers if c.get("name") == KFP_CONTAINER), {})
+    if pod["metadata"]["uid"] != uid or status.get("phase") in ("Succeeded", "Failed"):
+        return False
+    if "terminated" in (main.get("state") or {}):  # its other containers take a few seconds more
+        return False
+    return None if pod["metadata"].get("deletionTimestamp") else True
+
+
+def _seconds(text: str) -> float:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def moment(seconds: float) -> str:
+    """A wall-clock time as Kubernetes writes a MicroTime."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class Lifeline:
+    """The Lease of one job, renewed by a thread. on_lost: called from that thread once somebody else has it."""
+
+    def __init__(
+        self,
+        api: Api,
+        name: str,
+        holder: Holder,
+        labels: Mapping[str, str],
+        on_lost: Callable[[StagelineError], None],
+        *,
+        ttl_seconds: int = TTL_SECONDS,
+    ) -> None:
+        self._api = api
+        self._name = name
+        self._holder = holder
+        self._labels = dict(labels)
+        self._on_lost = on_lost
+        self._ttl_seconds = ttl_seconds
+        self._lease: dict[str, Any] = {}
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def acquire(self, say: Callable[[str], None], is_cancelled: Callable[[], bool]) -> None:
+        """Take the Lease and keep it renewed; BusyError where a living launcher has it.
+
+        Where nobody can tell whether the holder lives, looks on for at most the Lease's length.
+        """
+        first, since = "", time.monotonic()
+        while True:
+            if is_cancelled():
+                raise InterruptedRunError(f"{self._name} was asked to stop", remedy="run again to continue")
+            found = self._read()
+            if found is None:
+                if self._create():
+                    break
+                continue
+            spec = found.get("spec") or {}
+            renewal = f"{spec.get('holderIdentity')} {spec.get('renewTime')}"
+            if not first:
+                first = renewal
+            verdict = standing(
+                found,
+                self._holder.name,
+                now=time.time(),
+                alive=self._is_alive(found),
+                still_seconds=time.monotonic() - since,
+                renewed=renewal != first,
+            )
+            if verdict == "busy":
+                raise self._busy(found)
+            if verdict in ("free", "ours"):
+                if self._replace(found):
+                    break
+                continue
+            if time.monotonic() - since < LOOK_SECONDS:
+                say(f"waiting up to {self._ttl_seconds} s to see whether launcher {spec.get('holderIdentity')} lives")
+            self._ended.wait(LOOK_SECONDS)
+        self._thread = threading.Thread(target=self._keep, name="lifeline", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            return self._api.get(LEASES, self._name)
+        except AbsentError:
+            return None
+
+    def _manifest(self, before: Mapping[str, Any] | None) -> dict[str, Any]:
+        now = moment(time.time())
+        spec = (before or {}).get("spec") or {}
+        same = spec.get("holderIdentity") == self._holder.name
+        metadata: dict[str, Any] = {
+            "name": self._name,
+            "namespace": self._api.namespace,
+            "labels": self._labels,
+            "annotations": {HOLDER: json.dumps(self._holder.marks)},
+            "ownerReferences": [dict(self._holder.owner)] if self._holder.owner else [],
+        }
+        if before:
+            metadata |= {key: before["metadata"][key] for key in ("resourceVersion", "uid")}
+        return {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": metadata,
+            "spec": {
+                "holderIdentity": self._holder.name,
+                "leaseDurationSeconds": self._ttl_seconds,
+                "acquireTime": spec.get("acquireTime") if same else now,
+                "renewTime": now,
+                "leaseTransitions": int(spec.get("leaseTransitions") or 0) + (0 if same or not before else 1),
+            },
+        }
+
+    def _create(self) -> bool:
+        with suppress(ExistsError):
+            self._lease = self._api.create(LEASES, self._manifest(None))
+            return True
+        return False
+
+    def _replace(self, found: Mapping[str, Any]) -> bool:
+        with suppress(ConflictError, AbsentError):
+            self._lease = self._api.replace(LEASES, self._manifest(found))
+            return True
+        return False
+
+    def _is_alive(self, lease: Mapping[str, Any]) -> bool | None:
+        """Whether a Lease's holder lives; None if nobody knows."""
+        try:
+            marks = json.loads((lease["metadata"].get("annotations") or {})[HOLDER])
+            if is_dead(marks):
+                return False
+            if "uid" not in marks:
+                return True if marks["host"] == self._holder.marks["host"] else None
+            if marks["namespace"] == self._api.namespace:
+                return runs(self._api.get(PODS, marks["pod"]), str(marks["uid"]))
+        except AbsentError:
+            return False
+        except (KeyError, ValueError, TypeError, ClusterError):
+            return None
+        return None
+
+    def _busy(self, found: Mapping[str, Any]) -> BusyError:
+        spec = found["spec"]
+        return BusyError(
+            f"the job {self._name!r} is followed by another launcher, {spec.get('holderIdentity')!r} "
+            f"(last sign of life {spec.get('renewTime')})",
+            remedy=f"stop that launcher and start again; or look on: stageline job logs {self._name}",
+            code="E_TWO_LAUNCHERS",
+        )
+
+    def _keep(self) -> None:
+        while not self._ended.wait(self._ttl_seconds / RENEWALS_PER_TTL):
+            try:
+                if self._replace(self._lease):
+                    continue
+                found = self._read()  # our own renewal whose answer got lost, a collected Lease, or another launcher
+                if found is None:
+                    self._create()
+                elif (found.get("spec") or {}).get("holderIdentity") == self._holder.name:
+                    self._replace(found)
+                else:
+                    self._on_lost(self._busy(found))
+                    return
+            except ClusterUnavailableError:
+                continue  # whoever takes it meanwhile is noticed at the next renewal
+            except StagelineError as error:
+                self._on_lost(error)
+                return
+
+    def release(self) -> None:
+        """Give the Lease back, if it is still ours; never fails."""
+        self._ended.set()
+        if self._thread is None:
+            return
+        self._thread.join(timeout=5.0)
+        metadata = self._lease.get("metadata") or {}
+        if metadata:
+            with suppress(StagelineError):
+                self._api.delete(
+                    LEASES, self._name, uid=metadata["uid"], version=metadata["resourceVersion"], seconds=5.0
+                )

@@ -1,0 +1,89 @@
+"""Jobs of ours as rows: which run and stage, how far, since when. Pure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from stageline.jobs.cluster.explain.describe import condition, describe_pod, pod_phase, timestamp
+from stageline.jobs.cluster.follow.adoption import (
+    FINGERPRINT,
+    JOB_LABEL,
+    LAUNCHER,
+    PODS_SEEN,
+    annotation,
+    is_suspended,
+    outcome,
+)
+from stageline.jobs.cluster.follow.budget import Ledger
+from stageline.jobs.cluster.render.pytorchjob import LABEL_RUN, LABEL_STAGE, LABEL_VARIANT
+
+Plain = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One job. running, wanted: pods.  restarts: since the newest checkpoint.  launcher: who follows it, if anybody."""
+
+    name: str
+    run: str
+    stage: str
+    variant: str
+    state: str
+    running: int
+    wanted: int
+    restarts: int
+    age_seconds: float
+    fingerprint: str
+    launcher: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def list_rows(jobs: Sequence[Plain], pods: Sequence[Plain], *, now: float | None = None) -> list[Row]:
+    """One row per job, by run and age. pods: of all of them."""
+    now = time.time() if now is None else now
+    by_job: dict[str, list[Plain]] = {}
+    for pod in pods:
+        by_job.setdefault(str((pod["metadata"].get("labels") or {}).get(JOB_LABEL, "")), []).append(pod)
+    rows = [_row(job, by_job.get(str(job["metadata"]["name"]), []), now) for job in jobs]
+    return sorted(rows, key=lambda row: (row.run, -row.age_seconds, row.name))
+
+
+def _row(job: Plain, pods: Sequence[Plain], now: float) -> Row:
+    metadata = job["metadata"]
+    labels = metadata.get("labels") or {}
+    worker = (job.get("spec") or {}).get("pytorchReplicaSpecs", {}).get("Worker", {})
+    return Row(
+        name=str(metadata["name"]),
+        run=str(labels.get(LABEL_RUN, "")),
+        stage=str(labels.get(LABEL_STAGE, "")),
+        variant=str(labels.get(LABEL_VARIANT, "")),
+        state=job_state(job, pods),
+        running=sum(pod_phase(pod) == "Running" for pod in pods),
+        wanted=int(worker.get("replicas") or 1),
+        restarts=Ledger.read(annotation(job, PODS_SEEN)).restarts,
+        age_seconds=round(now - (timestamp(metadata.get("creationTimestamp")) or now), 1),
+        fingerprint=annotation(job, FINGERPRINT),
+        launcher=annotation(job, LAUNCHER),
+    )
+
+
+def job_state(job: Plain, pods: Sequence[Plain]) -> str:
+    """One word or a few: succeeded, failed, ending, queued, running, starting, waiting for a node, …."""
+    ended = outcome(job)
+    if job["metadata"].get("deletionTimestamp"):
+        return "ending"
+    if ended:
+        return ended.lower()
+    if is_suspended(job):
+        return "queued"
+    if pods and all(pod_phase(pod) == "Running" for pod in pods):
+        return "running"
+    waiting = [describe_pod(pod) for pod in pods if pod_phase(pod) == "Pending"]
+    if waiting:
+        return waiting[0].partition(":")[0]
+    return "restarting" if condition(job, "Restarting").get("status") == "True" else "created"

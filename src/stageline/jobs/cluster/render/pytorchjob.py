@@ -1,0 +1,282 @@
+"""A job as a PyTorchJob of the training-operator (kubeflow.org/v1): a pure function from values to one plain mapping.
+
+Workers only, so that no init container of the operator breaks the pod security level `restricted`; no `elasticPolicy`,
+which would call a job succeeded as soon as one worker is. torchrun finds its peers by `PET_*` variables of ours. What
+is only known when a job is submitted (owner, deadline, KFP's run id) is added by `stamp`.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+
+from stageline.config import ClusterConfig
+from stageline.errors import ConfigError, Faults
+from stageline.jobs.cluster.render.pod_template import mounts_of, storage_environment, volumes_of
+from stageline.jobs.job import Job
+
+API_VERSION = "kubeflow.org/v1"
+KIND = "PyTorchJob"
+CONTAINER = "pytorch"
+"""The operator insists on this name."""
+PORT = 23456
+"""Of the rendezvous on worker 0; also the operator's own default."""
+ENTRY = "stageline-entry"
+LABEL_RUN, LABEL_STAGE = "stageline.dev/run", "stageline.dev/stage"
+LABEL_FAMILY, LABEL_VARIANT = "stageline.dev/family", "stageline.dev/variant"
+LABEL_KFP_RUN = "stageline.dev/kfp-run-id"
+LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
+ANNOTATION_FINGERPRINT = "stageline.dev/fingerprint"
+ANNOTATION_DEADLINE = "stageline.dev/deadline"
+SELECTOR = "app.kubernetes.io/name=stageline,app.kubernetes.io/managed-by=stageline"
+"""Finds every job of ours."""
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+LARGEST_CONFIG_BYTES = 100_000
+"""Of STAGELINE_CONFIG: Linux takes no single variable above 128 KiB."""
+
+
+def render_job(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
+    """The PyTorchJob of a job, as plain data. ConfigError with everything that is missing for it."""
+    text = config_text(job)
+    check_job(job, cluster, text)
+    labels = {**cluster.labels, **own_labels(job)}
+    annotations = {**cluster.annotations, ANNOTATION_FINGERPRINT: job.fingerprint}
+    metadata: dict[str, Any] = {"name": job.name}
+    if cluster.namespace:
+        metadata["namespace"] = cluster.namespace
+    queue = {LABEL_QUEUE: cluster.queue} if cluster.queue else {}
+    metadata |= {"labels": {**labels, **queue}, "annotations": annotations}
+    policy: dict[str, Any] = {"cleanPodPolicy": "Running"}
+    if cluster.ttl_seconds is not None:
+        policy["ttlSecondsAfterFinished"] = cluster.ttl_seconds
+    worker = {
+        "replicas": job.nodes,
+        "restartPolicy": "ExitCode",
+        "template": {
+            "metadata": {
+                "labels": dict(labels),
+                "annotations": {**annotations, "karpenter.sh/do-not-disrupt": "true"},
+            },
+            "spec": _pod(job, cluster, text),
+        },
+    }
+    # Without nprocPerNode the operator adds PET_NPROC_PER_NODE=auto behind ours, one rank per CPU.
+    spec = {
+        "nprocPerNode": str(job.processes),
+        "runPolicy": policy,
+        "pytorchReplicaSpecs": {"Worker": worker},
+    }
+    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
+
+
+def check_job(job: Job, cluster: ClusterConfig, text: str) -> None:
+    """ConfigError with everything that keeps a job from running as pods. text: its config, as pods get it."""
+    faults = Faults(ConfigError, f"job {job.name!r}", "set these keys in the config, or behind the command")
+    if not cluster.image:
+        faults.add("cluster.image is empty: expected the trainer image of this version, best as name@sha256:…")
+    if job.arguments[:1] != ("trial",):
+        faults.extend(_root_faults(str(job.config.get("root", ".")), cluster))
+    size = len(text.encode())
+    if size > LARGEST_CONFIG_BYTES:
+        faults.add(f"the config has {size} bytes, and a pod takes {LARGEST_CONFIG_BYTES}: keep long lists in a file")
+    faults.raise_if_any()
+
+
+def _root_faults(root: str, cluster: ClusterConfig) -> Iterator[str]:
+    """Whether all pods, and whoever reads the result, find the same root."""
+    storage = cluster.storage
+    if "://" in root:
+        if not root.startswith(("s3://", "gs://")):
+            yield f"root {root!r} is not shared by pods: expected s3://, gs:// or a folder of cluster.storage.claim"
+        return
+    if not storage.claim:
+        yield (
+            f"root {root!r} would be a folder inside one pod, gone with it: give root=s3://bucket/folder, or "
+            "cluster.storage.claim=<PersistentVolumeClaim>"
+        )
+    elif not PurePosixPath(root).is_relative_to(storage.mount_path):
+        yield (
+            f"root {root!r} does not lie in the claim {storage.claim!r}, which pods see at {storage.mount_path!r}: "
+            f"give root={storage.mount_path}"
+        )
+
+
+def own_labels(job: Job) -> dict[str, str]:
+    """What every job of ours, and its pods, can be found by."""
+    labels = {
+        "app.kubernetes.io/name": "stageline",
+        "app.kubernetes.io/managed-by": "stageline",
+        LABEL_RUN: job.run,
+        LABEL_STAGE: job.item,
+        LABEL_FAMILY: job.family,
+        LABEL_VARIANT: job.variant,
+    }
+    return {key: label_value(value) for key, value in labels.items() if value}
+
+
+def label_value(text: str) -> str:
+    """A text as a label's value: what may not stand there becomes a hyphen, and a hash keeps two texts apart."""
+    if len(text) <= 63 and re.fullmatch(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?", text):
+        return text
+    head = re.sub(r"[^-A-Za-z0-9_.]", "-", text).strip("-_.")[:54] or "x"
+    return f"{head}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def config_text(job: Job) -> str:
+    """The config a pod gets, as YAML: the run's own without `cluster`, which says where pods run, not what they do."""
+    plain = {key: value for key, value in job.config.items() if key != "cluster"}
+    overrides = plain.get("stage_overrides")
+    if isinstance(overrides, Mapping):
+        plain["stage_overrides"] = {
+            stage: {key: value for key, value in own.items() if key.partition(".")[0] != "cluster"}
+            for stage, own in overrides.items()
+            if isinstance(own, Mapping)
+        }
+    return str(yaml.dump(plain, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=120))
+
+
+def _is_free(job: Job) -> bool:
+    """Whether a stage finds its data and parents by itself: what its pods compute is not known before."""
+    return job.arguments[:1] == ("train",) and not any(word.startswith("--data=") for word in job.arguments)
+
+
+def _environment(job: Job, cluster: ClusterConfig, text: str) -> list[dict[str, Any]]:
+    plain = {
+        "HOME": "/tmp",  # noqa: S108  # the one writable folder of the container
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "eth0",
+        **storage_environment(cluster.storage),
+        **cluster.env,
+        **job.environment,
+        "PYTHONUNBUFFERED": "1",
+        "PET_NNODES": str(job.nodes),
+        "PET_NPROC_PER_NODE": str(job.processes),
+        "PET_RDZV_BACKEND": "c10d",
+        "PET_RDZV_ENDPOINT": f"{job.name}-worker-0:{PORT}",
+        "PET_RDZV_ID": job.name,
+        "PET_MAX_RESTARTS": "0",
+        "PET_SHUTDOWN_TIMEOUT": str(job.shutdown_timeout_seconds),
+        "STAGELINE_JOB": job.name,
+        "STAGELINE_ITEM": job.item,
+        "STAGELINE_FINGERPRINT": "" if _is_free(job) else job.fingerprint,
+        "STAGELINE_IMAGE": cluster.image,
+        "STAGELINE_NODES": str(job.nodes),
+        "STAGELINE_CONFIG": text,
+    }
+    fields = {"POD_NAME": "metadata.name", "POD_UID": "metadata.uid", "NODE_NAME": "spec.nodeName"}
+    return [
+        *({"name": name, "value": value} for name, value in plain.items()),
+        *(
+            {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
+            for name, path in fields.items()
+        ),
+    ]
+
+
+def _pod(job: Job, cluster: ClusterConfig, text: str) -> dict[str, Any]:
+    user = cluster.run_as_user
+    resources = cluster.resources_for(job.item)
+    ports = [{"name": "pytorchjob-port", "containerPort": PORT, "protocol": "TCP"}]
+    metrics = job.config.get("trainer", {}).get("metrics_port")
+    if metrics:
+        ports.append({"name": "metrics", "containerPort": metrics, "protocol": "TCP"})
+    container = {
+        "name": CONTAINER,
+        "image": cluster.image,
+        "imagePullPolicy": cluster.image_pull_policy,
+        "command": [ENTRY, *job.arguments],
+        "env": _environment(job, cluster, text),
+        "ports": ports,
+        "resources": {
+            key: dict(amounts)
+            for key, amounts in (("requests", resources.requests), ("limits", resources.limits))
+            if amounts
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": mounts_of(cluster),
+    }
+    pod: dict[str, Any] = {
+        "serviceAccountName": cluster.service_account,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": cluster.grace_for(job.shutdown_timeout_seconds),
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": user,
+            "runAsGroup": user,
+            "fsGroup": user,
+            "fsGroupChangePolicy": cluster.fs_group_change_policy,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": volumes_of(cluster),
+        **_placement(job, cluster),
+    }
+    return {key: value for key, value in pod.items() if value not in ("", [], {})}
+
+
+def _placement(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
+    """Where pods go, and what they put up with there."""
+    tolerations = [
+        {
+            "key": f"node.kubernetes.io/{taint}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": cluster.node_toleration_seconds,
+        }
+        for taint in ("not-ready", "unreachable")
+    ]
+    placement = {
+        "imagePullSecrets": [{"name": name} for name in cluster.pull_secrets],
+        "nodeSelector": dict(cluster.node_selector),
+        "affinity": copy.deepcopy(cluster.affinity),
+        "tolerations": [*copy.deepcopy(list(cluster.tolerations)), *tolerations],
+        "priorityClassName": cluster.priority_class,
+        "runtimeClassName": cluster.runtime_class,
+        "schedulerName": cluster.scheduler_name,
+    }
+    if job.nodes > 1 and cluster.spread != "off":
+        required = cluster.spread == "require"
+        constraint: dict[str, Any] = {
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "DoNotSchedule" if required else "ScheduleAnyway",
+            "labelSelector": {"matchLabels": {"training.kubeflow.org/job-name": job.name}},
+        }
+        if required:  # a dead node counts as an empty one otherwise, and nothing is scheduled any more
+            constraint["nodeTaintsPolicy"] = "Honor"
+        placement["topologySpreadConstraints"] = [constraint]
+    return placement
+
+
+def stamp(
+    manifest: Mapping[str, Any], *, owner: Mapping[str, Any] | None, deadline: float | None, kfp_run_id: str = ""
+) -> dict[str, Any]:
+    """A copy of a rendered job with what is known at submission only.
+
+    owner: {name, uid} of the pod that goes with the job.  deadline: unix seconds.  kfp_run_id: a label, no identity.
+    """
+    job: dict[str, Any] = copy.deepcopy(dict(manifest))
+    template = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    if owner is not None:
+        reference = {"apiVersion": "v1", "kind": "Pod", **owner, "controller": False, "blockOwnerDeletion": False}
+        job["metadata"]["ownerReferences"] = [reference]
+    if deadline is not None:
+        text = f"{deadline:.0f}"
+        job["metadata"]["annotations"][ANNOTATION_DEADLINE] = text
+        template["spec"]["containers"][0]["env"].append({"name": "STAGELINE_DEADLINE", "value": text})
+    if kfp_run_id:
+        job["metadata"]["labels"][LABEL_KFP_RUN] = label_value(kfp_run_id)
+        template["metadata"]["labels"][LABEL_KFP_RUN] = label_value(kfp_run_id)
+    return job

@@ -1,0 +1,107 @@
+"""A trial of an installation: one small job, from its creation by this account to a verified checkpoint.
+
+The job's pod does the work (`pod/trial`) on its own disk, so neither storage nor a config is needed. `helm
+test` calls it through `stageline trial`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from stageline.errors import InterruptedRunError, StagelineError, StepFailedError
+from stageline.jobs.cluster.follow.adoption import outcome
+from stageline.jobs.job import Job, Verdict, job_name
+from stageline.kube.client import JOBS
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from stageline.config import ClusterConfig
+    from stageline.jobs.cluster.follow.launcher import ClusterJob
+
+RUN = "stageline-trial"
+
+
+class TrialProbe:
+    """A trial leaves nothing in a store: its result is that its pod, which checks the checkpoint, ended with 0."""
+
+    def __init__(self) -> None:
+        self.started: ClusterJob | None = None
+
+    def finished(self) -> bool:
+        """Whether the job that was started here succeeded; one of an earlier trial is none."""
+        if self.started is None:
+            return False
+        return outcome(self.started.api.get(JOBS, self.started.job.name)) == "Succeeded"
+
+    def progress(self) -> int:
+        """No step is ever committed where others could see it."""
+        return -1
+
+
+def trial_job(stage: str, image: str) -> Job:
+    """The job. Two trials of one image are the same job, which the second one follows too."""
+    return Job(
+        name=job_name(RUN, stage),
+        arguments=("trial", stage),
+        run=RUN,
+        item=stage,
+        fingerprint=hashlib.sha256(f"{stage}\0{image}".encode()).hexdigest(),
+        shutdown_timeout_seconds=10,
+    )
+
+
+def run_trial(cluster: ClusterConfig, stage: str, say: Callable[[str], None], on_line: Callable[[str], None]) -> None:
+    """Start the job, follow it to its end, and delete it if all went well; what failed stays to be looked at.
+
+    Raises StepFailedError with the pod's own sentence, or what kept the job from being made.
+    """
+    from stageline.jobs.cluster.follow.launcher import start_on_cluster
+
+    probe = TrialProbe()
+    made: list[ClusterJob] = []
+    with _cancelled_by_signals(made):
+        probe.started = started = start_on_cluster(
+            trial_job(stage, cluster.image), cluster, probe, say, announce=made.append
+        )
+        verdict = started.follow(on_line)
+    if verdict.exit_code:
+        raise _error(started.job.name, verdict)
+    with suppress(StagelineError):
+        started.api.delete(JOBS, started.job.name, uid=started.live["metadata"]["uid"])
+
+
+def _error(name: str, verdict: Verdict) -> StagelineError:
+    record = dict(verdict.record or {})
+    sentence = str(record.get("sentence") or f"the job {name} ended with exit code {verdict.exit_code}")
+    remedy = str(record.get("remedy") or "")
+    if verdict.exit_code == InterruptedRunError.exit_code:
+        return InterruptedRunError(sentence, remedy=remedy)
+    return StepFailedError(
+        sentence,
+        exit_code=verdict.exit_code,
+        remedy=remedy,
+        code=str(record.get("code") or ""),
+        origin=str(record.get("kind") or ""),
+    )
+
+
+@contextmanager
+def _cancelled_by_signals(made: list[ClusterJob]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM delete the job instead of leaving it behind."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if not made:
+            raise InterruptedRunError("stopped by a signal before there was a job")
+        made[0].cancel()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,127 @@
+"""What every step has around its body: lines for whoever follows, cancellation, and the failure record."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from stageline.errors import InterruptedRunError, StagelineError
+from stageline.jobs.processes import watch_process
+from stageline.jobs.step_lines import DRIVER_VARIABLE, print_event
+from stageline.telemetry import FAILURE_DIR_VARIABLE, write_failure
+
+if TYPE_CHECKING:
+    from stageline.pipeline.journal import Journal
+
+TAIL_LINES = 30
+NOTE_SECONDS = 0.8
+"""How long a step without a job waits for its last words; KFP leaves it about a second."""
+
+
+@dataclass
+class Body:
+    """One step at work. `say` for what happens, `line` for what its process prints; `on_cancel` ends that process.
+
+    journal: where a step without a driver writes down what happens.
+    """
+
+    item: str
+    on_cancel: Callable[[], None] | None = None
+    cancelled: bool = False
+    started: float = field(default_factory=time.monotonic)
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
+    journal: Journal | None = None
+
+    def say(self, state: str, text: str, **fields: Any) -> None:
+        """state: running | reused | done | skipped | stopped | failed."""
+        event = {"item": self.item, "state": state, "text": text, "seconds": self.seconds, **fields}
+        print_event(event)
+        if self.journal is not None and not self.cancelled:  # a cancelled pod has a second to live
+            self.journal.tell(event)
+
+    def line(self, text: str) -> None:
+        """One line of the step's process."""
+        self.tail.append(text)
+        print_event({"item": self.item, "line": text})
+
+    @property
+    def seconds(self) -> float:
+        return round(time.monotonic() - self.started, 2)
+
+    def cancel(self) -> None:
+        """Stop as soon as the running process has committed; without one, stop now."""
+        first, self.cancelled = not self.cancelled, True
+        if self.on_cancel is not None:
+            self.on_cancel()
+        noting = threading.Thread(target=self._note_end, daemon=True)
+        if first and self.journal is not None:
+            noting.start()
+        if self.on_cancel is None:
+            if first and self.journal is not None:
+                noting.join(NOTE_SECONDS)
+            raise InterruptedRunError(f"{self.item} was asked to stop", remedy="run again to continue")
+
+    def _note_end(self) -> None:
+        """What a pod that is being ended still gets said: nobody asks it later."""
+        assert self.journal is not None
+        error = InterruptedRunError(
+            f"{self.item} was stopped: its step was terminated, or its pod evicted",
+            remedy="submit again or retry the run: it continues, or follows the job if that still runs",
+        )
+        self.journal.fail(self.item, error, list(self.tail))
+
+
+@contextmanager
+def step_body(item: str) -> Iterator[Body]:
+    """Run a step's body: signals cancel it, its error becomes a record, a sentence and the process's exit code."""
+    with cancellable(item) as body:
+        driver = os.environ.get(DRIVER_VARIABLE)
+        if driver:
+            watch_process(int(driver), lambda: os.kill(os.getpid(), signal.SIGTERM))
+        try:
+            yield body
+        except StagelineError as error:
+            _leave_record(body, error)
+            body.journal = None
+            state = "stopped" if isinstance(error, InterruptedRunError) else "failed"
+            body.say(state, error.message, remedy=error.remedy, exit_code=error.exit_code)
+            raise SystemExit(error.exit_code) from None
+        except Exception as error:
+            _leave_record(body, error)
+            body.journal = None
+            body.say("failed", f"{type(error).__name__}: {error}", exit_code=1)
+            raise
+
+
+@contextmanager
+def cancellable(item: str) -> Iterator[Body]:
+    """A body that SIGTERM, SIGINT and SIGHUP cancel: its process commits and ends."""
+    body = Body(item)
+
+    def stop(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        body.cancel()
+
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {signum: signal.signal(signum, stop) for signum in signals}
+    try:
+        yield body
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _leave_record(body: Body, error: BaseException) -> None:
+    folder = os.environ.get(FAILURE_DIR_VARIABLE)
+    if folder:
+        write_failure(Path(folder), error, log_tail=list(body.tail))
+    if body.journal is not None and not body.cancelled:
+        body.journal.fail(body.item, error, body.tail)

@@ -1,0 +1,300 @@
+"""A whole run on this machine: claim, plan, pipeline, and how it went. Ends everything it started, whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from stageline.build import image_reference
+from stageline.checkpoint.identity import claim_run
+from stageline.checkpoint.layout import StageDir
+from stageline.checkpoint.lease import StageLease
+from stageline.config import RunConfig
+from stageline.errors import InterruptedRunError, PlanError, StagelineError, StepFailedError
+from stageline.families import family_config
+from stageline.jobs.local import KILL_AFTER_SECONDS, REPEAT_SECONDS
+from stageline.jobs.placement import check_on_cluster
+from stageline.jobs.processes import adopt_orphans, die_with_parent, kill_marked
+from stageline.jobs.step_lines import DRIVER_VARIABLE, FOLLOWED_VARIABLE, event_text, parse_event
+from stageline.pipeline.compiled import compiled_pipeline
+from stageline.plan import PLAN, Plan, blocked_error, make_plan
+from stageline.store import Store, open_store
+from stageline.store.scratch import scratch_folder
+from stageline.telemetry import FAILURE_DIR_VARIABLE, EventLog, clear_failures, read_failure, redact
+from stageline.work.evaluations import EvaluationRecord, find_evaluation
+
+FAILURES = "failures"
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+LOG_LINES = 2000
+"""Last lines of the pipeline's raw output kept as `pipeline/log.txt`."""
+
+OnEvent = Callable[[Mapping[str, Any]], None]
+"""Gets {"item", "state", "text", "seconds"} for what happens and {"item", "line"} for what a step prints."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run went. events: what its steps said.  error: None where every step succeeded."""
+
+    plan: Plan
+    uri: str
+    report: str
+    seconds: float
+    events: tuple[Mapping[str, Any], ...]
+    evaluation: EvaluationRecord | None = None
+    error: StagelineError | None = None
+
+
+@dataclass
+class _Following:
+    """What the driver knows while the pipeline runs."""
+
+    process: subprocess.Popen[str]
+    log: EventLog
+    grace_seconds: float
+    signals: int = 0
+    signalled_at: float = 0.0
+    raw: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
+    events: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """First signal: the running step commits and ends. Second, more than a second later: everything ends now."""
+        if self.signals and time.monotonic() - self.signalled_at < REPEAT_SECONDS:
+            return
+        self.signals += 1
+        self.signalled_at = time.monotonic()
+        if self.signals > 1:
+            self.end()
+            return
+        if self.process.returncode is not None:  # collected: the number may be another's
+            return
+        try:
+            os.killpg(self.process.pid, signal.SIGTERM)
+        except ProcessLookupError:
+            return
+        killer = threading.Timer(self.grace_seconds, self.end)
+        killer.daemon = True
+        killer.start()
+
+    def end(self) -> None:
+        """SIGKILL everything the run started."""
+        kill_marked(f"{DRIVER_VARIABLE}={os.getpid()}", spare=self.process.pid)
+
+
+def local_config(config: RunConfig) -> RunConfig:
+    """The config with its root made absolute and root and run written out, as the steps need it.
+
+    PlanError for a root that lives inside one process.
+    """
+    root = open_store(config.root)
+    if root.in_process:
+        raise PlanError(
+            f"{root.uri} lives inside one process, and every step of a pipeline is its own",
+            remedy="set root to a folder, s3:// or gs://",
+        )
+    return config.model_copy(update={"root": root.uri, "run": config.run, "family": config.family})
+
+
+def run_pipeline(
+    config: RunConfig,
+    on_event: OnEvent,
+    on_plan: Callable[[Plan], None],
+    command: str = "",
+    launcher: str = "local",
+) -> RunResult:
+    """Run a config's pipeline to its end; the result carries the error of the step that failed.
+
+    launcher: what stages run as: processes beside the pipeline, or `pytorchjob`.
+    Raises PlanError where the plan is blocked, before anything is written.
+    """
+    begin = time.monotonic()
+    config = local_config(config)
+    if launcher != "local":
+        check_on_cluster(config)
+    pipeline = compiled_pipeline(config.family)
+    with _host() as (process, scratch):  # loads kfp while we plan
+        plan = make_plan(config)
+        on_plan(plan)
+        if plan.blocked:
+            raise blocked_error(plan)
+        with _claimed(config, plan, command) as run:
+            local = run.local_path("pipeline/steps")
+            text = config.model_dump_json(exclude_unset=True, by_alias=True)
+            request = {
+                "pipeline": str(pipeline),
+                "arguments": {"config": text, "launcher": launcher},
+                "pipeline_root": str(local if local is not None else scratch / "steps"),
+            }
+            grace = config.trainer.shutdown_timeout_seconds + 2 * KILL_AFTER_SECONDS
+            following = _Following(process, EventLog(run), grace)
+            with _signals(following):
+                code = _follow(following, request, on_event)
+                error = _error_of(code, following, scratch / FAILURES)
+                run.put("pipeline/log.txt", redact("\n".join(following.raw) + "\n").encode())
+                report = _leave_failure(run, error, following) if error else f"{run.uri}/report.html"
+                evaluation = None if error else _evaluation_of(run, following)
+    return RunResult(plan, run.uri, report, time.monotonic() - begin, tuple(following.events), evaluation, error)
+
+
+@contextmanager
+def _claimed(config: RunConfig, plan: Plan, command: str) -> Iterator[Store]:
+    """The run's directory, ours alone until the end, with what is planned written down.
+
+    PlanError if the name is another run's, BusyError while another process runs it; both before anything is changed.
+    """
+    root = open_store(config.root)
+    stages = family_config(config.family).stages.names
+    claim_run(root, config, command or redact(shlex.join(sys.argv)), stages=stages, image=image_reference())
+    run = root.child("runs", config.run)
+    with StageLease.acquire(StageDir.at(run), f"stageline run of {config.run}"):
+        clear_failures(run)
+        run.put(PLAN, (json.dumps(plan.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
+        yield run
+
+
+def _evaluation_of(run: Store, following: _Following) -> EvaluationRecord | None:
+    """What the step `evaluate` handed on in this run."""
+    for event in following.events:
+        if event["item"] == "evaluate" and event.get("reference"):
+            return find_evaluation(run, str(event["reference"]).partition("@sha256:")[0].rsplit("/", 1)[-1])
+    return None
+
+
+def _follow(following: _Following, request: Mapping[str, Any], on_event: OnEvent) -> int:
+    """Hand the host its request and follow it to its end; returns its exit code."""
+    process = following.process
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(json.dumps(request))
+        process.stdin.close()
+        for line in process.stdout:
+            _take_line(following, line.rstrip("\n"), on_event)
+        return process.wait()
+    finally:
+        following.end()
+        following.log.close()
+
+
+@contextmanager
+def _host() -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """(the process that will run the pipeline, a scratch folder); at the end neither is left."""
+    adopt_orphans()
+    with scratch_folder("run") as scratch:
+        process = _start_host(scratch)
+        try:
+            yield process, scratch
+        finally:
+            kill_marked(f"{DRIVER_VARIABLE}={os.getpid()}", spare=process.pid)
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None
+                pipe.close()
+            process.wait()
+
+
+def _start_host(scratch: Path) -> subprocess.Popen[str]:
+    """Start the host; temporary files of everything it starts lie in the run's scratch folder."""
+    temporary = scratch / "tmp"
+    temporary.mkdir()
+    return subprocess.Popen(
+        [sys.executable, "-m", "stageline.pipeline.host"],
+        env={
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "TMPDIR": str(temporary),
+            FOLLOWED_VARIABLE: "1",
+            DRIVER_VARIABLE: str(os.getpid()),
+            FAILURE_DIR_VARIABLE: str(scratch / FAILURES),
+        },
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        bufsize=1,
+        process_group=0,
+        preexec_fn=die_with_parent,
+    )
+
+
+def _take_line(following: _Following, line: str, on_event: OnEvent) -> None:
+    """Pass on what our steps say; keep the rest, which is the pipeline software's own, for the log."""
+    event = parse_event(line)
+    following.raw.append(COLOURS.sub("", line) if event is None else event_text(event))
+    if event is None:
+        return
+    if "line" not in event:
+        following.events.append(event)
+        fields = {key: event[key] for key in ("item", "state", "text", "seconds")}
+        following.log.emit("step", **fields)
+    on_event(event)
+
+
+def _error_of(code: int, following: _Following, failures: Path) -> StagelineError | None:
+    """The error of the run: the failed step's own record, an interruption, or what kfp printed last."""
+    record = read_failure(failures) if failures.is_dir() else None
+    failed = next((event for event in reversed(following.events) if event["state"] in ("failed", "stopped")), None)
+    if following.signals and (code != 0 or record):
+        fault = record is not None and int(record.get("exit_code", 1)) < 128
+        if not fault:
+            return InterruptedRunError(
+                "the run was stopped; what was committed is kept", remedy="run the same command again to continue"
+            )
+    if code == 0:
+        return None
+    if record:
+        where = f"{failed['item']}: " if failed else ""
+        return StepFailedError(
+            where + str(record["sentence"]),
+            exit_code=int(record["exit_code"]),
+            remedy=str(record.get("remedy", "")),
+            code=str(record.get("code", "")),
+            origin=str(record.get("kind", "")),
+        )
+    tail = "\n".join(f"  {line}" for line in list(following.raw)[-15:] if line.strip())
+    return StepFailedError(f"the pipeline failed before a step could say why; its last lines:\n{tail}", exit_code=1)
+
+
+def _leave_failure(run: Store, error: StagelineError, following: _Following) -> str:
+    """Record and report of a failed run; returns where the report lies. The run's own error stays the one told."""
+    from stageline.verbs.report import build_report
+
+    record = {**error.record(), "time": round(time.time(), 3), "log_tail": list(following.raw)[-50:]}
+    run.put("failure.json", (json.dumps(redact(record), indent=1, ensure_ascii=False) + "\n").encode())
+    try:
+        return str(build_report(run.uri))
+    except StagelineError as second:
+        error.add_note(f"the report could not be written: {second.message}")
+        return ""
+
+
+@contextmanager
+def _signals(following: _Following) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP stop the run; what it leaves is written all the same. For the main thread only.
+
+    A process whose run was stopped is on its way out with that code: later signals are ignored to its very end.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, following.stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_IGN if following.signals else handler)

@@ -1,0 +1,71 @@
+"""The process that runs a compiled pipeline with `kfp.local`; started by the driver, loads kfp, nothing of ours.
+
+One JSON object comes in on stdin: {"pipeline": path, "arguments": {...}, "pipeline_root": path}. Exit code 0 or 1: what
+a failed step has to say stands in its own record, kfp only knows that it failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def load_kfp() -> tuple[Any, Callable[[str], Callable[..., object]]]:
+    """(kfp.local, its loader of compiled pipelines), without kfp's cluster client.
+
+    `_KFP_RUNTIME` is kfp's own switch for the inside of a step; the client takes longer to load than our steps to run.
+    """
+    runtime = "_KFP_RUNTIME"
+    os.environ[runtime] = "true"
+    import kfp  # noqa: F401
+
+    del os.environ[runtime]
+    from kfp import local
+    from kfp.components import load_component_from_file
+
+    return local, load_component_from_file
+
+
+def main() -> int:
+    """Read the request from stdin and run its pipeline to the end.
+
+    `workspace_root` stays unset: kfp removes it recursively after every run, so that it must never be a folder that
+    exists. kfp's own caching stays off: its key is not content.
+    """
+    from stageline.jobs.processes import die_with_parent
+
+    die_with_parent(signal.SIGTERM)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, _ignore)
+    local, load_pipeline = load_kfp()
+    # What a cluster needs of a step (image, memory, its name for people) means nothing here, as kfp says at every step.
+    warnings.filterwarnings("ignore", message="Task .* have no effect in the current local runner")
+    warnings.filterwarnings("ignore", message="You may be attemping to run a task that uses custom or non-Python")
+    text = sys.stdin.read()
+    if not text:  # the driver ended before it had a plan
+        return 1
+    request = json.loads(text)
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=request["pipeline_root"], enable_caching=False)
+    try:
+        load_pipeline(request["pipeline"])(**request["arguments"])
+    except RuntimeError as error:
+        print(COLOURS.sub("", str(error)), file=sys.stderr)
+        return 1
+    return 0
+
+
+def _ignore(signum: int, frame: FrameType | None) -> None:
+    """The running step was signalled too and ends by itself; kfp then sees it fail."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

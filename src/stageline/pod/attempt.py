@@ -1,0 +1,205 @@
+"""What an attempt works with, and how it runs one program: the ranks of this node, judged at their end."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stageline.checkpoint.lease import WAIT_VARIABLE
+from stageline.errors import (
+    DeadlineError,
+    InterruptedRunError,
+    StagelineError,
+    StoreUnavailableError,
+)
+from stageline.jobs.local import QUIET
+from stageline.pod.finished import find_finished
+from stageline.pod.log_segments import LogSegments
+from stageline.pod.memory import count_oom_kills
+from stageline.pod.program import Asked, Ended, Program, watch
+from stageline.pod.rank import RANK_PREFIX
+from stageline.pod.settings import ARGUMENTS_VARIABLE, CONFIG_VARIABLE, Pod
+from stageline.pod.verdict import Record, is_rendezvous_failure, judge
+from stageline.store import Store
+from stageline.telemetry import FAILURE_DIR_VARIABLE, failure_record, redact
+
+LEASE_WAIT_SECONDS = 120
+"""Twice the length of a stage's lease, which a pod that was killed gives back to nobody. On top of the time-out of the
+process group: for so long a writer that was cut off from its peers alone goes on renewing it."""
+RENDEZVOUS_VARIABLE = "STAGELINE_RENDEZVOUS_SECONDS"
+RENDEZVOUS_SECONDS = 900.0
+"""How long the pods of a job may take to find each other; as long as the launcher lets pods wait for a node."""
+AGAIN_SECONDS = 2.0
+"""Between attempts at a rendezvous."""
+
+
+@dataclass
+class Output:
+    """Lines of this pod: to its log, and to the store where there is one."""
+
+    segments: LogSegments | None = None
+    early: list[str] = field(default_factory=list)
+
+    def keep(self, segments: LogSegments) -> None:
+        """From now on also there, with what was said before."""
+        self.segments = segments
+        for text in self.early:
+            segments.add(text)
+
+    def line(self, text: str) -> None:
+        """One line of a rank."""
+        try:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+        except (OSError, ValueError):  # nobody reads the log any more; the stage goes on
+            pass
+        self.aside(text)
+
+    def aside(self, text: str) -> None:
+        """One line for the log in the store alone."""
+        if self.segments is not None:
+            self.segments.add(text)
+        else:
+            self.early.append(text)
+
+    def sort(self, text: str) -> None:
+        """One line of a rank, or of torchrun: at every end of a gang it prints pages that explain nothing."""
+        if text.startswith(RANK_PREFIX):
+            self.line(text)
+        else:
+            self.aside(text)
+
+    def say(self, text: str) -> None:
+        """One line of our own."""
+        self.line(f"[stageline-entry] {redact(text)}")
+
+
+@dataclass
+class Course:
+    """What an attempt works with.
+
+    python: the interpreter of the ranks.  command: what a rank runs, before its words.
+    """
+
+    pod: Pod
+    output: Output
+    asked: Asked
+    scratch: Path
+    python: str = sys.executable
+    command: Sequence[str] | None = None
+    store: Store | None = None
+    count_kills: Callable[[], int | None] = count_oom_kills
+    lease_wait_seconds: int = LEASE_WAIT_SECONDS
+
+    @property
+    def records(self) -> Path:
+        return self.scratch / "records"
+
+    def rank_command(self, words: Sequence[str]) -> list[str]:
+        return [*(self.command or (self.python, "-m", "stageline")), *words]
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> Path:
+    """The config as a file for `-c`."""
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def check_result(course: Course) -> Record | None:
+    """Success is what is committed, whatever the exit codes said."""
+    pod = course.pod
+    if not pod.config or pod.verb == "prepare" or course.command is not None:
+        return None
+    try:
+        if find_finished(pod):
+            return None
+    except StoreUnavailableError as error:
+        course.output.say(f"the ranks ended well; their result cannot be looked up: {error.message}")
+        return None
+    sentence = f"{pod.item} ended well, and its result is not in the store"
+    return failure_record(StagelineError(sentence, remedy="see the log of this pod"))
+
+
+def run_program(course: Course, words: Sequence[str], world_size: int) -> Record | None:
+    """Start the ranks of this node and judge their end; a rendezvous that fails is tried again for a while."""
+    pod = course.pod
+    limit = float(os.environ.get(RENDEZVOUS_VARIABLE, "") or RENDEZVOUS_SECONDS)
+    end = time.monotonic() + limit
+    kills = course.count_kills()
+    attempt = 0
+    while True:
+        refuse_start(course)
+        attempt += 1
+        program = make_program(course, words, world_size, attempt, max(1.0, end - time.monotonic()))
+        ended = watch(program, course.asked, course.output.line if program.num_ranks == 0 else course.output.sort)
+        if is_rendezvous_failure(ended) and time.monotonic() + AGAIN_SECONDS < end:
+            course.output.say(f"the ranks did not find each other yet (attempt {attempt}); trying again")
+            time.sleep(AGAIN_SECONDS)
+            continue
+        say_end(course, ended)
+        return judge(
+            ended, course.records, memory_ran_out=(course.count_kills() or 0) > (kills or 0), world_size=pod.world_size
+        )
+
+
+def refuse_start(course: Course) -> None:
+    """Raise where there is a reason not to start anything."""
+    if course.asked.signal_name:
+        raise InterruptedRunError(f"stopped by {course.asked.signal_name} before it began", remedy="start it again")
+    deadline = course.pod.deadline
+    if deadline is not None and time.time() >= deadline:
+        raise DeadlineError(
+            f"the deadline came {time.time() - deadline:.0f} s before this pod began", remedy="submit it again"
+        )
+
+
+def say_end(course: Course, ended: Ended) -> None:
+    if ended.late:
+        course.output.say("the deadline came: the ranks were asked to commit and end")
+    if ended.hung:
+        course.output.say("the ranks were gone and torchrun did not follow: it was ended")
+    if not ended.ranks:
+        course.output.say("no rank was started; torchrun's last lines:")
+        for text in ended.last_words:
+            course.output.line(text)
+
+
+def make_program(course: Course, words: Sequence[str], world_size: int, attempt: int, join_seconds: float) -> Program:
+    """The program of this node: torchrun with nothing but PET_* variables, or the only rank itself."""
+    pod = course.pod
+    # A trial starts several programs one after another, each with its first attempt.
+    notes = Path(tempfile.mkdtemp(prefix=f"notes-{attempt}-", dir=course.scratch))
+    course.records.mkdir(exist_ok=True)
+    command = course.rank_command(words)
+    environment = {**QUIET, **os.environ}
+    environment.pop(CONFIG_VARIABLE, None)
+    environment.setdefault(WAIT_VARIABLE, str(course.lease_wait_seconds))
+    environment |= {
+        "PYTHONUNBUFFERED": "1",
+        FAILURE_DIR_VARIABLE: str(course.records),
+        ARGUMENTS_VARIABLE: shlex.join(pod.arguments),
+    }
+    if world_size > 1:
+        command = [course.python, "-m", "torch.distributed.run", "-m", "stageline.pod.rank", *command]
+        environment |= {"PET_MAX_RESTARTS": "0"}
+        environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a store that ends before its clients: pages of frames
+        environment.setdefault("PET_RDZV_CONF", f"join_timeout={join_seconds:.0f},close_timeout=30")
+    return Program(
+        command=command,
+        environment=environment,
+        mark=f"{FAILURE_DIR_VARIABLE}={course.records}",
+        notes=notes,
+        num_ranks=pod.processes if world_size > 1 else 0,
+        deadline=pod.deadline,
+        shutdown_timeout_seconds=pod.shutdown_timeout_seconds,
+    )

@@ -1,0 +1,64 @@
+"""A trial of an installation: prepare data, train one stage and check its checkpoint, in one pod on its own disk.
+
+`helm test` runs it. Nothing outside the pod's scratch space is read or written; the config is the family's smallest
+preset unless the pod was given one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stageline.errors import StagelineError
+from stageline.pod.attempt import Course, run_program, write_config
+from stageline.pod.verdict import Record
+from stageline.telemetry import failure_record
+
+FAMILY, PRESET = "film_flow", "tiny"
+
+
+def run_trial(course: Course) -> Record | None:
+    """None for success."""
+    from stageline.checkpoint.layout import StageDir
+    from stageline.checkpoint.verify import verify
+    from stageline.families import family_config, parse_config, raw_preset
+
+    root = course.scratch / "trial"
+    config = trial_config(course.pod.config or raw_preset(FAMILY, PRESET), root)
+    typed = parse_config(config, where="the trial's config")
+    stages = family_config(typed.family).stages
+    file = str(write_config(course.scratch, config))
+    own = replace(course, pod=replace(course.pod, nodes=1, processes=1))
+    wanted = _with_parents(stages, course.pod.stage)
+    for words in (["prepare"], *(["train", name] for name in wanted)):
+        course.output.say(f"trial: {' '.join(words)}")
+        record = run_program(own, [*words, "-c", file], 1)
+        if record is not None:
+            return record
+    ref = StageDir(typed.root, typed.run, course.pod.stage).newest()
+    faults = ["there is none"] if ref is None else verify(ref)
+    if ref is None or faults or not ref.metadata.final:
+        sentence = f"the checkpoint of the trial is not sound: {'; '.join(faults) or 'it is not final'}"
+        return failure_record(StagelineError(sentence, remedy="see the log of this pod"))
+    course.output.say(f"trial: {course.pod.stage} trained {ref.metadata.step} steps; its checkpoint is sound")
+    return None
+
+
+def trial_config(raw: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """The config with everything inside the pod: its root, and one machine."""
+    trainer = {**(raw.get("trainer") or {}), "nodes": 1, "processes": 1}
+    plain = {key: value for key, value in raw.items() if key not in ("stages", "cluster")}
+    return {**plain, "root": str(root), "run": "trial", "trainer": trainer}
+
+
+def _with_parents(stages: Any, name: str) -> list[str]:
+    """A stage and what it needs before it, in order."""
+    needed, wanted = {name}, list[str]()
+    for stage in reversed(list(stages)):
+        if stage.name in needed:
+            wanted.insert(0, stage.name)
+            needed |= {parent for role, parent in stage.parents.items() if role not in stage.optional_parents}
+    stages[name]  # an unknown one is refused in words
+    return wanted

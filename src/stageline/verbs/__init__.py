@@ -1,0 +1,1 @@
+"""One item in, one result out: prepare, train, evaluate, predict, report."""

@@ -1,0 +1,58 @@
+"""The page: the parts in reading order, one style sheet, nothing from elsewhere."""
+
+from __future__ import annotations
+
+from stageline import __version__
+from stageline.verbs.report.html import Child, Markup, anchor, tag
+from stageline.verbs.report.measurements import metrics_part, pictures_part
+from stageline.verbs.report.record import RunRecord
+from stageline.verbs.report.sections import (
+    config_part,
+    curves_part,
+    environment_part,
+    failures,
+    head,
+    lineage_part,
+    reproduce_part,
+    stages_part,
+)
+from stageline.verbs.report.style import CSS
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""Content policy: the page may load nothing, whatever gets into it."""
+
+
+def render_page(record: RunRecord) -> str:
+    """The whole HTML document of a run."""
+    parts: list[tuple[str, list[Child]]] = [
+        ("Metrics", metrics_part(record.evaluations)),
+        ("Pictures", pictures_part(record.evaluations)),
+        ("Stages", stages_part(record)),
+        ("Curves", curves_part(record)),
+        ("Lineage", lineage_part(record)),
+        ("Reproduce", reproduce_part(record)),
+        ("Config", config_part(record)),
+        ("Environment", environment_part(record)),
+    ]
+    links = [tag("li", tag("a", name, href=f"#{anchor(name)}")) for name, _ in parts]
+    body = [tag("section", tag("h2", name, id=anchor(name)), content) for name, content in parts]
+    document = tag(
+        "html",
+        tag(
+            "head",
+            tag("meta", charset="utf-8"),
+            tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+            tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+            tag("meta", name="referrer", content="no-referrer"),
+            tag("title", f"{record.name} · stageline report"),
+            tag("style", Markup(CSS)),
+        ),
+        tag(
+            "body",
+            head(record),
+            tag("main", tag("nav", tag("ul", links), aria_label="Parts of this report"), failures(record), body),
+            tag("footer", f"Made by stageline {__version__} from the files in the run directory."),
+        ),
+        lang="en",
+    )
+    return f"<!DOCTYPE html>\n{document}\n"

@@ -1,0 +1,178 @@
+"""How far a run got, in words: of each stage and of the whole, from records, events and checkpoints alone.
+
+No clock is read, so that the same files always give the same report: a stage that is neither finished nor failed is
+"not finished", and the reader is told when it was last heard of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from stageline.verbs.report.record import RunRecord, StageRecord
+from stageline.verbs.report.timeline import Session
+
+Json = Mapping[str, Any]
+BEGINNINGS = frozenset({"started", "resumed", "seeded"})
+"""Events that open a session where none is open."""
+ENDINGS = {"finished": ("good", "finished"), "interrupted": ("warn", "interrupted"), "failed": ("bad", "failed")}
+STEP_STATES = {"done": "good", "stopped": "warn", "failed": "bad"}
+OPEN_END = "no end was recorded"
+TRY_AGAIN = 128
+"""Exit codes from here on mean "try again"."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """state: good | warn | bad | idle, for colour.  word: one or two words.  sentence: what it means."""
+
+    state: str
+    word: str
+    sentence: str
+
+
+def stage_status(stage: StageRecord) -> Status:
+    """Of one stage."""
+    done = stage.last.metadata.step if stage.last else 0
+    planned = planned_steps(stage)
+    of = f"step {done} of {planned}" if planned else f"step {done}"
+    stopped = Status("warn", "interrupted", f"was stopped at {of} after a checkpoint; start it again to continue")
+    if stage.is_final:
+        return Status("good", "finished", f"finished with {of}")
+    if stage.failure is not None:
+        if is_interruption(stage.failure):
+            return stopped
+        left = f"failed; its last checkpoint stands at {of}" if stage.last else "failed before its first checkpoint"
+        return Status("bad", "failed", left)
+    if not stage.events:
+        return Status("idle", "not started", "has not started")
+    if stage.events[-1].get("event") == "interrupted":
+        return stopped
+    place = f"its last checkpoint stands at {of}" if stage.last else "it has no checkpoint yet"
+    heard = when(stage.events[-1].get("time"))
+    return Status("warn", "not finished", f"is not finished: {place}, last heard of {heard}")
+
+
+def run_status(record: RunRecord) -> Status:
+    """Of the whole run."""
+    stages = {stage.name: stage_status(stage) for stage in record.stages}
+    if record.failure is not None and not is_interruption(record.failure):
+        return Status("bad", "failed", "A step of this run failed.")
+    for state, word in (("bad", "failed"), ("warn", "interrupted"), ("warn", "not finished")):
+        named = [name for name, status in stages.items() if (status.state, status.word) == (state, word)]
+        if named:
+            return Status(state, word, " ".join(f"Stage {name} {stages[name].sentence}." for name in named))
+    if record.failure is not None:
+        return Status("warn", "interrupted", "This run was stopped; start it again to continue.")
+    begun = {name.split("/")[0] for name, status in stages.items() if status.state != "idle"}
+    waiting = [name for name in declared_stages(record) if name not in begun]
+    if waiting and not begun:
+        return Status("idle", "not started", "No stage of this run has started.")
+    if waiting:
+        return Status("warn", "not finished", f"Still to come: {', '.join(waiting)}.")
+    if not record.stages:
+        return Status("idle", "empty", "Nothing has run yet.")
+    if not record.evaluations:
+        return Status("good", "trained", "Every stage is finished; nothing has been evaluated yet.")
+    return Status("good", "finished", "Every stage is finished and evaluated.")
+
+
+def declared_stages(record: RunRecord) -> list[str]:
+    """The stages the run is made of, as far as it says, without those its plan left out."""
+    declared = record.run.get("stages")
+    if not isinstance(declared, Mapping | list):
+        return [stage.name for stage in record.stages]
+    items = record.plan.get("items")
+    listed = [item for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
+    left_out = {item.get("name") for item in listed if item.get("action") == "not selected"}
+    return [str(name) for name in declared if name not in left_out]
+
+
+def is_interruption(failure: Json) -> bool:
+    """Whether a failure record asks to be tried again."""
+    code = failure.get("exit_code")
+    return isinstance(code, int) and code >= TRY_AGAIN
+
+
+def planned_steps(stage: StageRecord) -> int | None:
+    """Optimizer steps the stage is to take, as its newest checkpoint or event says."""
+    if stage.last:
+        return stage.last.metadata.steps
+    for event in reversed(stage.events):
+        if isinstance(event.get("steps"), int):
+            return int(event["steps"])
+    return None
+
+
+def when(time: Any) -> str:
+    """Seconds since 1970 as a date in UTC."""
+    if isinstance(time, bool) or not isinstance(time, int | float):
+        return "at an unknown time"
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def sessions(record: RunRecord) -> list[Session]:
+    """Every stretch of work on every part, in the order of their beginnings."""
+    found = [s for stage in record.stages for s in stage_sessions(stage)]
+    found += step_sessions(record, found)
+    return sorted(found, key=lambda s: (s.start, s.part))
+
+
+def step_sessions(record: RunRecord, own: Sequence[Session]) -> list[Session]:
+    """Stretches of the pipeline's steps, from events of the run itself that tell how long each took.
+
+    own: the stages' sessions. A step that surrounds some of its stage is their frame: it also starts the process and
+    looks at the result. One that ended before its stage began stands for itself.
+    """
+    found = []
+    for event in record.events:
+        item, state, end, seconds = (event.get(key) for key in ("item", "state", "time", "seconds"))
+        if state not in STEP_STATES or not isinstance(end, int | float) or not isinstance(seconds, int | float):
+            continue
+        start, end = float(end - seconds), float(end)
+        if any(s.part.split("/")[0] == item and start <= s.start <= end for s in own):
+            found.append(Session(str(item), start, end, "idle", "whole step, with starting up", is_frame=True))
+        else:
+            found.append(Session(str(item), start, end, STEP_STATES[state], str(state)))
+    return found
+
+
+def stage_sessions(stage: StageRecord) -> Iterator[Session]:
+    """Stretches of one stage: from its beginning to the event that ends it, or to the last one there is."""
+    group: list[Json] = []
+    for event in stage.events:
+        if not isinstance(event.get("time"), int | float):
+            continue
+        if not group and event.get("event") == "failed" and is_interruption(event):
+            continue  # the record of an interruption that has just been told
+        if group and event.get("event") in BEGINNINGS and group[-1].get("event") not in BEGINNINGS:
+            yield session(stage, group)
+            group = []
+        group.append(event)
+        if event.get("event") in ENDINGS:
+            yield session(stage, group)
+            group = []
+    if group:
+        yield ended_by_failure(session(stage, group), stage.failure)
+
+
+def session(stage: StageRecord, events: Sequence[Json]) -> Session:
+    """One stretch from its events, in the order of the file."""
+    kind = "interrupted" if is_interruption(events[-1]) else str(events[-1].get("event"))
+    state, word = ENDINGS.get(kind, ("idle", OPEN_END))
+    steps = [e["step"] for e in events if isinstance(e.get("step"), int)]
+    text = f"{word} at step {steps[-1]}" if steps else word
+    start, end = float(events[0]["time"]), float(events[-1]["time"])
+    return Session(stage.name, start, max(start, end), state, text)
+
+
+def ended_by_failure(last: Session, failure: Json | None) -> Session:
+    """The last stretch of a stage that left a failure record instead of an end."""
+    if failure is None:
+        return last
+    time = failure.get("time")
+    end = max(last.end, float(time)) if isinstance(time, int | float) else last.end
+    state, word = ("warn", "interrupted") if is_interruption(failure) else ("bad", "failed")
+    return replace(last, end=end, state=state, text=last.text.replace(OPEN_END, word))

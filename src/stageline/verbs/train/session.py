@@ -1,0 +1,161 @@
+"""What belongs to a stage directory while it is ours: lease, outlets, provenance, the record of a failure."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stageline import __version__
+from stageline.build import find_build
+from stageline.checkpoint.fencing import fence_leftovers
+from stageline.checkpoint.identity import RunRecord, versions
+from stageline.checkpoint.layout import CheckpointRef
+from stageline.checkpoint.lease import WAIT_VARIABLE, StageLease, await_free
+from stageline.checkpoint.metadata import GroupRecord, ParentRecord, Provenance
+from stageline.config import to_yaml
+from stageline.errors import ConfigError, InterruptedRunError, StagelineError
+from stageline.stage import stage_settings
+from stageline.telemetry import (
+    FAILURE_DIR_VARIABLE,
+    EventLog,
+    MetricsEndpoint,
+    clear_failures,
+    redact,
+    write_failure,
+)
+from stageline.trainer.assembly import Parts
+from stageline.trainer.interruption import StopRequest
+from stageline.trainer.parameters import count_parameters
+from stageline.trainer.progress import ProgressView
+from stageline.trainer.recorder import Recorder, open_tensorboard
+from stageline.verbs.train.decision import Work
+
+
+@dataclass
+class Session:
+    """One attempt at a stage on one rank. owned: whether the stage directory is ours to write into."""
+
+    rank: int
+    work: Work | None = None
+    run: RunRecord | None = None
+    owned: bool = False
+    lease: StageLease | None = None
+    recorder: Recorder = field(default_factory=Recorder)
+
+    @property
+    def command(self) -> str:
+        """How this process was started, for people."""
+        return shlex.join(sys.argv)
+
+    def await_lease(self, work: Work, stop: StopRequest) -> None:
+        """Where the environment says how long: wait until a former attempt's lease has run out."""
+        text = os.environ.get(WAIT_VARIABLE, "0")
+        try:
+            limit = float(text)
+        except ValueError as error:
+            raise ConfigError(f"{WAIT_VARIABLE}={text!r} is no number of seconds", remedy="unset it") from error
+
+        def say(text: str) -> None:
+            if self.rank == 0:
+                print(f"{work.stage.name}: {text}", flush=True)
+
+        await_free(work.stage_dir, limit, say, lambda: bool(stop.signal_name))
+        if limit > 0 and stop.signal_name:
+            raise InterruptedRunError(
+                f"stage {work.stage.name!r} was stopped by {stop.signal_name} before it began; nothing was changed",
+                remedy="start it again",
+            )
+
+    def take_lease(self, work: Work) -> None:
+        """Rank 0: become the one writer of the stage directory and void what an earlier attempt said of failing."""
+        holder = f"{work.config.run}/{work.stage.name}"
+        self.lease = StageLease.acquire(work.stage_dir, holder)
+        fence_leftovers(work.stage_dir, self.lease)
+        clear_failures(work.stage_dir.store)
+        work.stage_dir.store.put("config.yaml", redact(to_yaml(work.config)).encode())
+
+    def open_outlets(self, work: Work, ref: CheckpointRef | None, steps: int) -> None:
+        """Rank 0: events, endpoint, TensorBoard and lines; earlier events after the starting step become void."""
+        step = 0 if ref is None else ref.metadata.step
+        settings, store = work.config.trainer, work.stage_dir.store
+        events = EventLog(store)
+        self.recorder = Recorder(
+            events=events,
+            metrics=MetricsEndpoint(settings.metrics_port, family=work.family.name, stage=work.stage.name),
+            tensorboard=open_tensorboard(store.local_path("tensorboard") if settings.tensorboard else None, step),
+            view=ProgressView(work.stage.name, steps),
+        )
+        if ref is not None:
+            self.recorder.event("resumed", step=step, reference=str(ref.reference))
+            self.recorder.say(f"resumed at step {step} from {ref.uri}")
+        elif events.had_lines:
+            self.recorder.event("resumed", step=0, reference="")
+
+    def fail(self, error: BaseException) -> None:
+        """Leave the failure record where the caller looks; never hides the error itself."""
+        folder = os.environ.get(FAILURE_DIR_VARIABLE)
+        tail = self.recorder.tail
+        try:
+            if folder:
+                write_failure(Path(folder), error, rank=self.rank, log_tail=tail)
+            ours = self.lease is None or not self.lease.is_lost  # its next writer's records are not ours to write
+            if self.owned and ours and self.work is not None:
+                write_failure(self.work.stage_dir.store, error, rank=self.rank, log_tail=tail)
+                self.recorder.event("failed", **_short(error))
+        except (StagelineError, OSError) as second:
+            sys.stderr.write(f"the failure record could not be written: {redact(str(second))}\n")
+
+    def close(self) -> None:
+        """Give back what is held."""
+        try:
+            self.recorder.close()
+        finally:
+            if self.lease is not None:
+                self.lease.release()
+                self.lease = None
+
+
+def _short(error: BaseException) -> dict[str, object]:
+    if isinstance(error, StagelineError):
+        return error.record()
+    return {"kind": "fault", "sentence": f"{type(error).__name__}: {error}"}
+
+
+def make_provenance(
+    work: Work, run: RunRecord | None, parts: Parts, parents: Mapping[str, ParentRecord], command: str
+) -> Provenance:
+    """What every checkpoint of this stage says about itself."""
+    own, trained = parts.own, set(parts.trained)
+    frozen = [name for name, _ in own.named_parameters() if name not in trained]
+    groups = {group.name: count_parameters(own, group.names) for group in parts.task.parameter_groups()}
+    ranks, build = parts.ranks, find_build()
+    environment = {
+        **versions(),
+        "build": build.to_json(),
+        "host": socket.gethostname(),
+        "device": str(ranks.device.type),
+        "ranks": ranks.size,
+        "strategy": work.config.trainer.strategy,
+    }
+    return Provenance(
+        family=work.family.name,
+        stage=work.stage.name,
+        run=work.config.run,
+        identity="" if run is None else run.fingerprint,
+        stage_fingerprint=work.fingerprint,
+        settings=stage_settings(work.config),
+        parents=dict(parents),
+        facts=work.family.facts(work.config),
+        trained={name: GroupRecord(**counts) for name, counts in groups.items() if counts["tensors"]},
+        frozen={"frozen": GroupRecord(**count_parameters(own, frozen))} if frozen else {},
+        data_digest=work.data_digest,
+        environment=environment,
+        stageline_version=__version__,
+        image=build.image,
+        command=redact(command),
+    )

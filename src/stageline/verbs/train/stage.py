@@ -1,0 +1,211 @@
+"""`train_stage`: decide, admit, build, load, fit, commit; on a failure leave a record and raise it again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from stageline import __version__
+from stageline.build import image_reference
+from stageline.checkpoint.commit import CheckpointWriter
+from stageline.checkpoint.identity import claim_run
+from stageline.checkpoint.layout import CheckpointRef, resolve
+from stageline.config import RunConfig, flatten, to_yaml
+from stageline.contract import StageTask
+from stageline.data.prepared import materialise
+from stageline.errors import CheckpointError, difference
+from stageline.families import family_config, load_family
+from stageline.stage import num_steps, stage_config
+from stageline.store import Reference
+from stageline.store.scratch import scratch_folder
+from stageline.trainer.assembly import assemble
+from stageline.trainer.interruption import StopRequest
+from stageline.trainer.loop import FitResult, fit
+from stageline.trainer.memory import memory_advice
+from stageline.trainer.order import Order
+from stageline.trainer.ranks import Ranks
+from stageline.trainer.restoring import restore
+from stageline.trainer.saving import CheckpointSaver
+from stageline.trainer.state import TrainingState
+from stageline.trainer.task import Task, refuse_data, refuse_settings
+from stageline.verbs.train.decision import Action, Work, decide, describe_work, hand_on
+from stageline.verbs.train.loading import admit_resume, parent_records, seed_from_parents
+from stageline.verbs.train.session import Session, make_provenance
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage hands on.
+
+    reference: the checkpoint for the next stage or the evaluation (best or last, as the stage declares).
+    action: run, reuse or continue.  metrics: of the last validation, empty on reuse.
+    """
+
+    stage: str
+    action: Action
+    reference: Reference
+    step: int
+    steps: int
+    best: float | None
+    metrics: Mapping[str, float]
+    seconds: float
+
+
+def train_stage(
+    config: RunConfig,
+    stage_name: str,
+    *,
+    data: str,
+    parents: Mapping[str, str] | None = None,
+) -> StageResult:
+    """Bring one stage of a run to its final checkpoint; every rank of the stage calls this.
+
+    config: the run's.  data: reference of the prepared data (`<uri>@sha256:<digest>`).  parents: role -> checkpoint (an
+    empty text: none); None takes what config or run have.
+    Raises InterruptedRunError after a commit when asked to stop, PlanError, CheckpointError, ConfigError, DataError,
+    BusyError, TrainingError, OutOfMemoryError, DiskFullError, PeerLostError.
+    """
+    session = Session(rank=int(os.environ.get("RANK", "0")))
+    try:
+        family = family_config(config.family)
+        stage = family.stages[stage_name]
+        own = stage_config(config, stage)
+        refuse_settings(own.trainer, has_cuda=torch.cuda.is_available())
+        family.check(own, stage)
+        work = describe_work(own, family, stage, data=data, parents=parents)
+        session.work = work
+        if session.rank == 0:
+            stages, image = family.stages.names, image_reference()
+            session.run = claim_run(own.root, config, session.command, stages=stages, image=image)
+        torch.set_num_threads(own.trainer.threads)
+        with StopRequest(own.trainer.max_seconds) as stop:
+            return _train(session, work, data, stop)
+    except BaseException as error:
+        session.fail(error)
+        raise
+    finally:
+        session.close()
+
+
+def _train(session: Session, work: Work, data: str, stop: StopRequest) -> StageResult:
+    # Before any rank waits for another: one that was started alone after the end must find the end and go.
+    decision = decide(work)
+    if decision.action == "reuse" and decision.ref is not None:
+        return _result(work, "reuse", decision.ref, None)
+    # Every rank waits by itself: in a process group those that are ready would run into its time-out.
+    session.await_lease(work, stop)
+    ranks = Ranks(work.config.trainer)
+    trainer = work.config.trainer.model_dump(mode="json")
+    # A job that is edited while it runs: its pods have different words until all of them were replaced.
+    job = {name: os.environ.get(f"STAGELINE_{name.upper()}", "") for name in ("fingerprint", "arguments")}
+    agreed = {"stage fingerprint": work.fingerprint, "trainer": trainer, "job": job, "version": __version__}
+    ranks.agree("the config", flatten(agreed))
+    action, name = ranks.first(lambda: _begin(session, work))
+    session.owned = True
+    ref = resolve(name) if name else None
+    if action == "reuse" and ref is not None:
+        result = _result(work, "reuse", ref, None)
+    else:
+        with scratch_folder("data") as scratch:
+            fitted = _fit(session, work, ranks, ref, materialise(data, scratch), stop)
+        handed_on = resolve(ranks.first(lambda: str(hand_on(work).reference)))
+        result = _result(work, action, handed_on, fitted)
+    ranks.close()
+    return result
+
+
+def _begin(session: Session, work: Work) -> tuple[Action, str]:
+    """Rank 0: take the stage directory and look again what there is to do, now that nobody else writes there."""
+    session.take_lease(work)
+    decision = decide(work)
+    if decision.ref is None:
+        work.stage_dir.record_parents({role: ref.reference for role, ref in work.parents.items()})
+    return decision.action, "" if decision.ref is None else str(decision.ref.reference)
+
+
+def _fit(
+    session: Session, work: Work, ranks: Ranks, ref: CheckpointRef | None, data_dir: Path, stop: StopRequest
+) -> FitResult:
+    """Build, load and train, with the stage directory ours."""
+    settings = work.config.trainer
+    with memory_advice(settings, "building the model"):
+        task = _build_task(work, data_dir)
+        if ref is None:
+            parents, notices = seed_from_parents(work, task.model)
+        else:
+            admit_resume(work, ref)
+            parents, notices = parent_records(ref), []
+        parts = assemble(task, settings, ranks, work.stage)
+        state = TrainingState() if ref is None else restore(parts, ref)
+    steps = planned_steps(work, task, ranks)
+    writer: CheckpointWriter | None = None
+    if ranks.is_first:
+        assert session.lease is not None
+        session.open_outlets(work, ref, steps)
+        for notice in notices:
+            session.recorder.event("seeded", **notice)
+            session.recorder.say(f"seeded from {notice['reference']} ({notice['weights']} weights)")
+        provenance = make_provenance(work, session.run, parts, parents, session.command)
+        names = work.family.name_facts
+        writer = CheckpointWriter(work.stage_dir, session.lease, provenance, settings.keep, name_facts=names)
+    saver = CheckpointSaver(
+        work.stage_dir,
+        writer,
+        ranks,
+        steps=steps,
+        background=settings.async_checkpoint,
+        config_yaml=to_yaml(work.config),
+    )
+    try:
+        return fit(
+            parts, seed=work.config.seed, steps=steps, recorder=session.recorder, saver=saver, stop=stop, state=state
+        )
+    finally:
+        saver.close()
+
+
+def _build_task(work: Work, data_dir: Path) -> StageTask:
+    """The family's task; its facts must be those its config promises."""
+    family = load_family(work.family.name)
+    torch.manual_seed(work.config.seed)
+    task = family.build_task(work.config, work.stage.name, data_dir)
+    loop_task: Task = task  # the loop's own protocol has the same shape
+    refuse_data(loop_task)
+    lines = difference(task.facts(), work.family.facts(work.config))
+    if lines:
+        raise CheckpointError(
+            f"stage {work.stage.name!r}: model and config disagree about their facts: {'; '.join(lines)}",
+            remedy="a fault in the family's code; nothing was trained",
+        )
+    return task
+
+
+def planned_steps(work: Work, task: Task, ranks: Ranks) -> int:
+    """Optimizer steps of the stage, now that data and ranks are known."""
+    settings = work.config.trainer
+    if settings.max_epochs is not None and settings.max_steps is None:
+        order = Order(
+            task, work.config.seed, settings.batch_size, settings.accumulate_grad_batches, ranks.rank, ranks.size
+        )
+        return order.steps_of_epochs(settings.max_epochs)
+    steps = num_steps(work.config, work.stage)
+    assert steps is not None, "epochs were handled above"
+    return steps
+
+
+def _result(work: Work, action: Action, ref: CheckpointRef, fitted: FitResult | None) -> StageResult:
+    best = ref.metadata.best
+    return StageResult(
+        stage=work.stage.name,
+        action=action,
+        reference=ref.reference,
+        step=ref.metadata.step,
+        steps=ref.metadata.steps if fitted is None else fitted.steps,
+        best=None if best is None else best.value,
+        metrics={} if fitted is None else fitted.metrics,
+        seconds=0.0 if fitted is None else fitted.seconds,
+    )

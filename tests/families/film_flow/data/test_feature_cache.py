@@ -1,0 +1,291 @@
+"""The feature cache: hits, misses, damage, cache_only, two writers, verification."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from stageline.errors import ConfigError, DataError
+from stageline.families.film_flow.conditions.cache import (
+    Entry,
+    FeatureCache,
+    cosine_distance,
+    feature_key,
+)
+from stageline.families.film_flow.conditions.encoder import EncoderSettings
+from stageline.families.film_flow.conditions.features import FeatureSource
+from stageline.families.film_flow.conditions.stub import StubEncoder
+from stageline.families.film_flow.data.sets import open_data, prepare
+
+from .conftest import quiet
+
+SETTINGS = EncoderSettings("stub", source="image+text", feature_dim=8)
+PICTURES = [np.random.default_rng(n).integers(0, 255, (20, 24, 3), dtype=np.uint8) for n in range(4)]
+PROMPTS = ["dark", "bright", "dark", "bright"]
+IDS = ["a", "b", "c", "d"]
+
+
+def source(folder: Path, settings: EncoderSettings = SETTINGS) -> FeatureSource:
+    return FeatureSource(settings, FeatureCache(folder, settings.embedding_dtype))
+
+
+def forbidden(settings):
+    raise AssertionError(f"the encoder {settings.encoder} was loaded")
+
+
+def test_second_epoch_asks_no_encoder(tmp_path):
+    """Acceptance check 20."""
+    first = source(tmp_path)
+    made, present = first.features(PICTURES, PROMPTS, IDS)
+    assert first.encoder_calls == 4
+    second = FeatureSource(SETTINGS, FeatureCache(tmp_path), forbidden)
+    again, there = second.features(PICTURES, PROMPTS, IDS)
+    np.testing.assert_array_equal(made, again)
+    np.testing.assert_array_equal(present, there)
+    assert second.encoder_calls == 0
+    assert second.cache.counts.hits == 4
+    direct, _ = FeatureSource(SETTINGS).features(PICTURES, PROMPTS, IDS)
+    np.testing.assert_array_equal(direct, made)
+
+
+def test_what_is_asked_twice_is_encoded_once(tmp_path):
+    asked = source(tmp_path)
+    vectors, _ = asked.features([PICTURES[0]] * 3, ["x"] * 3, ["a", "b", "c"])
+    assert asked.encoder_calls == 1
+    np.testing.assert_array_equal(vectors[0], vectors[2])
+
+
+@pytest.mark.parametrize(
+    ("change", "misses"),
+    [
+        pytest.param({"prompt": "darker"}, 1, id="prompt"),
+        pytest.param({"pixel": True}, 1, id="pixel"),
+        pytest.param({"settings": replace(SETTINGS, revision="2")}, 4, id="revision"),
+        pytest.param({"settings": replace(SETTINGS, model_name="other")}, 4, id="encoder"),
+        pytest.param({"settings": replace(SETTINGS, dtype="bfloat16")}, 4, id="dtype"),
+        pytest.param({"settings": replace(SETTINGS, input_mode="overlay")}, 4, id="input mode"),
+        pytest.param({"settings": replace(SETTINGS, scope="crop")}, 4, id="scope"),
+        pytest.param({"settings": replace(SETTINGS, source="image", feature_dim=16)}, 4, id="source"),
+        pytest.param({}, 0, id="nothing"),
+        pytest.param({"settings": replace(SETTINGS, device="cuda")}, 0, id="device changes no value"),
+    ],
+)
+def test_every_input_of_a_feature_is_in_its_key(tmp_path, change, misses):
+    """Acceptance check 20."""
+    source(tmp_path).features(PICTURES, PROMPTS, IDS)
+    pictures, prompts = [picture.copy() for picture in PICTURES], list(PROMPTS)
+    if "prompt" in change:
+        prompts[1] = change["prompt"]
+    if "pixel" in change:
+        pictures[2][0, 0, 0] ^= 1
+    asked = source(tmp_path, change.get("settings", SETTINGS))
+    asked.features(pictures, prompts, IDS)
+    assert asked.encoder_calls == misses
+
+
+def test_ids_and_file_names_are_no_key(tmp_path):
+    source(tmp_path).features(PICTURES, PROMPTS, IDS)
+    asked = source(tmp_path)
+    renamed, _ = asked.features(PICTURES[::-1], PROMPTS[::-1], IDS)
+    assert asked.encoder_calls == 0
+    np.testing.assert_array_equal(renamed, source(tmp_path).features(PICTURES, PROMPTS, IDS)[0][::-1])
+
+
+def test_crop_boxes_count_under_crop_scope_only(tmp_path):
+    crop = source(tmp_path, replace(SETTINGS, scope="crop"))
+    for left in (0, 4):
+        crop.features([PICTURES[0]], ["x"], ["a"], [(0, left, 20, 24)])
+    assert crop.encoder_calls == 2
+    image = source(tmp_path)
+    for left in (0, 4):
+        image.features([PICTURES[0]], ["x"], ["a"], [(0, left, 20, 24)])
+    assert image.encoder_calls == 1
+    assert feature_key(PICTURES[0], "x", {}, (0, 0, 4, 4)) != feature_key(PICTURES[0], "x", {})
+
+
+def test_pictures_of_one_length_but_two_shapes_differ():
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    assert feature_key(pixels, "", {}) != feature_key(pixels.reshape(6, 4, 3), "", {})
+    with pytest.raises(DataError, match="uint8"):
+        feature_key(np.zeros((4, 6, 3), np.float32), "", {})
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "bit", "gone", "other vector", "other width", "index", "index entry"])
+def test_damaged_entries_are_made_again_and_counted(tmp_path, damage):
+    """Acceptance check 20."""
+    made, _ = source(tmp_path).features(PICTURES, PROMPTS, IDS)
+    (shard,) = shards(tmp_path)
+    index = tmp_path / "index.json"
+    content = shard.read_bytes()
+    if damage == "truncated":
+        shard.write_bytes(content[:-7])
+    elif damage == "bit":
+        shard.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+    elif damage == "gone":
+        shard.unlink()
+    elif damage == "index":
+        index.write_text(index.read_text()[:-30])
+    else:
+        arrays = load_file(shard)
+        key = sorted(arrays)[0]
+        if damage == "index entry":
+            raw = json.loads(index.read_text())
+            raw["entries"][key]["sha256"] = "0" * 64
+            index.write_text(json.dumps(raw))
+        else:
+            arrays[key] = np.ones(16 if damage == "other vector" else 9, np.float16)
+            save_file(arrays, shard)
+    asked = source(tmp_path)
+    again, _ = asked.features(PICTURES, PROMPTS, IDS)
+    np.testing.assert_array_equal(again, made)
+    lost = 4 if damage in ("truncated", "gone", "index") else 1
+    assert asked.encoder_calls == lost
+    assert asked.cache.counts.damaged >= 1
+    healed = FeatureSource(SETTINGS, FeatureCache(tmp_path), forbidden)
+    np.testing.assert_array_equal(healed.features(PICTURES, PROMPTS, IDS)[0], made)
+    assert healed.cache.counts.damaged == 0
+
+
+def test_an_index_that_names_files_elsewhere_reads_none_of_them(tmp_path):
+    folder = tmp_path / "cache"
+    source(folder).features(PICTURES, PROMPTS, IDS)
+    shards(folder)[0].rename(tmp_path / "elsewhere.safetensors")
+    raw = json.loads((folder / "index.json").read_text())
+    for entry in raw["entries"].values():
+        entry["shard"] = "../elsewhere.safetensors"
+    (folder / "index.json").write_text(json.dumps(raw))
+    asked = source(folder)
+    asked.features(PICTURES, PROMPTS, IDS)
+    assert asked.encoder_calls == 4
+
+
+def test_cache_only_misses_are_errors_and_load_nothing(tmp_path):
+    """Acceptance check 20."""
+    source(tmp_path).features(PICTURES[:2], PROMPTS[:2], IDS[:2])
+    strict = replace(SETTINGS, cache_only=True)
+    asked = FeatureSource(strict, FeatureCache(tmp_path), forbidden)
+    vectors, _ = asked.features(PICTURES[:2], PROMPTS[:2], IDS[:2])
+    assert vectors.shape == (2, 16)
+    with pytest.raises(DataError, match=r"2 of 4 features are not in the cache .*'c', 'd'"):
+        asked.features(PICTURES, PROMPTS, IDS)
+    with pytest.raises(DataError, match="knows nothing of the encoder"):
+        _ = FeatureSource(strict, FeatureCache(tmp_path / "empty"), forbidden).encoder
+    with pytest.raises(ConfigError, match="without a feature cache"):
+        FeatureSource(strict, None)
+
+
+def test_cache_only_through_prepare(make_config, tmp_path):
+    first = make_config()
+    facts = prepare(first, tmp_path / "one", quiet)
+    strict = make_config("model.vlm_film_config.cache_only=true")
+    assert prepare(strict, tmp_path / "two", quiet) == facts
+    features = [(tmp_path / part / "train-features.safetensors").read_bytes() for part in ("one", "two")]
+    assert features[0] == features[1]
+    empty = make_config("model.vlm_film_config.cache_only=true", f"root={tmp_path / 'elsewhere'}")
+    with pytest.raises(DataError, match="not in the cache"):
+        prepare(empty, tmp_path / "three", quiet)
+    assert open_data(first, tmp_path / "two").features.encoder_calls == 0
+
+
+def test_a_failed_answer_stays_absent(tmp_path):
+    cache = FeatureCache(tmp_path)
+    cache.store(
+        [Entry("k1", "a", np.zeros(4, np.float32), present=False), Entry("k2", "b", np.ones(4, np.float32))], {}
+    )
+    found = FeatureCache(tmp_path).lookup(["k1", "k2", "k3"], 4)
+    assert set(found) == {"k1", "k2"}
+    assert not found["k1"].present
+    assert found["k2"].present
+
+
+WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from stageline.families.film_flow.conditions.cache import Entry, FeatureCache
+cache, name = FeatureCache(Path(sys.argv[1])), sys.argv[2]
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(40):
+    cache.store([Entry(f"{name}-{number}", name, np.full(8, number, np.float32))], {"encoder": name})
+    cache.note_encoder(f"{name}-{number}", {"resize": "none"})
+assert "torch" not in sys.modules
+"""
+
+
+def test_two_processes_write_at_once(tmp_path):
+    command, pipe = [sys.executable, "-c", WRITER, str(tmp_path)], subprocess.PIPE
+    writers = [subprocess.Popen([*command, name], stdin=pipe, stdout=pipe, text=True) for name in ("one", "two")]
+    assert [writer.stdout.readline() for writer in writers] == ["ready\n"] * 2
+    for writer in writers:  # both are up: they start together
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate(timeout=120)
+        assert writer.returncode == 0
+    cache = FeatureCache(tmp_path)
+    keys = [f"{name}-{number}" for name in ("one", "two") for number in range(40)]
+    found = cache.lookup(keys, 8)
+    assert len(found) == 80
+    assert all(found[f"two-{number}"].vector[0] == number for number in range(40))
+    assert len(cache.encoders()) == 80
+    assert cache.statistics()["encoders"] == {"one": 40, "two": 40}
+    assert cache.counts.damaged == 0
+    assert not list(tmp_path.glob("*.partial")) + list(tmp_path.glob(".*.partial"))
+
+
+def test_verify_finds_vectors_that_another_encoder_made(tmp_path):
+    pictures = [np.random.default_rng(n).integers(0, 255, (8, 8, 3), dtype=np.uint8) for n in range(150)]
+    prompts, ids = ["x"] * 150, [str(n) for n in range(150)]
+    asked = source(tmp_path)
+    asked.features(pictures, prompts, ids)
+    calls = asked.encoder_calls
+    assert asked.verify(pictures, prompts, ids) == []
+    assert asked.encoder_calls == calls + 2  # 1 % of 150, rounded
+
+    class Other(StubEncoder):
+        def _project(self, part, numbers):
+            return -super()._project(part, numbers)
+
+    other = FeatureSource(SETTINGS, FeatureCache(tmp_path), Other)
+    assert len(other.verify(pictures, prompts, ids)) == 2
+    assert cosine_distance(np.array([1.0, 0.0]), np.array([1.0, 0.001])) < 1e-2
+    assert cosine_distance(np.array([1.0, 0.0]), np.array([-1.0, 0.0])) == pytest.approx(2.0)
+    assert cosine_distance(np.zeros(2), np.zeros(2)) == 0.0
+    assert cosine_distance(np.zeros(2), np.ones(2)) == 1.0
+
+
+def test_values_on_disk_are_half_precision_and_exact(tmp_path):
+    made, _ = source(tmp_path).features(PICTURES, PROMPTS, IDS)
+    stored = load_file(shards(tmp_path)[0])
+    assert all(array.dtype == np.float16 for array in stored.values())
+    np.testing.assert_array_equal(made, made.astype(np.float16).astype(np.float32))
+    exact = source(tmp_path / "full", replace(SETTINGS, embedding_dtype="float32"))
+    exact.features(PICTURES, PROMPTS, IDS)
+    assert all(array.dtype == np.float32 for array in load_file(shards(tmp_path / "full")[0]).values())
+    with pytest.raises(DataError, match="float16 or float32"):
+        FeatureCache(tmp_path, "int8")
+
+
+def test_an_interrupted_write_leaves_no_entry(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("disk gone")
+
+    cache = FeatureCache(tmp_path)
+    cache.store([Entry("old", "a", np.ones(4, np.float32))], {})
+    monkeypatch.setattr("stageline.families.film_flow.conditions.cache._sync_rename", fail)
+    with pytest.raises(OSError, match="disk gone"):
+        cache.store([Entry("new", "b", np.ones(4, np.float32))], {})
+    monkeypatch.undo()
+    assert set(FeatureCache(tmp_path).lookup(["old", "new"], 4)) == {"old"}

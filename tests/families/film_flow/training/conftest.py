@@ -1,0 +1,33 @@
+"""Prepared data and tasks of small film_flow configs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stageline.families.film_flow.data.sets import prepare
+from stageline.families.film_flow.task import FilmFlowTask, build_task
+
+from .small import at_stage, make_config
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared data of the small config."""
+    root = tmp_path_factory.mktemp("prepared")
+    folder = root / "data"
+    prepare(make_config(root), folder, lambda *_: None)
+    return folder
+
+
+@pytest.fixture
+def make_task(prepared: Path, tmp_path: Path) -> Callable[..., FilmFlowTask]:
+    """make_task(stage, **dotted keys) over the small data."""
+
+    def make(stage: str = "film", **dotted: Any) -> FilmFlowTask:
+        return build_task(at_stage(make_config(tmp_path, **dotted), stage), stage, prepared)
+
+    return make

@@ -1,0 +1,316 @@
+"""film_flow through the whole chain: prepare, train both stages, evaluate, load; and what is refused on the way.
+
+Acceptance checks 9 (tampering), 11 (no route to heads that differ from the plan), 12 (evaluation takes the path of
+training, also in the middle of a warm-up) and 22 (resume).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stageline.checkpoint.layout import resolve
+from stageline.checkpoint.metadata import CheckpointMetadata
+from stageline.errors import CheckpointError, PlanError, StagelineError
+from stageline.families.film_flow import evaluate as evaluation_module
+from stageline.families.film_flow.config import FilmFlowConfig
+from stageline.families.film_flow.measures import validation as validation_module
+from stageline.families.film_flow.model.construction import build_model
+from stageline.families.film_flow.model.network import FilmFlowModel
+from stageline.families.film_flow.sampling import predict_probability
+from stageline.verbs.evaluate.evaluation import evaluate_checkpoint
+from stageline.verbs.predict import load
+from stageline.verbs.prepare import prepare_data
+from stageline.verbs.train import train_stage
+
+from .small import make_config
+
+STEPS = {"backbone": {"trainer.max_steps": 2}, "film": {"trainer.max_steps": 4}}
+KEYS: dict[str, Any] = {
+    "stage_overrides": STEPS,
+    "trainer.checkpoint_every_steps": 2,
+    "trainer.keep": {"last": 9},
+    "trainer.ema_decay": 0.5,
+    # 6 samples in steps of 2: the film stage ends in the middle of its ramp.
+    "model.film_ramp_epochs": 2,
+}
+
+
+def config_at(root: Path, **keys: Any) -> FilmFlowConfig:
+    return make_config(root, **{**KEYS, **keys})
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with one finished run of both stages."""
+    root = tmp_path_factory.mktemp("done")
+    config = config_at(root)
+    data = str(prepare_data(config).reference)
+    for stage in ("backbone", "film"):
+        train_stage(config, stage, data=data)
+    return root
+
+
+def film_of(root: Path) -> Path:
+    return root / "runs" / "tiny" / "film"
+
+
+def copy_of(root: Path, target: Path) -> Path:
+    """The same root somewhere else."""
+    shutil.copytree(root, target)
+    return target
+
+
+def test_validation_in_training_and_evaluation_give_the_same_probabilities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the middle of FiLM's ramp, whose strength is part of the checkpoint. Acceptance check 12."""
+    seen: dict[str, dict[str, torch.Tensor]] = {"fit": {}, "evaluate": {}}
+
+    def recording(place: str) -> Callable[..., Any]:
+        def record(model: Any, image: Any, condition: Any, ids: Any, *args: Any, **kwargs: Any) -> Any:
+            found = predict_probability(model, image, condition, ids, *args, **kwargs)
+            for name, mean in zip(ids, found.mean, strict=True):
+                seen[place].setdefault(name, mean.clone())
+            return found
+
+        return record
+
+    monkeypatch.setattr(validation_module, "predict_probability", recording("fit"))
+    monkeypatch.setattr(evaluation_module, "predict_probability", recording("evaluate"))
+    config = config_at(tmp_path, stages=["film"], evaluate__compare_film=False)
+    data = str(prepare_data(config).reference)
+    result = train_stage(config, "film", data=data)
+    record = evaluate_checkpoint(config, str(result.reference), data)
+    strength = record.plain["provenance"]["film_strength"]
+    assert strength == pytest.approx(4 / 6, abs=1e-6)
+    assert len(seen["fit"]) == len(seen["evaluate"]) == 6
+    for name, mean in seen["fit"].items():
+        assert float((mean - seen["evaluate"][name]).abs().max()) <= 1e-6
+    for name in ("dice", "iou", "cldice"):
+        assert result.metrics[name] == pytest.approx(record.metrics[name], abs=1e-9)
+
+
+def test_the_film_stage_says_what_it_took_from_its_parent(done: Path) -> None:
+    ref = resolve(str(film_of(done)))
+    parent = ref.metadata.parents["default"]
+    outcome = {part["section"]: part["outcome"] for part in parent.sections}
+    assert outcome == {
+        "backbone": "load",
+        "junction": "load",
+        "cond": "fresh",
+        "film.2": "fresh",
+        "film.3": "fresh",
+        "schedule": "fresh",
+    }
+    assert ref.metadata.facts["vlm_film_trained_stages"] == [2, 3]
+    assert resolve(str(done / "runs" / "tiny" / "backbone")).metadata.facts["vlm_film_trained_stages"] == []
+
+
+def test_a_loaded_checkpoint_has_the_plan_and_weights_of_its_file(done: Path) -> None:
+    loaded = load(str(film_of(done)))
+    assert isinstance(loaded.model, FilmFlowModel)
+    assert loaded.model.plan.fingerprint == loaded.metadata.facts["plan_fingerprint"]
+    file = load_file(Path(loaded.ref.uri) / "ema.safetensors")
+    own = loaded.model.state_dict()
+    assert set(own) == set(file)
+    assert all(torch.equal(own[name].cpu(), file[name]) for name in file)
+
+
+def test_a_resumed_stage_is_bitwise_the_uninterrupted_one(done: Path, tmp_path: Path) -> None:
+    """Acceptance check 22."""
+    root = copy_of(done, tmp_path / "copy")
+    film = film_of(root)
+    for name in ("best.ckpt", "last.ckpt"):
+        (film / name).unlink()
+    shutil.rmtree(film / "checkpoints" / "step-00000004")
+    config = config_at(root)
+    result = train_stage(config, "film", data=str(prepare_data(config).reference))
+    assert (result.action, result.step) == ("continue", 4)
+    for name in ("model.safetensors", "ema.safetensors", "training/optimizer.safetensors"):
+        one = load_file(film / "checkpoints" / "step-00000004" / name)
+        other = load_file(film_of(done) / "checkpoints" / "step-00000004" / name)
+        assert set(one) == set(other)
+        for key in one:
+            assert torch.equal(one[key], other[key]), key
+    assert "schedule.film_strength" in load_file(film / "checkpoints" / "step-00000004" / "model.safetensors")
+
+
+@pytest.mark.slow
+def test_half_and_half_with_other_workers_is_the_whole(tmp_path: Path) -> None:
+    """Acceptance check 22: 125 + 125 steps are bitwise 250, with dropout, a gate that still rises and an average."""
+    keys: dict[str, Any] = {
+        "stages": ["film"],
+        "model__dropout": 0.1,
+        "model__junction_gating_config.warmup_epochs": 20,
+        "model__junction_gating_config.ramp_epochs": 90,
+        "trainer__checkpoint_every_steps": 125,
+        "trainer__accumulate_grad_batches": 2,
+        "stage_overrides": {"film": {"trainer.max_steps": 250}},
+    }
+    config = config_at(tmp_path / "whole", **keys)
+    data = str(prepare_data(config).reference)
+    train_stage(config, "film", data=data)
+    root = copy_of(tmp_path / "whole", tmp_path / "half")
+    steps = film_of(root) / "checkpoints"
+    for name in ("best.ckpt", "last.ckpt"):
+        (film_of(root) / name).unlink()
+    shutil.rmtree(steps / "step-00000250")
+    again = config_at(root, **keys, trainer__num_workers=2)
+    result = train_stage(again, "film", data=str(prepare_data(again).reference))
+    assert (result.action, result.step) == ("continue", 250)
+    for name in ("model.safetensors", "ema.safetensors", "training/optimizer.safetensors"):
+        whole = load_file(film_of(tmp_path / "whole") / "checkpoints" / "step-00000250" / name)
+        half = load_file(steps / "step-00000250" / name)
+        assert set(whole) == set(half)
+        assert [key for key in whole if not torch.equal(whole[key], half[key])] == []
+    # 6 samples in groups of 4 are 2 steps an epoch: the ramp runs from step 40 to step 220.
+    middle = load_file(steps / "step-00000125" / "model.safetensors")["schedule.gate_strength"]
+    assert float(middle) == pytest.approx(85 / 180)
+    plans = [resolve(str(film_of(tmp_path / place))).metadata.facts for place in ("whole", "half")]
+    assert plans[0] == plans[1]
+
+
+class Forger:
+    """Changes a checkpoint and mends every hash, so that only what it says can betray it."""
+
+    def __init__(self, step: Path) -> None:
+        self.step = step
+        self.file = step / "checkpoint_metadata.json"
+
+    def metadata(self, change: Callable[[dict[str, Any]], None]) -> None:
+        plain = json.loads(self.file.read_text())
+        change(plain)
+        plain["seal"] = ""
+        self.file.write_bytes(CheckpointMetadata.model_validate_json(json.dumps(plain)).to_bytes())
+
+    def tensors(self, change: Callable[[dict[str, torch.Tensor], dict[str, str]], None]) -> None:
+        for name in ("model", "ema"):
+            path = self.step / f"{name}.safetensors"
+            tensors = load_file(path)
+            size = int.from_bytes(path.read_bytes()[:8], "little")
+            texts = json.loads(path.read_bytes()[8 : 8 + size])["__metadata__"]
+            change(tensors, texts)
+            save_file(tensors, path, metadata=texts)
+            blob = path.read_bytes()
+
+            def mend(plain: dict[str, Any], name: str = name, blob: bytes = blob, own: Any = tensors) -> None:
+                digest = hashlib.sha256(blob).hexdigest()
+                plain["files"][f"{name}.safetensors"] = {"bytes": len(blob), "sha256": digest}
+                plain["tensors"][name] = {
+                    key: {"dtype": "F32", "shape": list(value.shape)} for key, value in own.items()
+                }
+
+            self.metadata(mend)
+
+
+def drop_head(tensors: dict[str, torch.Tensor], texts: dict[str, str]) -> None:
+    for name in [name for name in tensors if name.startswith("film.3.")]:
+        del tensors[name]
+
+
+def rename_head(tensors: dict[str, torch.Tensor], texts: dict[str, str]) -> None:
+    for name in [name for name in tensors if name.startswith("film.3.")]:
+        tensors[name.replace("film.3.", "film.1.")] = tensors.pop(name)
+
+
+def rewrite_header(tensors: dict[str, torch.Tensor], texts: dict[str, str]) -> None:
+    texts["vlm_film_trained_stages"] = "[0,1]"
+
+
+def rewrite_metadata(plain: dict[str, Any]) -> None:
+    plain["facts"]["vlm_film_trained_stages"] = [0, 1]
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        pytest.param(lambda f: f.tensors(drop_head), id="head-dropped"),
+        pytest.param(lambda f: f.tensors(rename_head), id="head-renamed"),
+        pytest.param(lambda f: f.tensors(rewrite_header), id="header-changed"),
+        pytest.param(lambda f: f.metadata(rewrite_metadata), id="metadata-changed"),
+    ],
+)
+def test_a_forged_checkpoint_with_mended_hashes_is_refused(
+    done: Path, tmp_path: Path, forge: Callable[[Forger], None]
+) -> None:
+    """Acceptance check 9."""
+    root = copy_of(done, tmp_path / "copy")
+    step = film_of(root) / "checkpoints" / "step-00000004"
+    load(str(step))
+    forge(Forger(step))
+    with pytest.raises(CheckpointError, match="film"):
+        load(str(step))
+
+
+def test_a_changed_byte_is_refused(done: Path, tmp_path: Path) -> None:
+    root = copy_of(done, tmp_path / "copy")
+    path = film_of(root) / "checkpoints" / "step-00000004" / "ema.safetensors"
+    blob = bytearray(path.read_bytes())
+    blob[-1] ^= 1
+    path.write_bytes(bytes(blob))
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        load(str(path.parent))
+
+
+def other_stages(root: Path, **keys: Any) -> FilmFlowConfig:
+    return config_at(root, model__vlm_film_decoder_stages=[0, 1], **keys)
+
+
+def test_no_route_leads_to_heads_that_differ_from_the_plan(done: Path, tmp_path: Path) -> None:
+    """Acceptance check 11."""
+    film = str(film_of(done))
+    data = str(prepare_data(config_at(done)).reference)
+    foreign = other_stages(done)
+    routes: dict[str, Callable[[], Any]] = {
+        "evaluate": lambda: evaluate_checkpoint(foreign, film, data),
+        "load": lambda: load(film, ["model.vlm_film_decoder_stages=[0, 1]"]),
+        "state dict": lambda: build_model(foreign).load_state_dict(
+            load_file(Path(resolve(film).uri) / "model.safetensors")
+        ),
+        "seed": lambda: train_stage(
+            other_stages(done, run="elsewhere", stages=["film"]), "film", data=data, parents={"default": film}
+        ),
+    }
+    for name, route in routes.items():
+        with pytest.raises(CheckpointError) as error:
+            route()
+        assert error.value.code == "E_CFG_VS_CKPT", name
+        assert "[0, 1]" in str(error.value), name
+        assert "[2, 3]" in str(error.value), name
+    with pytest.raises(PlanError, match=r"vlm_film_decoder_stages.*\[2, 3\] -> \[0, 1\]"):
+        train_stage(foreign, "film", data=data)
+
+
+def test_an_ablation_runs_a_part_of_the_trained_heads_and_says_so(done: Path) -> None:
+    """Acceptance check 8."""
+    data = str(prepare_data(config_at(done)).reference)
+    record = evaluate_checkpoint(config_at(done, evaluate__film_active=[3]), str(film_of(done)), data)
+    assert record.plain["provenance"]["ablation"] is True
+    assert record.plain["provenance"]["film_stages_active"] == [3]
+    with pytest.raises(StagelineError, match=r"\[0\].*\[2, 3\]"):
+        evaluate_checkpoint(config_at(done, evaluate__film_active=[0]), str(film_of(done)), data)
+
+
+def test_fine_tuning_keeps_the_heads_both_have(done: Path, tmp_path: Path) -> None:
+    """Acceptance check 8."""
+    film = str(film_of(done))
+    config = config_at(
+        done,
+        run="tuned",
+        stages=["film"],
+        model__vlm_film_decoder_stages=[1, 3],
+        model__film_heads="keep_common",
+        parents={"film": {"default": film}},
+    )
+    result = train_stage(config, "film", data=str(prepare_data(config).reference))
+    sections = {p["section"]: p["outcome"] for p in resolve(str(result.reference)).metadata.parents["default"].sections}
+    assert (sections["film.1"], sections["film.2"], sections["film.3"]) == ("fresh", "drop", "load")

@@ -1,0 +1,205 @@
+"""Evaluation and prediction of a small model: counts, modes, provenance, pictures, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stageline.contract import Evaluation
+from stageline.errors import ConfigError, DataError
+from stageline.families.film_flow import evaluate as evaluation_module
+from stageline.families.film_flow.evaluate import evaluate
+from stageline.families.film_flow.measures.modes import deranged
+from stageline.families.film_flow.predict import predict
+
+from .small import at_stage, kicked_model, make_config
+
+
+def nothing(*_: Any) -> None:
+    """No progress."""
+
+
+def run(prepared: Path, stage: str = "film", **keys: Any) -> Evaluation:
+    config = make_config(prepared.parent, model__timesteps=1, **keys)
+    return evaluate(at_stage(config, stage), kicked_model(config, stage), prepared, nothing)
+
+
+def test_all_modes_stand_side_by_side_with_counts(prepared: Path) -> None:
+    found = run(prepared)
+    for name in ("dice", "cldice", "pooled_dice", "betti0_error", "betti1_error", "junction_f1"):
+        for suffix in ("", "_off", "_shuffle", "_swapped"):
+            assert math.isfinite(found.metrics[name + suffix])
+            assert found.num_samples[name + suffix] == 6
+    assert found.num_samples["head_junction_f1"] == 3
+    assert len(found.rows) == 24
+    assert {row["mode"] for row in found.rows} == {"on", "off", "shuffle", "swapped"}
+    means = [row["dice"] for row in found.rows if row["mode"] == "on"]
+    assert found.metrics["dice"] == pytest.approx(sum(means) / 6)
+    assert "distractors" not in found.metrics
+
+
+def test_provenance_is_complete(prepared: Path) -> None:
+    said = run(prepared, evaluate__film_active=[3], model__num_ensemble=2).provenance
+    assert (said["film_stages"], said["film_stages_active"], said["ablation"]) == ([2, 3], [3], True)
+    assert (said["film_mode"], said["film_strength"], said["nfe"], said["ensemble"]) == ("on", 1.0, 2, 2)
+    assert said["gate"] == {"stages": [2, 3], "source": "head", "value": 1.0, "strength": 1.0}
+    assert len(said["plan_fingerprint"]) == 16
+    assert said["labels"].startswith("exact")
+    assert said["film_stages_origin"] == "metadata"
+
+
+@pytest.mark.parametrize("mode", ["off", "shuffle"])
+def test_another_mode_is_measured_alone_and_equals_its_column(prepared: Path, mode: str) -> None:
+    both, alone = run(prepared), run(prepared, evaluate__film_mode=mode)
+    assert alone.provenance["film_mode"] == mode
+    assert alone.metrics["dice"] == pytest.approx(both.metrics[f"dice_{mode}"], abs=1e-12)
+    assert not [name for name in alone.metrics if name.endswith(("_off", "_shuffle", "_swapped"))]
+
+
+def test_results_do_not_depend_on_the_batch_size(prepared: Path) -> None:
+    one, many = run(prepared, evaluate__batch_size=1), run(prepared, evaluate__batch_size=4)
+    for a, b in zip(
+        sorted(one.rows, key=lambda r: (r["mode"], r["id"])),
+        sorted(many.rows, key=lambda r: (r["mode"], r["id"])),
+        strict=True,
+    ):
+        assert a["dice"] == pytest.approx(b["dice"], abs=0.02)
+        assert (a["id"], a["prompt"]) == (b["id"], b["prompt"])
+
+
+def test_a_backbone_is_measured_without_film(prepared: Path) -> None:
+    found = run(prepared, "backbone")
+    assert found.provenance["film_stages"] == []
+    assert "dice_off" not in found.metrics
+    assert "condition_cosine" not in found.metrics
+
+
+def test_collapsed_conditions_are_called_so(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(prepared).provenance["warnings"] == []
+    monkeypatch.setattr(evaluation_module, "COLLAPSE_COSINE", -1.0)
+    (warning,) = run(prepared).provenance["warnings"]
+    assert "collapsed" in warning
+
+
+def test_equal_conditions_have_a_likeness_of_one(prepared: Path) -> None:
+    config = at_stage(make_config(prepared.parent, model__timesteps=1), "film")
+    model = kicked_model(make_config(prepared.parent))
+    assert model.cond is not None
+    with torch.no_grad():
+        for name, parameter in model.cond.named_parameters():
+            if name.endswith("proj.weight"):
+                parameter.zero_()
+            if name.endswith("proj.bias"):
+                parameter.copy_(torch.linspace(-1, 1, len(parameter)))
+    found = evaluate(config, model, prepared, nothing)
+    assert found.metrics["condition_cosine"] == pytest.approx(1.0, abs=1e-5)
+    assert "collapsed" in found.provenance["warnings"][0]
+
+
+def test_pictures_show_what_was_asked_for(prepared: Path) -> None:
+    found = run(prepared, evaluate__num_panels=2)
+    assert sorted(found.panels) == ["sample-000", "sample-001"]
+    for pixels in found.panels.values():
+        assert pixels.dtype == np.uint8
+        assert pixels.shape[2] == 3
+        assert pixels.shape[1] > 8 * 192
+    assert run(prepared, evaluate__num_panels=0).panels == {}
+
+
+@pytest.mark.parametrize(
+    ("keys", "part"),
+    [
+        ({"evaluate__film_active": [0]}, "no trained head"),
+        ({"evaluate__film_active": []}, "film_mode=off"),
+        ({"evaluate__mask_feedback": "overlay"}, "mask_feedback"),
+    ],
+)
+def test_evaluations_that_cannot_be_are_refused(prepared: Path, keys: dict[str, Any], part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        run(prepared, **keys)
+
+
+def test_a_film_mode_without_film_is_refused(prepared: Path) -> None:
+    with pytest.raises(ConfigError, match="no FiLM"):
+        run(prepared, "backbone", evaluate__film_mode="off")
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_no_case_keeps_its_own_condition_when_shuffled(count: int) -> None:
+    order = deranged(count, seed=5)
+    assert sorted(order) == list(range(count))
+    assert all(place != number for place, number in enumerate(order))
+    assert deranged(count, seed=5) == order
+
+
+def picture(path: Path, shape: tuple[int, ...] = (40, 33)) -> Path:
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8)).save(path)
+    return path
+
+
+def test_pictures_of_any_size_get_probability_and_mask_of_their_own_size(tmp_path: Path) -> None:
+    config = at_stage(make_config(tmp_path, evaluate__prompt="dark branches", model__num_ensemble=2), "film")
+    (tmp_path / "other").mkdir()
+    paths = [picture(tmp_path / "a.png"), picture(tmp_path / "other" / "a.png", (30, 61, 3))]
+    rows = predict(config, kicked_model(make_config(tmp_path)), paths, tmp_path / "out", nothing)
+    assert [row["size"] for row in rows] == [[40, 33], [30, 61]]
+    assert rows[0]["probability"] != rows[1]["probability"]
+    for row in rows:
+        with Image.open(row["probability"]) as probability, Image.open(row["mask"]) as mask:
+            assert list(probability.size[::-1]) == row["size"]
+            found = np.asarray(mask)
+            assert set(np.unique(found)) <= {0, 255}
+            assert float((found > 0).mean()) == pytest.approx(row["foreground_fraction"])
+        assert Path(row["spread"]).is_file()
+        assert row["nfe"] == 8
+
+
+def test_every_unreadable_picture_is_named_before_any_is_predicted(tmp_path: Path) -> None:
+    config = at_stage(make_config(tmp_path, evaluate__prompt="dark branches"), "film")
+    good, empty, text = picture(tmp_path / "good.png"), tmp_path / "empty.png", tmp_path / "text.png"
+    empty.write_bytes(b"")
+    text.write_text("no picture")
+    with pytest.raises(DataError) as error:
+        predict(config, kicked_model(make_config(tmp_path)), [good, empty, text], tmp_path / "out", nothing)
+    assert "empty.png" in str(error.value)
+    assert "text.png" in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_text_model_needs_a_prompt(tmp_path: Path) -> None:
+    config = at_stage(make_config(tmp_path), "film")
+    with pytest.raises(ConfigError, match="no prompt"):
+        predict(config, kicked_model(make_config(tmp_path)), [picture(tmp_path / "a.png")], tmp_path / "o", nothing)
+
+
+def test_the_prompt_decides_and_film_off_ignores_it(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.png")
+
+    def run(prompt: str, mode: str = "on") -> bytes:
+        config = at_stage(make_config(tmp_path, evaluate__prompt=prompt, evaluate__film_mode=mode), "film")
+        (row,) = predict(config, kicked_model(make_config(tmp_path)), [path], tmp_path / f"{mode}-{prompt}", nothing)
+        return Path(row["probability"]).read_bytes()
+
+    assert run("dark branches") != run("bright branches")
+    assert run("dark branches", "off") == run("bright branches", "off")
+
+
+def test_a_second_pass_shows_the_encoder_the_first_mask(tmp_path: Path) -> None:
+    """With an image condition, the painted picture changes the condition and costs a second pass."""
+    path = picture(tmp_path / "a.png")
+
+    def run(feedback: str) -> dict[str, Any]:
+        config = make_config(tmp_path, model__cond_source="image", evaluate__mask_feedback=feedback)
+        model = kicked_model(config)
+        return predict(at_stage(config, "film"), model, [path], tmp_path / feedback, nothing)[0]
+
+    plain, twice = run("off"), run("overlay")
+    assert (plain["nfe"], twice["nfe"]) == (4, 8)
+    assert Path(plain["probability"]).read_bytes() != Path(twice["probability"]).read_bytes()

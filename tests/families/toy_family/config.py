@@ -1,0 +1,66 @@
+"""The torch-free half of the toy family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from stageline.config import RunConfig, Settings
+from stageline.contract import FamilyConfig
+from stageline.stage import Inheritance, Stage, Stages
+
+
+class ToyModelConfig(Settings):
+    dropout: float = 0.0
+    fresh_head: bool = False
+
+
+class ToyDataConfig(Settings):
+    num_train: int = 22
+    num_val: int = 7
+    tokens: bool = True
+    poison: tuple[int, ...] = ()
+    may_split: bool = True
+
+
+class ToyConfig(RunConfig):
+    model: ToyModelConfig = ToyModelConfig()
+    data: ToyDataConfig = ToyDataConfig()
+
+
+STAGES = Stages(
+    Stage("base", trains=("*",), objective="mse", steps=10, metric="error", direction="min"),
+    Stage(
+        "tune",
+        trains=("body.*", "head.*"),
+        objective="mse",
+        steps=6,
+        metric="error",
+        direction="min",
+        parents={"default": "base"},
+    ),
+    Stage("loose", trains=("nothing.*",), objective="mse", steps=2, metric="error", direction="min"),
+    Stage("unmeasured", trains=("*",), objective="mse", steps=2, metric="absent", direction="min"),
+)
+
+
+def inherit(parent_facts: Mapping[str, Any], config: ToyConfig) -> tuple[Inheritance, ...]:
+    head = "fresh" if config.model.fresh_head else "load"
+    return (
+        Inheritance("trunk", "load", "same shape", ("stem.*", "body.*", "strength")),
+        Inheritance("head", head, "as the config says", ("head.*",)),
+    )
+
+
+FAMILY_CONFIG = FamilyConfig(
+    name="toy",
+    config=ToyConfig,
+    stages=STAGES,
+    presets={"tiny": {"family": "toy"}},
+    facts=lambda _config: {"width": 8},
+    fact_rules={},
+    inherit=inherit,
+    data_key=lambda config: {"data": config.data.model_dump(mode="json")},
+    source_files=lambda _config: (),
+    check=lambda _config, _stage: None,
+)
