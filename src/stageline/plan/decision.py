@@ -13,7 +13,7 @@ from stageline.errors import StagelineError, difference
 from stageline.families import FamilyConfig
 from stageline.plan.parents import Parent, stage_parents
 from stageline.plan.record import Item
-from stageline.stage import Stage, num_steps, stage_config, stage_fingerprint, stage_settings
+from stageline.stage import Stage, num_steps, refuse_split, stage_config, stage_fingerprint, stage_settings
 from stageline.store import Reference, Store
 
 
@@ -50,6 +50,7 @@ def decide_stage(config: RunConfig, family: FamilyConfig, stage: Stage, inputs: 
     """Compare what the stage depends on with what its committed checkpoints were made from."""
     try:
         own = stage_config(config, stage)
+        refuse_split(stage, own.trainer)
         family.check(own, stage)
         parents, faults = stage_parents(config, family, stage, inputs.handed_on)
         faults += _refusals(own, family, parents)

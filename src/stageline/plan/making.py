@@ -8,7 +8,7 @@ from stageline.checkpoint.identity import compare_run, read_run
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.config import RunConfig, flatten
 from stageline.data.prepared import Prepared
-from stageline.errors import StagelineError, difference
+from stageline.errors import ConfigError, Faults, StagelineError, difference
 from stageline.evaluate.record import evaluation_fingerprint, find_evaluation
 from stageline.families import FamilyConfig, family_config
 from stageline.plan.decision import Decision, Inputs, decide_stage
@@ -24,6 +24,9 @@ def make_plan(config: RunConfig) -> Plan:
     """What a run of this config will do. ConfigError for stages, overrides or parents that do not exist."""
     family = family_config(config.family)
     selected = family.stages.selected(config)
+    faults = Faults(ConfigError, "stages", f"stages of {config.family}: {', '.join(family.stages.names)}")
+    faults.extend(family.stages.missing_parents(config, selected))
+    faults.raise_if_any()
     root = open_store(config.root)
     run = root.child("runs", config.run)
     foreign = _identity_difference(root, config)

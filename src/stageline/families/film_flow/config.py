@@ -25,7 +25,7 @@ from stageline.families.film_flow.model_section import ModelConfig
 from stageline.families.film_flow.presets import PRESETS
 from stageline.families.film_flow.rules import raise_faults
 from stageline.families.film_flow.sections import DataConfig, EvaluateConfig, ImportConfig
-from stageline.families.film_flow.seed_keys import KeyFault, normalise, note_once
+from stageline.families.film_flow.seed_keys import KeyFault, normalise, note_once, same_keys
 from stageline.stage import Stage, Stages
 
 __all__ = ["FAMILY_CONFIG", "STAGES", "DataConfig", "EvaluateConfig", "FilmFlowConfig", "ImportConfig", "ModelConfig"]
@@ -81,6 +81,11 @@ class FilmFlowConfig(RunConfig):
         *("family", "seed", "data"),
         *(f"model.{key}" for key in ModelConfig.model_fields if key not in NO_IDENTITY),
     )
+
+    @classmethod
+    def spellings(cls, key: str) -> tuple[str, ...]:
+        """The key, its published and its own name, and the key that holds the same number."""
+        return same_keys(key)
 
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray, **kwargs: Any) -> FilmFlowConfig:
