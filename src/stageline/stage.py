@@ -1,20 +1,39 @@
 """Stages as data: what trains, from which parents, with which objective, which part of the config it changes.
 
 A family declares its stages once, statically; nothing here reads a file or loads torch. `stage_config` makes the
-config one stage sees: the run's config, the stage's own patch, then the user's `stage_overrides`.
+config one stage sees, weakest first: the stage's defaults, the run's config (preset and file, then the command line),
+the stage's patch, the user's `stage_overrides`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from stageline.config import C, RunConfig, fingerprint, flatten, nearest, semantic, set_dotted, validate
+from stageline.config import (
+    C,
+    RunConfig,
+    Settings,
+    TrainerConfig,
+    dotted_fields,
+    fingerprint,
+    flatten,
+    nearest,
+    section_of,
+    semantic,
+    set_dotted,
+    validate,
+)
 from stageline.errors import ConfigError, Faults
 
 Outcome = Literal["load", "fresh", "drop", "external"]
+LossOver = Literal["any", "ranks", "none"]
+"""Over what a loss may be split: micro-batches and ranks, ranks alone, or nothing."""
+FROM_SCRATCH = "none"
+"""What `parents.<stage>.<role>` says to start an optional role from scratch."""
 
 
 @dataclass(frozen=True)
@@ -41,33 +60,69 @@ class Inheritance:
 
 
 @dataclass(frozen=True)
+class Trains:
+    """Which parameters a stage trains; all others are frozen.
+
+    include: `fnmatch` patterns of parameter names, case counts.
+    exclude: patterns of names that stay frozen although `include` matches them.
+    """
+
+    include: tuple[str, ...]
+    exclude: tuple[str, ...] = ()
+
+    def matches(self, name: str) -> bool:
+        """Whether the parameter of this name trains."""
+        return any(fnmatchcase(name, pattern) for pattern in self.include) and not any(
+            fnmatchcase(name, pattern) for pattern in self.exclude
+        )
+
+
+@dataclass(frozen=True)
 class Stage:
     """One step of a family's training.
 
     name: lower-case word, part of paths and job names.
-    trains: `fnmatch` patterns of parameter names; all others are frozen. A pattern that matches nothing is an error.
     objective: name of what is minimised, for people.
-    steps: default number of optimizer steps; the config wins.
+    metric, direction: what "best" means, as declared by the stage's validation.
+    trains: `fnmatch` patterns of parameter names; all others are frozen. A pattern that matches nothing is an error.
+        Empty where the family says it by config.
+    steps: default number of optimizer steps, >= 1; the config wins.
+    epochs: default number of passes over the training data, >= 1, instead of `steps`.
     parents: role -> stage. A role is `default` or one of the family's own words.
     optional_parents: roles without which the stage may start from scratch when that stage is not in the run.
     also_from: role -> further stages whose checkpoint `parents.<stage>.<role>` may name (fine-tuning from itself).
-    patch: dotted config keys this stage changes.
-    metric, direction: what "best" means, as declared by the stage's validation.
+    defaults: dotted config keys and their values where the user's config does not state them.
+    patch: dotted config keys this stage changes, whatever the user's config says; `stage_overrides` alone win over it.
+    opt_in: trained only where `stages` names it.
+    loss_over: over what its loss may be split: `any` (ranks and micro-batches), `ranks` (each rank returns its share of
+        a loss over all of them; incomplete groups of an epoch are dropped), `none`.
     parent_weights, parent_checkpoint: which weights of this stage feed the next one.
     """
 
     name: str
-    trains: tuple[str, ...]
+    _: KW_ONLY
     objective: str
-    steps: int
     metric: str
     direction: Literal["max", "min"] = "max"
+    trains: tuple[str, ...] = ()
+    steps: int | None = None
+    epochs: int | None = None
     parents: Mapping[str, str] = field(default_factory=dict)
     optional_parents: frozenset[str] = frozenset()
     also_from: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     patch: Mapping[str, Any] = field(default_factory=dict)
+    opt_in: bool = False
+    loss_over: LossOver = "any"
     parent_weights: Literal["ema", "raw"] = "ema"
     parent_checkpoint: Literal["best", "last"] = "best"
+
+    def __post_init__(self) -> None:
+        lengths = [length for length in (self.steps, self.epochs) if length is not None]
+        assert len(lengths) == 1, f"stage {self.name}: give exactly one of steps and epochs"
+        assert lengths[0] >= 1, f"stage {self.name} has no step"
+        assert self.optional_parents <= set(self.parents), f"stage {self.name}: an optional parent is no role"
+        assert set(self.also_from) <= set(self.parents), f"stage {self.name}: also_from names what is no role"
 
     def accepted(self, role: str) -> tuple[str, ...]:
         """The stages a checkpoint in this role may be of."""
@@ -83,7 +138,9 @@ class Stages:
         for stage in stages:
             assert stage.name not in seen, f"stage {stage.name} is declared twice"
             assert set(stage.parents.values()) <= seen, f"stage {stage.name} stands before a parent"
-            assert stage.optional_parents <= set(stage.parents)
+            for role, parent in stage.parents.items():
+                named = not self._by_name[parent].opt_in or stage.opt_in or role in stage.optional_parents
+                assert named, f"stage {stage.name} needs {parent}, which is trained only where it is named"
             seen.add(stage.name)
 
     def __iter__(self) -> Iterator[Stage]:
@@ -105,10 +162,19 @@ class Stages:
             )
         return self._by_name[name]
 
-    def selected(self, config: RunConfig) -> tuple[Stage, ...]:
-        """The stages of this run, in the family's order; every fault of the keys that name stages at once."""
+    def selected(self, config: RunConfig, default: Collection[str] | None = None) -> tuple[Stage, ...]:
+        """The stages of this run, in the family's order; every fault of the keys that name stages at once.
+
+        config: the run's; its `stages`, and the stages and roles its other keys name.
+        default: names of the stages that `stages: null` means; None means all that are not opt-in.
+
+        Whether a parent that is not selected can be had, only the store knows: `missing_parents` names them.
+        """
         faults = Faults(ConfigError, "stages", f"stages of {config.family}: {', '.join(self.names)}")
-        wanted = self.names if config.stages is None else config.stages
+        if default is None:
+            default = [stage.name for stage in self if not stage.opt_in]
+        assert set(default) <= set(self.names), f"no stages of this family: {sorted(set(default) - set(self.names))}"
+        wanted = tuple(default) if config.stages is None else config.stages
         for key, names in (
             ("stages", wanted),
             ("stage_overrides", config.stage_overrides),
@@ -123,23 +189,45 @@ class Stages:
         if len(set(wanted)) != len(wanted):
             faults.add(f"stages: {list(wanted)} names a stage twice")
         for name, roles in config.parents.items():
-            for role in roles:
-                if name in self and role not in self[name].parents:
-                    faults.add(f"parents.{name}: no role {role!r}; roles: {', '.join(self[name].parents) or 'none'}")
-        for stage in self:
-            if stage.name not in wanted:
-                continue
-            for role, parent in stage.parents.items():
-                given = config.parents.get(stage.name, {}).get(role)
-                if parent not in wanted and not given and role not in stage.optional_parents:
-                    key = f"parents.{stage.name}.{role}"
-                    faults.add(f"stages: {stage.name!r} needs {parent!r} before it, or {key}=<checkpoint>")
+            for role, given in roles.items():
+                if name not in self:
+                    continue
+                stage, key = self[name], f"parents.{name}.{role}"
+                if role not in stage.parents:
+                    faults.add(f"parents.{name}: no role {role!r}; roles: {', '.join(stage.parents) or 'none'}")
+                elif given == FROM_SCRATCH and role not in stage.optional_parents:
+                    faults.add(
+                        f"{key}: {FROM_SCRATCH}, but {name!r} cannot start from scratch; name a checkpoint of "
+                        f"{' or '.join(map(repr, stage.accepted(role)))}"
+                    )
         faults.raise_if_any()
         return tuple(stage for stage in self if stage.name in wanted)
 
+    def missing_parents(self, config: RunConfig, selected: Collection[Stage]) -> list[str]:
+        """A sentence for each required parent that is neither selected nor named by the config."""
+        names = {stage.name for stage in selected}
+        return [
+            f"stages: {stage.name!r} needs {parent!r} before it, or parents.{stage.name}.{role}=<checkpoint>"
+            for stage in selected
+            for role, parent in stage.parents.items()
+            if parent not in names
+            and not config.parents.get(stage.name, {}).get(role)
+            and role not in stage.optional_parents
+        ]
+
 
 def stage_config(config: C, stage: Stage) -> C:
-    """The config as this stage sees it: patch, then `stage_overrides`; validated again as a whole.
+    """The config as this stage sees it: `stage_raw`, validated again as a whole."""
+    return validate(stage_raw(config, stage), type(config), f"config of stage {stage.name}")
+
+
+def stage_raw(config: RunConfig, stage: Stage, *, with_defaults: bool = True) -> dict[str, Any]:
+    """What the config states for a stage, as plain data: patch, then `stage_overrides`, on top of the run's config.
+
+    config: the run's.
+    stage: one of its family.
+    with_defaults: also the stage's `defaults`, where nothing else states their key or its alternative
+        (`Settings.ALTERNATIVES`). Without them it is what the user says, for comparison with a checkpoint.
 
     An override may be spelled `{film: {trainer.max_steps: 9}}` or nested, as `stage_overrides.film.trainer.max_steps=9`
     on the command line gives it; both change that key and leave its neighbours alone.
@@ -155,23 +243,108 @@ def stage_config(config: C, stage: Stage) -> C:
         if clash:
             faults.add(f"{key}: {clash} is not a section")
     faults.raise_if_any()
-    return validate(raw, type(config), f"config of stage {stage.name}")
+    if with_defaults:
+        _fill_in(raw, stage.defaults, type(config))
+    return raw
+
+
+def _fill_in(raw: dict[str, Any], defaults: Mapping[str, Any], model: type[RunConfig]) -> None:
+    """Set the defaults whose keys nothing states; a mapping at the key of a section stands for the keys in it."""
+    stated = json.loads(json.dumps(raw))
+    values = set(dotted_fields(model))
+
+    def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, Mapping) and value and key not in values:
+            for inner, item in value.items():
+                yield from leaves(f"{key}.{inner}", item)
+        else:
+            yield key, value
+
+    for name, default in defaults.items():
+        for key, value in leaves(name, default):
+            if any(_states(stated, spelling) for spelling in model.spellings(key)):
+                continue
+            if any(_value_at(stated, other) is not None for other in _alternatives(model, key)):
+                continue
+            clash = set_dotted(raw, key, value)
+            assert clash is None, f"default {key}: {clash} is no section"
+
+
+def _states(raw: Mapping[str, Any], key: str) -> bool:
+    """Whether a dotted key is there, or something else than a section above it."""
+    node: Any = raw
+    for part in key.split("."):
+        if not isinstance(node, Mapping):
+            return True
+        if part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def _value_at(raw: Mapping[str, Any], key: str) -> Any:
+    node: Any = raw
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
+def _alternatives(model: type[RunConfig], key: str) -> Iterator[str]:
+    """The keys that say the same in another way, by the section that has the key."""
+    *path, last = key.split(".")
+    section = section_of(model, path)
+    if section is not None and issubclass(section, Settings):
+        for pair in section.ALTERNATIVES:
+            if last in pair:
+                yield ".".join([*path, pair[1] if last == pair[0] else pair[0]])
+
+
+def num_epochs(config: RunConfig, stage: Stage) -> int | None:
+    """Passes over the training data, or None where the length of the stage is given in steps. config: the stage's."""
+    if config.trainer.max_steps is not None:
+        return None
+    return config.trainer.max_epochs if config.trainer.max_epochs is not None else stage.epochs
 
 
 def num_steps(config: RunConfig, stage: Stage, num_samples: int | None = None) -> int | None:
     """Optimizer steps of a stage; None where epochs are given and the number of samples is not known yet.
 
-    The last, incomplete group of an epoch is a step of its own.
+    config: the stage's.
+    num_samples: of one epoch, >= 0.
+
+    The last, incomplete group of an epoch is a step of its own; a loss over ranks drops it.
     """
-    trainer = config.trainer
-    if trainer.max_steps is not None:
-        return trainer.max_steps
-    if trainer.max_epochs is None:
-        return stage.steps
+    trainer, epochs = config.trainer, num_epochs(config, stage)
+    if epochs is None:
+        return trainer.max_steps if trainer.max_steps is not None else stage.steps
     if num_samples is None:
         return None
     per_step = trainer.batch_size * trainer.accumulate_grad_batches * trainer.world_size
-    return trainer.max_epochs * -(-num_samples // per_step)
+    whole, rest = divmod(num_samples, per_step)
+    return epochs * (whole + (rest > 0 and stage.loss_over != "ranks"))
+
+
+def refuse_split(stage: Stage, trainer: TrainerConfig) -> None:
+    """ConfigError where the settings split the loss of a stage over what it may not be split over.
+
+    trainer: the stage's own settings.
+    """
+    found, remedies = [], []
+    if stage.loss_over != "any" and trainer.accumulate_grad_batches > 1:
+        found.append(f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} splits it over micro-batches")
+        remedies.append("trainer.accumulate_grad_batches=1")
+    if stage.loss_over == "none" and trainer.world_size > 1:
+        found.append(
+            f"trainer.nodes={trainer.nodes} x trainer.processes={trainer.processes} split it over {trainer.world_size} "
+            "ranks"
+        )
+        remedies += ["trainer.nodes=1", "trainer.processes=1"]
+    if found:
+        rule = "may be split over ranks only" if stage.loss_over == "ranks" else "may not be split"
+        raise ConfigError(
+            f"the loss of stage {stage.name!r} {rule}, but {' and '.join(found)}",
+            remedy=f"set {' '.join(remedies)}; raise trainer.batch_size instead",
+        )
 
 
 def stage_settings(config: RunConfig) -> dict[str, Any]:

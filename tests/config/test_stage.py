@@ -98,7 +98,7 @@ def test_a_stage_by_name() -> None:
     [
         pytest.param((FILM, BACKBONE), id="child-before-parent"),
         pytest.param((BACKBONE, BACKBONE), id="twice"),
-        pytest.param((BACKBONE, Stage("x", ("*",), "o", 1, "m", optional_parents=frozenset({"y"}))), id="no-such-role"),
+        pytest.param((BACKBONE, Stage("x", objective="o", steps=1, metric="m")), id="no-such-role"),
     ],
 )
 def test_a_wrong_declaration_is_our_own_fault(stages: tuple[Stage, ...]) -> None:

@@ -22,7 +22,7 @@ from stageline.checkpoint.tensors import records_of
 from stageline.cli.configuration import raw_preset
 from stageline.config import RunConfig, apply_overrides, fingerprint, identity, read_yaml, to_yaml
 from stageline.errors import CheckpointError, ConfigError
-from stageline.families import family_config, load_family, parse_config
+from stageline.families import family_config, load_family, parse_config, spellings_of
 from stageline.stage import Stage, stage_config, stage_fingerprint, stage_settings
 from stageline.store import open_store
 
@@ -41,7 +41,7 @@ def import_file(
     asked = read_yaml(config) if config else {"family": family or "film_flow"}
     if preset:
         asked = raw_preset(family or "film_flow", preset)
-    asked = apply_overrides(asked, overrides)
+    asked = apply_overrides(asked, overrides, spellings_of(asked))
     record = load_family(str(asked["family"]))
     raw, tensors, report = record.import_legacy(file, asked)
     typed = parse_config({**raw, "run": run}, where=f"config of {file}")

@@ -19,18 +19,28 @@ from stageline.config.canonical import (
     to_yaml,
 )
 from stageline.config.cluster import ClusterConfig
-from stageline.config.document import apply_overrides, parse_yaml, read_yaml, set_dotted
+from stageline.config.document import (
+    Spellings,
+    apply_overrides,
+    drop_stage_overrides,
+    parse_yaml,
+    read_yaml,
+    replaced_overrides,
+    set_dotted,
+)
 from stageline.config.fields import (
     OPERATIONAL,
     S,
     SectionError,
     Settings,
+    added,
+    is_added,
     is_operational,
     key_of,
     operational,
 )
 from stageline.config.settings import NAME_PATTERN, C, RetentionConfig, RunConfig, TrainerConfig
-from stageline.config.validation import dotted_fields, json_schema, nearest, validate
+from stageline.config.validation import dotted_fields, json_schema, nearest, section_of, validate
 
 __all__ = [
     "NAME_PATTERN",
@@ -42,13 +52,17 @@ __all__ = [
     "S",
     "SectionError",
     "Settings",
+    "Spellings",
     "TrainerConfig",
+    "added",
     "apply_overrides",
     "canonical_json",
     "dotted_fields",
+    "drop_stage_overrides",
     "fingerprint",
     "flatten",
     "identity",
+    "is_added",
     "is_operational",
     "is_sealed",
     "json_schema",
@@ -57,8 +71,10 @@ __all__ = [
     "operational",
     "parse_yaml",
     "read_yaml",
+    "replaced_overrides",
     "seal",
     "seal_of",
+    "section_of",
     "semantic",
     "set_dotted",
     "to_yaml",

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel
 
 from stageline.config.document import Dumper
-from stageline.config.fields import is_operational, key_of
+from stageline.config.fields import is_added, is_operational, key_of
 from stageline.config.settings import RunConfig
 
 
@@ -19,14 +19,19 @@ def semantic(config: BaseModel) -> dict[str, Any]:
     """The config as plain JSON data without its operational fields: what fingerprints are made of.
 
     A section may let a property stand for a field (`Settings.IN_FINGERPRINTS`): `trainer.processes` holds the ranks of
-    all nodes here, so that two pods of one rank and one machine with two are the same stage.
+    all nodes here, so that two pods of one rank and one machine with two are the same stage. A field that was `added`
+    later is left out at its default, so that fingerprints made before it stay what they are.
     """
     stand_ins: Mapping[str, str] = getattr(config, "IN_FINGERPRINTS", {})
-    return {
-        key_of(name, field): _plain(getattr(config, stand_ins.get(name, name)))
-        for name, field in type(config).model_fields.items()
-        if not is_operational(field)
-    }
+    result: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        if is_operational(field):
+            continue
+        value = _plain(getattr(config, stand_ins.get(name, name)))
+        if is_added(field) and value == _plain(field.get_default(call_default_factory=True)):
+            continue
+        result[key_of(name, field)] = value
+    return result
 
 
 def _plain(value: Any) -> Any:

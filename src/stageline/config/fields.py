@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 OPERATIONAL: dict[str, Any] = {"operational": True}
+ADDED: dict[str, Any] = {"added": True}
 
 
 class Settings(BaseModel):
@@ -20,6 +21,9 @@ class Settings(BaseModel):
 
     IN_FINGERPRINTS: ClassVar[Mapping[str, str]] = {}
     """Field -> the property that stands for it in fingerprints, where the field alone does not say what counts."""
+    ALTERNATIVES: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Pairs of fields that say one thing in two ways: where a user states one, a stage's default of the other is
+    not taken."""
 
 
 S = TypeVar("S", bound="Settings")
@@ -34,6 +38,20 @@ def is_operational(field: FieldInfo) -> bool:
     """Whether a field was declared with `operational(...)`."""
     extra = field.json_schema_extra
     return isinstance(extra, dict) and extra.get("operational") is True
+
+
+def added(default: Any, **kwargs: Any) -> Any:
+    """A field that came after the first release: out of fingerprints while it has its default.
+
+    What was trained before the field was there is still the same; its default must mean what was done before.
+    """
+    return Field(default=default, json_schema_extra=ADDED, **kwargs)
+
+
+def is_added(field: FieldInfo) -> bool:
+    """Whether a field was declared with `added(...)`."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and extra.get("added") is True
 
 
 def key_of(name: str, field: FieldInfo) -> str:

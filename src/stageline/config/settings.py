@@ -13,10 +13,12 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from stageline.config.cluster import ClusterConfig, cluster_faults
-from stageline.config.fields import SectionError, Settings, operational
+from stageline.config.fields import SectionError, Settings, added, operational
 
-NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
-"""Run names: DNS-safe, at most 40 characters, so that `<run>-<stage>` stays under Kubernetes' 63."""
+NAME_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}$"
+"""Run names: letters, digits, `.`, `_`, `-`, no leading dot, at most 80 characters; jobs make DNS names of them."""
+LARGEST_SEED = 2**64 - 1
+"""The generators of torch take 64 bits."""
 
 
 class RetentionConfig(Settings):
@@ -28,6 +30,8 @@ class RetentionConfig(Settings):
     """The best N by the declared metric."""
     every_steps: int = Field(default=0, ge=0)
     """Also every checkpoint whose step is a multiple of K; 0 keeps none for that."""
+    unfinished: int = Field(default=1, ge=0)
+    """Of trainings that were never finished and whose settings have changed since: the newest N."""
 
 
 class TrainerConfig(Settings):
@@ -61,11 +65,20 @@ class TrainerConfig(Settings):
     adam_eps: float = Field(default=1e-8, gt=0)
     gradient_clip_val: float = Field(default=1.0, ge=0)
     """Largest norm of the whole gradient; 0 does not clip."""
-    schedule: Literal["constant", "cosine", "linear", "onecycle"] = "cosine"
+    schedule: Literal[
+        "constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "linear", "onecycle", "polynomial"
+    ] = "cosine"
+    """Learning rate after warm-up; constant and constant_with_warmup are the same, warm-up is a setting of its own."""
     warmup_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps in which the learning rate rises from (nearly) 0 to its peak."""
+    warmup_steps: int = added(0, ge=0)
+    """The same in optimizer steps, instead of `warmup_fraction`; a stage that is shorter never reaches the peak."""
     final_lr_fraction: float = Field(default=0.0, ge=0, le=1)
-    """Learning rate at the end as a share of the peak (cosine, linear)."""
+    """Learning rate at the end as a share of the peak (cosine, cosine_with_restarts, linear, polynomial)."""
+    schedule_cycles: int = added(1, ge=1)
+    """Falls from the peak in cosine_with_restarts."""
+    schedule_power: float = added(1.0, gt=0)
+    """Exponent of polynomial; 1 is linear."""
     use_ema: bool = True
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the n-th update is min(ema_decay, (1+n)/(10+n))."""
@@ -93,6 +106,11 @@ class TrainerConfig(Settings):
     """Stop, commit and ask to be continued after this many seconds."""
 
     IN_FINGERPRINTS: ClassVar[Mapping[str, str]] = {"processes": "world_size"}
+    ALTERNATIVES: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("max_steps", "max_epochs"),
+        ("warmup_fraction", "warmup_steps"),
+        ("validate_every_steps", "validate_every_epochs"),
+    )
 
     @property
     def world_size(self) -> int:
@@ -103,6 +121,12 @@ class TrainerConfig(Settings):
     def _one_length(self) -> TrainerConfig:
         if self.max_steps is not None and self.max_epochs is not None:
             raise ValueError("max_steps and max_epochs contradict each other; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> TrainerConfig:
+        if self.warmup_fraction and self.warmup_steps:
+            raise ValueError("warmup_fraction and warmup_steps contradict each other; give one of them")
         return self
 
     @model_validator(mode="after")
@@ -120,13 +144,19 @@ class RunConfig(Settings):
     """The run's name: its directory is `<root>/runs/<run>/`."""
     root: str = operational(".")
     """Where `runs/` and `cache/` lie: a path or s3://, gs:// (memory:// inside one process)."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
+    """At most 64 bits."""
+    code: tuple[str, ...] = operational(())
+    """Python files of the user's own that training, evaluation and prediction execute; their content counts, not
+    where they lie."""
     stages: tuple[str, ...] | None = None
-    """Which stages to train, in the family's order; null takes all."""
+    """Which stages to train, in the family's order; null takes the family's usual ones."""
     stage_overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Per stage, dotted keys that win over the rest of this file: `{film: {trainer.max_steps: 250}}`."""
+    """Per stage, dotted keys that win over the rest of this file: `{film: {trainer.max_steps: 250}}`. The same key on
+    the command line takes their place."""
     parents: dict[str, dict[str, str]] = Field(default_factory=dict)
-    """Per stage and role, a checkpoint of another run to start from, by URI: `{film: {default: runs/a/backbone}}`."""
+    """Per stage and role, a checkpoint of another run to start from, by URI: `{film: {default: runs/a/backbone}}`;
+    `none` starts from scratch, where the stage can."""
     trainer: TrainerConfig = TrainerConfig()
     cluster: ClusterConfig = operational(ClusterConfig())
     """How stages run on Kubernetes; read by `stageline job`, `pipeline submit` and the launcher pytorchjob alone."""
@@ -134,12 +164,17 @@ class RunConfig(Settings):
     IDENTITY: ClassVar[tuple[str, ...]] = ("family", "seed", "model", "data")
     """Dotted keys whose values make up a run's identity; a family may name others."""
 
+    @classmethod
+    def spellings(cls, key: str) -> tuple[str, ...]:
+        """All dotted keys that mean the same setting as `key`, itself among them; a family may know several."""
+        return (key,)
+
     @field_validator("run")
     @classmethod
-    def _dns_safe(cls, value: str) -> str:
+    def _run_name(cls, value: str) -> str:
         if not re.fullmatch(NAME_PATTERN, value):
             raise ValueError(
-                f"{value!r} is no run name: lower-case letters, digits and inner hyphens, at most 40 characters"
+                f"{value!r} is no run name: letters, digits, '.', '_' and '-', no leading dot, at most 80 characters"
             )
         return value
 

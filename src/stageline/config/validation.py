@@ -76,7 +76,7 @@ def _short(value: Any) -> str:
 def _hint(model: type[BaseModel], path: Sequence[Any]) -> str:
     """What an unknown key may have meant: the same word elsewhere, the nearest here, the nearest elsewhere."""
     *parents, last = (str(part) for part in path)
-    section = _section_of(model, parents)
+    section = section_of(model, parents)
     here = [key_of(name, field) for name, field in section.model_fields.items()] if section else []
     elsewhere = {key.rsplit(".", 1)[-1]: key for key in dotted_fields(model)}
     near, far = nearest(last, here), nearest(last, elsewhere)
@@ -89,8 +89,8 @@ def _hint(model: type[BaseModel], path: Sequence[Any]) -> str:
     return f"known here: {', '.join(here)}"
 
 
-def _section_of(model: type[BaseModel], path: Sequence[Any]) -> type[BaseModel] | None:
-    """The section class at a path of keys, looking through Optional."""
+def section_of(model: type[BaseModel], path: Sequence[Any]) -> type[BaseModel] | None:
+    """The section class at a path of keys, looking through Optional; None where there is none."""
     for part in path:
         fields = {key_of(name, field): field for name, field in model.model_fields.items()}
         field = fields.get(str(part))
@@ -111,7 +111,7 @@ def dotted_fields(model: type[BaseModel], prefix: str = "", *, with_operational:
         if not with_operational and is_operational(field):
             continue
         key = key_of(name, field)
-        section = _section_of(model, (key,))
+        section = section_of(model, (key,))
         if section is None:
             keys.append(prefix + key)
         else:

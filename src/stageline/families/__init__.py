@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stageline.config import RunConfig, apply_overrides, nearest, read_yaml, validate
+from stageline.config import RunConfig, Spellings, apply_overrides, nearest, read_yaml, validate
 from stageline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,9 +51,16 @@ def raw_preset(family: str, preset: str) -> dict[str, Any]:
     return {"family": family, **copy.deepcopy(dict(presets[preset]))}
 
 
+def spellings_of(raw: Mapping[str, Any]) -> Spellings:
+    """How the family of a raw config spells its keys, for `apply_overrides` and `replaced_overrides`."""
+    name = raw.get("family")
+    config = family_config(name).config if isinstance(name, str) and name in FAMILIES else RunConfig
+    return config.spellings
+
+
 def parse_config(raw: Mapping[str, Any], overrides: Iterable[str] = (), where: str = "config") -> RunConfig:
     """Raw mapping + dotted overrides -> the family's typed config."""
-    merged = apply_overrides(raw, overrides)
+    merged = apply_overrides(raw, overrides, spellings_of(raw))
     name = merged.get("family")
     if not isinstance(name, str):
         raise ConfigError(f"{where}: `family` is required", remedy=f"families: {', '.join(sorted(FAMILIES))}")

@@ -21,7 +21,7 @@ class StageLoss:
     sum: scalar tensor with a graph, summed over samples (or tokens).
     weight: how many samples (or tokens) it sums over.
     parts: named parts for the log as (sum, count); a part the batch lacks has count 0, not value 0.
-    may_split: False where the loss is no sum over samples (VICReg); accumulation is then refused.
+    may_split: False where the loss is no sum over samples (VICReg); the stage then declares `loss_over`.
     """
 
     sum: Tensor

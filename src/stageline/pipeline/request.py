@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stageline.config import RunConfig, apply_overrides, parse_yaml, set_dotted
+from stageline.config import RunConfig, apply_overrides, drop_stage_overrides, parse_yaml, set_dotted
 from stageline.errors import ConfigError, Faults
-from stageline.families import parse_config, raw_preset
+from stageline.families import parse_config, raw_preset, spellings_of
 from stageline.jobs.defaults import mounted_defaults, with_defaults
 from stageline.jobs.placement import check_on_cluster, place_root
 from stageline.pipeline.item_job import LAUNCHERS
@@ -64,7 +64,8 @@ def read_request(parameters: Mapping[str, Any]) -> Request:
     if str(raw.get("root")).startswith("s3://") or words.get("s3_endpoint"):
         _apply(raw, words, S3_SETTINGS, faults)
         _apply(raw, {name: words.get(name, "") for name in _mounted(raw)}, MOUNTED, faults)
-    raw = _collect(faults, lambda: apply_overrides(raw, _words("overrides", words.get("overrides", "")))) or raw
+    overrides = words.get("overrides", "")
+    raw = _collect(faults, lambda: apply_overrides(raw, _words("overrides", overrides), spellings_of(raw))) or raw
     if launcher not in LAUNCHERS:
         faults.add(f"launcher {launcher!r}: a stage can run as {', '.join(LAUNCHERS)}")
     if launcher == "pytorchjob":
@@ -103,7 +104,7 @@ def _base(words: Mapping[str, str], faults: Faults) -> dict[str, Any]:
 def _apply(
     raw: dict[str, Any], words: Mapping[str, str], settings: Mapping[str, tuple[str, Reader]], faults: Faults
 ) -> None:
-    """Write the parameters that were given into the config."""
+    """Write the parameters that were given into the config, as the command line would."""
     for name, (key, read) in settings.items():
         if words.get(name) in NOT_GIVEN:
             continue
@@ -114,6 +115,7 @@ def _apply(
             continue
         if clash:
             faults.add(f"{name}: {clash} is not a section of the config")
+        drop_stage_overrides(raw, key, spellings_of(raw))
 
 
 def _text(name: str, value: str) -> str:

@@ -9,7 +9,7 @@ from stageline.checkpoint.layout import CheckpointRef
 from stageline.config import RunConfig, flatten
 from stageline.contract import FamilyConfig
 from stageline.data.prepared import Prepared
-from stageline.errors import StagelineError, difference
+from stageline.errors import ConfigError, Faults, StagelineError, difference
 from stageline.families import family_config
 from stageline.stage import Stage, stage_config
 from stageline.store import Store, open_store
@@ -25,6 +25,9 @@ def make_plan(config: RunConfig) -> Plan:
     """What a run of this config will do. ConfigError for stages, overrides or parents that do not exist."""
     family = family_config(config.family)
     selected = family.stages.selected(config)
+    faults = Faults(ConfigError, "stages", f"stages of {config.family}: {', '.join(family.stages.names)}")
+    faults.extend(family.stages.missing_parents(config, selected))
+    faults.raise_if_any()
     root = open_store(config.root)
     run = root.child("runs", config.run)
     foreign = _identity_difference(root, config)

@@ -21,21 +21,31 @@ def _cosine(start: float, end: float, fraction: float) -> float:
 def learning_rate_factor(step: int, steps: int, settings: TrainerConfig) -> float:
     """Factor in [0, 1] on the peak learning rate for one step.
 
-    step: optimizer steps finished before, in [0, steps).  Warm-up takes W = round(warmup_fraction * steps) steps, the
-    n-th of them n / W of the peak; constant, linear and cosine then run over the rest and would reach
-    `final_lr_fraction` at `steps`. onecycle rises and falls by cosines and has its own ends.
+    step: optimizer steps finished before, in [0, steps).
+    steps: optimizer steps of the whole stage.
+    settings: `schedule` and what goes with it.
+
+    Warm-up takes W = `warmup_steps`, or round(`warmup_fraction` * steps), steps; the n-th of them has n / W of the
+    peak. The others then run over the rest and would reach `final_lr_fraction` at `steps`, cosine_with_restarts from
+    the peak again `schedule_cycles` times. onecycle rises and falls by cosines and has its own ends.
     """
     if settings.schedule == "onecycle":
-        return _onecycle_factor(step, steps, settings.warmup_fraction or ONECYCLE_WARMUP)
-    warmup = round(settings.warmup_fraction * steps)
+        rising = min(1.0, settings.warmup_steps / steps) or settings.warmup_fraction or ONECYCLE_WARMUP
+        return _onecycle_factor(step, steps, rising)
+    warmup = settings.warmup_steps or round(settings.warmup_fraction * steps)
     if step < warmup:
         return (step + 1) / warmup
     fraction = (step - warmup) / max(1, steps - warmup)
+    end = settings.final_lr_fraction
     if settings.schedule == "cosine":
-        return _cosine(1.0, settings.final_lr_fraction, fraction)
+        return _cosine(1.0, end, fraction)
+    if settings.schedule == "cosine_with_restarts":
+        return _cosine(1.0, end, settings.schedule_cycles * fraction % 1.0)
     if settings.schedule == "linear":
-        return 1.0 - (1.0 - settings.final_lr_fraction) * fraction
-    assert settings.schedule == "constant", settings.schedule
+        return 1.0 - (1.0 - end) * fraction
+    if settings.schedule == "polynomial":
+        return float(end + (1.0 - end) * (1.0 - fraction) ** settings.schedule_power)
+    assert settings.schedule in ("constant", "constant_with_warmup"), settings.schedule
     return 1.0
 
 

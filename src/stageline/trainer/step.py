@@ -18,7 +18,6 @@ from stageline.trainer.order import StepPlan
 from stageline.trainer.parameters import set_learning_rate
 from stageline.trainer.ranks import lost_peers, sum_pairs
 from stageline.trainer.schedule import learning_rate_factor
-from stageline.trainer.task import refuse_split
 
 SMALLEST_SCALE = 1.0
 """fp16: an overflow above this loss scale halves the scale and is no fault; at or below it the gradient itself is."""
@@ -108,8 +107,9 @@ def _run_micro_batches(
         torch.manual_seed(seeded("global", seed, step, ranks.rank, number).initial_seed())
         with parts.hold_sync(number < len(plan.micro_batches) - 1):
             loss = parts.task.loss(parts.model, ranks.fabric.to_device(batch), context)
-            if not loss.may_split:
-                refuse_split(parts.settings, ranks.size)
+            assert loss.may_split or parts.stage.loss_over != "any", (
+                f"stage {parts.stage.name!r} declares a loss that may be split over anything, and its loss may not be"
+            )
             ranks.fabric.backward(loss.sum * (0.0 if micro.padding else scale))
         if not micro.padding:
             sums.append(loss.sum.detach().double())

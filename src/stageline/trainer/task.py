@@ -79,15 +79,3 @@ def refuse_data(task: Task) -> None:
         if len(samples) == 0:
             faults.add(f"the {name} set has no sample")
     faults.raise_if_any()
-
-
-def refuse_split(settings: TrainerConfig, world_size: int) -> None:
-    """Raise where a loss that is no sum over samples would be split; called with the first such loss."""
-    accumulate = settings.accumulate_grad_batches
-    if accumulate > 1 or world_size > 1:
-        raise ConfigError(
-            f"the loss of this stage may not be split (it is no sum over samples), but "
-            f"trainer.accumulate_grad_batches={accumulate} on {world_size} rank(s) splits it",
-            remedy="set trainer.accumulate_grad_batches, trainer.processes and trainer.nodes to 1; raise "
-            "trainer.batch_size instead",
-        )

@@ -14,7 +14,7 @@ from stageline.checkpoint.tensors import load_state, read_tensors
 from stageline.config import RunConfig, parse_yaml
 from stageline.errors import CheckpointError
 from stageline.families import family_config, load_family, parse_config
-from stageline.stage import stage_config
+from stageline.stage import stage_config, stage_raw
 from stageline.store import NotFoundError
 
 OF_THE_USER = ("data", "evaluate", "run", "root")
@@ -47,17 +47,19 @@ def admit_model(config: RunConfig, ref: CheckpointRef) -> tuple[RunConfig, nn.Mo
     config: the user's; what it states about the model must agree with the checkpoint, or be an ablation of it.
     """
     family = family_config(config.family)
-    own = stage_config(config, family.stages[ref.metadata.stage])
+    stage = family.stages[ref.metadata.stage]
+    own = stage_config(config, stage)
     raw = stated(own)
+    asked = family.asked({**stage_raw(config, stage, with_defaults=False), "family": config.family})
     weights: Literal["raw", "ema"] = getattr(getattr(own, "evaluate", None), "weights", "ema")
     shapes = {name: record.shape for name, record in ref.metadata.tensors.get("model", {}).items()}
-    family.agree(family.asked(raw), ref.metadata.facts, shapes, ref.uri)
+    family.agree(asked, ref.metadata.facts, shapes, ref.uri)
     admission = admit(
         ref,
         "evaluate",
         family=family.name,
         stages=family.stages.names,
-        facts=family.asked(raw),
+        facts=asked,
         rules=family.fact_rules,
         weights=weights,
         name_facts=family.name_facts,

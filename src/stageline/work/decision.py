@@ -11,7 +11,7 @@ from stageline.checkpoint.metadata import CheckpointMetadata
 from stageline.config import RunConfig
 from stageline.contract import FamilyConfig
 from stageline.errors import StagelineError, difference
-from stageline.stage import Stage, num_steps, stage_config, stage_fingerprint, stage_settings
+from stageline.stage import Stage, num_steps, refuse_split, stage_config, stage_fingerprint, stage_settings
 from stageline.store import Reference, Store
 from stageline.work.parents import Parent, stage_parents
 from stageline.work.record import Item
@@ -50,6 +50,7 @@ def decide_stage(config: RunConfig, family: FamilyConfig, stage: Stage, inputs: 
     """Compare what the stage depends on with what its committed checkpoints were made from."""
     try:
         own = stage_config(config, stage)
+        refuse_split(stage, own.trainer)
         family.check(own, stage)
         parents, faults = stage_parents(config, family, stage, inputs.handed_on)
         faults += _refusals(own, family, parents)

@@ -10,7 +10,7 @@ from stageline.checkpoint.layout import CheckpointRef, resolve
 from stageline.config import RunConfig
 from stageline.contract import FamilyConfig
 from stageline.errors import PlanError, StagelineError
-from stageline.stage import Stage, stage_config
+from stageline.stage import FROM_SCRATCH, Stage, stage_config
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ def stage_parents(
     for role, source in stage.parents.items():
         name = config.parents.get(stage.name, {}).get(role)
         try:
+            if name == FROM_SCRATCH:
+                continue
             if name:
                 parents[role] = given_parent(config, family, stage, role, name)
             elif source in handed_on:

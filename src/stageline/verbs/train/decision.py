@@ -13,7 +13,7 @@ from stageline.checkpoint.layout import CheckpointRef, StageDir, resolve
 from stageline.config import RunConfig
 from stageline.contract import FamilyConfig
 from stageline.errors import DataError, PlanError, StoreError
-from stageline.stage import Stage, stage_fingerprint
+from stageline.stage import FROM_SCRATCH, Stage, stage_fingerprint
 from stageline.store import Reference, open_store
 
 Action = Literal["run", "reuse", "continue"]
@@ -89,6 +89,8 @@ def _find_parents(
             name = config.parents.get(stage.name, {}).get(role, "")
             if not name and own.newest() is not None:
                 name = own.uri
+        if name == FROM_SCRATCH:
+            name = ""
         if not name:
             if role not in stage.optional_parents:
                 raise PlanError(

@@ -19,7 +19,7 @@ from stageline.contract import StageTask
 from stageline.data.prepared import materialise
 from stageline.errors import CheckpointError, difference
 from stageline.families import family_config, load_family
-from stageline.stage import num_steps, stage_config
+from stageline.stage import num_epochs, num_steps, refuse_split, stage_config
 from stageline.store import Reference
 from stageline.store.scratch import scratch_folder
 from stageline.trainer.assembly import assemble
@@ -75,6 +75,7 @@ def train_stage(
         stage = family.stages[stage_name]
         own = stage_config(config, stage)
         refuse_settings(own.trainer, has_cuda=torch.cuda.is_available())
+        refuse_split(stage, own.trainer)
         family.check(own, stage)
         work = describe_work(own, family, stage, data=data, parents=parents)
         session.work = work
@@ -187,11 +188,12 @@ def _build_task(work: Work, data_dir: Path) -> StageTask:
 def planned_steps(work: Work, task: Task, ranks: Ranks) -> int:
     """Optimizer steps of the stage, now that data and ranks are known."""
     settings = work.config.trainer
-    if settings.max_epochs is not None and settings.max_steps is None:
+    epochs = num_epochs(work.config, work.stage)
+    if epochs is not None:
         order = Order(
             task, work.config.seed, settings.batch_size, settings.accumulate_grad_batches, ranks.rank, ranks.size
         )
-        return order.steps_of_epochs(settings.max_epochs)
+        return order.steps_of_epochs(epochs)
     steps = num_steps(work.config, work.stage)
     assert steps is not None, "epochs were handled above"
     return steps

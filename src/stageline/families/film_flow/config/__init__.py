@@ -22,7 +22,7 @@ from stageline.families.film_flow.config.model import ModelConfig
 from stageline.families.film_flow.config.presets import PRESETS
 from stageline.families.film_flow.config.rules import raise_faults
 from stageline.families.film_flow.config.sections import DataConfig, EvaluateConfig, ImportConfig
-from stageline.families.film_flow.config.spellings import KeyFault, normalise, note_once
+from stageline.families.film_flow.config.spellings import KeyFault, normalise, note_once, same_keys
 from stageline.families.film_flow.data.origin import data_key, source_files
 from stageline.families.film_flow.facts import FACT_RULES, agree, facts, film_plan, summary
 from stageline.families.film_flow.inheritance import inherit
@@ -81,6 +81,11 @@ class FilmFlowConfig(RunConfig):
         *("family", "seed", "data"),
         *(f"model.{key}" for key in ModelConfig.model_fields if key not in NO_IDENTITY),
     )
+
+    @classmethod
+    def spellings(cls, key: str) -> tuple[str, ...]:
+        """The key, its published and its own name, and the key that holds the same number."""
+        return same_keys(key)
 
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray, **kwargs: Any) -> FilmFlowConfig:

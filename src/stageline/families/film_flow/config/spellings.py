@@ -93,6 +93,16 @@ def refusal(path: tuple[str, ...]) -> str | None:
     return next((why for prefix, why in REFUSED_PREFIXES.items() if path[-1].startswith(prefix)), None)
 
 
+def same_keys(key: str) -> tuple[str, ...]:
+    """Every dotted key that means the same setting, the key itself among them."""
+    home = MOVED.get(key, key)
+    found = {key, home, *(old for old, new in MOVED.items() if new == home)}
+    for pair in SAME:
+        if home in pair:
+            found |= set(pair)
+    return tuple(sorted(found))
+
+
 def normalise(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[KeyFault]]:
     """A copy of `raw` with moved keys at their home and refused keys out, and the faults found on the way."""
     result = _copy(raw)
