@@ -1,17 +1,19 @@
 """What a family is: two records, `FamilyConfig` (torch-free) and `Family`, and the protocol of a stage that is ready.
 
-Below trainer and families, so that both know it; torch is imported for the type checker alone.
+Below trainer and families, so that both know it; torch is imported for the type checker alone. Whatever is asked of a
+family about a stage is asked with `(config, stage)`: the config as that stage sees it (`stage.stage_config`) and the
+stage's declaration. What a family learns of a parent is a `Parent`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from stageline.config import RunConfig
-from stageline.stage import Inheritance, Stage, Stages
+from stageline.stage import Inheritance, Stage, Stages, Trains
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,13 +21,70 @@ if TYPE_CHECKING:
 
     from stageline.objectives.step import StageLoss, StepContext
 
-Item = tuple[int, int]
+SampleKey = tuple[int, int]
 """(epoch, index): what the training set is asked for; augmentation is a function of it and the seed."""
-
-
+Progress = Callable[[int, int, str], None]
+"""(done, total, what)"""
 Comparison = Literal["equal", "report", "ablatable"]
 """How a fact of the family is compared by a verb: it must be equal; a difference is only reported; or the config may
 ask for less than the file has (an ablation)."""
+
+
+@dataclass(frozen=True)
+class Parent:
+    """What a family learns of a parent.
+
+    role: which of the stage's parents.  stage: what its checkpoint is of.  facts: what that checkpoint says, or will
+    say, about itself.
+    """
+
+    role: str
+    stage: str
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class External:
+    """Weights that are not ours: a language model, an autoencoder.
+
+    name: the word for it in config, metadata and messages.  source: hub id or path.  revision: of the hub.
+    patterns: `fnmatch` patterns of the model's tensors that it supplies; () where it is no part of the state dict.
+    """
+
+    name: str
+    source: str
+    revision: str = ""
+    patterns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Split:
+    """A part of the prepared data that is made and read by itself.
+
+    name: `train`, `val`, `test` or the family's own.  key: the part of the config that it depends on, JSON values.
+    source_files: the files it is read from, sorted; () for synthetic data.
+    """
+
+    name: str
+    key: Mapping[str, Any]
+    source_files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Words:
+    """How a family names things to people; the report and the command line know no other words of it.
+
+    modes: evaluation mode -> caption.  metrics: metric -> caption.  pictures: picture -> caption of its columns.
+    main_metrics: at most ten, told first.  headline: sentence of the report's head; may use {metric} names.
+    higher_is_better: metrics whose larger value is the better one; of the others the smaller.
+    """
+
+    modes: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    main_metrics: tuple[str, ...] = ()
+    headline: str = ""
+    higher_is_better: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -33,38 +92,54 @@ class FamilyConfig:
     """The torch-free half of a family's record.
 
     config: its `RunConfig` subclass.  presets: name -> raw config, `tiny` among them.
-    facts(config): what a checkpoint of a stage with this (stage) config says about itself, JSON values.
+    facts(config, stage): what a checkpoint of this stage says about itself, JSON values.
     fact_rules: fact -> how `resume`, `seed` and `evaluate` compare it, e.g. {"vlm_film_trained_stages":
         {"resume": "equal", "seed": "report", "evaluate": "ablatable"}}. A fact without a rule must be equal.
-    inherit(parent_facts, config): what becomes of each section of a parent.
+    inherit(parent, config, stage): what becomes of each section of a parent.
+    splits(config, stage): the prepared splits that the stage reads; `evaluation_splits(config)` those of an evaluation.
+    check(config, stage): everything that can be refused about a stage's config before data or model are touched.
+    trains(config, stage): which parameters train; the stage's own patterns unless the family says otherwise.
+    externals(config, stage): weights that are not ours and that the stage needs.
+    default_stages(config): what `stages: null` means; opt-in stages never.
+    variant(config): the word that tells runs of one stage apart in their directories; "" where there is none.
+    run_name(config): the name of a run whose config gives none.
     asked(raw_config): the facts a user's own config *states* (absent keys are no statement), for evaluate.
-    data_key(config): the part of the config that prepared data depend on (seed included where it matters).
-    source_files(config): the files prepared data are read from, sorted; () for synthetic data.
-    num_samples(config, prepared_facts): training samples of one epoch, for planning epochs; None where nobody can say.
-    summary(config): lines about the model of a stage config, for people who look at a plan.
+    num_samples(config, stage, prepared_facts): training samples of one epoch; None where nobody can say.
+    summary(config, stage): lines about the model, for people who look at a plan.
     name_facts(shapes): the facts that tensor names and shapes of a checkpoint prove; compared whenever one is admitted.
     agree(asked, facts, shapes, where): refuses, in the family's own words, an evaluation whose config states other
         facts than the checkpoint at `where` has; before the general comparison.
+    words: names of modes, metrics and pictures for people.
     """
 
     name: str
     config: type[RunConfig]
     stages: Stages
     presets: Mapping[str, Mapping[str, Any]]
-    facts: Callable[[Any], dict[str, Any]]
+    facts: Callable[[Any, Stage], dict[str, Any]]
     fact_rules: Mapping[str, Mapping[str, Comparison]]
-    inherit: Callable[[Mapping[str, Any], Any], tuple[Inheritance, ...]]
+    inherit: Callable[[Parent, Any, Stage], tuple[Inheritance, ...]]
     data_key: Callable[[Any], dict[str, Any]]
     source_files: Callable[[Any], tuple[Path, ...]]
     check: Callable[[Any, Stage], None]
-    """Everything that can be refused about a stage's config before data or model are touched."""
+    trains: Callable[[Any, Stage], Trains] = lambda _config, stage: Trains(stage.trains)
+    externals: Callable[[Any, Stage], tuple[External, ...]] = lambda _config, _stage: ()
+    default_stages: Callable[[Any], Collection[str]] | None = None
+    variant: Callable[[Any], str] = lambda _config: ""
+    run_name: Callable[[Any], str] | None = None
     asked: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda _raw: {}
-    num_samples: Callable[[Any, Mapping[str, Any]], int | None] = lambda _config, _facts: None
-    summary: Callable[[Any], tuple[str, ...]] = lambda _config: ()
+    num_samples: Callable[[Any, Stage, Mapping[str, Any]], int | None] = lambda _config, _stage, _facts: None
+    summary: Callable[[Any, Stage], tuple[str, ...]] = lambda _config, _stage: ()
     name_facts: Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Any]] | None = None
     agree: Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, tuple[int, ...]], str], None] = (
         lambda _asked, _facts, _shapes, _where: None
     )
+    words: Words = Words()
+
+    def selected(self, config: RunConfig) -> tuple[Stage, ...]:
+        """The stages of this run, in the family's order; ConfigError with every fault of the keys that name stages."""
+        default = None if self.default_stages is None else tuple(self.default_stages(config))
+        return self.stages.selected(config, default)
 
 
 @dataclass(frozen=True)
@@ -85,15 +160,19 @@ class StageTask(Protocol):
 
     model: nn.Module
     """All of the family's own tensors. State-dict names are the checkpoint's names."""
-    train_set: Dataset[Any]
-    """Indexed by an `Item`; pure: the same item gives the same sample in any process."""
-    val_set: Dataset[Any]
-    """Indexed by int."""
+
+    @property
+    def train_set(self) -> Dataset[Any]:
+        """Indexed by a `SampleKey`; pure: the same key gives the same sample in any process."""
+
+    @property
+    def val_set(self) -> Dataset[Any]:
+        """Indexed by int."""
 
     def collate(self, samples: Sequence[Any]) -> Any:
         """Samples -> one batch (a dict or dataclass of tensors; Fabric moves it to the device)."""
 
-    def batch_items(self, epoch: int) -> Sequence[Item] | None:
+    def batch_items(self, epoch: int) -> Sequence[SampleKey] | None:
         """The order of one epoch, if the family wants its own; None takes the loop's f(seed, epoch)."""
 
     def loss(self, model: nn.Module, batch: Any, context: StepContext) -> StageLoss:
@@ -115,16 +194,19 @@ class StageTask(Protocol):
         """Modules that `fully_shard` wraps one by one, besides the root."""
 
     def facts(self) -> dict[str, Any]:
-        """What the checkpoint says about itself; must equal the torch-free `facts(config)` or the write fails."""
+        """What the checkpoint says about itself; must equal the torch-free `facts(config, stage)`."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Result of one evaluation.
 
-    metrics: name -> value.  num_samples: how many samples each mean is over.  rows: one mapping per sample (CSV).
+    metrics: name -> value, None (with a line in `reasons`) where there is none.
+    num_samples: how many samples each mean is over.
+    rows: one mapping per sample (CSV); () where they were given to `emit` one by one.
     panels: picture name -> (H, W, 3) uint8 arrays in reading order, written as PNG beside the metrics.
     provenance: what was evaluated (decoder stages used, origin, NFE, modes); a report without it is invalid.
+    reasons: metric -> why it is None.  files: name -> bytes of further files.
     """
 
     metrics: Mapping[str, Any]
@@ -132,28 +214,33 @@ class Evaluation:
     rows: Sequence[Mapping[str, Any]]
     panels: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Family:
     """A family's record.
 
-    build_model(config): the module of a stage config, randomly initialised from config.seed; on the meta device where
+    build_model(config, stage): the module of a stage, randomly initialised from config.seed; on the meta device where
         the caller sets one.
     build_task(config, stage, data_dir): model + data + loss of a stage; data_dir holds the prepared data.
     prepare(config, target, progress): write prepared data into the empty local folder `target`; returns facts for the
         manifest (counts, how labels were made). All faults of the source files at once, before the first write.
     evaluate(config, model, data_dir, progress): the family's metrics. config.evaluate says how.
     predict(config, model, paths, target, progress): pictures (or whatever the family makes) into `target`.
-    import_legacy(path, config_raw): a file of another program -> (raw config, tensors, report); weights_only.
+    import_files(paths, config_raw, stage): files of another program -> (raw config, tensors, report); weights_only.
+        stage: "" where the files themselves say it.
     section_of(name): which section of the checkpoint a tensor belongs to.
     """
 
     config: FamilyConfig
-    build_model: Callable[[Any], nn.Module]
-    build_task: Callable[[Any, str, Path], StageTask]
-    prepare: Callable[[Any, Path, Callable[[int, int, str], None]], dict[str, Any]]
-    evaluate: Callable[[Any, nn.Module, Path, Callable[[int, int, str], None]], Evaluation]
-    predict: Callable[[Any, nn.Module, Sequence[Path], Path, Callable[[int, int, str], None]], list[dict[str, Any]]]
-    import_legacy: Callable[[Path, Mapping[str, Any]], tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]]
+    build_model: Callable[[Any, Stage], nn.Module]
+    build_task: Callable[[Any, Stage, Path], StageTask]
+    prepare: Callable[[Any, Path, Progress], dict[str, Any]]
+    evaluate: Callable[[Any, nn.Module, Path, Progress], Evaluation]
+    predict: Callable[[Any, nn.Module, Sequence[Path], Path, Progress], list[dict[str, Any]]]
+    import_files: Callable[
+        [Sequence[Path], Mapping[str, Any], str], tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]
+    ]
     section_of: Callable[[str], str]

@@ -85,7 +85,7 @@ class Lab:
             stage_fingerprint=stage_fingerprint(own, stage, data, contents),
             settings=stage_settings(own),
             parents=records,
-            facts=family.facts(own),
+            facts=family.facts(own, stage),
             trained={"all": GroupRecord(tensors=1, parameters=1234)},
             data_digest=data,
         )

@@ -82,7 +82,7 @@ def _largest(config: RunConfig) -> int:
     from stageline.families import family_config
     from stageline.stage import stage_config
 
-    stages = family_config(config.family).stages.selected(config)
+    stages = family_config(config.family).selected(config)
     nodes: list[int] = [stage_config(config, stage).trainer.nodes for stage in stages]
     return max(nodes, default=1)
 

@@ -43,7 +43,7 @@ def import_file(
         asked = raw_preset(family or "film_flow", preset)
     asked = apply_overrides(asked, overrides, spellings_of(asked))
     record = load_family(str(asked["family"]))
-    raw, tensors, report = record.import_legacy(file, asked)
+    raw, tensors, report = record.import_files([file], asked, "")
     typed = parse_config({**raw, "run": run}, where=f"config of {file}")
     declared = family_config(typed.family)
     stage, own = _stage_of(typed, tensors, str(file))
@@ -56,7 +56,7 @@ def import_file(
         identity=fingerprint(json.loads(json.dumps(identity(typed)))),
         stage_fingerprint=stage_fingerprint(own, stage, "", {}),
         settings=stage_settings(own),
-        facts=declared.facts(own),
+        facts=declared.facts(own, stage),
         trained={
             "imported": GroupRecord(tensors=len(tensors), parameters=sum(tensor.numel() for tensor in tensors.values()))
         },
@@ -79,7 +79,7 @@ def _stage_of(config: RunConfig, tensors: Mapping[str, Tensor], where: str) -> t
         except ConfigError:  # this config is not of that stage
             continue
         with torch.device("meta"):
-            model = record.build_model(own)
+            model = record.build_model(own, stage)
         if records_of(model.state_dict()) == records_of(tensors):
             found.append((stage, own))
     if len(found) != 1:

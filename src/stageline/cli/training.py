@@ -107,7 +107,7 @@ def _counted(config: RunConfig, made: Plan) -> Plan:
         if item.kind == "stage" and item.action not in ("not selected", "blocked"):
             stage = family.stages[item.name]
             with torch.device("meta"):
-                model = record.build_model(stage_config(config, stage))
+                model = record.build_model(stage_config(config, stage), stage)
             sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
             trained = sum(n for name, n in sizes.items() if any(fnmatch.fnmatchcase(name, p) for p in stage.trains))
             item = replace(item, parameters={"trained": trained, "total": sum(sizes.values())})

@@ -60,7 +60,7 @@ def plain_config(config: RunConfig) -> dict[str, Any]:
 
 def item_names(config: RunConfig) -> tuple[str, ...]:
     """Everything of a run that can be a job, in order."""
-    stages = family_config(config.family).stages.selected(config)
+    stages = family_config(config.family).selected(config)
     return (PREPARE_ITEM, *(stage.name for stage in stages), EVALUATE_ITEM)
 
 
@@ -194,7 +194,7 @@ def _resolved_evaluation(config: RunConfig, data: str, root: Store) -> Prospect:
     from stageline.store import Reference
     from stageline.work.evaluations import evaluation_fingerprint, find_evaluation
 
-    last = family_config(config.family).stages.selected(config)[-1].name
+    last = family_config(config.family).selected(config)[-1].name
     planned = make_plan(config)[last]
     if planned.action != "reuse":
         raise PlanError(

@@ -24,7 +24,7 @@ REPORT = "report.html"
 def make_plan(config: RunConfig) -> Plan:
     """What a run of this config will do. ConfigError for stages, overrides or parents that do not exist."""
     family = family_config(config.family)
-    selected = family.stages.selected(config)
+    selected = family.selected(config)
     faults = Faults(ConfigError, "stages", f"stages of {config.family}: {', '.join(family.stages.names)}")
     faults.extend(family.stages.missing_parents(config, selected))
     faults.raise_if_any()
@@ -53,7 +53,7 @@ def make_plan(config: RunConfig) -> Plan:
     last = decisions[selected[-1].name]
     items.append(_plan_evaluation(config, run, data, last))
     items.append(_plan_report(run, items))
-    notes = family.summary(stage_config(config, selected[-1]))
+    notes = family.summary(stage_config(config, selected[-1]), selected[-1])
     return Plan(family.name, config.run, run.uri, tuple(items), notes)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stageline.objectives.step import seeded
-from stageline.trainer.task import Item, Task
+from stageline.trainer.task import SampleKey, Task
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Cursor:
 class MicroBatch:
     """One rank's part of one micro-batch. padding: its only item counts zero."""
 
-    items: tuple[Item, ...]
+    items: tuple[SampleKey, ...]
     padding: bool
 
 
@@ -46,7 +46,7 @@ class StepPlan:
     after: Cursor
 
 
-def epoch_order(num_samples: int, seed: int, epoch: int) -> list[Item]:
+def epoch_order(num_samples: int, seed: int, epoch: int) -> list[SampleKey]:
     """A permutation of the samples as a function of (seed, epoch)."""
     order: list[int] = torch.randperm(num_samples, generator=seeded("order", seed, epoch)).tolist()
     return [(epoch, index) for index in order]
@@ -66,7 +66,7 @@ class Order:
     rank: int
     world_size: int
 
-    def items(self, epoch: int) -> Sequence[Item]:
+    def items(self, epoch: int) -> Sequence[SampleKey]:
         """The family's own order of an epoch, or else ours."""
         own = self.task.batch_items(epoch)
         return epoch_order(len(self.task.train_set), self.seed, epoch) if own is None else own
@@ -84,7 +84,7 @@ class Order:
             yield StepPlan(self._micro_batches(group), len(group), after)
             cursor = after
 
-    def _micro_batches(self, group: Sequence[Item]) -> tuple[MicroBatch, ...]:
+    def _micro_batches(self, group: Sequence[SampleKey]) -> tuple[MicroBatch, ...]:
         width = self.batch_size * self.world_size
         parts = []
         for start in range(0, len(group), width):
@@ -99,13 +99,13 @@ class Order:
         return sum(-(-len(self.items(epoch)) // per_step) for epoch in range(epochs))
 
 
-class _Batches(Sampler[list[Item]]):
+class _Batches(Sampler[list[SampleKey]]):
     """The micro-batches of the steps to come, one after the other."""
 
     def __init__(self, order: Order, cursor: Cursor, count: int) -> None:
         self._order, self._cursor, self._count = order, cursor, count
 
-    def __iter__(self) -> Iterator[list[Item]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         for step in self._order.steps(self._cursor, self._count):
             for part in step.micro_batches:
                 yield list(part.items)

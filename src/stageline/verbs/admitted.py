@@ -70,7 +70,7 @@ def admit_model(config: RunConfig, ref: CheckpointRef) -> tuple[RunConfig, nn.Mo
         if key in raw:
             merged[key] = raw[key]
     built = parse_config(merged, where=f"config of {ref.uri}")
-    model = load_family(family.name).build_model(built)
+    model = load_family(family.name).build_model(built, family.stages[ref.metadata.stage])
     load_state(model, read_tensors(ref, weights), None, where=ref.uri)
     return built, _on_device(model.eval(), config), admission.notes
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from stageline import contract
 from stageline.checkpoint.layout import CheckpointRef, StageDir
 from stageline.checkpoint.metadata import CheckpointMetadata
 from stageline.config import RunConfig
@@ -53,7 +54,7 @@ def decide_stage(config: RunConfig, family: FamilyConfig, stage: Stage, inputs: 
         refuse_split(stage, own.trainer)
         family.check(own, stage)
         parents, faults = stage_parents(config, family, stage, inputs.handed_on)
-        faults += _refusals(own, family, parents)
+        faults += _refusals(own, family, stage, parents)
         directory = StageDir(inputs.root, config.run, stage.name)
         committed = directory.committed()
     except StagelineError as error:
@@ -65,7 +66,7 @@ def decide_stage(config: RunConfig, family: FamilyConfig, stage: Stage, inputs: 
             return Decision(Item(stage.name, "stage", "blocked", (f"parent {role}: {parent.stage!r} is blocked",)))
 
     newest = committed[-1].metadata if committed else None
-    steps = num_steps(own, stage, family.num_samples(own, inputs.data_facts))
+    steps = num_steps(own, stage, family.num_samples(own, stage, inputs.data_facts))
     item = Item(
         stage.name,
         "stage",
@@ -119,12 +120,14 @@ def _take_up(
     )
 
 
-def _refusals(own: RunConfig, family: FamilyConfig, parents: Mapping[str, Parent]) -> list[StagelineError]:
+def _refusals(
+    own: RunConfig, family: FamilyConfig, stage: Stage, parents: Mapping[str, Parent]
+) -> list[StagelineError]:
     """What the family itself refuses about its parents, before anything runs."""
     faults = []
     for parent in parents.values():
         try:
-            family.inherit(parent.facts, own)
+            family.inherit(contract.Parent(parent.role, parent.stage, parent.facts), own, stage)
         except StagelineError as error:
             faults.append(error)
     return faults

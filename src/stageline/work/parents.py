@@ -72,7 +72,7 @@ def stage_parents(
             elif source in handed_on:
                 ref = handed_on[source]
                 own = family.stages[source]
-                facts = ref.metadata.facts if ref else family.facts(stage_config(config, own))
+                facts = ref.metadata.facts if ref else family.facts(stage_config(config, own), own)
                 parents[role] = Parent(role, source, ref, facts)
         except StagelineError as error:
             faults.append(error)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from stageline.config import RunConfig, Settings
-from stageline.contract import FamilyConfig
+from stageline.contract import FamilyConfig, Parent
 from stageline.stage import Inheritance, Stage, Stages
 
 
@@ -44,7 +41,7 @@ STAGES = Stages(
 )
 
 
-def inherit(parent_facts: Mapping[str, Any], config: ToyConfig) -> tuple[Inheritance, ...]:
+def inherit(parent: Parent, config: ToyConfig, stage: Stage) -> tuple[Inheritance, ...]:
     head = "fresh" if config.model.fresh_head else "load"
     return (
         Inheritance("trunk", "load", "same shape", ("stem.*", "body.*", "strength")),
@@ -57,7 +54,7 @@ FAMILY_CONFIG = FamilyConfig(
     config=ToyConfig,
     stages=STAGES,
     presets={"tiny": {"family": "toy"}},
-    facts=lambda _config: {"width": 8},
+    facts=lambda _config, _stage: {"width": 8},
     fact_rules={},
     inherit=inherit,
     data_key=lambda config: {"data": config.data.model_dump(mode="json")},

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from stageline.stage import Stage
+
 from .config import FAMILY_CONFIG, ToyConfig
 from .toy import ToyTask
 
@@ -15,7 +17,7 @@ CHANGE: list[Any] = []
 """Functions that get each new task before it trains."""
 
 
-def build_task(config: ToyConfig, stage: str, data_dir: Path) -> ToyTask:
+def build_task(config: ToyConfig, stage: Stage, data_dir: Path) -> ToyTask:
     data = config.data
     task = ToyTask(
         num_train=data.num_train,

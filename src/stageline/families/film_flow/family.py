@@ -6,7 +6,7 @@ from stageline.contract import Family
 from stageline.families.film_flow.config import FAMILY_CONFIG
 from stageline.families.film_flow.data.sets import prepare
 from stageline.families.film_flow.evaluate import evaluate
-from stageline.families.film_flow.imports.legacy import import_legacy
+from stageline.families.film_flow.imports.legacy import import_files
 from stageline.families.film_flow.inheritance import section_of
 from stageline.families.film_flow.model.construction import build_model
 from stageline.families.film_flow.predict import predict
@@ -14,11 +14,11 @@ from stageline.families.film_flow.task import build_task
 
 FAMILY = Family(
     config=FAMILY_CONFIG,
-    build_model=build_model,
-    build_task=build_task,
+    build_model=lambda config, _stage: build_model(config),
+    build_task=lambda config, stage, folder: build_task(config, stage.name, folder),
     prepare=prepare,
     evaluate=evaluate,
     predict=predict,
-    import_legacy=import_legacy,
+    import_files=import_files,
     section_of=section_of,
 )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from stageline.contract import Item, ParameterGroup
+from stageline.contract import ParameterGroup, SampleKey
 from stageline.families.film_flow import losses
 from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.config import FilmFlowConfig
@@ -62,7 +62,7 @@ class FilmFlowTask:
         """Samples of one size -> a batch."""
         return self.data.collate(samples)
 
-    def batch_items(self, epoch: int) -> Sequence[Item] | None:
+    def batch_items(self, epoch: int) -> Sequence[SampleKey] | None:
         """The loop's own order."""
         del epoch
         return None

@@ -114,5 +114,5 @@ def panel_to_png(pixels: Any) -> bytes:
 
 def default_checkpoint(config: RunConfig) -> str:
     """The URI of the last selected stage of the config's own run."""
-    last = family_config(config.family).stages.selected(config)[-1]
+    last = family_config(config.family).selected(config)[-1]
     return open_store(config.root).child("runs", config.run, last.name).uri

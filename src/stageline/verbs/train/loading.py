@@ -10,6 +10,7 @@ from stageline.checkpoint.admission import admit
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.checkpoint.metadata import ParentRecord
 from stageline.checkpoint.tensors import load_state, read_tensors
+from stageline.contract import Parent
 from stageline.stage import stage_settings
 from stageline.verbs.train.decision import Work
 
@@ -21,7 +22,7 @@ def admit_resume(work: Work, ref: CheckpointRef) -> None:
         "resume",
         family=work.family.name,
         stages=[work.stage.name],
-        facts=work.family.facts(work.config),
+        facts=work.family.facts(work.config, work.stage),
         rules=work.family.fact_rules,
         stage_fingerprint=work.fingerprint,
         settings=stage_settings(work.config),
@@ -47,13 +48,13 @@ def seed_from_parents(work: Work, model: nn.Module) -> tuple[dict[str, ParentRec
             "seed",
             family=work.family.name,
             stages=list(work.stage.accepted(role)),
-            facts=work.family.facts(work.config),
+            facts=work.family.facts(work.config, work.stage),
             rules=work.family.fact_rules,
             weights=weights,
             name_facts=work.family.name_facts,
             hashes=False,
         )
-        sections = work.family.inherit(ref.metadata.facts, work.config)
+        sections = work.family.inherit(Parent(role, ref.metadata.stage, ref.metadata.facts), work.config, work.stage)
         accounting = load_state(model, read_tensors(ref, weights), sections, where=ref.uri)
         records[role] = ParentRecord(
             uri=ref.uri,

@@ -150,7 +150,7 @@ def make_provenance(
         stage_fingerprint=work.fingerprint,
         settings=stage_settings(work.config),
         parents=dict(parents),
-        facts=work.family.facts(work.config),
+        facts=work.family.facts(work.config, work.stage),
         trained={name: GroupRecord(**counts) for name, counts in groups.items() if counts["tensors"]},
         frozen={"frozen": GroupRecord(**count_parameters(own, frozen))} if frozen else {},
         data_digest=work.data_digest,

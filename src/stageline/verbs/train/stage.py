@@ -173,10 +173,10 @@ def _build_task(work: Work, data_dir: Path) -> StageTask:
     """The family's task; its facts must be those its config promises."""
     family = load_family(work.family.name)
     torch.manual_seed(work.config.seed)
-    task = family.build_task(work.config, work.stage.name, data_dir)
+    task = family.build_task(work.config, work.stage, data_dir)
     loop_task: Task = task  # the loop's own protocol has the same shape
     refuse_data(loop_task)
-    lines = difference(task.facts(), work.family.facts(work.config))
+    lines = difference(task.facts(), work.family.facts(work.config, work.stage))
     if lines:
         raise CheckpointError(
             f"stage {work.stage.name!r}: model and config disagree about their facts: {'; '.join(lines)}",

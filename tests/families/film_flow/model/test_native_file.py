@@ -22,6 +22,8 @@ from stageline.config import to_yaml
 from stageline.errors import CheckpointError
 from stageline.families import parse_config
 from stageline.families.film_flow.config import FAMILY_CONFIG, FilmFlowConfig
+from stageline.families.film_flow.facts import facts
+from stageline.families.film_flow.inheritance import inherit
 from stageline.families.film_flow.model.construction import build_model
 from stageline.families.film_flow.model.network import FilmFlowModel
 from stageline.verbs.admitted import admit_model
@@ -53,9 +55,9 @@ def commit(request: pytest.FixtureRequest) -> Callable[..., tuple[FilmFlowModel,
             if "fc2" in name:
                 parameter.data.normal_(0.0, 0.3, generator=rng)
         stage = "film" if stages else "backbone"
-        facts = FAMILY_CONFIG.facts(config)
+        said = facts(config)
         provenance = Provenance(
-            family="film_flow", stage=stage, run=run, identity=HASH, stage_fingerprint=HASH, facts=facts
+            family="film_flow", stage=stage, run=run, identity=HASH, stage_fingerprint=HASH, facts=said
         )
         root = f"memory://film-{abs(hash(request.node.nodeid))}"
         ref = commit_import(
@@ -217,13 +219,13 @@ def test_no_route_puts_tensors_under_another_plan(commit: Any) -> None:
                 verb,
                 family="film_flow",
                 stages=["film"],
-                facts=FAMILY_CONFIG.facts(config_of((0, 1))),
+                facts=facts(config_of((0, 1))),
                 rules=FAMILY_CONFIG.fact_rules,
             )
         assert "[0, 1]" in str(error.value)
         assert "[2, 3]" in str(error.value)
     with pytest.raises(CheckpointError) as error:
-        FAMILY_CONFIG.inherit(ref.metadata.facts, config_of((0, 1)))
+        inherit(ref.metadata.facts, config_of((0, 1)))
     assert error.value.code == "E_CFG_VS_CKPT"
     assert {int(s) for s in other.film} == set(other.plan.stages) == {0, 1}
     assert {info.key: ref.store.get(info.key) for info in ref.store.list()} == before

@@ -47,7 +47,7 @@ __all__ = [
     "window_condition",
 ]
 
-Item = tuple[int, int]
+SampleKey = tuple[int, int]
 
 
 class TrainSet(Dataset[Sample]):
@@ -78,7 +78,7 @@ class TrainSet(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.split.images) * self.num_samples_per_image
 
-    def __getitem__(self, item: Item) -> Sample:
+    def __getitem__(self, item: SampleKey) -> Sample:
         """The sample of (epoch, index)."""
         epoch, index = item
         if not 0 <= index < len(self):

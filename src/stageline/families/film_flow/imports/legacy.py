@@ -8,7 +8,7 @@ section or assumed, and each assumption stands in the report.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,23 @@ from stageline.families.film_flow.imports.names import MULTI_TASK, legacy_eviden
 from stageline.families.film_flow.imports.reading import LegacyReading
 from stageline.families.film_flow.model.fourier import half_plane
 from stageline.families.film_flow.model.network import FilmFlowModel
+
+
+def import_files(
+    paths: Sequence[Path],
+    config_raw: Mapping[str, Any],
+    stage: str,  # noqa: ARG001
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """One legacy checkpoint, see `import_legacy`; its tensors say which stage it is of.
+
+    paths: exactly one.  config_raw: the user's raw config.  stage: unused, the file decides.
+    """
+    if len(paths) != 1:
+        raise CheckpointError(
+            f"film_flow imports one file at a time, {len(paths)} were named: {', '.join(map(str, paths))}",
+            remedy="import them one after the other, each into a run of its own",
+        )
+    return import_legacy(paths[0], config_raw)
 
 
 def import_legacy(
