@@ -53,6 +53,26 @@ def test_another_identity_is_blocked_with_every_difference_and_the_flag(root: St
     assert compare_run(record, config()) == []
 
 
+def test_names_that_differ_in_capital_letters_alone_are_refused(root: Store) -> None:
+    claim_run(root, config())
+    with pytest.raises(PlanError, match="differ in capital letters alone") as caught:
+        claim_run(root, config().model_copy(update={"run": "A"}))
+    assert "'A'" in caught.value.message
+    assert "'a'" in caught.value.message
+    assert "run=a" in caught.value.remedy
+    assert read_run(root, "A") is None
+    assert claim_run(root, config()).run == "a"
+    assert claim_run(root, config().model_copy(update={"run": "a.b"})).run == "a.b"
+
+
+def test_a_file_system_without_capital_letters_joins_nothing(root: Store) -> None:
+    """Where `runs/A` is `runs/a`, the record found there has the other name."""
+    record = claim_run(root, config())
+    root.put("runs/A/run.json", record.to_bytes())
+    with pytest.raises(PlanError, match="is called 'a', and 'A' is asked for"):
+        claim_run(root, config().model_copy(update={"run": "A"}))
+
+
 def test_two_threads_with_two_identities_get_one_run(root: Store) -> None:
     start = threading.Barrier(2)
     joined: list[int] = []

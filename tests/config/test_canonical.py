@@ -15,6 +15,7 @@ from stageline.config import (
     RunConfig,
     Settings,
     TrainerConfig,
+    added,
     canonical_json,
     fingerprint,
     flatten,
@@ -61,6 +62,7 @@ OPERATIONAL_CHANGES: list[dict[str, Any]] = [
     {"trainer": {"checkpoint_every_steps": 5}},
     {"trainer": {"metrics_port": 9090}},
     {"trainer": {"max_seconds": 2.0}},
+    {"code": ["own/losses.py"]},
     {"model": {"parts": [{"cache": "off"}]}},
     {"model": {"named": {"a": {"cache": "off"}}}},
     {"data": {"cache": "off"}},
@@ -72,6 +74,8 @@ SEMANTIC_CHANGES: list[dict[str, Any]] = [
     {"trainer": {"processes": 2}},
     {"trainer": {"nodes": 2}},
     {"trainer": {"max_steps": 5}},
+    {"trainer": {"warmup_steps": 5}},
+    {"trainer": {"schedule_power": 2.0}},
     {"model": {"rate": 0.25}},
     {"model": {"parts": [{"depth": 3}]}},
     {"model": {"parts": []}},
@@ -104,6 +108,21 @@ def test_only_the_number_of_ranks_in_all_counts(nodes: int) -> None:
     assert semantic(spread)["trainer"]["processes"] == 4
     assert "nodes" not in semantic(spread)["trainer"]
     assert fingerprint(semantic(spread)) != fingerprint(semantic(config_of({})))
+
+
+class Grown(TinyConfig):
+    """A config whose class has got a field since it was first used."""
+
+    power: float = added(1.0)
+    extras: tuple[int, ...] = added(())
+
+
+def test_a_field_that_was_added_is_no_part_of_the_fingerprint_at_its_default() -> None:
+    before = semantic(config_of({}))
+    assert semantic(validate({}, Grown, "test")) == before
+    assert semantic(validate({"power": 1, "extras": []}, Grown, "test")) == before
+    changed = semantic(validate({"power": 2.0, "extras": [3]}, Grown, "test"))
+    assert changed == {**before, "power": 2.0, "extras": [3]}
 
 
 def test_a_default_written_out_is_the_default() -> None:
@@ -213,6 +232,6 @@ def test_canonical_json_is_a_fixed_point(value: object) -> None:
 
 def test_the_resolved_yaml_writes_defaults_out() -> None:
     plain = parse_yaml(to_yaml(config_of({})), "written")
-    assert plain["trainer"]["keep"] == {"last": 2, "best": 1, "every_steps": 0}
+    assert plain["trainer"]["keep"] == {"last": 2, "best": 1, "every_steps": 0, "unfinished": 1}
     assert set(plain["trainer"]) == set(TrainerConfig.model_fields)
     assert RetentionConfig(**plain["trainer"]["keep"]) == RetentionConfig()

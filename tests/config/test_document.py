@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stageline.config import apply_overrides, parse_yaml, read_yaml, set_dotted
+from stageline.config import apply_overrides, parse_yaml, read_yaml, replaced_overrides, set_dotted
 from stageline.errors import ConfigError
 
 
@@ -136,6 +136,73 @@ def test_all_bad_overrides_are_named_at_once() -> None:
     assert "6 faults" in text
     for part in ("'noequals'", "'=1'", "'a..b=1'", "seed is not a section", "'a=['", "stands twice"):
         assert part in text
+
+
+PER_STAGE = {
+    "trainer": {"max_steps": 5},
+    "stage_overrides": {
+        "a": {"trainer.max_steps": 80, "trainer.keep.last": 3, "model": {"width": 4, "gate": {"on": True}}},
+        "b": {"trainer": {"max_steps": 250}},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "left", "replaced"),
+    [
+        pytest.param(
+            "trainer.max_steps=1",
+            {"a": {"trainer.keep.last": 3, "model": {"width": 4, "gate": {"on": True}}}},
+            ["a.trainer.max_steps", "b.trainer.max_steps"],
+            id="dotted-and-nested",
+        ),
+        pytest.param(
+            "trainer={}",
+            {"a": {"model": {"width": 4, "gate": {"on": True}}}},
+            ["a.trainer.max_steps", "a.trainer.keep.last", "b.trainer"],
+            id="what-lies-below",
+        ),
+        pytest.param(
+            "model.gate.on=false",
+            {"a": {"trainer.max_steps": 80, "trainer.keep.last": 3, "model": {"width": 4}}, "b": {"trainer": {"max_steps": 250}}},
+            ["a.model.gate.on"],
+            id="one-leaf-of-a-section",
+        ),
+        pytest.param("trainer.max_step=1", PER_STAGE["stage_overrides"], [], id="names-that-begin-alike"),
+        pytest.param("trainer.max_steps.x=1", PER_STAGE["stage_overrides"], [], id="below-a-value"),
+    ],
+)  # fmt: skip
+def test_a_key_of_the_command_line_takes_the_place_of_the_files_stage_overrides(key, left, replaced) -> None:
+    assert replaced_overrides(PER_STAGE, [key]) == [f"stage_overrides.{name}" for name in replaced]
+    if not key.startswith("trainer.max_steps.x"):  # which is no section, and refused
+        assert apply_overrides(PER_STAGE, [key])["stage_overrides"] == left
+    assert PER_STAGE["stage_overrides"]["a"]["trainer.max_steps"] == 80
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_stage_override_of_the_command_line_wins_in_any_order(turned: bool) -> None:
+    words = ["stage_overrides.a.trainer.max_steps=7", "trainer.max_steps=300"]
+    merged = apply_overrides(PER_STAGE, words[::-1] if turned else words)
+    assert merged["trainer"]["max_steps"] == 300
+    assert merged["stage_overrides"]["a"]["trainer"] == {"max_steps": 7}
+    assert "trainer.max_steps" not in merged["stage_overrides"]["a"]
+    assert "b" not in merged["stage_overrides"]
+
+
+def test_nothing_is_left_of_stage_overrides_that_are_all_replaced() -> None:
+    raw = {"stage_overrides": {"a": {"trainer.max_steps": 80}}}
+    assert apply_overrides(raw, ["trainer.max_steps=1"]) == {"trainer": {"max_steps": 1}}
+
+
+def test_another_spelling_of_a_key_takes_its_place_too() -> None:
+    def spellings(key: str) -> tuple[str, ...]:
+        return ("model.rate", "trainer.rate") if key in ("model.rate", "trainer.rate") else (key,)
+
+    raw = {"stage_overrides": {"a": {"model.rate": 1, "trainer": {"rate": 2}, "seed": 3}}}
+    assert apply_overrides(raw, ["trainer.rate=5"], spellings)["stage_overrides"] == {"a": {"seed": 3}}
+    assert replaced_overrides(raw, ["model.rate=5"], spellings) == [
+        "stage_overrides.a.model.rate", "stage_overrides.a.trainer.rate",
+    ]  # fmt: skip
 
 
 def test_set_dotted_tells_what_is_in_the_way() -> None:

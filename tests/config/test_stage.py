@@ -6,9 +6,28 @@ from typing import Any
 
 import pytest
 
-from stageline.config import RunConfig, Settings, operational, validate
+from stageline.config import RunConfig, Settings, TrainerConfig, apply_overrides, operational, validate
 from stageline.errors import ConfigError
-from stageline.stage import Inheritance, Stage, Stages, num_steps, stage_config, stage_fingerprint, stage_settings
+from stageline.stage import (
+    Inheritance,
+    Stage,
+    Stages,
+    Trains,
+    num_epochs,
+    num_steps,
+    refuse_split,
+    stage_config,
+    stage_fingerprint,
+    stage_raw,
+    stage_settings,
+)
+
+
+class Gate(Settings):
+    """A section in a section."""
+
+    strength: float = 1.0
+    radius: int = 3
 
 
 class Model(Settings):
@@ -17,6 +36,8 @@ class Model(Settings):
     width: int = 8
     film: bool = True
     cache: str = operational("auto")
+    sizes: dict[str, int] = {}
+    gate: Gate | None = Gate()
 
 
 class TwoStageConfig(RunConfig):
@@ -34,6 +55,8 @@ FILM = Stage(
 )  # fmt: skip
 LAST = Stage("last", trains=("*",), objective="flow", steps=7, metric="dice", parents={"default": "film"})
 STAGES = Stages(BACKBONE, FILM, LAST)
+EXTRA = Stage("extra", objective="flow", epochs=2, metric="dice", opt_in=True, parents={"default": "film"})
+WITH_EXTRA = Stages(BACKBONE, FILM, LAST, EXTRA)
 
 
 def config_of(**raw: Any) -> TwoStageConfig:
@@ -53,10 +76,36 @@ def test_an_optional_parent_may_be_absent() -> None:
     assert names(config_of(stages=["film"])) == ["film"]
 
 
-def test_a_required_parent_must_be_in_the_run_or_given() -> None:
-    with pytest.raises(ConfigError, match=r"'last' needs 'film' before it, or parents\.last\.default=<checkpoint>"):
-        STAGES.selected(config_of(stages=["last"]))
-    assert names(config_of(stages=["last"], parents={"last": {"default": "runs/a/film"}})) == ["last"]
+def test_required_parents_that_are_neither_in_the_run_nor_given_are_named() -> None:
+    def missing(**raw: Any) -> list[str]:
+        config = config_of(**raw)
+        return STAGES.missing_parents(config, STAGES.selected(config))
+
+    (sentence,) = missing(stages=["last"])
+    assert sentence == "stages: 'last' needs 'film' before it, or parents.last.default=<checkpoint>"
+    assert missing(stages=["last"], parents={"last": {"default": "runs/a/film"}}) == []
+    assert missing(stages=["film"]) == missing() == []
+
+
+def test_only_an_optional_parent_may_be_none() -> None:
+    assert names(config_of(parents={"film": {"default": "none"}})) == ["backbone", "film", "last"]
+    with pytest.raises(
+        ConfigError, match=r"parents\.last\.default: none, but 'last' cannot start from scratch"
+    ) as caught:
+        STAGES.selected(config_of(parents={"last": {"default": "none"}}))
+    assert "name a checkpoint of 'film'" in str(caught.value)
+
+
+def test_an_opt_in_stage_is_trained_only_where_it_is_named() -> None:
+    assert [stage.name for stage in WITH_EXTRA.selected(config_of())] == ["backbone", "film", "last"]
+    assert [stage.name for stage in WITH_EXTRA.selected(config_of(stages=["extra", "film"]))] == ["film", "extra"]
+
+
+def test_a_family_may_say_what_no_selection_means() -> None:
+    assert [stage.name for stage in STAGES.selected(config_of(), default=["last", "film"])] == ["film", "last"]
+    assert [stage.name for stage in STAGES.selected(config_of(stages=["backbone"]), default=["film"])] == ["backbone"]
+    with pytest.raises(AssertionError, match="no stages of this family"):
+        STAGES.selected(config_of(), default=["flim"])
 
 
 def test_every_fault_of_the_selection_at_once() -> None:
@@ -98,12 +147,122 @@ def test_a_stage_by_name() -> None:
     [
         pytest.param((FILM, BACKBONE), id="child-before-parent"),
         pytest.param((BACKBONE, BACKBONE), id="twice"),
-        pytest.param((BACKBONE, Stage("x", objective="o", steps=1, metric="m")), id="no-such-role"),
+        pytest.param(
+            (BACKBONE, FILM, EXTRA, Stage("x", objective="o", steps=1, metric="m", parents={"default": "extra"})),
+            id="needs-an-opt-in-stage",
+        ),
     ],
 )
 def test_a_wrong_declaration_is_our_own_fault(stages: tuple[Stage, ...]) -> None:
     with pytest.raises(AssertionError):
         Stages(*stages)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param({}, id="no-length"),
+        pytest.param({"steps": 1, "epochs": 1}, id="two-lengths"),
+        pytest.param({"steps": 0}, id="no-step"),
+        pytest.param({"steps": 1, "optional_parents": frozenset({"y"})}, id="no-such-optional-role"),
+        pytest.param({"steps": 1, "also_from": {"y": ("film",)}}, id="no-such-role"),
+    ],
+)
+def test_a_wrong_stage_is_our_own_fault(wrong: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError):
+        Stage("x", objective="o", metric="m", **wrong)
+
+
+def test_what_trains_is_what_is_included_and_not_excluded() -> None:
+    trains = Trains(("film.*", "head.[ab].weight"), exclude=("film.norm*",))
+    matched = ["film.0.weight", "film.a.b", "head.a.weight", "film.normal"]
+    assert [name for name in [*matched, "head.c.weight", "Film.0", "film"] if trains.matches(name)] == matched[:3]
+    assert not Trains(()).matches("film.0")
+
+
+DEFAULTS = {"trainer.max_epochs": 3, "trainer.warmup_fraction": 0.1, "model.width": 5, "model.gate": {"strength": 0.5}}
+
+
+def with_defaults(config: TwoStageConfig, defaults: dict[str, Any] | None = None, **stage: Any) -> TwoStageConfig:
+    defaults = DEFAULTS if defaults is None else defaults
+    return stage_config(config, Stage("film", objective="o", steps=1, metric="m", defaults=defaults, **stage))
+
+
+def test_defaults_apply_where_nothing_is_stated() -> None:
+    own = with_defaults(config_of(trainer={"batch_size": 2}))
+    assert (own.trainer.max_epochs, own.trainer.warmup_fraction, own.trainer.batch_size) == (3, 0.1, 2)
+    assert own.model == Model(width=5, gate=Gate(strength=0.5))
+
+
+@pytest.mark.parametrize(
+    "stronger",
+    [
+        pytest.param({"model": {"width": 8}}, id="file-even-with-the-classes-default"),
+        pytest.param({"stage_overrides": {"film": {"model.width": 8}}}, id="dotted-override"),
+        pytest.param({"stage_overrides": {"film": {"model": {"width": 8}}}}, id="nested-override"),
+    ],
+)
+def test_everything_wins_over_a_default(stronger: dict[str, Any]) -> None:
+    own = with_defaults(config_of(**stronger))
+    assert (own.model.width, own.model.gate) == (8, Gate(strength=0.5))
+    assert with_defaults(config_of(), patch={"model.width": 8}).model.width == 8
+
+
+def test_a_default_leaves_its_neighbours_in_a_section_alone() -> None:
+    assert with_defaults(config_of(model={"gate": {"radius": 9}})).model.gate == Gate(strength=0.5, radius=9)
+    assert with_defaults(config_of(model={"gate": None})).model.gate is None
+
+
+def test_a_default_mapping_is_one_value() -> None:
+    defaults = {"model.sizes": {"a": 1, "b": 2}}
+    assert with_defaults(config_of(), defaults).model.sizes == {"a": 1, "b": 2}
+    assert with_defaults(config_of(model={"sizes": {"c": 3}}), defaults).model.sizes == {"c": 3}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "expected"),
+    [
+        pytest.param({"max_steps": 9, "warmup_steps": 4}, (9, None, 4, 0.0), id="alternatives"),
+        pytest.param({"max_steps": None}, (None, 3, 0, 0.1), id="null-is-no-alternative"),
+        pytest.param({"max_epochs": None}, (None, None, 0, 0.1), id="null-is-stated"),
+    ],
+)
+def test_a_default_gives_way_to_another_way_of_saying_it(trainer: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    own = with_defaults(config_of(trainer=trainer)).trainer
+    assert (own.max_steps, own.max_epochs, own.warmup_steps, own.warmup_fraction) == expected
+
+
+class Respelt(TwoStageConfig):
+    """A family with two names for one setting."""
+
+    @classmethod
+    def spellings(cls, key: str) -> tuple[str, ...]:
+        pair = ("model.width", "evaluate.width")
+        return pair if key in pair else (key,)
+
+
+def test_a_default_gives_way_to_another_spelling() -> None:
+    config = validate({"evaluate": {"width": 1}}, Respelt, "test")
+    assert with_defaults(config).model.width == 8
+    assert with_defaults(validate({"evaluate": {"film": False}}, Respelt, "test")).model.width == 5
+
+
+def test_what_the_user_states_is_known_without_defaults() -> None:
+    stage = Stage("film", objective="o", steps=1, metric="m", defaults=DEFAULTS, patch={"model.film": False})
+    config = config_of(model={"width": 4}, stage_overrides={"film": {"seed": 3}})
+    assert stage_raw(config, stage, with_defaults=False) == {"model": {"width": 4, "film": False}, "seed": 3}
+
+
+def test_a_default_that_is_no_key_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"config of stage film.*\n.*model\.widht"):
+        with_defaults(config_of(), {"model.widht": 5})
+
+
+def test_the_command_line_reaches_every_stage() -> None:
+    raw = {"family": "two", "stage_overrides": {"film": {"trainer.max_steps": 250, "seed": 3}}}
+    config = validate(apply_overrides(raw, ["trainer.max_steps=300"]), TwoStageConfig, "test")
+    assert num_steps(stage_config(config, FILM), FILM) == num_steps(stage_config(config, BACKBONE), BACKBONE) == 300
+    assert stage_config(config, FILM).seed == 3
 
 
 def test_the_patch_comes_before_the_overrides() -> None:
@@ -168,6 +327,50 @@ def test_every_override_that_meets_no_section_is_named() -> None:
 )
 def test_number_of_steps(trainer: dict[str, Any], num_samples: int | None, steps: int | None) -> None:
     assert num_steps(config_of(trainer=trainer), BACKBONE, num_samples) == steps
+
+
+def test_a_stage_may_be_so_many_epochs_long() -> None:
+    assert num_steps(config_of(trainer={"batch_size": 4}), EXTRA, 10) == 6
+    assert num_steps(config_of(), EXTRA) is None
+    assert num_steps(config_of(trainer={"max_steps": 7}), EXTRA) == 7
+    assert num_steps(config_of(trainer={"max_epochs": 1, "batch_size": 4}), EXTRA, 10) == 3
+    assert [num_epochs(config_of(trainer=t), EXTRA) for t in ({}, {"max_steps": 7}, {"max_epochs": 5})] == [2, None, 5]
+    assert num_epochs(config_of(), BACKBONE) is None
+
+
+def test_a_loss_over_ranks_has_no_incomplete_group() -> None:
+    stage = Stage("x", objective="o", epochs=2, metric="m", loss_over="ranks")
+    assert num_steps(config_of(trainer={"batch_size": 4, "processes": 2}), stage, 23) == 4
+
+
+@pytest.mark.parametrize(
+    ("loss_over", "trainer", "named"),
+    [
+        pytest.param("any", {"accumulate_grad_batches": 4, "processes": 2}, [], id="any"),
+        pytest.param("ranks", {"processes": 2, "nodes": 2}, [], id="ranks-over-ranks"),
+        pytest.param("ranks", {"accumulate_grad_batches": 4}, ["accumulate_grad_batches=4"], id="ranks-over-batches"),
+        pytest.param("none", {}, [], id="none-alone"),
+        pytest.param("none", {"nodes": 2}, ["nodes=2 x trainer.processes=1", "over 2 ranks"], id="none-over-nodes"),
+        pytest.param(
+            "none",
+            {"accumulate_grad_batches": 4, "processes": 2},
+            ["accumulate_grad_batches=4", "nodes=1 x trainer.processes=2"],
+            id="none-over-both",
+        ),
+    ],
+)
+def test_a_loss_that_may_not_be_split_is_refused(loss_over: Any, trainer: dict[str, Any], named: list[str]) -> None:
+    stage = Stage("x", objective="o", steps=1, metric="m", loss_over=loss_over)
+    settings = TrainerConfig(**trainer)
+    if not named:
+        refuse_split(stage, settings)
+        return
+    with pytest.raises(ConfigError, match="the loss of stage 'x' may ") as caught:
+        refuse_split(stage, settings)
+    for part in named:
+        assert part in caught.value.message
+    assert ("trainer.accumulate_grad_batches=1" in caught.value.remedy) == ("accumulate_grad_batches" in trainer)
+    assert ("trainer.processes=1" in caught.value.remedy) == (loss_over == "none")
 
 
 def fingerprint_of(config: TwoStageConfig, data: str = "d", **parents: str) -> str:

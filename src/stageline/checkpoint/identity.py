@@ -85,6 +85,21 @@ def read_run(root: Store | str, run: str) -> RunRecord | None:
     return record
 
 
+def refuse_alike(root: Store | str, run: str) -> None:
+    """PlanError where the name of another run differs from this one in capital letters alone.
+
+    Some file systems, and people, take the two for one.
+    """
+    store = root if isinstance(root, Store) else open_store(root)
+    alike = [name for name in store.folders("runs") if name != run and name.lower() == run.lower()]
+    if alike:
+        raise PlanError(
+            f"the run {run!r} would lie beside {alike[0]!r} at {store.child('runs').uri!r}, and the names differ in "
+            "capital letters alone",
+            remedy=f"say run={alike[0]}, or start a new run: run=<new name>",
+        )
+
+
 def compare_run(record: RunRecord, config: RunConfig) -> list[str]:
     """In which fields a config is another run than the record, one line each: `key: recorded -> asked`."""
     own = json.loads(json.dumps(identity(config)))
@@ -98,7 +113,8 @@ def claim_run(
 ) -> RunRecord:
     """Claim `config.run` for this config's identity, or join the run that has it already.
 
-    stages: names for the record.  PlanError if the name belongs to another identity, with the differing fields.
+    stages: names for the record.  PlanError if the name belongs to another identity, with the differing fields, or is
+    another run's but for capital letters.
     """
     own = json.loads(json.dumps(identity(config)))
     record = RunRecord(
@@ -113,12 +129,19 @@ def claim_run(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     store = run_store(root, config.run)
+    if not store.exists(RUN_NAME):
+        refuse_alike(root, config.run)
     if store.create(RUN_NAME, record.to_bytes()):
         return record
     there = read_run(root, config.run)
     if there is None:
         raise PlanError(
             f"{store.uri}/{RUN_NAME} came and went", remedy="start again; is another process deleting runs?"
+        )
+    if there.run != config.run and there.run.lower() == config.run.lower():  # the file system takes them for one
+        raise PlanError(
+            f"the run at {store.uri!r} is called {there.run!r}, and {config.run!r} is asked for",
+            remedy=f"say run={there.run}, or start a new run: run=<new name>",
         )
     lines = compare_run(there, config)
     if lines:

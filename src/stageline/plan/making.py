@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from stageline.checkpoint.identity import compare_run, read_run
+from stageline.checkpoint.identity import RUN_NAME, compare_run, read_run, refuse_alike
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.config import RunConfig, flatten
 from stageline.contract import FamilyConfig
@@ -30,6 +30,8 @@ def make_plan(config: RunConfig) -> Plan:
     faults.raise_if_any()
     root = open_store(config.root)
     run = root.child("runs", config.run)
+    if not run.exists(RUN_NAME):
+        refuse_alike(root, config.run)
     foreign = _identity_difference(root, config)
     if foreign:
         return Plan(family.name, config.run, run.uri, _all_blocked(family, selected, foreign))

@@ -37,6 +37,16 @@ STAGES = Stages(
         parents={"default": "base"},
     ),
     Stage("loose", trains=("nothing.*",), objective="mse", steps=2, metric="error", direction="min"),
+    Stage(
+        "whole",
+        trains=("*",),
+        objective="mse",
+        steps=10,
+        metric="error",
+        direction="min",
+        opt_in=True,
+        loss_over="none",
+    ),
     Stage("unmeasured", trains=("*",), objective="mse", steps=2, metric="absent", direction="min"),
 )
 
