@@ -164,7 +164,7 @@ PER_STAGE = {
         ),
         pytest.param(
             "model.gate.on=false",
-            {"a": {"trainer.max_steps": 80, "trainer.keep.last": 3, "model": {"width": 4}}, "b": {"trainer": {"max_steps": 250}}},
+            {**PER_STAGE["stage_overrides"], "a": {"trainer.max_steps": 80, "trainer.keep.last": 3, "model": {"width": 4}}},
             ["a.model.gate.on"],
             id="one-leaf-of-a-section",
         ),

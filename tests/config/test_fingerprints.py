@@ -57,3 +57,12 @@ def test_a_stage_of_a_preset_keeps_its_fingerprint(preset: str, stage: str) -> N
 @pytest.mark.parametrize("preset", IDENTITIES)
 def test_a_preset_keeps_its_identity(preset: str) -> None:
     assert fingerprint(identity(parse_config(raw_preset("film_flow", preset)))) == IDENTITIES[preset]
+
+
+@pytest.mark.parametrize("key", ["data.train_bs", "trainer.batch_size"])
+def test_the_command_line_replaces_a_published_spelling_too(key: str) -> None:
+    raw = raw_preset("film_flow", "tiny")
+    raw["stage_overrides"]["film"][key] = 2
+    stage = family_config("film_flow").stages["film"]
+    assert stage_config(parse_config(raw), stage).trainer.batch_size == 2
+    assert stage_config(parse_config(raw, ["trainer.batch_size=4"]), stage).trainer.batch_size == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import Field
 
 from stageline.config import RunConfig, Settings, TrainerConfig, apply_overrides, operational, validate
 from stageline.errors import ConfigError
@@ -36,7 +37,7 @@ class Model(Settings):
     width: int = 8
     film: bool = True
     cache: str = operational("auto")
-    sizes: dict[str, int] = {}
+    sizes: dict[str, int] = Field(default_factory=dict)
     gate: Gate | None = Gate()
 
 
