@@ -164,7 +164,10 @@ PER_STAGE = {
         ),
         pytest.param(
             "model.gate.on=false",
-            {**PER_STAGE["stage_overrides"], "a": {"trainer.max_steps": 80, "trainer.keep.last": 3, "model": {"width": 4}}},
+            {
+                "a": {"trainer.max_steps": 80, "trainer.keep.last": 3, "model": {"width": 4}},
+                "b": {"trainer": {"max_steps": 250}},
+            },
             ["a.model.gate.on"],
             id="one-leaf-of-a-section",
         ),
