@@ -66,6 +66,15 @@ def test_overrides_win_over_parameters_and_quotes_hold_words_together() -> None:
     assert request.config.cluster.labels == {"team": "a"}
 
 
+def test_parameters_and_overrides_take_the_place_of_stage_overrides_as_on_the_command_line() -> None:
+    text = "stage_overrides: {film: {trainer.nodes: 3, trainer.max_steps: 9, trainer.learning_rate: 0.1}}"
+    request = ask(preset="", config=text, workers=2, overrides="trainer.max_steps=300")
+    assert request.config.stage_overrides == {"film": {"trainer.learning_rate": 0.1}}
+    assert request.raw["stage_overrides"] == request.config.stage_overrides
+    again = ask(preset="", config=text, workers=2, overrides="stage_overrides.film.trainer.nodes=1")
+    assert again.config.stage_overrides["film"]["trainer"] == {"nodes": 1}
+
+
 @pytest.mark.parametrize("text", ["family: film_flow\nrun: a\n", '{"family": "film_flow", "run": "a"}', "run: a"])
 def test_a_config_is_yaml_or_json(text: str) -> None:
     request = ask(preset="", config=text)

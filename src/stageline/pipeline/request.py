@@ -63,7 +63,7 @@ def read_request(parameters: Mapping[str, Any]) -> Request:
     _apply(raw, words, SETTINGS, faults)
     if str(raw.get("root")).startswith("s3://") or words.get("s3_endpoint"):
         _apply(raw, words, S3_SETTINGS, faults)
-        _apply(raw, {name: words.get(name, "") for name in _mounted(raw)}, MOUNTED, faults)
+        _apply(raw, {name: words.get(name, "") for name in _mounted(raw)}, MOUNTED, faults, of_a_person=False)
     overrides = words.get("overrides", "")
     raw = _collect(faults, lambda: apply_overrides(raw, _words("overrides", overrides), spellings_of(raw))) or raw
     if launcher not in LAUNCHERS:
@@ -102,9 +102,17 @@ def _base(words: Mapping[str, str], faults: Faults) -> dict[str, Any]:
 
 
 def _apply(
-    raw: dict[str, Any], words: Mapping[str, str], settings: Mapping[str, tuple[str, Reader]], faults: Faults
+    raw: dict[str, Any],
+    words: Mapping[str, str],
+    settings: Mapping[str, tuple[str, Reader]],
+    faults: Faults,
+    *,
+    of_a_person: bool = True,
 ) -> None:
-    """Write the parameters that were given into the config, as the command line would."""
+    """Write the parameters that were given into the config.
+
+    of_a_person: what somebody says here takes the place of the config's `stage_overrides`, as on the command line.
+    """
     for name, (key, read) in settings.items():
         if words.get(name) in NOT_GIVEN:
             continue
@@ -115,7 +123,8 @@ def _apply(
             continue
         if clash:
             faults.add(f"{name}: {clash} is not a section of the config")
-        drop_stage_overrides(raw, key, spellings_of(raw))
+        if of_a_person:
+            drop_stage_overrides(raw, key, spellings_of(raw))
 
 
 def _text(name: str, value: str) -> str:
