@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -138,7 +139,7 @@ def test_all_bad_overrides_are_named_at_once() -> None:
         assert part in text
 
 
-PER_STAGE = {
+PER_STAGE: dict[str, Any] = {
     "trainer": {"max_steps": 5},
     "stage_overrides": {
         "a": {"trainer.max_steps": 80, "trainer.keep.last": 3, "model": {"width": 4, "gate": {"on": True}}},
@@ -175,7 +176,9 @@ PER_STAGE = {
         pytest.param("trainer.max_steps.x=1", PER_STAGE["stage_overrides"], [], id="below-a-value"),
     ],
 )  # fmt: skip
-def test_a_key_of_the_command_line_takes_the_place_of_the_files_stage_overrides(key, left, replaced) -> None:
+def test_a_key_of_the_command_line_takes_the_place_of_stage_overrides(
+    key: str, left: dict[str, Any], replaced: list[str]
+) -> None:
     assert replaced_overrides(PER_STAGE, [key]) == [f"stage_overrides.{name}" for name in replaced]
     if not key.startswith("trainer.max_steps.x"):  # which is no section, and refused
         assert apply_overrides(PER_STAGE, [key])["stage_overrides"] == left
