@@ -29,7 +29,7 @@ KEYS = [
     pytest.param("trainr.max_steps=8", "did you mean 'trainer'", id="misspelt-section"),
     pytest.param("trainer.batch_size=many", "trainer.batch_size", id="wrong-type"),
     pytest.param("trainer.batch_size=0", "trainer.batch_size", id="out-of-range"),
-    pytest.param("run=No_Good", "'No_Good' is no run name", id="run-name"),
+    pytest.param("run=.hidden", "'.hidden' is no run name", id="run-name"),
     pytest.param("colour=blue", "unknown key", id="unknown"),
     pytest.param("stages=[flim]", "did you mean 'film'", id="unknown-stage"),
     pytest.param("stage_overrides.flim.trainer.max_steps=1", "did you mean 'film'", id="override-of-unknown-stage"),

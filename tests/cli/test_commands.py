@@ -76,6 +76,14 @@ def test_plan_as_json_and_as_table(capsys: pytest.CaptureFixture[str], tmp_path:
     assert not (tmp_path / "r").exists()
 
 
+def test_the_plan_names_what_the_command_line_replaces(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["plan", *TINY, f"root={tmp_path}", "trainer.max_steps=30", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [item["steps"] for item in plan["items"] if item["kind"] == "stage"] == [30, 30]
+    for stage in ("backbone", "film"):
+        assert f"stage_overrides.{stage}.trainer.max_steps: the command line takes its place" in plan["notes"]
+
+
 def test_a_blocked_plan_is_shown_and_ends_in_its_code(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     override = "parents.film.default=runs/nobody/backbone"
     assert main(["plan", *TINY, f"root={tmp_path}", override]) == PlanError.exit_code

@@ -304,6 +304,10 @@ def test_two_jobs_never_share_a_name(found: set[tuple[str, str, str]]) -> None:
         pytest.param(("r2d", "film", ""), ("2d", "film", ""), id="leading-digit"),
         pytest.param(("a", "b", "x_y"), ("a", "b", "x-y"), id="lossy"),
         pytest.param(("a", "s", "v" * 80), ("a", "s", "v" * 79), id="long"),
+        pytest.param(("Octa", "film", ""), ("octa", "film", ""), id="capitals"),
+        pytest.param(("octa.2", "film", ""), ("octa-2", "film", ""), id="dot"),
+        pytest.param(("octa_2", "film", ""), ("octa.2", "film", ""), id="underscore-and-dot"),
+        pytest.param(("r" * 80, "film", ""), ("r" * 79, "film", ""), id="long-run"),
     ],
 )
 def test_names_that_would_read_alike_differ(one: tuple[str, str, str], other: tuple[str, str, str]) -> None:

@@ -35,20 +35,37 @@ def read_config(
     file: Path | None, family: str | None, preset: str | None, overrides: Sequence[str] | None
 ) -> RunConfig:
     """The typed config of a command; ConfigError with every fault at once."""
+    from stageline.families import parse_config
+
+    raw, where = _read_raw(file, family, preset)
+    return _reaching(parse_config(raw, overrides or (), where))
+
+
+def replaced_keys(
+    file: Path | None, family: str | None, preset: str | None, overrides: Sequence[str] | None
+) -> list[str]:
+    """The keys in the `stage_overrides` of file or preset whose place the command line takes."""
+    from stageline.config import replaced_overrides
+    from stageline.families import spellings_of
+
+    raw, _ = _read_raw(file, family, preset)
+    return replaced_overrides(raw, overrides or (), spellings_of(raw))
+
+
+def _read_raw(file: Path | None, family: str | None, preset: str | None) -> tuple[dict[str, Any], str]:
+    """(what file or preset says, how an error names it)."""
     from stageline.config import read_yaml
     from stageline.errors import ConfigError
-    from stageline.families import parse_config
 
     if file is not None and (family or preset):
         raise ConfigError("-c and --family/--preset contradict each other", remedy="give one of the two")
     if file is not None:
-        return _reaching(parse_config(read_yaml(file), overrides or (), str(file)))
+        return read_yaml(file), str(file)
     if not family:
         raise ConfigError(
             "no config given", remedy="-c FILE, or --family film_flow --preset tiny; `stageline init` writes a file"
         )
-    where = f"preset {preset or 'tiny'!r}"
-    return _reaching(parse_config(raw_preset(family, preset or "tiny"), overrides or (), where))
+    return raw_preset(family, preset or "tiny"), f"preset {preset or 'tiny'!r}"
 
 
 def _reaching(config: RunConfig) -> RunConfig:

@@ -18,6 +18,7 @@ from stageline.cli.configuration import (
     Overrides,
     PresetName,
     read_config,
+    replaced_keys,
     split_overrides,
 )
 
@@ -68,6 +69,7 @@ def plan(
 ) -> None:
     """Show what a run would do, and why. Writes nothing."""
     import json
+    from dataclasses import replace
 
     from stageline.cli.jobs import compare_jobs, placed_config, show_comparison
     from stageline.cli.tables import show_notes, show_plan
@@ -78,6 +80,8 @@ def plan(
     if cluster:
         own = placed_config(own)
     made = make_plan(own)
+    replaced = replaced_keys(config, family, preset, overrides)
+    made = replace(made, notes=(*made.notes, *(f"{key}: the command line takes its place" for key in replaced)))
     if count:
         made = _counted(own, made)
     jobs = compare_jobs(own) if cluster else None

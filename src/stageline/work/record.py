@@ -57,7 +57,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Plan:
-    """All items of a run, in the order of the pipeline. notes: what the family says about the last stage's model."""
+    """All items of a run, in the order of the pipeline.
+
+    notes: what the family says about the last stage's model, and which keys of the file the command line replaces.
+    """
 
     family: str
     run: str
