@@ -59,12 +59,23 @@ def spellings_of(raw: Mapping[str, Any]) -> Spellings:
 
 
 def parse_config(raw: Mapping[str, Any], overrides: Iterable[str] = (), where: str = "config") -> RunConfig:
-    """Raw mapping + dotted overrides -> the family's typed config."""
+    """Raw mapping + dotted overrides -> the family's typed config, its run named.
+
+    raw: a config as plain data.
+    overrides: `a.b=value`, as on the command line.
+    where: what an error calls the config.
+
+    Where nothing says `run`, the family's `run_name` does; with the rest of the config it is stated from then on.
+    """
     merged = apply_overrides(raw, overrides, spellings_of(raw))
     name = merged.get("family")
     if not isinstance(name, str):
         raise ConfigError(f"{where}: `family` is required", remedy=f"families: {', '.join(sorted(FAMILIES))}")
-    return validate(merged, family_config(name).config, where)
+    family = family_config(name)
+    config = validate(merged, family.config, where)
+    if "run" in merged or family.run_name is None:
+        return config
+    return validate({**merged, "run": family.run_name(config)}, family.config, where)
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:

@@ -70,4 +70,5 @@ FAMILY_CONFIG = FamilyConfig(
     data_key=lambda config: {"data": config.data.model_dump(mode="json")},
     source_files=lambda _config: (),
     check=lambda _config, _stage: None,
+    run_name=lambda config: f"toy_S{config.seed}.W{config.trainer.batch_size}",
 )
