@@ -19,6 +19,7 @@ from stageline.config.canonical import (
     to_yaml,
 )
 from stageline.config.cluster import ClusterConfig
+from stageline.config.defaults import fill_in
 from stageline.config.document import (
     Spellings,
     apply_overrides,
@@ -59,6 +60,7 @@ __all__ = [
     "canonical_json",
     "dotted_fields",
     "drop_stage_overrides",
+    "fill_in",
     "fingerprint",
     "flatten",
     "identity",
