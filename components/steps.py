@@ -1,11 +1,11 @@
-"""The four steps of every pipeline as KFP components. Each body is one call into the library.
+"""The steps of every pipeline as KFP components. Each body is one call into the library.
 
-They are lightweight Python components: container components cannot run under `kfp.local`. What passes from step to
-step is a reference, `<uri>@sha256:<digest>`, as a string; the typed artifacts show the same thing with its metadata
-and metrics. No `from __future__ import annotations` here: kfp reads the annotations as objects.
+Written by `make render` from `stageline.pipeline.parameters`: change that table or scripts/render_components.py, not
+this file. They are lightweight Python components: container components cannot run under `kfp.local`. What passes from
+step to step is a reference as a string; the typed artifacts show the same thing with its metadata and metrics. No
+`from __future__ import annotations` here: kfp reads the annotations as objects.
 
-Every step gets the pipeline's parameters one by one, as `stageline.pipeline.request` reads them. A step needs no torch,
-on a cluster least of all: there it starts a PyTorchJob of the trainer image and follows it.
+A step needs no torch, on a cluster least of all: there it starts a PyTorchJob of the trainer image and follows it.
 """
 
 from functools import partial
@@ -81,7 +81,7 @@ def train_stage(
     claim: str = "",
     kfp_run: str = "",
 ) -> NamedTuple("Trained", reference=str):
-    """One stage, trained, continued or reused; an empty reference where the config does not select it.
+    """One stage, trained, continued or reused; where the config does not select it, what it finished before.
 
     Args:
         checkpoint: The checkpoint that the stage hands on, with its facts.
@@ -126,7 +126,7 @@ def evaluate(
     Args:
         metrics: The metrics, with their sample counts as metadata.
         data: Reference of the prepared data.
-        checkpoints: References of the stages in order, separated by spaces; the last one that is there is evaluated.
+        checkpoints: References of the stages in order, separated by spaces; empty ones are none.
         family: The model family; what follows it are the pipeline's own parameters.
     """
     given = dict(locals())

@@ -1,4 +1,4 @@
-"""Writes manifests/jobs: one ready PyTorchJob per stage of film_flow, as `stageline job render` prints them.
+"""Writes manifests/jobs: one ready PyTorchJob per stage of every family, as `stageline job render` prints them.
 
 Each stands for itself: its pod prepares the data where they are missing and starts from what its run has. Run by
 `make render`; a test holds the files equal to a fresh rendering.
@@ -9,13 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from stageline import __version__
-from stageline.families import parse_config, raw_preset
+from stageline.families import FAMILIES, parse_config, raw_preset
 from stageline.jobs.cluster.inspect.manifest import manifest_yaml
 from stageline.jobs.cluster.render.pytorchjob import render_job
 from stageline.pipeline.items import free_job, item_names, place_config
 
 FOLDER = Path(__file__).resolve().parents[1] / "manifests" / "jobs"
-FAMILY, PRESET = "film_flow", "tiny"
+PRESET = "tiny"
 SETTINGS = (
     "run=tiny",
     "root=/stageline",
@@ -34,12 +34,13 @@ HEAD = """\
 
 def job_texts() -> dict[str, str]:
     """File name -> YAML of every stage's job."""
-    config = place_config(parse_config(raw_preset(FAMILY, PRESET), SETTINGS), {})
     texts = {}
-    for number, stage in enumerate(item_names(config)[1:-1], 1):
-        manifest = render_job(*free_job(config, stage))
-        head = HEAD.format(stage=stage, family=FAMILY, preset=PRESET)
-        texts[f"{number}-{FAMILY.replace('_', '-')}-{stage}.yaml"] = head + manifest_yaml(manifest)
+    for family in FAMILIES:
+        config = place_config(parse_config(raw_preset(family, PRESET), SETTINGS), {})
+        for number, stage in enumerate(item_names(config)[1:-1], 1):
+            manifest = render_job(*free_job(config, stage))
+            head = HEAD.format(stage=stage, family=family, preset=PRESET)
+            texts[f"{number}-{family.replace('_', '-')}-{stage}.yaml"] = head + manifest_yaml(manifest)
     return texts
 
 

@@ -86,6 +86,9 @@ def test_a_key_that_stands_twice_in_the_file_is_refused(capsys: pytest.CaptureFi
         pytest.param(("train", "flim", *TINY), "did you mean 'film'", id="stage"),
         pytest.param(("train", "film", *TINY, "--parent", "runs/a/b"), "role=checkpoint", id="parent"),
         pytest.param(("schema", "--family", "film"), "there is no family 'film'", id="schema"),
+        pytest.param(("schema",), "--family", id="schema-of-none"),
+        pytest.param(("init",), "--family", id="init-of-none"),
+        pytest.param(("pipeline", "compile"), "--family", id="compile-of-none"),
     ],
 )
 def test_a_command_that_cannot_know_what_is_meant_says_so(

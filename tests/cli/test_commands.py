@@ -61,7 +61,7 @@ def test_the_starter_shows_the_section_cluster_briefly_and_rightly() -> None:
 def test_init_overwrites_nothing(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("mine: yes\n")
-    assert main(["init", "-o", str(file)]) == 2
+    assert main(["init", "--family", "film_flow", "-o", str(file)]) == 2
     assert file.read_text() == "mine: yes\n"
 
 
@@ -91,7 +91,7 @@ def test_a_blocked_plan_is_shown_and_ends_in_its_code(capsys: pytest.CaptureFixt
 
 
 def test_the_schema_accepts_the_presets_and_refuses_what_they_are_not(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["schema"]) == 0
+    assert main(["schema", "--family", "film_flow"]) == 0
     schema = json.loads(capsys.readouterr().out)
     jsonschema.Draft202012Validator.check_schema(schema)
     config = parse_config(raw_preset("film_flow", "tiny"))
@@ -132,7 +132,7 @@ def test_help_loads_nothing_that_takes_time() -> None:
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
     """`stageline schema | head -1`: the pipe breaks, quietly."""
-    command = f"{sys.executable} -m stageline schema | head -1"
+    command = f"{sys.executable} -m stageline schema --family film_flow | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "{"
     assert done.stderr == ""

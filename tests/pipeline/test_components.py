@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from stageline.errors import MissingPartError
 from stageline.jobs.defaults import CONFIG_MAP
 from stageline.jobs.defaults import FOLDER as DEFAULTS
 from stageline.pipeline.compiled import compile_pipeline, compiled_pipeline
+from stageline.pipeline.parameters import PARAMETERS
 from stageline.pipeline.request import NAMES
 from stageline.store.credentials import DEFAULT_FOLDER
 from stageline.store.settings import CA_FOLDER
@@ -20,6 +25,8 @@ from stageline.store.settings import CA_FOLDER
 PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
 GOLDEN = PIPELINES / "film_flow.yaml"
 WITH_CLAIM = PIPELINES / "film_flow_pvc.yaml"
+REFERENCES = re.compile(r"\w+=\{\{[^{}]+\}\}( \w+=\{\{[^{}]+\}\})*")
+"""Words `role=reference`, as a stage with parents is given them."""
 BOTH = pytest.mark.parametrize("golden", [GOLDEN, WITH_CLAIM], ids=lambda path: path.stem)
 
 
@@ -81,7 +88,7 @@ def test_every_parameter_reaches_every_step_by_itself_and_is_explained(golden: P
             assert given[name] == {"componentInputParameter": name}
         texts = [value["runtimeValue"]["constant"] for value in given.values() if "runtimeValue" in value]
         mixed = [text for text in texts if text.count("{{") and text.partition("{{")[0]]
-        assert all(text.startswith("default={{") for text in mixed), "references hold no quotation marks"
+        assert all(REFERENCES.fullmatch(text) for text in mixed), "references hold no quotation marks"
         assert given["kfp_run"]["runtimeValue"]["constant"] == "{{$.pipeline_job_uuid}}"
 
 
@@ -140,3 +147,74 @@ def test_a_step_is_ready_for_restricted_namespaces_and_says_what_it_needs(golden
         (secret,) = platform[name]["secretAsVolume"]
         assert (secret["mountPath"], secret["optional"]) == (str(DEFAULT_FOLDER), True)
         assert (authority[0]["mountPath"], authority[0]["optional"]) == (str(CA_FOLDER), True)
+
+
+def test_the_components_are_those_that_the_table_of_parameters_renders() -> None:
+    script = PIPELINES.parent / "scripts" / "render_components.py"
+    spec = importlib.util.spec_from_file_location("render_components", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.render() == module.FILE.read_text(), "`make render` writes it"
+
+
+def test_docs_list_the_table_of_parameters_with_their_keys() -> None:
+    documented = (PIPELINES.parent / "docs" / "pipeline.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| (?:`([\w.]+)`|\w*) ?\|$", documented, re.MULTILINE))
+    assert set(rows) == {parameter.name for parameter in PARAMETERS}
+    assert {name: key for name, key in rows.items() if key} == {p.name: p.key for p in PARAMETERS if p.key}
+
+
+CHAIN_OF_A_FAMILY = """
+import sys, types, yaml
+from pathlib import Path
+from types import SimpleNamespace
+from stageline.families import FAMILIES
+from stageline.stage import Stage, Stages
+
+def stage(name, **fields):
+    return Stage(name, objective="mse", metric="error", steps=1, **fields)
+
+STAGES = Stages(
+    stage("sparse"),
+    stage("motion", opt_in=True),
+    stage("both", parents={"sparse": "sparse", "motion": "motion"}, optional_parents=frozenset({"motion"})),
+)
+module = types.ModuleType("made_up.config")
+module.FAMILY_CONFIG = SimpleNamespace(stages=STAGES)
+sys.modules["made_up"], sys.modules["made_up.config"] = types.ModuleType("made_up"), module
+FAMILIES["made_up"] = "made_up"
+from kfp import compiler
+from stageline_components.chain import make_pipelines
+
+for number, pipeline in enumerate(make_pipelines("made_up")):
+    compiler.Compiler().compile(pipeline, f"{sys.argv[1]}/{number}.yaml")
+"""
+
+
+def test_a_family_gets_a_step_per_stage_and_each_role_its_parent(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CHAIN_OF_A_FAMILY, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for number in (0, 1):
+        plain, _ = load(tmp_path / f"{number}.yaml")
+        tasks = plain["root"]["dag"]["tasks"]
+        constants = {
+            task["taskInfo"]["name"]: {
+                name: value["runtimeValue"]["constant"]
+                for name, value in task["inputs"]["parameters"].items()
+                if "runtimeValue" in value
+            }
+            for task in tasks.values()
+        }
+        assert set(constants) == {*("prepare data", "train sparse", "train motion", "train both", "evaluate", "report")}
+        first, second = (
+            f"{{{{$.inputs.parameters['pipelinechannel--{task}-reference']}}}}"
+            for task in ("train-stage", "train-stage-2")
+        )
+        assert constants["train sparse"]["parents"] == constants["train motion"]["parents"] == ""
+        assert constants["train both"]["parents"] == f"sparse={first} motion={second}"
+        assert len(constants["evaluate"]["checkpoints"].split(" ")) == 3
+        assert {given["family"] for given in constants.values()} == {"made_up"}

@@ -63,7 +63,7 @@ def _read_raw(file: Path | None, family: str | None, preset: str | None) -> tupl
         return read_yaml(file), str(file)
     if not family:
         raise ConfigError(
-            "no config given", remedy="-c FILE, or --family film_flow --preset tiny; `stageline init` writes a file"
+            "no config given", remedy="-c FILE, or --family NAME --preset tiny; `stageline init` writes a file"
         )
     return raw_preset(family, preset or "tiny"), f"preset {preset or 'tiny'!r}"
 

@@ -198,7 +198,7 @@ def _details(store: Store, name: str) -> dict[str, Any]:
 
 
 def compile_(
-    family: Annotated[str, typer.Option(help="Model family.")] = "film_flow",
+    family: Annotated[str, typer.Option(help="Model family.", show_default=False)],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="YAML file; none is <family>.yaml here.", show_default=False)
     ] = None,

@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
-    family: Annotated[str, typer.Option(help="Model family.")] = "film_flow",
+    family: Annotated[str, typer.Option(help="Model family.", show_default=False)],
     preset: Annotated[str, typer.Option(help="A preset of the family.")] = "tiny",
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path("stageline.yaml"),
 ) -> None:
@@ -268,7 +268,7 @@ def predict(
 
 
 def schema(
-    family: Annotated[str, typer.Option(help="Model family.")] = "film_flow",
+    family: Annotated[str, typer.Option(help="Model family.", show_default=False)],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File; none prints.", show_default=False)
     ] = None,

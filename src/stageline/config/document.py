@@ -140,7 +140,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ConfigError(
-            f"no config file at {str(path)!r}", remedy="`stageline init --family film_flow --preset tiny` writes one"
+            f"no config file at {str(path)!r}", remedy="`stageline init --family NAME --preset tiny` writes one"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{str(path)!r} cannot be read: {error}", remedy="give a readable UTF-8 YAML file") from error

@@ -51,5 +51,5 @@ def check_mounted(config: RunConfig) -> None:
         return
     raise PlanError(
         f"root {config.root!r} lies on the claim {storage.claim!r}, not mounted here at {storage.mount_path!r}",
-        remedy="submit the pipeline that mounts it (film_flow_pvc.yaml, parameter `claim`), or give root=s3://…",
+        remedy=f"submit the pipeline that mounts it ({config.family}_pvc.yaml, parameter `claim`), or give root=s3://…",
     )

@@ -20,6 +20,7 @@ from stageline.families import parse_config, raw_preset, spellings_of
 from stageline.jobs.defaults import mounted_defaults, with_defaults
 from stageline.jobs.placement import check_on_cluster, place_root
 from stageline.pipeline.item_job import LAUNCHERS
+from stageline.pipeline.parameters import OF_THE_PIPELINE, PARAMETERS, Parameter
 from stageline.store.credentials import DEFAULT_FOLDER, KEY_FILE
 from stageline.store.settings import CA_FILE
 
@@ -127,7 +128,7 @@ def _apply(
             drop_stage_overrides(raw, key, spellings_of(raw))
 
 
-def _text(name: str, value: str) -> str:
+def _word(name: str, value: str) -> str:
     if len(value.split()) > 1:
         raise ConfigError(f"{name} {value!r}: expected one word")
     return value
@@ -157,28 +158,27 @@ def _names(name: str, value: str) -> list[str]:
     return _words(name, value) if value.startswith("[") else value.replace(",", " ").split()
 
 
-SETTINGS: Mapping[str, tuple[str, Reader]] = {
-    "run": ("run", _text),
-    "root": ("root", _text),
-    "stages": ("stages", _names),
-    "image": ("cluster.image", _text),
-    "workers": ("trainer.nodes", _number),
-    "processes": ("trainer.processes", _number),
-    "namespace": ("cluster.namespace", _text),
-    "claim": ("cluster.storage.claim", _text),
-}
-"""Parameter of the pipeline -> (key of the config, how its text is read)."""
-S3_SETTINGS: Mapping[str, tuple[str, Reader]] = {
-    "s3_endpoint": ("cluster.storage.s3.endpoint", _text),
-    "s3_region": ("cluster.storage.s3.region", _text),
-}
-"""The same for S3; left alone where nothing lies there."""
-MOUNTED: Mapping[str, tuple[str, Reader]] = {
-    "s3_secret": ("cluster.storage.s3.secret", _text),
-    "s3_ca": ("cluster.storage.s3.ca_config_map", _text),
-}
+def _path(name: str, value: str) -> str:
+    """A URI or path, spaces and all."""
+    if "\n" in value:
+        raise ConfigError(f"{name} {value!r}: expected one line")
+    return value
+
+
+READERS: Mapping[str, Reader] = {"word": _word, "path": _path, "count": _number, "names": _names}
+
+
+def _settings(wanted: Callable[[Parameter], bool]) -> dict[str, tuple[str, Reader]]:
+    """Parameter of the pipeline -> (key of the config, how its text is read)."""
+    return {p.name: (p.key, READERS[p.reading]) for p in PARAMETERS if p.key and wanted(p)}
+
+
+SETTINGS = _settings(lambda parameter: parameter.store != "s3")
+S3_SETTINGS = _settings(lambda parameter: parameter.store == "s3" and not parameter.mounted)
+"""Left alone where nothing lies in S3."""
+MOUNTED = _settings(lambda parameter: parameter.store == "s3" and bool(parameter.mounted))
 """What the pipeline mounts into its steps if it exists: jobs get it too, unless the config names another."""
-NAMES = frozenset({"family", "config", "preset", "overrides", "launcher", "kfp_run", *SETTINGS, *S3_SETTINGS, *MOUNTED})
+NAMES = frozenset({*OF_THE_PIPELINE, *(parameter.name for parameter in PARAMETERS if parameter.of_steps)})
 
 
 def _mounted(raw: Mapping[str, Any]) -> Iterator[str]:

@@ -1,0 +1,82 @@
+"""The pipeline of any family: data, its stages in order, evaluation, report; drawn from its `Stages`.
+
+    prepare_data -> train_stage(first) -> ... -> train_stage(last) -> evaluate -> report
+
+Every stage of the family has a step; one that the config does not select hands on what it finished before, or nothing,
+and says so. Compiled twice, since KFP cannot mount a claim only where there is one: for S3 and this machine, and for a
+PersistentVolumeClaim.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from kfp import dsl
+
+from stageline.families import family_config
+from stageline.pipeline.parameters import PARAMETERS, Parameter
+from stageline_components.placement import place, with_claim, with_s3
+from stageline_components.steps import IMAGE, evaluate, prepare_data, report, train_stage
+
+Pipeline = Any
+"""What `dsl.pipeline` makes; kfp has no types."""
+
+
+def make_pipelines(family: str) -> tuple[Pipeline, Pipeline]:
+    """The pipelines of a family, (its store is S3, its store is a claim).
+
+    family: its name in the table; the pipelines are called after it.
+    """
+    stages = family_config(family).stages
+
+    def chain(given: dict[str, Any], placed: Callable[[dsl.PipelineTask, str], dsl.PipelineTask]) -> None:
+        """The steps one after another. placed: gives a step its name and its place on a cluster."""
+        asked = {"family": family, **given, "kfp_run": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
+        data = placed(prepare_data(**asked), "prepare data").outputs["reference"]
+        handed_on: dict[str, Any] = {}
+        for stage in stages:
+            parents = " ".join(f"{role}={handed_on[source]}" for role, source in stage.parents.items())
+            task = train_stage(**asked, stage=stage.name, data=data, parents=parents)
+            handed_on[stage.name] = placed(task, f"train {stage.name}").outputs["reference"]
+        checkpoints = " ".join(str(reference) for reference in handed_on.values())
+        task = evaluate(**asked, data=data, checkpoints=checkpoints)
+        evaluation = placed(task, "evaluate").outputs["reference"]
+        placed(report(**asked, evaluation=evaluation), "report")
+
+    def on_s3(**parameters: Any) -> None:
+        image = parameters.pop("launcher_image")
+
+        def placed(task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
+            return with_s3(place(task, name, image), parameters["s3_secret"], parameters["s3_ca"])
+
+        chain(parameters, placed)
+
+    def on_claim(**parameters: Any) -> None:
+        image = parameters.pop("launcher_image")
+
+        def placed(task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
+            return with_claim(place(task, name, image), parameters["claim"])
+
+        chain(parameters, placed)
+
+    sentence = f"Trains {family}'s stages in order, evaluates the last, writes the report; the store is"
+    return (
+        _pipeline(on_s3, family, f"{sentence} S3.", [p for p in PARAMETERS if p.is_of("s3")]),
+        _pipeline(on_claim, f"{family}_pvc", f"{sentence} a claim.", [p for p in PARAMETERS if p.is_of("claim")]),
+    )
+
+
+def _pipeline(body: Callable[..., None], name: str, sentence: str, parameters: list[Parameter]) -> Pipeline:
+    """A pipeline with the parameters of the table: kfp reads signature and docstring of its function."""
+    defaults = {p.name: p.pipeline_default for p in parameters} | {"launcher_image": IMAGE}
+
+    def pipeline(*values: Any) -> None:
+        body(**dict(zip(defaults, values, strict=True)))
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    pipeline.__name__ = name
+    pipeline.__doc__ = f"{sentence}\n\nArgs:\n" + "\n".join(f"    {p.name}: {p.meaning}." for p in parameters)
+    pipeline.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(key, kind, default=value, annotation=type(value)) for key, value in defaults.items()]
+    )
+    return dsl.pipeline(name=name.replace("_", "-"), description=sentence)(pipeline)
