@@ -1,8 +1,8 @@
 """YAML and dotted overrides become one frozen, typed config; every fault of it is reported at once.
 
 Layer: the lowest but errors; loads no torch. `document` reads YAML and overrides, `settings` and `cluster` say which
-keys there are, `validation` turns one into the other, `canonical` makes fingerprints of the result. A family's `config`
-module subclasses `RunConfig` with sections of its own.
+keys there are, `spellings` how else they are written, `validation` turns one into the other, `canonical` makes
+fingerprints of the result. A family's `config` module subclasses `RunConfig` with sections of its own.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from stageline.config.fields import (
     operational,
 )
 from stageline.config.settings import NAME_PATTERN, C, RetentionConfig, RunConfig, TrainerConfig
+from stageline.config.spellings import KeyFault, KeySpellings, contradiction, get_key, note_once, put_key
 from stageline.config.validation import dotted_fields, json_schema, nearest, section_of, validate
 
 __all__ = [
@@ -48,6 +49,8 @@ __all__ = [
     "OPERATIONAL",
     "C",
     "ClusterConfig",
+    "KeyFault",
+    "KeySpellings",
     "RetentionConfig",
     "RunConfig",
     "S",
@@ -58,11 +61,13 @@ __all__ = [
     "added",
     "apply_overrides",
     "canonical_json",
+    "contradiction",
     "dotted_fields",
     "drop_stage_overrides",
     "fill_in",
     "fingerprint",
     "flatten",
+    "get_key",
     "identity",
     "is_added",
     "is_operational",
@@ -70,8 +75,10 @@ __all__ = [
     "json_schema",
     "key_of",
     "nearest",
+    "note_once",
     "operational",
     "parse_yaml",
+    "put_key",
     "read_yaml",
     "replaced_overrides",
     "seal",

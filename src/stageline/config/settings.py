@@ -6,14 +6,17 @@ of fingerprints.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from stageline.config.cluster import ClusterConfig, cluster_faults
 from stageline.config.fields import SectionError, Settings, added, operational
+from stageline.config.spellings import KeyFault, KeySpellings
 
 NAME_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}$"
 """Run names: letters, digits, `.`, `_`, `-`, no leading dot, at most 80 characters; jobs make DNS names of them."""
@@ -164,10 +167,31 @@ class RunConfig(Settings):
     IDENTITY: ClassVar[tuple[str, ...]] = ("family", "seed", "model", "data")
     """Dotted keys whose values make up a run's identity; a family may name others."""
 
+    SPELLINGS: ClassVar[KeySpellings] = KeySpellings()
+    """Other programs' spellings of the family's keys."""
+
     @classmethod
     def spellings(cls, key: str) -> tuple[str, ...]:
-        """All dotted keys that mean the same setting as `key`, itself among them; a family may know several."""
-        return (key,)
+        """All dotted keys that mean the same setting as `key`, itself among them."""
+        return cls.SPELLINGS.of(key)
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **kwargs: Any) -> Self:
+        """Read other spellings first, then validate; the faults of both are reported together."""
+        raw = json.loads(json_data)
+        if not isinstance(raw, Mapping):
+            return super().model_validate_json(json_data, **kwargs)
+        plain, faults = cls.SPELLINGS.normalise(raw)
+        lines = [_as_line(fault) for fault in faults]
+        try:
+            config = super().model_validate_json(json.dumps(plain), **kwargs)
+        except ValidationError as error:
+            if not lines:  # said again, a number beyond a float's precision would be rounded
+                raise
+            raise ValidationError.from_exception_data(cls.__name__, [*lines, *_lines_of(error)]) from error
+        if lines:
+            raise ValidationError.from_exception_data(cls.__name__, lines)
+        return config
 
     @field_validator("run")
     @classmethod
@@ -188,3 +212,15 @@ class RunConfig(Settings):
 
 
 C = TypeVar("C", bound=RunConfig)
+
+
+def _as_line(fault: KeyFault) -> InitErrorDetails:
+    error = PydanticCustomError("value_error", "{sentence}", {"sentence": f"{fault.code}: {fault.sentence}"})
+    return InitErrorDetails(type=error, loc=fault.path, input=fault.found)
+
+
+def _lines_of(error: ValidationError) -> list[InitErrorDetails]:
+    return [
+        InitErrorDetails(type=line["type"], loc=line["loc"], input=line["input"], ctx=line.get("ctx", {}))
+        for line in error.errors(include_url=False)
+    ]

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from stageline.config import dotted_fields, fingerprint, identity, parse_yaml, semantic, to_yaml
+from stageline.config import dotted_fields, fingerprint, identity, note_once, parse_yaml, semantic, to_yaml
 from stageline.errors import ConfigError
 from stageline.families import family_config, parse_config
 from stageline.families.film_flow.config import STAGES, FilmFlowConfig, asked, check
 from stageline.families.film_flow.config.presets import PRESETS
-from stageline.families.film_flow.config.spellings import note_once
 from stageline.families.film_flow.facts import facts, film_plan
 from stageline.stage import stage_config
 

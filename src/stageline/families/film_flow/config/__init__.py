@@ -1,6 +1,6 @@
 """Typed config and stages of film_flow: the torch-free half of the family's record.
 
-Sections stand in `model_section.py` and `sections.py`, published spellings in `seed_keys.py`, presets in `presets.py`,
+Sections stand in `model.py` and `sections.py`, published spellings in `spellings.py`, presets in `presets.py`,
 what a checkpoint says in `facts.py`, what a parent hands on in `inheritance.py`. All are functions of the config alone.
 """
 
@@ -10,10 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import Field, model_validator
 
-from stageline.config import OPERATIONAL, RunConfig
+from stageline.config import OPERATIONAL, KeySpellings, RunConfig, note_once
 from stageline.contract import FamilyConfig
 from stageline.errors import ConfigError, Faults
 from stageline.families.film_flow.agreement import name_facts
@@ -22,7 +21,7 @@ from stageline.families.film_flow.config.model import ModelConfig
 from stageline.families.film_flow.config.presets import PRESETS
 from stageline.families.film_flow.config.rules import raise_faults
 from stageline.families.film_flow.config.sections import DataConfig, EvaluateConfig, ImportConfig
-from stageline.families.film_flow.config.spellings import KeyFault, normalise, note_once, same_keys
+from stageline.families.film_flow.config.spellings import SPELLINGS
 from stageline.families.film_flow.data.origin import data_key, source_files
 from stageline.families.film_flow.facts import FACT_RULES, agree, facts, film_plan, summary
 from stageline.families.film_flow.inheritance import inherit
@@ -82,26 +81,7 @@ class FilmFlowConfig(RunConfig):
         *(f"model.{key}" for key in ModelConfig.model_fields if key not in NO_IDENTITY),
     )
 
-    @classmethod
-    def spellings(cls, key: str) -> tuple[str, ...]:
-        """The key, its published and its own name, and the key that holds the same number."""
-        return same_keys(key)
-
-    @classmethod
-    def model_validate_json(cls, json_data: str | bytes | bytearray, **kwargs: Any) -> FilmFlowConfig:
-        """Read the published spellings first, then validate; the faults of both are reported together."""
-        raw = json.loads(json_data)
-        if not isinstance(raw, Mapping):
-            return super().model_validate_json(json_data, **kwargs)
-        plain, faults = normalise(raw)
-        lines = [_as_line(fault) for fault in faults]
-        try:
-            config = super().model_validate_json(json.dumps(plain), **kwargs)
-        except ValidationError as error:
-            raise ValidationError.from_exception_data(cls.__name__, [*lines, *_lines_of(error)]) from error
-        if lines:
-            raise ValidationError.from_exception_data(cls.__name__, lines)
-        return config
+    SPELLINGS: ClassVar[KeySpellings] = SPELLINGS
 
     @model_validator(mode="after")
     def _consistent(self) -> FilmFlowConfig:
@@ -125,18 +105,6 @@ class FilmFlowConfig(RunConfig):
             faults.append(("", "evaluate.split 'test' needs data.test_dir or data.num_test"))
         raise_faults(faults)
         return self
-
-
-def _as_line(fault: KeyFault) -> InitErrorDetails:
-    error = PydanticCustomError("value_error", "{sentence}", {"sentence": f"{fault.code}: {fault.sentence}"})
-    return InitErrorDetails(type=error, loc=fault.path, input=fault.found)
-
-
-def _lines_of(error: ValidationError) -> list[InitErrorDetails]:
-    return [
-        InitErrorDetails(type=line["type"], loc=line["loc"], input=line["input"], ctx=line.get("ctx", {}))
-        for line in error.errors(include_url=False)
-    ]
 
 
 def asked(raw: Mapping[str, Any]) -> dict[str, Any]:
