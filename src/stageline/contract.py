@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.data import Dataset
 
-    from stageline.objectives.step import StageLoss, StepContext
+    from stageline.objectives.step import StageLoss, StepContext, ValidationContext
 
 SampleKey = tuple[int, int]
 """(epoch, index): what the training set is asked for; augmentation is a function of it and the seed."""
@@ -187,8 +187,17 @@ class StageTask(Protocol):
     def advance(self, step: int, steps: int) -> None:
         """Set schedule buffers for the step to come; they are saved with the model, never derived at load."""
 
-    def validate(self, model: nn.Module, batch: Any) -> Mapping[str, tuple[float, float]]:
-        """Metrics of one validation batch as (sum, count); the loop adds them over batches and ranks."""
+    def validation_key(self, index: int) -> Any:
+        """What must be equal among the validation samples of one batch: the size of a picture, say, or always the same.
+
+        index: into `val_set`. Keys can be compared and sorted; asking for one reads no sample.
+        """
+
+    def validate(self, model: nn.Module, batch: Any, context: ValidationContext) -> Mapping[str, tuple[float, float]]:
+        """Metrics of one validation batch as (sum, count) over its samples; the loop adds them over batches and ranks.
+
+        Each sample's part is a function of (seed, sample): random numbers come from `context.rng(row)` alone.
+        """
 
     def shard_units(self) -> Sequence[nn.Module]:
         """Modules that `fully_shard` wraps one by one, besides the root."""

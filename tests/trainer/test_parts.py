@@ -16,6 +16,7 @@ from toy_family.toy import STAGE, ToyModel, ToyTask
 
 from stageline.config import TrainerConfig
 from stageline.contract import ParameterGroup
+from stageline.data.batches import equal_batches
 from stageline.errors import ConfigError, DiskFullError
 from stageline.trainer.gradients import summing_scale
 from stageline.trainer.interruption import StopRequest
@@ -28,7 +29,7 @@ from stageline.trainer.parameters import (
 )
 from stageline.trainer.progress import ProgressView, StepClock, clock_text
 from stageline.trainer.saving import Saved, SaveQueue
-from stageline.trainer.validation import is_better, validation_lists
+from stageline.trainer.validation import is_better, plan_validation
 
 
 def test_patterns_choose_what_trains():
@@ -128,10 +129,20 @@ def test_a_save_in_the_background_does_not_block():
 
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 5))
 def test_validation_covers_each_sample_once_in_equally_many_batches(num, batch, size):
-    parts = [validation_lists(num, batch, rank, size) for rank in range(size)]
-    assert len({len(lists) for lists, _ in parts}) == 1
-    counted = [index for lists, count in parts for part in lists[:count] for index in part]
-    assert sorted(counted) == list(range(num))
+    for kinds in (1, 2, num):  # samples that are alike, of two sizes, all different
+        plans = [plan_validation(num, lambda index: index % kinds, batch, rank, size) for rank in range(size)]  # noqa: B023
+        assert len({len(plan.batches) for plan in plans}) == 1
+        counted = [part for plan in plans for part in plan.batches[: plan.counted]]
+        assert sorted(index for part in counted for index in part) == list(range(num))
+        assert all(len(part) <= batch and len({index % kinds for index in part}) == 1 for part in counted)
+
+
+def test_samples_that_are_alike_fill_batches_in_their_order():
+    assert [plan_validation(7, lambda _: 0, 2, rank, 2).batches for rank in range(2)] == [
+        [[0, 2], [4, 6]],
+        [[1, 3], [5]],
+    ]
+    assert equal_batches(range(6), lambda index: index in (1, 2, 3), 2) == [[0], [1, 2], [3], [4, 5]]
 
 
 def test_better_follows_the_direction():

@@ -183,3 +183,13 @@ def test_the_state_file_is_plain_json(train):
     ref = resolve(str(train().reference), prefer="last")
     state = json.loads(ref.store.get("training/state.json"))
     assert (state["step"], state["epoch"], state["index"], state["num_samples"]) == (10, 1, 16, 38)
+
+
+def test_validation_draws_by_sample_whatever_the_batches_are(train, tmp_path):
+    """The toy family's validation adds noise to each sample; two ranks are compared with one in test_parallel."""
+    found = [
+        train(run=f"r{size}", **{"trainer.validation_batch_size": size, "trainer.max_steps": 2}).metrics["error"]
+        for size in (1, 3, 7)
+    ]
+    assert found == pytest.approx([found[0]] * 3, rel=1e-6)
+    assert found[0] != train(run="other", seed=4, **{"trainer.max_steps": 2}).metrics["error"]

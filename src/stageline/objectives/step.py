@@ -43,6 +43,25 @@ class StepContext:
     rng: torch.Generator
 
 
+@dataclass(frozen=True)
+class ValidationContext:
+    """Which samples a validation batch holds. Randomness is a function of (seed, sample): whatever the batch size, the
+    order and the number of ranks, a sample meets the same random numbers.
+
+    seed: of the run.  samples: (B,) indices into the validation set, in the order of the batch.
+    """
+
+    seed: int
+    samples: tuple[int, ...]
+
+    def rng(self, row: int) -> torch.Generator:
+        """A fresh generator on the CPU for one sample of the batch; draw everything random about it from there.
+
+        row: of the batch, in [0, B).
+        """
+        return seeded("validation", self.seed, self.samples[row])
+
+
 def seeded(*parts: int | str) -> torch.Generator:
     """A CPU generator that is a function of its arguments: rng = f(seed, step, rank), f(seed, image id, member)."""
     text = "\x1f".join(str(part) for part in parts)

@@ -7,15 +7,17 @@ left repeats the first sample and throws the result away.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from stageline.config import TrainerConfig
+from stageline.data.batches import equal_batches
 from stageline.errors import TrainingError
-from stageline.objectives.step import seeded
+from stageline.objectives.step import ValidationContext, seeded
 from stageline.stage import Stage
 from stageline.trainer.interruption import StopRequest
 from stageline.trainer.order import load_batches
@@ -23,13 +25,30 @@ from stageline.trainer.ranks import Ranks, sum_pairs
 from stageline.trainer.task import Task
 
 
-def validation_lists(num_samples: int, batch_size: int, rank: int, size: int) -> tuple[list[list[int]], int]:
-    """(index lists of one rank, how many of them count). All ranks have equally many lists."""
-    per_rank = -(-num_samples // size)
-    count = -(-per_rank // batch_size)
-    own = list(range(rank, num_samples, size))
-    lists = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
-    return lists + [[0]] * (count - len(lists)), len(lists)
+@dataclass(frozen=True)
+class ValidationPlan:
+    """The batches of one rank: indices of samples, equally many lists on every rank.
+
+    counted: how many of them count; the rest keep other ranks company and are thrown away.
+    """
+
+    batches: list[list[int]]
+    counted: int
+
+
+def plan_validation(
+    num_samples: int, key: Callable[[int], Any], batch_size: int, rank: int, size: int
+) -> ValidationPlan:
+    """Every sample once over all ranks, samples of one key only in a batch.
+
+    num_samples: of the validation set.  key: what must be equal in a batch (`StageTask.validation_key`).
+    batch_size: the most samples of a batch.  rank, size: this rank among all.
+    """
+    order = sorted(range(num_samples), key=key)
+    per_rank = [equal_batches(order[one::size], key, batch_size) for one in range(size)]
+    own = per_rank[rank]
+    count = max(len(batches) for batches in per_rank)
+    return ValidationPlan(own + [[0]] * (count - len(own)), len(own))
 
 
 @torch.no_grad()
@@ -41,17 +60,20 @@ def run_validation(
     A metric that counted nothing is left out. None where a rank was asked to stop: validation may take longer than
     a stopped process has. The model is left in the mode `set_train_mode` gives.
     """
-    lists, counted = validation_lists(len(task.val_set), settings.validation_batch_size, ranks.rank, ranks.size)
-    loader = load_batches(task.val_set, lists, task.collate, num_workers=settings.num_workers, pin=ranks.is_cuda)
+    size = settings.validation_batch_size
+    plan = plan_validation(len(task.val_set), task.validation_key, size, ranks.rank, ranks.size)
+    loader = load_batches(task.val_set, plan.batches, task.collate, num_workers=settings.num_workers, pin=ranks.is_cuda)
     pairs: list[Mapping[str, tuple[float, float]]] = []
     model.eval()
     try:
-        for number, batch in enumerate(loader):
+        for number, (samples, batch) in enumerate(zip(plan.batches, loader, strict=True)):
             if ranks.sum([float(bool(stop.reason))])[0]:
                 return None
-            torch.manual_seed(seeded("validation", seed, ranks.rank, number).initial_seed())
-            result = task.validate(model, ranks.fabric.to_device(batch))
-            if number < counted:
+            # What a family draws from torch's own generators, against its promise, is at least the same every time.
+            torch.manual_seed(seeded("validation", seed, samples[0]).initial_seed())
+            context = ValidationContext(seed, tuple(samples))
+            result = task.validate(model, ranks.fabric.to_device(batch), context)
+            if number < plan.counted:
                 pairs.append({name: (float(value), float(count)) for name, (value, count) in result.items()})
     finally:
         task.set_train_mode(model)

@@ -7,7 +7,7 @@ evaluations, modes and gate stand beside the metrics. Predictions go through `sa
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stageline.contract import Evaluation
+from stageline.data.batches import equal_batches
 from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.conditions.feedback import feedback_condition, open_feedback
 from stageline.families.film_flow.config import FilmFlowConfig, check_evaluation
@@ -32,6 +33,7 @@ from stageline.families.film_flow.sampling import (
     Probability,
     WindowCondition,
     evaluation_sampling,
+    head_junctions,
     predict_probability,
     switch_off,
     take,
@@ -94,19 +96,9 @@ class _Evaluator:
         self.nfe: dict[Mode, int] = {}
         self.label_word = "pseudo-label" if "pseudo" in str(self.data.record.get("labels", "")) else "truth"
 
-    def batches(self) -> Iterator[list[int]]:
+    def batches(self) -> list[list[int]]:
         """Numbers of cases of one size each, in order."""
-        group: list[int] = []
-        size: tuple[int, ...] | None = None
-        for number in range(len(self.cases)):
-            case = self.cases.case(number)
-            here = case.box[2:] if case.box else self.cases.split.shape(case.image)
-            if group and (here != size or len(group) == self.config.evaluate.batch_size):
-                yield group
-                group = []
-            size = here
-            group.append(number)
-        yield from [group] if group else []
+        return equal_batches(range(len(self.cases)), self.cases.size, self.config.evaluate.batch_size)
 
     def _condition(self, mode: Mode, index: list[int], batch: Batch) -> ConditionBundle | WindowCondition | None:
         if not self.model.plan.stages:
@@ -148,8 +140,7 @@ class _Evaluator:
         """Nodes of the junction head against the picture's own, once per picture."""
         if self.model.junction is None:
             return
-        with torch.no_grad():
-            maps = self.model.junction_map(batch.image)[:, 0].cpu().numpy()
+        maps = head_junctions(self.model, batch.image, self.sampling)[:, 0].cpu().numpy()
         for row, heat in enumerate(maps):
             case = self.cases.case(index[row])
             if (case.image, case.box) in self.judged:
@@ -181,11 +172,10 @@ class _Evaluator:
             prompt = batch.prompts[row]
             self.panels[f"sample-{number:03d}"] = join_tiles(tiles, f"{batch.ids[row]}   prompt: {prompt or 'none'}")
 
-    @torch.no_grad()
     def _junction_map(self, batch: Batch, found: Probability) -> torch.Tensor | None:
         if found.junction is not None:
             return found.junction
-        return self.model.junction_map(batch.image) if self.model.junction is not None else None
+        return head_junctions(self.model, batch.image, self.sampling) if self.model.junction is not None else None
 
     def result(self) -> Evaluation:
         """Means, pooled values and provenance of everything gathered."""
@@ -217,14 +207,10 @@ class _Evaluator:
         f1 = 2 * matched / (found + true) if found + true else 1.0
         return {f"head_{name}": value for name, value in zip(HEAD_METRICS, (*values, f1), strict=True)}
 
-    @torch.no_grad()
     def _likeness(self) -> float | None:
-        if self.conditions is None or self.model.cond is None or self.per_crop:
+        if self.conditions is None or self.per_crop:
             return None
-        device = next(self.model.parameters()).device
-        projected = self.model.cond(self.conditions.vec.to(device))[self.conditions.present.to(device)]
-        total, pairs = condition_likeness(projected)
-        return total / pairs if pairs else None
+        return condition_likeness(self.model, self.conditions)
 
     def _provenance(self, warnings: list[str]) -> dict[str, Any]:
         """How the numbers were made; every field is required by whoever shows them."""

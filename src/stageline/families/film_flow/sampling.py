@@ -17,7 +17,7 @@ from stageline.errors import ConfigError
 from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.config import FilmFlowConfig
 from stageline.families.film_flow.data.junctions import find_junctions, junction_heat
-from stageline.families.film_flow.data.windows import Window, blend_weight, cover, pad_mirrored
+from stageline.families.film_flow.data.windows import Padding, Window, blend_weight, cover
 from stageline.families.film_flow.facts import film_plan
 from stageline.families.film_flow.model.network import FilmFlowModel
 from stageline.objectives.solvers import Prediction as Predicts
@@ -118,6 +118,18 @@ def take(condition: ConditionBundle, index: Sequence[int]) -> ConditionBundle:
     return replace(condition, vec=condition.vec[rows], present=condition.present[rows])
 
 
+def padding_of(image: Tensor, sampling: Sampling, least: int = 1) -> Padding:
+    """How pictures (..., H, W) are padded before the network sees them. least: the least padded side, in pixels."""
+    return Padding(image.shape[-2], image.shape[-1], sampling.divisor, least)
+
+
+@torch.no_grad()
+def head_junctions(model: FilmFlowModel, image: Tensor, sampling: Sampling) -> Tensor:
+    """What the junction head finds in whole pictures (B, C, H, W) of any size: J (B, 1, H, W) in [0, 1]."""
+    padding = padding_of(image, sampling)
+    return padding.cut(model.junction_map(padding.grow(image)))
+
+
 @torch.no_grad()
 def predict_probability(
     model: FilmFlowModel,
@@ -135,18 +147,16 @@ def predict_probability(
     FiLM off.  ids: (B,) names that the noise depends on.  forward: the wrapped model inside training.
     heat: (B, 1, H, W) true junction map, needed for `junction: gt` only.
     """
-    height, width = image.shape[-2:]
-    padded = pad_mirrored(image, sampling.divisor, sampling.window or 1)
-    pass_ = _Pass(model, forward or model, padded, condition, tuple(ids), sampling)
+    padding = padding_of(image, sampling, least=sampling.window or 1)
+    pass_ = _Pass(model, forward or model, padding.grow(image), condition, tuple(ids), sampling)
     junction = None
     if sampling.junction is not None and condition is not None:
-        junction = pass_.junction(None if heat is None else pad_mirrored(heat, sampling.divisor, sampling.window or 1))
-    members = torch.stack([pass_.member(number, junction) for number in range(sampling.ensemble)])
-    members = members[..., :height, :width]
+        junction = pass_.junction(None if heat is None else padding.grow(heat))
+    members = padding.cut(torch.stack([pass_.member(number, junction) for number in range(sampling.ensemble)]))
     return Probability(
         mean=members.mean(dim=0),
         std=members.std(dim=0, correction=0) if sampling.ensemble > 1 else None,
-        junction=None if junction is None else junction[..., :height, :width],
+        junction=None if junction is None else padding.cut(junction),
         nfe=pass_.nfe,
     )
 

@@ -22,6 +22,7 @@ from stageline.families.film_flow.config import FilmFlowConfig
 from stageline.families.film_flow.data.preparation import is_per_crop
 from stageline.families.film_flow.data.sets import Batch, FilmFlowData, Sample, open_data, window_condition
 from stageline.families.film_flow.facts import facts
+from stageline.families.film_flow.measures.modes import conditions_of
 from stageline.families.film_flow.measures.validation import validate_batch
 from stageline.families.film_flow.model.construction import build_model
 from stageline.families.film_flow.sampling import junction_of_probability, read_prediction, training_sampling
@@ -34,7 +35,7 @@ from stageline.objectives.flow import (
     straight_path,
     straight_velocity,
 )
-from stageline.objectives.step import StageLoss, StepContext
+from stageline.objectives.step import StageLoss, StepContext, ValidationContext
 
 CLDICE_START = 0.25
 """Share of the training after which the soft centreline Dice counts: before, there is no centreline to speak of."""
@@ -55,6 +56,8 @@ class FilmFlowTask:
         self.epoch_samples = len(data.train_set)
         self.data = data
         self.features = data.features if is_per_crop(data.features.settings) else None
+        whole = self.network.plan.stages and self.features is None
+        self.conditions = conditions_of(data.val_set, data.source) if whole else None
         self.sampling = training_sampling(config)
         self.advance(0, 1)
 
@@ -121,10 +124,15 @@ class FilmFlowTask:
             "junction_head": self.network.junction is not None,
         }
 
-    def validate(self, model: nn.Module, batch: Batch) -> Mapping[str, tuple[float, float]]:
-        """Metrics of one batch through the one sampling path."""
+    def validation_key(self, index: int) -> tuple[int, int]:
+        """(H, W): a batch holds pictures of one size."""
+        return self.data.val_set.size(index)
+
+    def validate(self, model: nn.Module, batch: Batch, context: ValidationContext) -> Mapping[str, tuple[float, float]]:
+        """Metrics of one batch through the one sampling path, whose noise is a function of seed and id."""
+        del context
         condition = batch.condition if self.features is None else window_condition(batch, self.features)
-        return validate_batch(self.config, self.network, model, batch, condition, self.sampling)
+        return validate_batch(self.config, self.network, model, batch, condition, self.sampling, self.conditions)
 
     def loss(self, model: nn.Module, batch: Batch, context: StepContext) -> StageLoss:
         """Flow loss, junction loss and their parts, each summed over the samples of the micro-batch."""

@@ -22,6 +22,7 @@ from stageline.families.film_flow.data.sets import prepare
 from stageline.families.film_flow.evaluate import evaluate
 from stageline.families.film_flow.sampling import predict_probability, training_sampling
 from stageline.families.film_flow.task import build_task
+from stageline.objectives.step import ValidationContext
 from stageline.stage import num_steps, stage_config
 
 from .plain_loop import Trained, train
@@ -97,8 +98,9 @@ def test_validation_inside_training_measures_the_same(trained: Trained, evaluati
     sums: dict[str, list[float]] = {}
     task.model.eval()
     for start in range(0, 48, 8):
-        batch = task.collate([task.val_set[index] for index in range(start, start + 8)])
-        for name, pair in task.validate(task.model, batch).items():
+        samples = tuple(range(start, start + 8))
+        batch = task.collate([task.val_set[index] for index in samples])
+        for name, pair in task.validate(task.model, batch, ValidationContext(task.config.seed, samples)).items():
             old = sums.setdefault(name, [0.0, 0.0])
             sums[name] = [old[0] + pair[0], old[1] + pair[1]]
     for name in ("dice", "cldice", "iou"):

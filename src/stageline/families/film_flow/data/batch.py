@@ -92,7 +92,7 @@ def collate(samples: Sequence[Sample], source: str = "") -> Batch:
         shown = ", ".join(f"{height} x {width}" for height, width in sizes)
         raise DataError(
             f"a batch holds pictures of {len(sizes)} sizes: {shown}",
-            remedy="set trainer.validation_batch_size and evaluate.batch_size to 1",
+            remedy="make batches of equal sizes, as `stageline.data.batches` does for validation and evaluation",
         )
 
     def stack(name: str) -> Tensor:

@@ -128,6 +128,11 @@ class CaseSet(Dataset[Sample]):
         """Id, prompt and box of a case."""
         return self.split.cases[index]
 
+    def size(self, index: int) -> tuple[int, int]:
+        """(H, W) of a case in pixels: of its box, or else of its whole picture."""
+        case = self.split.cases[index]
+        return case.box[2:] if case.box else self.split.shape(case.image)
+
     def __getitem__(self, index: int) -> Sample:
         """The sample of a case."""
         case = self.split.cases[index]

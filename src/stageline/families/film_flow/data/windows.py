@@ -46,6 +46,27 @@ def pad_mirrored(x: Tensor, divisor: int, least: int = 1) -> Tensor:
     return x
 
 
+@dataclass(frozen=True)
+class Padding:
+    """The one way pictures of one size become pictures that the network takes, and its maps come back.
+
+    height, width: of the pictures.  divisor: what padded sides are multiples of.  least: the least padded side.
+    """
+
+    height: int
+    width: int
+    divisor: int
+    least: int = 1
+
+    def grow(self, x: Tensor) -> Tensor:
+        """x (..., height, width) with mirrored edges to the right and below."""
+        return pad_mirrored(x, self.divisor, self.least)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """The pictures' own part (..., height, width) of a padded map."""
+        return x[..., : self.height, : self.width]
+
+
 def cover(height: int, width: int, side: int | None, overlap: float) -> list[Window]:
     """Windows that cover a picture; one window of its own size where side is None.
 

@@ -10,10 +10,17 @@ from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.config import FilmFlowConfig
 from stageline.families.film_flow.data.junctions import find_peaks, match_nodes
 from stageline.families.film_flow.data.sets import Batch
-from stageline.families.film_flow.data.windows import Window
+from stageline.families.film_flow.data.windows import Padding, Window
 from stageline.families.film_flow.measures.metrics import centreline_scores, overlap_scores
 from stageline.families.film_flow.model.network import FilmFlowModel
-from stageline.families.film_flow.sampling import Sampling, WindowCondition, move, predict_probability
+from stageline.families.film_flow.sampling import (
+    Sampling,
+    WindowCondition,
+    head_junctions,
+    move,
+    padding_of,
+    predict_probability,
+)
 
 PEAK_THRESHOLD = 0.2
 """A junction is a peak of J above this, picked in a 5 x 5 window."""
@@ -32,10 +39,13 @@ def validate_batch(
     batch: Batch,
     condition: ConditionBundle | WindowCondition | None,
     sampling: Sampling,
+    conditions: ConditionBundle | None,
 ) -> Sums:
     """name -> (sum, count): `dice`, `iou`, `cldice` per case; `head_junction_f1` pooled over nodes; FiLM's diagnostics.
 
     forward: the wrapped model.  condition: of the batch; a function of the window under `vlm_scope: crop`.
+    conditions: of the whole validation set, for `condition_cosine`; None where they belong to windows.
+    `film_<s>_gamma_spread` and `film_<s>_change_p50`, `_p95` describe the batch as a whole; nothing else depends on it.
     """
     condition = condition if model.plan.stages else None
     found = predict_probability(model, batch.image, condition, batch.ids, sampling, forward=forward, heat=batch.heat)
@@ -49,11 +59,14 @@ def validate_batch(
             sums[name] += scores[name]
     result: Sums = {name: (value, float(len(batch.ids))) for name, value in sums.items()}
     if model.junction is not None:
-        result["head_junction_f1"] = _node_f1(model.junction_map(batch.image), batch)
+        result["head_junction_f1"] = _node_f1(head_junctions(model, batch.image, sampling), batch)
     if condition is not None:
         whole = Window(0, 0, *batch.image.shape[-2:])
         bundle = condition(whole) if callable(condition) else condition
-        result |= _film(model, forward, batch, move(bundle, batch.image.device))
+        result |= _film(forward, batch, move(bundle, batch.image.device), padding_of(batch.image, sampling))
+        likeness = None if conditions is None else condition_likeness(model, conditions)
+        if likeness is not None:
+            result["condition_cosine"] = (likeness * len(batch.ids), float(len(batch.ids)))
     return result
 
 
@@ -67,24 +80,31 @@ def _node_f1(junction: Tensor, batch: Batch) -> tuple[float, float]:
     return 2.0 * matched, float(total)
 
 
-def _film(model: FilmFlowModel, forward: nn.Module, batch: Batch, condition: ConditionBundle) -> Sums:
-    """Size of FiLM's changes per decoder stage, and how alike the conditions of the batch are."""
+def _film(forward: nn.Module, batch: Batch, condition: ConditionBundle, padding: Padding) -> Sums:
+    """Size of FiLM's changes per decoder stage, over the padded pictures."""
     count = float(len(batch.ids))
     t = torch.full((len(batch.ids),), DIAGNOSTIC_TIME, device=batch.image.device)
-    x_t = DIAGNOSTIC_TIME * batch.target
-    out = forward(x_t, t, batch.image, condition, batch.heat, full=True, diagnostics=True)
+    x_t = DIAGNOSTIC_TIME * padding.grow(batch.target)
+    image, heat = padding.grow(batch.image), padding.grow(batch.heat)
+    out = forward(x_t, t, image, condition, heat, full=True, diagnostics=True)
     result: Sums = {}
     for s, site in out.diagnostics.items():
         result |= {f"film_{s}_{name}": (float(value) * count, count) for name, value in site._asdict().items()}
-    assert model.cond is not None
-    cosine, pairs = condition_likeness(model.cond(condition.vec)[condition.present])
-    result["condition_cosine"] = (cosine, pairs)
     return result
 
 
-def condition_likeness(vectors: Tensor) -> tuple[float, float]:
-    """(sum, number) of the cosines of all pairs of conditions (B, D); a mean near 1 says that they have collapsed."""
-    unit = functional.normalize(vectors.detach().float(), dim=1)
+@torch.no_grad()
+def condition_likeness(model: FilmFlowModel, conditions: ConditionBundle) -> float | None:
+    """Mean cosine of all pairs of projected conditions; near 1 says that they have collapsed. None without a pair.
+
+    conditions: features (N, F) of a whole split; samples without one are left out.
+    """
+    if model.cond is None:
+        return None
+    there = move(conditions, next(model.cond.parameters()).device)
+    unit = functional.normalize(model.cond(there.vec)[there.present].float(), dim=1)
     count = len(unit)
+    if count < 2:
+        return None
     total = float(unit.sum(dim=0).square().sum()) - float(unit.square().sum())
-    return total / 2, count * (count - 1) / 2
+    return total / (count * (count - 1))
