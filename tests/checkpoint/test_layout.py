@@ -38,6 +38,29 @@ def test_every_name_of_a_checkpoint_leads_to_it(root: Store) -> None:
     assert resolve(directory.uri, prefer="last").digest == last.digest
 
 
+@pytest.mark.parametrize("name", ["my runs @ home/root", "a@sha256:b/runs/x", "ü"])
+def test_a_run_of_one_stage_and_a_variant_resolve_below_any_path(tmp_path: Path, name: str) -> None:
+    root = open_store(tmp_path / name)
+    root.put("runs/a/run.json", b"{}")
+    root.put("runs/a/evaluations/x/checkpoints/y", b"{}")
+    (plain,) = save(StageDir(root, "a", "film"), 1)
+    root.put("runs/b/run.json", b"{}")
+    directory = StageDir(root, "b", "film", "wide")
+    (variant,) = save(directory, 2)
+    for uri, ref in (("a", plain), ("a/film", plain), ("b", variant), ("b/film", variant), ("b/film/wide", variant)):
+        found = resolve(f"{root.uri}/runs/{uri}")
+        assert (found.uri, found.digest) == (ref.uri, ref.digest)
+        assert resolve(str(found.reference)).uri == ref.uri
+    assert StageDir.at(directory.store).root is not None
+    for ref in (plain, variant):
+        assert ref.root is not None
+        assert ref.root.uri == root.uri
+    save(StageDir(root, "b", "film", "narrow"), 3)
+    with pytest.raises(CheckpointError, match="several stage directories") as caught:
+        resolve(f"{root.uri}/runs/b")
+    assert f"{directory.uri}" in caught.value.remedy
+
+
 def test_a_relative_path_resolves(directory: StageDir, monkeypatch: pytest.MonkeyPatch) -> None:
     (ref,) = save(directory, 1)
     local = directory.store.local_path()
@@ -57,13 +80,16 @@ def test_what_is_no_checkpoint_says_what_it_is(tmp_path: Path) -> None:
     directory = StageDir(str(tmp_path), "a", "film")
     save(directory, 1)
     store = open_store(tmp_path)
+    save(StageDir(str(tmp_path), "a", "backbone"), 1)
     store.put("runs/a/run.json", b"{}")
+    store.put("runs/b/run.json", b"{}")
     store.put("old/model.ckpt", b"PK")
     store.put("old/best.ckpt", b"PK\x03\x04")
     store.put("plain/file", b"x")
     for name, said in {
         "nowhere": "there is no checkpoint",
-        "runs/a": "is a run.*",
+        "runs/a": "holds several stage directories",
+        "runs/b": "is a run without a checkpoint",
         "runs/a/run.json": "is a file",
         "old/model.ckpt": "file of another program",
         "old/best.ckpt": "is no pointer",
@@ -127,7 +153,7 @@ def test_a_metric_that_is_no_number_is_kept_as_null(directory: StageDir) -> None
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda p: p.update(schema="stageline/2"), f"'stageline/2', this version reads {SCHEMA}"),
+        (lambda p: p.update(schema="stageline/3"), f"'stageline/3', this version reads stageline/1, {SCHEMA}"),
         (lambda p: p.pop("schema"), "schema None"),
         (lambda p: p.update(surprise=1), "surprise"),
         (lambda p: p.pop("step"), "step: Field required"),

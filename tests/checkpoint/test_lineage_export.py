@@ -91,7 +91,7 @@ def test_a_description_is_json_and_has_what_people_ask_for(directory: StageDir) 
     assert plain["groups"]["model"]["tensors"] == len(tensors(5))
     assert plain["groups"]["model"]["parameters"] == sum(t.numel() for t in tensors(5).values())
     assert plain["bytes"] == sum(info.size for info in ref.store.list() if info.key in ref.metadata.files)
-    assert plain["schema"] == "stageline/1"
+    assert plain["schema"] == "stageline/2"
 
 
 @pytest.mark.parametrize(("weights", "seed"), [(None, 1005), ("raw", 5), ("ema", 1005)])

@@ -89,8 +89,9 @@ def test_three_numbers(memory: Store) -> None:
 def test_last_means_saved_last_and_not_the_highest_step(memory: Store) -> None:
     directory = StageDir(memory, "a", "film")
     refs = [put(directory, step, i, fingerprint=f) for i, (step, f) in enumerate([(900, "old"), (10, "f"), (20, "f")])]
-    assert names(refs, RetentionConfig(last=2, best=0)) == [10, 20]
-    assert names(refs, RetentionConfig(last=2, best=9)) == [10, 20], "other settings do not compete"
+    gone = RetentionConfig(last=2, best=0, unfinished=0)
+    assert names(refs, gone) == [10, 20]
+    assert names(refs, gone.model_copy(update={"best": 9})) == [10, 20], "other settings do not compete"
 
 
 def test_a_writer_keeps_what_the_numbers_say(directory: StageDir) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stageline.checkpoint.layout import CheckpointRef, open_checkpoint
-from stageline.checkpoint.metadata import OPTIMIZER_FILE, STATE_FILE, TensorRecord
+from stageline.checkpoint.metadata import OPTIMIZER_FILE, STATE_FILE, TensorRecord, is_continuable
 from stageline.checkpoint.verify import verify
 from stageline.errors import CheckpointError, Faults, difference
 from stageline.stage import Inheritance
@@ -181,6 +181,11 @@ def admit(
     wrong, notes = fact_faults(metadata.facts, facts, rules, verb)
     faults.extend(wrong)
     if verb == "resume":
+        if not is_continuable(metadata):
+            faults.add(
+                f"schema {metadata.schema_version!r}: an earlier version saved it; it can seed a stage, be evaluated "
+                "and exported, but not be continued"
+            )
         if stage_fingerprint is not None and stage_fingerprint != metadata.stage_fingerprint:
             lines = difference(metadata.settings, settings or {}) if settings is not None else []
             faults.extend(f"settings: {line}" for line in lines)

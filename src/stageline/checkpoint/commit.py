@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import threading
 import uuid
 from collections.abc import Mapping
@@ -50,8 +51,10 @@ from stageline.checkpoint.metadata import (
     Provenance,
     TensorRecord,
     digest_of,
+    kind_of,
 )
 from stageline.checkpoint.retention import Decision, sweep
+from stageline.checkpoint.steps import absolute_uri
 from stageline.checkpoint.tensors import Hashed, records_of, write_tensors
 from stageline.checkpoint.verify import group_of
 from stageline.config import RetentionConfig
@@ -92,6 +95,11 @@ class Snapshot:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
+def prune_command(stage_dir: str) -> str:
+    """What frees room, for an error. stage_dir: URI of the stage directory."""
+    return f"see what can go with `stageline checkpoint prune --superseded {shlex.quote(stage_dir)}`"
+
+
 class CheckpointWriter:
     """Saves checkpoints into one stage directory. Made by the lease's holder; mends what a dead writer left.
 
@@ -114,8 +122,13 @@ class CheckpointWriter:
         self.name_facts = name_facts
         self._mutex = threading.Lock()
         fence_leftovers(stage_dir, lease)
-        stage_dir.record_parents({role: Reference(p.uri, p.digest) for role, p in provenance.parents.items()})
-        refs = stage_dir.committed()
+        stage_dir.record_parents(
+            {
+                role: Reference(absolute_uri(p.uri, stage_dir.root, stage_dir.uri), p.digest)
+                for role, p in provenance.parents.items()
+            }
+        )
+        refs = stage_dir.survey().refs
         self._sequence = max((ref.metadata.sequence for ref in refs), default=0)
         if refs:
             self._mend_pointers(refs[-1])
@@ -153,7 +166,8 @@ class CheckpointWriter:
             raise DiskFullError(
                 f"no room for a checkpoint in {self.stage_dir.uri!r}: {free / 2**20:.0f} MiB free, "
                 f"{math.ceil(needed / 2**20)} MiB needed",
-                remedy="free space or keep fewer checkpoints (trainer.keep); the last checkpoint is intact",
+                remedy=f"{prune_command(self.stage_dir.uri)}, or keep fewer checkpoints (trainer.keep); the last one "
+                "is intact",
             )
 
     def claim(self, step: int) -> str:
@@ -231,7 +245,7 @@ class CheckpointWriter:
             step=snapshot.step,
             steps=snapshot.steps,
             final=snapshot.final,
-            files=dict(files),
+            files={name: record.model_copy(update={"kind": kind_of(name)}) for name, record in files.items()},
             tensors={group: dict(records) for group, records in tensors.items()},
             metrics={k: float(v) if math.isfinite(v) else None for k, v in snapshot.metrics.items()},
             best=snapshot.best,
@@ -260,7 +274,7 @@ class CheckpointWriter:
             before = self.stage_dir.pointer("best")
             if before is not None and before.metadata.stage_fingerprint == wanted:
                 return
-            same = [other for other in self.stage_dir.committed() if other.metadata.stage_fingerprint == wanted]
+            same = [other for other in self.stage_dir.survey().refs if other.metadata.stage_fingerprint == wanted]
             best = best_of(same) or ref
         self._set_pointer("best", best)
         exported = best.metadata.model_copy(update={"export_of": best.digest})

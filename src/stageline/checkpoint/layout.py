@@ -1,91 +1,97 @@
-"""Where checkpoints lie and how one is named: stage directories, step directories, pointers. Loads no torch.
+"""Where checkpoints lie and how one is named: stage directories, pointers, names. Loads no torch.
 
-A step directory without `checkpoint_metadata.json` does not exist for any reader. `resolve` is the one reader of names:
-it takes a step directory, a stage directory, a pointer file, each also with `@sha256:<digest>`.
+`resolve` is the one reader of names: it takes a step directory, a pointer file, a stage directory, a run directory of
+one stage, each also with `@sha256:<digest>`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stageline.checkpoint.metadata import METADATA_NAME, CheckpointMetadata, digest_of, is_fence, parse_metadata
-from stageline.errors import CheckpointError
+from stageline.checkpoint.metadata import METADATA_NAME, CheckpointMetadata, is_continuable, is_fence
+from stageline.checkpoint.steps import (
+    ASIDE_NAME,
+    CHECKPOINTS,
+    RUN_FILE,
+    STEP_PATTERN,
+    CheckpointRef,
+    Damaged,
+    absolute_uri,
+    find_root,
+    look,
+    open_checkpoint,
+    relative_uri,
+    step_name,
+    step_order,
+)
+from stageline.errors import CheckpointError, StoreError
 from stageline.store import NotFoundError, Reference, Store, open_store
+
+__all__ = [
+    "CHECKPOINTS",
+    "OTHER_FOLDERS",
+    "PARENTS_NAME",
+    "POINTERS",
+    "STEP_PATTERN",
+    "CheckpointRef",
+    "Damaged",
+    "Pointer",
+    "StageDir",
+    "Survey",
+    "best_of",
+    "open_checkpoint",
+    "parse_reference",
+    "ranked",
+    "resolve",
+    "stage_dirs_in",
+    "step_name",
+    "step_order",
+]
 
 Pointer = Literal["best", "last"]
 POINTERS: tuple[Pointer, ...] = ("best", "last")
-STEP_PATTERN = re.compile(r"step-(\d{8,})(?:-(\d+))?")
-CHECKPOINTS = "checkpoints"
-OTHER_FOLDERS = frozenset({"pipeline", "evaluations", "jobs"})
+OTHER_FOLDERS = frozenset({"pipeline", "evaluations", "jobs", "code"})
 """Folders of a run that are no stages."""
 PARENTS_NAME = "parents.json"
 
 
 @dataclass(frozen=True)
-class CheckpointRef:
-    """A committed checkpoint: where it lies, which one it is, what it says."""
+class Survey:
+    """All that a stage directory holds at one look, in the order of saving.
 
-    store: Store
-    digest: str
-    metadata: CheckpointMetadata
+    refs: checkpoints whose metadata, seal and sizes are right.  damaged: those where they are not.  aside: those that
+    were set aside.
+    """
 
-    @property
-    def uri(self) -> str:
-        return self.store.uri
+    refs: tuple[CheckpointRef, ...]
+    damaged: tuple[Damaged, ...]
+    aside: tuple[Damaged, ...]
 
-    @property
-    def reference(self) -> Reference:
-        return Reference(self.uri, self.digest)
+    def of(self, fingerprint: str) -> tuple[CheckpointRef, ...]:
+        """What may be continued or reused of one stage fingerprint."""
+        return tuple(ref for ref in self.refs if _is_of(ref.metadata, fingerprint))
 
-    @property
-    def content(self) -> str:
-        return self.metadata.content
+    def damaged_of(self, fingerprint: str) -> tuple[Damaged, ...]:
+        """What of one stage fingerprint is damaged, as far as its metadata can still be read."""
+        return tuple(item for item in self.damaged if item.metadata is not None and _is_of(item.metadata, fingerprint))
 
-    @property
-    def name(self) -> str:
-        return self.uri.rsplit("/", 1)[-1]
+    def is_finished(self, fingerprint: str) -> bool:
+        """Whether a stage fingerprint was trained to its end, be it that the checkpoint which says so is damaged."""
+        said = [*(ref.metadata for ref in self.of(fingerprint)), *(d.metadata for d in self.damaged_of(fingerprint))]
+        return any(metadata is not None and metadata.final for metadata in said)
+
+    def to_continue(self, fingerprint: str) -> CheckpointRef | None:
+        """The intact checkpoint of one stage fingerprint that went furthest; None where there is none."""
+        return max(self.of(fingerprint), key=lambda ref: (ref.metadata.step, ref.metadata.sequence), default=None)
 
 
-def open_checkpoint(store: Store, digest: str | None = None) -> CheckpointRef:
-    """The checkpoint in a step directory; CheckpointError if it is uncommitted, damaged or not the one of `digest`."""
-    try:
-        data = store.get(METADATA_NAME)
-    except NotFoundError as error:
-        if store.list():
-            if not STEP_PATTERN.fullmatch(store.uri.rsplit("/", 1)[-1]):
-                raise CheckpointError(
-                    f"{store.uri!r} is no checkpoint: it has no {METADATA_NAME}",
-                    remedy="name a step directory, a stage directory, best.ckpt or last.ckpt",
-                ) from error
-            raise CheckpointError(
-                f"{store.uri!r} was never committed: it has no {METADATA_NAME}",
-                remedy="use another checkpoint; the next save of this stage sweeps the leftover",
-            ) from error
-        raise CheckpointError(
-            f"there is no checkpoint at {store.uri!r}", remedy="`stageline runs show <run>` lists what there is"
-        ) from error
-    if is_fence(data):
-        raise CheckpointError(
-            f"{store.uri!r} was never committed: its writer had lost the stage's lease",
-            remedy="use another checkpoint; the stage's next one sweeps the leftover",
-        )
-    found = digest_of(data)
-    if digest is not None and found != digest:
-        raise CheckpointError(
-            f"{store.uri!r} is another checkpoint than the one named: digest {found}, expected {digest}",
-            remedy="name the checkpoint anew, or find out who replaced it",
-        )
-    metadata = parse_metadata(data, store.uri)
-    if metadata.export_of:
-        raise CheckpointError(
-            f"{store.uri!r} is an export of checkpoint {metadata.export_of}, for other programs",
-            remedy="name the checkpoint itself, not its export",
-        )
-    return CheckpointRef(store, found, metadata)
+def _is_of(metadata: CheckpointMetadata, fingerprint: str) -> bool:
+    return metadata.stage_fingerprint == fingerprint and is_continuable(metadata)
 
 
 class StageDir:
@@ -97,12 +103,11 @@ class StageDir:
         self.root: Store | None = base
 
     @classmethod
-    def at(cls, store: Store) -> StageDir:
-        """The stage directory that a store is. Its root is known where the URI has the usual form."""
+    def at(cls, store: Store, root: Store | None = None) -> StageDir:
+        """The stage directory that a store is. root: where it is known already; else looked for upward."""
         self = cls.__new__(cls)
         self.store = store
-        match = re.fullmatch(r"(?P<root>.+?)/runs/[^/]+/[^/]+(?:/[^/]+)?", store.uri)
-        self.root = open_store(match["root"]) if match else None
+        self.root = root or find_root(store)
         return self
 
     @property
@@ -124,23 +129,31 @@ class StageDir:
         except NotFoundError:
             return False
 
-    def committed(self) -> list[CheckpointRef]:
-        """Every committed checkpoint in the order of saving. Damaged metadata raises: nothing is skipped.
-
-        The last one need not have the highest step: a stage that was started over begins at 0 again.
-        """
-        refs = []
+    def survey(self) -> Survey:
+        """Look at every step directory once: what is whole, what is damaged, what was set aside."""
+        refs: list[CheckpointRef] = []
+        damaged: list[Damaged] = []
+        aside: list[Damaged] = []
         for name in self.step_dirs():
-            store = self.step_store(name)
-            try:
-                data = store.get(METADATA_NAME)
-            except NotFoundError:
-                # Uncommitted, or deleted by its writer a moment ago: either way it does not exist.
-                continue
-            if is_fence(data):
-                continue
-            refs.append(CheckpointRef(store, digest_of(data), parse_metadata(data, store.uri)))
-        return sorted(refs, key=lambda ref: (ref.metadata.sequence, *step_order(ref.name)))
+            found = look(self.step_store(name))
+            if isinstance(found, CheckpointRef):
+                refs.append(found)
+            elif found is not None:
+                (aside if found.store.exists(ASIDE_NAME) else damaged).append(found)
+        refs.sort(key=lambda ref: (ref.metadata.sequence, *step_order(ref.name)))
+        return Survey(tuple(refs), tuple(damaged), tuple(aside))
+
+    def committed(self) -> list[CheckpointRef]:
+        """Every checkpoint in the order of saving, but for those that were set aside.
+
+        A damaged one raises: nothing is skipped; `survey` tells them apart. The last one need not have the highest
+        step: a stage that was started over begins at 0 again.
+        """
+        found = self.survey()
+        if found.damaged:
+            first = found.damaged[0]
+            raise CheckpointError(f"{first.uri!r} is damaged: {first.reason}", remedy=first.remedy)
+        return list(found.refs)
 
     def newest(self) -> CheckpointRef | None:
         """The checkpoint committed last, or None."""
@@ -168,31 +181,41 @@ class StageDir:
                     ) from error
                 before = data
 
-    def handed_on(self, name: Pointer, fingerprint: str) -> CheckpointRef | None:
-        """The best or last checkpoint of one stage fingerprint; None where nothing of that is committed.
+    def handed_on(self, name: Pointer, fingerprint: str, survey: Survey | None = None) -> CheckpointRef | None:
+        """The best or last checkpoint of one stage fingerprint; None where nothing of that may be reused.
 
-        Where the pointer is missing or names something older, the checkpoints themselves say which it is.
-        CheckpointError if that one is gone.
+        survey: a look at this directory, where there is one already. The checkpoints themselves say which it is, by
+        fingerprint, whatever was written last. CheckpointError if that one is damaged or gone. Where the best was set
+        aside it is the best of the others by the stage's metric.
         """
-        ref = self.pointer(name)
-        if ref is not None and ref.metadata.stage_fingerprint == fingerprint:
-            return ref
-        same = [ref for ref in self.committed() if ref.metadata.stage_fingerprint == fingerprint]
+        found = survey or self.survey()
+        same: list[CheckpointRef | Damaged] = [*found.of(fingerprint), *found.damaged_of(fingerprint)]
+        same.sort(key=_sequence)
         if not same:
             return None
-        best = same[-1].metadata.best
-        if name == "last" or best is None:
-            return same[-1]
-        found = best_of(same)
-        if found is None:
+        newest = same[-1].metadata
+        assert newest is not None
+        wanted: CheckpointRef | Damaged | None = same[-1]
+        if name == "best" and newest.best is not None:
+            at = [item for item in same if item.metadata is not None and item.metadata.step == newest.best.step]
+            aside = any(step_order(item.name)[0] == newest.best.step for item in found.aside)
+            wanted = at[-1] if at else None
+            if wanted is None and aside:
+                wanted = next(iter(ranked(found.of(fingerprint))), same[-1])
+        if wanted is None:
+            assert newest.best is not None
             raise CheckpointError(
-                f"the best checkpoint of {self.uri!r}, of step {best.step} by {best.metric}, is gone",
+                f"the best checkpoint of {self.uri!r}, of step {newest.best.step} by {newest.best.metric}, is gone",
                 remedy=f"restore it, or delete {self.uri}/{CHECKPOINTS} to train the stage again",
             )
-        return found
+        if isinstance(wanted, Damaged):
+            raise CheckpointError(
+                f"{wanted.uri!r} would be handed on and is damaged: {wanted.reason}", remedy=wanted.remedy
+            )
+        return wanted
 
-    def _target(self, key: str, data: bytes) -> CheckpointRef:
-        """The checkpoint that a pointer file's bytes name."""
+    def _target(self, key: str, data: bytes) -> CheckpointRef | None:
+        """The checkpoint that a pointer file's bytes name; None where that was set aside."""
         where = f"{self.uri}/{key}"
         try:
             plain = json.loads(data)
@@ -202,7 +225,8 @@ class StageDir:
             usable = False
         if not usable or not re.fullmatch(rf"{CHECKPOINTS}/{STEP_PATTERN.pattern}", target):
             raise CheckpointError(f"{where!r} is no pointer: expected JSON with `target` and `digest`")
-        return open_checkpoint(self.store.child(target), digest)
+        store = self.store.child(target)
+        return None if store.exists(ASIDE_NAME) else open_checkpoint(store, digest)
 
     def set_pointer(self, name: Pointer, ref: CheckpointRef, check: Callable[[], None] = lambda: None) -> bool:
         """Let a pointer name a committed checkpoint of this directory; atomic.
@@ -227,7 +251,7 @@ class StageDir:
         """Everything this stage ever said it starts from."""
         try:
             plain = json.loads(self.store.get(PARENTS_NAME))
-            return [Reference(item["uri"], item["digest"]) for item in plain]
+            return [Reference(absolute_uri(item["uri"], self.root, self.uri), item["digest"]) for item in plain]
         except NotFoundError:
             return []
         except (ValueError, TypeError, KeyError) as error:
@@ -237,12 +261,30 @@ class StageDir:
             ) from error
 
     def record_parents(self, parents: Mapping[str, Reference]) -> None:
-        """Say durably what this stage starts from, before it reads it: retention keeps what is named here."""
+        """Say durably what this stage starts from, before it reads it: retention keeps what is named here.
+
+        What lies below the same root is written relative to it.
+        """
         known = self.recorded_parents()
         links = [*known, *(ref for ref in parents.values() if ref not in known)]
         if links != known or not self.store.exists(PARENTS_NAME):
-            plain = [{"uri": ref.uri, "digest": ref.digest} for ref in links]
+            plain = [{"uri": relative_uri(ref.uri, self.root), "digest": ref.digest} for ref in links]
             self.store.put(PARENTS_NAME, (json.dumps(plain, indent=1) + "\n").encode())
+
+
+def _sequence(item: CheckpointRef | Damaged) -> tuple[int, int, int]:
+    return (0 if item.metadata is None else item.metadata.sequence, *step_order(item.name))
+
+
+def ranked(refs: Iterable[CheckpointRef]) -> list[CheckpointRef]:
+    """Those with a finite value of the declared metric, best first, newer first among equals."""
+    found = []
+    for ref in refs:
+        best = ref.metadata.best
+        value = ref.metadata.metrics.get(best.metric) if best else None
+        if best is not None and value is not None and math.isfinite(value):
+            found.append((value if best.direction == "min" else -value, -ref.metadata.sequence, ref))
+    return [ref for *_, ref in sorted(found, key=lambda item: item[:2])]
 
 
 def best_of(refs: Sequence[CheckpointRef]) -> CheckpointRef | None:
@@ -252,23 +294,12 @@ def best_of(refs: Sequence[CheckpointRef]) -> CheckpointRef | None:
     return found[-1] if found else None
 
 
-def step_name(step: int, attempt: int = 1) -> str:
-    return f"step-{step:08d}" + (f"-{attempt}" if attempt > 1 else "")
-
-
-def step_order(name: str) -> tuple[int, int]:
-    """(step, attempt) of a step directory's name."""
-    match = STEP_PATTERN.fullmatch(name)
-    assert match is not None, name
-    return int(match[1]), int(match[2] or 1)
-
-
 def parse_reference(text: str) -> tuple[str, str | None]:
     """(URI, digest or None) of `<uri>` or `<uri>@sha256:<digest>`."""
-    if "@sha256:" in text:
+    if "@sha256:" in text.rpartition("/")[2]:
         try:
             reference = Reference.parse(text)
-        except Exception as error:
+        except StoreError as error:
             raise CheckpointError(
                 f"{text!r} names no checkpoint", remedy="write <uri>@sha256:<64 hex digits>"
             ) from error
@@ -276,12 +307,28 @@ def parse_reference(text: str) -> tuple[str, str | None]:
     return text, None
 
 
+def stage_dirs_in(store: Store) -> list[StageDir]:
+    """The stage directories that a store is or holds: a stage directory, its variants, those of a run."""
+    own = StageDir.at(store)
+    if own.step_dirs() or any(store.exists(f"{p}.ckpt") for p in POINTERS):
+        return [own]
+    is_run = store.exists(RUN_FILE)
+    found = []
+    for name in store.folders():
+        child = store.child(name)
+        if is_run and name not in OTHER_FOLDERS:
+            found += [child] if CHECKPOINTS in child.folders() else [child.child(v) for v in child.folders()]
+        elif not is_run and own.root is not None:
+            found.append(child)
+    return [StageDir.at(child, own.root) for child in found if CHECKPOINTS in child.folders()]
+
+
 def resolve(name: str | Reference, prefer: Pointer = "best") -> CheckpointRef:
     """The committed checkpoint a name stands for.
 
-    name: URI of a step directory, a stage directory (then `prefer` says which pointer) or a pointer file; with
-    `@sha256:<digest>` the checkpoint must be that one. CheckpointError if there is none, it is uncommitted, damaged,
-    an export, or another one.
+    name: URI of a step directory, a pointer file, a stage directory or a run directory of one stage (for both `prefer`
+    says which pointer); with `@sha256:<digest>` the checkpoint must be that one. CheckpointError if there is none, it
+    is uncommitted, damaged, set aside, an export, or another one, or if a run or stage holds several.
     """
     uri, digest = parse_reference(str(name))
     if not uri.strip("/") or uri.endswith("://"):
@@ -290,21 +337,25 @@ def resolve(name: str | Reference, prefer: Pointer = "best") -> CheckpointRef:
     folder, _, last = uri.rpartition("/")
     if last in (f"{p}.ckpt" for p in POINTERS):
         pointer: Pointer = "best" if last == "best.ckpt" else "last"
-        ref = _pointed(StageDir.at(open_store(folder or ".")), pointer)
-    elif last.endswith((".ckpt", ".pt", ".pth", ".bin")):
+        ref = _pointed(StageDir.at(open_store(folder or ("/" if uri.startswith("/") else "."))), pointer)
+    elif last.endswith((".ckpt", ".pt", ".pth", ".bin")) and not open_store(uri).list():
         raise CheckpointError(
             f"{uri!r} is a file of another program", remedy="bring it in once with `stageline checkpoint import`"
         )
     else:
-        store = open_store(folder if last == METADATA_NAME else uri)
-        directory = StageDir.at(store)
+        store = open_store((folder or ".") if last == METADATA_NAME else uri)
         if STEP_PATTERN.fullmatch(store.uri.rsplit("/", 1)[-1]):
             return open_checkpoint(store, digest)
-        if any(store.exists(f"{p}.ckpt") for p in POINTERS) or directory.step_dirs():
-            ref = _pointed(directory, prefer)
-        else:
+        directories = stage_dirs_in(store)
+        if len(directories) > 1:
+            raise CheckpointError(
+                f"{store.uri!r} holds several stage directories, and only one checkpoint is asked for",
+                remedy=f"name one of them: {', '.join(directory.uri for directory in directories)}",
+            )
+        if not directories:
             _refuse_folder(store)
             return open_checkpoint(store, digest)
+        ref = _pointed(directories[0], prefer)
     if digest is not None and ref.digest != digest:
         raise CheckpointError(
             f"{uri!r} now names {ref.uri!r} with digest {ref.digest}, expected {digest}",
@@ -321,8 +372,9 @@ def _pointed(directory: StageDir, pointer: Pointer) -> CheckpointRef:
     if ref is None:
         some = directory.newest()
         if some is None:
+            aside = "".join(f"; {item.name} was set aside: {item.reason}" for item in directory.survey().aside)
             raise CheckpointError(
-                f"stage directory {directory.uri!r} has no committed checkpoint",
+                f"stage directory {directory.uri!r} has no committed checkpoint{aside}",
                 remedy="train the stage first; leftovers without metadata do not count",
             )
         raise CheckpointError(
@@ -336,12 +388,8 @@ def _refuse_folder(store: Store) -> None:
     """Say what a folder is, if it is something else than a checkpoint."""
     if store.exists(METADATA_NAME):
         return
-    if store.exists("run.json"):
-        stages = [name for name in store.folders() if name not in OTHER_FOLDERS]
-        raise CheckpointError(
-            f"{store.uri!r} is a run, not a checkpoint",
-            remedy=f"name one of its stages: {', '.join(f'{store.uri}/{name}' for name in stages) or 'it has none'}",
-        )
+    if store.exists(RUN_FILE):
+        raise CheckpointError(f"{store.uri!r} is a run without a checkpoint", remedy="train one of its stages first")
     local = store.local_path()
     if local is not None and local.is_file():
         raise CheckpointError(

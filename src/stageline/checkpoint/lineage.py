@@ -49,7 +49,8 @@ def _add(entries: list[dict[str, Any]], ref: CheckpointRef, role: str, link: Par
         if found is not None:
             _add(entries, found, parent_role, parent, depth + 1)
             continue
-        entry = _entry(parent_role, depth + 1, parent.uri, parent.digest, parent)
+        uri = parent.uri if ref.root is None else ref.locate(parent.uri)
+        entry = _entry(parent_role, depth + 1, uri, parent.digest, parent)
         entries.append({**entry, "run": "", "stage": parent.stage, "step": parent.step, "status": status})
 
 
@@ -65,7 +66,7 @@ def _entry(role: str, depth: int, uri: str, digest: str, link: ParentRecord | No
 
 
 def find_parent(ref: CheckpointRef, parent: ParentRecord) -> tuple[CheckpointRef | None, str]:
-    """(parent, status): where its link says, or at the same place below the child's root if the tree was moved."""
+    """(parent, status): below the child's own root where it lies there, else where its link says."""
     status = "missing"
     for store in _places(ref, parent):
         try:
@@ -79,9 +80,9 @@ def find_parent(ref: CheckpointRef, parent: ParentRecord) -> tuple[CheckpointRef
 
 
 def _places(ref: CheckpointRef, parent: ParentRecord) -> list[Store]:
-    places = [open_store(parent.uri)]
-    root, mark, _ = ref.uri.partition("/runs/")
-    _, other, rest = parent.uri.partition("/runs/")
-    if mark and other and not parent.uri.startswith(f"{root}/"):
-        places.append(open_store(f"{root}/runs/{rest}"))
-    return places
+    """Where a parent may lie: a link of schema `stageline/1` is whole, and its tree may have been moved or copied."""
+    if "://" not in parent.uri and not parent.uri.startswith("/"):
+        return [] if ref.root is None else [open_store(ref.locate(parent.uri))]
+    _, mark, rest = parent.uri.rpartition("/runs/")
+    own = [ref.root.child("runs", *rest.split("/"))] if ref.root is not None and mark else []
+    return [*own, *([] if own and own[0].uri == parent.uri else [open_store(parent.uri)])]

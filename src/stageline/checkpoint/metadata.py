@@ -1,8 +1,11 @@
 """What a checkpoint says about itself: the schema of `checkpoint_metadata.json`. Loads no torch.
 
 The file is written last and is the commit marker. **digest** is SHA-256 of its bytes (which checkpoint is this),
-**content** a hash over the model's files (is it the same weights). `seal` covers all other fields, so that a file that
-was edited is found out even where nobody remembers its digest.
+**content** a hash over the model's files and of what they leave to others (is it the same weights). `seal` covers all
+other fields, so that a file that was edited is found out even where nobody remembers its digest.
+
+Every tensor of the model is own (in the files), referenced (in a parent below the same root) or external (in files of
+others); the metadata names all three. New saves are `stageline/2`; `stageline/1` is read, but not continued.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ from pydantic import ConfigDict, Field, ValidationError
 from stageline.config import Settings, canonical_json, is_sealed, seal
 from stageline.errors import CheckpointError
 
-SCHEMA = "stageline/1"
-READABLE_SCHEMAS = (SCHEMA,)
+SCHEMA = "stageline/2"
+READABLE_SCHEMAS = ("stageline/1", SCHEMA)
 """Schemas this version reads. A newer one is refused, never guessed at."""
 
 METADATA_NAME = "checkpoint_metadata.json"
@@ -31,6 +34,7 @@ STATE_FILE = "training/state.json"
 CONFIG_FILE = "config.yaml"
 CONTENT_PATTERNS = ("model*.safetensors", "ema*.safetensors")
 """Files that hold the weights: what `content` is made of. Shards lie under `model/` and `ema/`."""
+FileKind = Literal["weights", "training", "derived"]
 
 HASH = r"^[0-9a-f]{64}$"
 
@@ -42,10 +46,19 @@ class Record(Settings):
 
 
 class FileRecord(Record):
-    """One file of a checkpoint: its size and SHA-256."""
+    """One file of a checkpoint: its size and SHA-256.
+
+    kind: weights; training (what an exact resume needs, config included); derived (made from the weights for other
+    programs, no source of ours, checked by hash alone). Empty in schema `stageline/1`, where the name says it.
+    """
 
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=HASH)
+    kind: FileKind | Literal[""] = ""
+
+    def is_same(self, other: FileRecord) -> bool:
+        """Whether two records are of the same bytes."""
+        return (self.bytes, self.sha256) == (other.bytes, other.sha256)
 
 
 class TensorRecord(Record):
@@ -56,7 +69,10 @@ class TensorRecord(Record):
 
 
 class ParentRecord(Record):
-    """A checkpoint this one started from, and what became of each of its sections."""
+    """A checkpoint this one started from, and what became of each of its sections.
+
+    uri: relative to the root where it lies below the same one; `CheckpointRef.locate` makes it whole.
+    """
 
     uri: str
     digest: str = Field(pattern=HASH)
@@ -68,12 +84,30 @@ class ParentRecord(Record):
     """`Inheritance.to_json()` of each section."""
 
 
+class OwnerRecord(Record):
+    """The parent that holds tensors this checkpoint uses unchanged and does not hold itself.
+
+    uri: relative to the root both lie below.  weights: which of the owner's.  tensors: what is taken of it.
+    """
+
+    uri: str
+    digest: str = Field(pattern=HASH)
+    content: str = Field(pattern=HASH)
+    weights: Literal["raw", "ema"]
+    tensors: dict[str, TensorRecord]
+
+
 class ExternalRecord(Record):
-    """Weights that are not ours and not in the files."""
+    """Weights that are not ours and not in the files.
+
+    source: hub id or path.  digest: of the files they were read from.  tensors: those of the model that they supply.
+    """
 
     name: str
+    source: str = ""
     revision: str = ""
     digest: str = ""
+    tensors: dict[str, TensorRecord] = Field(default_factory=dict)
 
 
 class GroupRecord(Record):
@@ -105,7 +139,11 @@ class Provenance(Record):
     settings: dict[str, Any] = Field(default_factory=dict)
     """The stage's settings, flat, so that a plan can name the field that changed."""
     parents: dict[str, ParentRecord] = Field(default_factory=dict)
+    referenced: dict[str, OwnerRecord] = Field(default_factory=dict)
+    """role -> whose tensors are used unchanged and not copied into the files."""
     externals: dict[str, ExternalRecord] = Field(default_factory=dict)
+    code: dict[str, str] = Field(default_factory=dict)
+    """The user's own code by file name: SHA-256."""
     facts: dict[str, Any] = Field(default_factory=dict)
     """What the family says about the model (decoder stages, channels, …), JSON values."""
     trained: dict[str, GroupRecord] = Field(default_factory=dict)
@@ -129,7 +167,7 @@ class CheckpointMetadata(Provenance):
     """Whether the stage is finished with this checkpoint."""
     files: dict[str, FileRecord]
     tensors: dict[str, dict[str, TensorRecord]]
-    """Per file (or folder of shards) the names it holds; `model` and `ema` are the weights."""
+    """Per file (or folder of shards) the names it holds. `model` are the own tensors, `ema` those that are averaged."""
     metrics: dict[str, float | None] = Field(default_factory=dict)
     """Validation metrics at this step; null for a value that is not finite."""
     best: BestRecord | None = None
@@ -152,7 +190,23 @@ class CheckpointMetadata(Provenance):
 
     @property
     def content(self) -> str:
-        return content_of(self.files)
+        return content_of(self.files, self.referenced, self.externals)
+
+    @property
+    def whole(self) -> dict[str, TensorRecord]:
+        """Every tensor of the model: own, referenced and external."""
+        others: list[OwnerRecord | ExternalRecord] = [*self.referenced.values(), *self.externals.values()]
+        return {**self.tensors.get("model", {}), **{n: r for other in others for n, r in other.tensors.items()}}
+
+    @property
+    def external_names(self) -> frozenset[str]:
+        """The tensors of the model that files of others hold."""
+        return frozenset(name for external in self.externals.values() for name in external.tensors)
+
+    @property
+    def file_kinds(self) -> dict[str, FileKind]:
+        """What each file is for; by name where the schema did not say it yet."""
+        return {name: record.kind or kind_of(name) for name, record in self.files.items()}
 
     @property
     def is_sharded(self) -> bool:
@@ -172,14 +226,33 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def content_of(files: Mapping[str, FileRecord]) -> str:
-    """Hash over names and hashes of the files that hold weights."""
-    weights = {
-        name: record.sha256
-        for name, record in files.items()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in CONTENT_PATTERNS)
-    }
-    return hashlib.sha256(canonical_json(weights).encode()).hexdigest()
+def is_continuable(metadata: CheckpointMetadata) -> bool:
+    """Whether a checkpoint may be continued, or reused as the result of its stage: those of this version's schema."""
+    return metadata.schema_version == SCHEMA
+
+
+def kind_of(name: str) -> FileKind:
+    """What a file of ours is for, by its name."""
+    return "weights" if any(fnmatch.fnmatchcase(name, pattern) for pattern in CONTENT_PATTERNS) else "training"
+
+
+def content_of(
+    files: Mapping[str, FileRecord],
+    referenced: Mapping[str, OwnerRecord] | None = None,
+    externals: Mapping[str, ExternalRecord] | None = None,
+) -> str:
+    """Hash over names and hashes of the files that hold weights, and of what they leave to others.
+
+    Per owner its content, per external its digest, each with the names that are taken of it. Where lies what, and when
+    it was made, does not count.
+    """
+    weights = {name: record.sha256 for name, record in files.items() if (record.kind or kind_of(name)) == "weights"}
+    plain: Any = weights
+    if referenced or externals:
+        owners = [[o.content, o.weights, sorted(o.tensors)] for o in (referenced or {}).values()]
+        others = [[e.name, e.revision, e.digest, sorted(e.tensors)] for e in (externals or {}).values()]
+        plain = {"files": weights, "referenced": sorted(owners), "externals": sorted(others)}
+    return hashlib.sha256(canonical_json(plain).encode()).hexdigest()
 
 
 def parse_metadata(data: bytes, where: str) -> CheckpointMetadata:

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_distribu
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from stageline.checkpoint.admission import account
-from stageline.checkpoint.commit import CheckpointWriter, Snapshot
+from stageline.checkpoint.commit import CheckpointWriter, Snapshot, prune_command
 from stageline.checkpoint.layout import CheckpointRef, StageDir, open_checkpoint
 from stageline.checkpoint.metadata import FileRecord
 from stageline.checkpoint.tensors import CHUNK_BYTES, DAMAGED, records_of
@@ -79,7 +79,8 @@ def _unwrapped(error: CheckpointException, group: Group) -> StagelineError:
     if isinstance(own, OSError) and own.errno in FULL:
         return DiskFullError(
             f"no room to write a shard: {own.strerror}",
-            remedy="free space or keep fewer checkpoints (trainer.keep); what was committed before is intact",
+            remedy=f"{prune_command('<stage directory>')}, or keep fewer checkpoints (trainer.keep); what was "
+            "committed before is intact",
         )
     return CheckpointError(f"a shard can't be written or read: {_first_line(own)}")
 
@@ -224,7 +225,7 @@ def _fetch_verified(ref: CheckpointRef, names: list[str], source: Path, *, in_pl
         path = source / name.rsplit("/", 1)[-1]
         if not in_place:
             ref.store.download(name, path)
-        if not path.is_file() or _record(path) != ref.metadata.files[name]:
+        if not path.is_file() or not _record(path).is_same(ref.metadata.files[name]):
             raise CheckpointError(f"{ref.uri}/{name}: missing, truncated or changed", remedy=DAMAGED)
     strangers = {path.name for path in source.glob("*.safetensors")} - {name.rsplit("/", 1)[-1] for name in names}
     if strangers:

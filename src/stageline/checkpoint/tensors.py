@@ -171,7 +171,7 @@ def read_file(store: Store, key: str, record: FileRecord) -> tuple[dict[str, Ten
     except NotFoundError as error:
         raise CheckpointError(f"{where}: it vanished while it was read", remedy=DAMAGED) from error
     pieces.drain()
-    if chunks.record != record:
+    if not chunks.record.is_same(record):
         raise CheckpointError(
             f"{where}: its bytes changed: SHA-256 {chunks.record.sha256}, expected {record.sha256}",
             remedy=DAMAGED,

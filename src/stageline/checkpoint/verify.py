@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from stageline.checkpoint.header import SHARDING_KEY, Header, header_faults, read_header
 from stageline.checkpoint.layout import CheckpointRef, open_checkpoint, resolve
 from stageline.checkpoint.metadata import CLAIM_NAME, METADATA_NAME, TensorRecord
+from stageline.checkpoint.steps import ASIDE_NAME
 from stageline.errors import CheckpointError, difference
 from stageline.store import Reference
 
@@ -28,7 +29,8 @@ def verify(target: CheckpointRef | Reference | str, *, hashes: bool = True) -> l
     metadata = ref.metadata
     there = {info.key: info.size for info in ref.store.list()}
     faults = [
-        f"{name}: not in the metadata" for name in sorted({*there} - {*metadata.files, METADATA_NAME, CLAIM_NAME})
+        f"{name}: not in the metadata"
+        for name in sorted({*there} - {*metadata.files, METADATA_NAME, CLAIM_NAME, ASIDE_NAME})
     ]
     for name, record in sorted(metadata.files.items()):
         if name not in there:
@@ -37,7 +39,7 @@ def verify(target: CheckpointRef | Reference | str, *, hashes: bool = True) -> l
             faults.append(f"{name}: {there[name]} bytes, expected {record.bytes}")
         elif hashes and (found := _hash(ref, name)) != record.sha256:
             faults.append(f"{name}: its bytes changed: SHA-256 {found}, expected {record.sha256}")
-        elif name.endswith(".safetensors"):
+        elif name.endswith(".safetensors") and metadata.file_kinds[name] != "derived":
             faults.extend(_header_faults(ref, name))
     if "model" not in metadata.tensors:
         faults.append("model: the metadata lists no weights")

@@ -1,4 +1,4 @@
-"""Commands around checkpoints: checkpoint show, verify, lineage, import, export, prune."""
+"""Commands around checkpoints: checkpoint show, verify, lineage, import, export, prune, set-aside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from stageline.cli.configuration import AsJson, ConfigFile, FamilyName, PresetName
 
-Target = Annotated[str, typer.Argument(help="Step directory, stage directory, best.ckpt or last.ckpt.")]
+Target = Annotated[str, typer.Argument(help="Step directory, stage directory, run of one stage, or pointer file.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     group.command("import")(import_)
     group.command("export")(export)
     group.command("prune")(prune)
+    group.command("set-aside")(set_aside)
     app.add_typer(group, name="checkpoint")
 
 
@@ -124,25 +125,56 @@ def prune(
     last: Annotated[int, typer.Option(help="Keep the newest N.")] = 2,
     best: Annotated[int, typer.Option(help="Keep the best N by the stage's metric.")] = 1,
     every: Annotated[int, typer.Option(help="Keep every checkpoint whose step is a multiple of K; 0 none.")] = 0,
+    superseded: Annotated[
+        bool, typer.Option("--superseded", help="Free what was made with other settings than those written last.")
+    ] = False,
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", help="With --superseded: beginning of a stage fingerprint that stays.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it only show.")] = False,
 ) -> None:
-    """Delete old checkpoints by three numbers; never what a pointer, a parent link or a running save needs."""
-    from stageline.checkpoint.layout import OTHER_FOLDERS, StageDir
+    """Delete old checkpoints by three numbers; never what a pointer, a parent link or a running save needs.
+
+    Finished trainings with other settings stay until --superseded.
+    """
+    from stageline.checkpoint.layout import stage_dirs_in
     from stageline.checkpoint.retention import prune as prune_stage
+    from stageline.checkpoint.retention import prune_superseded
     from stageline.cli.tables import show_rows
     from stageline.config import RetentionConfig, validate
     from stageline.errors import CheckpointError
     from stageline.store import open_store
 
-    keep = validate({"last": last, "best": best, "every_steps": every}, RetentionConfig, "retention")
+    numbers = validate({"last": last, "best": best, "every_steps": every}, RetentionConfig, "retention")
     store = open_store(target)
-    names = [""] if StageDir.at(store).step_dirs() else [n for n in store.folders() if n not in OTHER_FOLDERS]
+    directories = stage_dirs_in(store)
     rows = []
-    for name in names:
-        for decision in prune_stage(StageDir.at(store.child(name)), keep, dry_run=not yes):
-            rows.append((name or store.uri.rsplit("/", 1)[-1], decision.name, decision.action, decision.reason))
+    for directory in directories:
+        if superseded:
+            decisions = prune_superseded(directory, keep=keep or (), dry_run=not yes)
+        else:
+            decisions = prune_stage(directory, numbers, dry_run=not yes)
+        own = directory.uri.removeprefix(f"{store.uri}/") if directory.uri != store.uri else store.uri.split("/")[-1]
+        rows += [(own, decision.name, decision.action, decision.reason) for decision in decisions]
+    if directories and not rows:
+        print(f"{store.uri} holds nothing superseded" if superseded else f"{store.uri} holds nothing to prune")
+        return
     if not rows:
         raise CheckpointError(f"{store.uri} holds no checkpoints", remedy="name a run or stage directory")
     show_rows(("stage", "checkpoint", "action", "why"), rows)
     if not yes:
         print("nothing was deleted; add --yes")
+
+
+def set_aside(
+    target: Annotated[str, typer.Argument(help="A step directory whose checkpoint is damaged.")],
+) -> None:
+    """Take a damaged checkpoint out of use, so that its stage goes on from the one before it; deletes nothing."""
+    from stageline.checkpoint.retention import set_aside_step
+    from stageline.checkpoint.steps import ASIDE_NAME
+    from stageline.store import open_store
+
+    store = open_store(target)
+    reason = set_aside_step(store, "stageline checkpoint set-aside")
+    print(f"set aside: {store.uri}: {reason}")
+    print(f"once it is whole again, delete {ASIDE_NAME} in it")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stageline import contract
-from stageline.checkpoint.layout import CheckpointRef, StageDir
-from stageline.checkpoint.metadata import CheckpointMetadata
+from stageline.checkpoint.layout import CheckpointRef, StageDir, Survey
+from stageline.checkpoint.metadata import CheckpointMetadata, is_continuable
 from stageline.config import RunConfig
 from stageline.contract import FamilyConfig
 from stageline.errors import StagelineError, difference
@@ -56,7 +56,7 @@ def decide_stage(config: RunConfig, family: FamilyConfig, stage: Stage, inputs: 
         parents, faults = stage_parents(config, family, stage, inputs.handed_on)
         faults += _refusals(own, family, stage, parents)
         directory = StageDir(inputs.root, config.run, stage.name)
-        committed = directory.committed()
+        found = directory.survey()
     except StagelineError as error:
         return Decision(_blocked(stage, [error]))
     if faults:
@@ -65,7 +65,7 @@ def decide_stage(config: RunConfig, family: FamilyConfig, stage: Stage, inputs: 
         if parent.ref is None and parent.stage in inputs.blocked:
             return Decision(Item(stage.name, "stage", "blocked", (f"parent {role}: {parent.stage!r} is blocked",)))
 
-    newest = committed[-1].metadata if committed else None
+    newest = found.refs[-1].metadata if found.refs else None
     steps = num_steps(own, stage, family.num_samples(own, stage, inputs.data_facts))
     item = Item(
         stage.name,
@@ -83,12 +83,15 @@ def decide_stage(config: RunConfig, family: FamilyConfig, stage: Stage, inputs: 
         return Decision(replace(item, reasons=(*changed, *data, *waiting)), parents=parents)
     contents = {role: p.ref.content for role, p in parents.items() if p.ref}
     wanted = stage_fingerprint(own, stage, inputs.data.digest, contents)
-    same = [ref for ref in committed if ref.metadata.stage_fingerprint == wanted]
-    if same:
-        return replace(_take_up(item, stage, directory, same, parents), fingerprint=wanted)
+    last = found.to_continue(wanted)
+    if last is not None or found.is_finished(wanted):
+        return replace(_take_up(item, stage, directory, found, wanted, parents), fingerprint=wanted)
     if newest is None:
         return Decision(replace(item, reasons=("never recorded",)), parents=parents, fingerprint=wanted)
     reasons = changed_fields(newest, own) + changed_inputs(newest, inputs.data, parents)
+    if not is_continuable(newest):
+        schema = f"schema {newest.schema_version}: what an earlier version saved is neither continued nor reused"
+        reasons = [schema, *reasons]
     if not reasons:
         version = newest.stageline_version or "another version"
         reasons = [f"stage fingerprint: {newest.stage_fingerprint[:12]} (stageline {version}) -> {wanted[:12]}"]
@@ -96,21 +99,23 @@ def decide_stage(config: RunConfig, family: FamilyConfig, stage: Stage, inputs: 
 
 
 def _take_up(
-    item: Item, stage: Stage, directory: StageDir, same: Sequence[CheckpointRef], parents: Mapping[str, Parent]
+    item: Item, stage: Stage, directory: StageDir, found: Survey, wanted: str, parents: Mapping[str, Parent]
 ) -> Decision:
     """Reuse or continue checkpoints that were made from the same settings, data and parents."""
-    last = max(same, key=lambda ref: (ref.metadata.step, ref.metadata.sequence))
-    step = last.metadata.step
-    if any(ref.metadata.final for ref in same):
+    last = found.to_continue(wanted)
+    if found.is_finished(wanted):
         try:
-            ref = directory.handed_on(stage.parent_checkpoint, last.metadata.stage_fingerprint)
+            ref = directory.handed_on(stage.parent_checkpoint, wanted, found)
         except StagelineError as error:
             return Decision(_blocked(stage, [error]))
         assert ref is not None
+        step = max(ref.metadata.step, 0 if last is None else last.metadata.step)
         why = f"finished at step {step} with equal settings, data and parents"
         return Decision(
             replace(item, action="reuse", reasons=(why,), reference=str(ref.reference), seconds=0.0), ref, parents
         )
+    assert last is not None
+    step = last.metadata.step
     why = f"stopped at step {step} of {last.metadata.steps}; settings, data and parents are equal"
     seconds = expected_seconds(last.metadata, item.steps, step)
     reference = str(last.reference)

@@ -105,13 +105,15 @@ def _find_parents(
 
 
 def decide(work: Work) -> Decision:
-    """Look at the stage directory: what of it was made from exactly this."""
-    same = [ref for ref in work.stage_dir.committed() if ref.metadata.stage_fingerprint == work.fingerprint]
-    if not same:
-        return Decision("run")
-    if any(ref.metadata.final for ref in same):
+    """Look at the stage directory: what of it was made from exactly this, and is whole.
+
+    CheckpointError where the stage is finished and what it hands on is damaged.
+    """
+    found = work.stage_dir.survey()
+    if found.is_finished(work.fingerprint):
         return Decision("reuse", hand_on(work))
-    return Decision("continue", max(same, key=lambda ref: (ref.metadata.step, ref.metadata.sequence)))
+    ref = found.to_continue(work.fingerprint)
+    return Decision("run") if ref is None else Decision("continue", ref)
 
 
 def hand_on(work: Work) -> CheckpointRef:

@@ -9,6 +9,7 @@ from torch import nn
 from stageline.checkpoint.admission import admit
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.checkpoint.metadata import ParentRecord
+from stageline.checkpoint.steps import relative_uri
 from stageline.checkpoint.tensors import load_state, read_tensors
 from stageline.contract import Parent
 from stageline.stage import stage_settings
@@ -57,7 +58,7 @@ def seed_from_parents(work: Work, model: nn.Module) -> tuple[dict[str, ParentRec
         sections = work.family.inherit(Parent(role, ref.metadata.stage, ref.metadata.facts), work.config, work.stage)
         accounting = load_state(model, read_tensors(ref, weights), sections, where=ref.uri)
         records[role] = ParentRecord(
-            uri=ref.uri,
+            uri=relative_uri(ref.uri, work.stage_dir.root),
             digest=ref.digest,
             content=ref.content,
             stage=ref.metadata.stage,

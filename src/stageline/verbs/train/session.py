@@ -6,7 +6,7 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from stageline.checkpoint.identity import RunRecord, versions
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.checkpoint.lease import WAIT_VARIABLE, StageLease, await_free
 from stageline.checkpoint.metadata import GroupRecord, ParentRecord, Provenance
+from stageline.checkpoint.steps import Damaged, set_aside
 from stageline.config import to_yaml
 from stageline.errors import ConfigError, InterruptedRunError, StagelineError
 from stageline.stage import stage_settings
@@ -46,6 +47,8 @@ class Session:
     owned: bool = False
     lease: StageLease | None = None
     recorder: Recorder = field(default_factory=Recorder)
+    aside: list[Damaged] = field(default_factory=list)
+    """Damaged checkpoints that this attempt took out of use."""
 
     @property
     def command(self) -> str:
@@ -79,6 +82,15 @@ class Session:
         clear_failures(work.stage_dir.store)
         work.stage_dir.store.put("config.yaml", redact(to_yaml(work.config)).encode())
 
+    def set_aside(self, found: Sequence[Damaged]) -> None:
+        """Rank 0, under the lease: take damaged checkpoints out of use and name them, once outlets are open too."""
+        assert self.lease is not None
+        for damaged in found:
+            self.lease.check()
+            set_aside(damaged.store, damaged.reason, f"stage {self.lease.holder}")
+            print(f"set aside, damaged: {damaged.uri}: {damaged.reason}", flush=True)
+            self.aside.append(damaged)
+
     def open_outlets(self, work: Work, ref: CheckpointRef | None, steps: int) -> None:
         """Rank 0: events, endpoint, TensorBoard and lines; earlier events after the starting step become void."""
         step = 0 if ref is None else ref.metadata.step
@@ -90,6 +102,8 @@ class Session:
             tensorboard=open_tensorboard(store.local_path("tensorboard") if settings.tensorboard else None, step),
             view=ProgressView(work.stage.name, steps),
         )
+        for damaged in self.aside:
+            self.recorder.event("set_aside", uri=damaged.uri, reason=damaged.reason)
         if ref is not None:
             self.recorder.event("resumed", step=step, reference=str(ref.reference))
             self.recorder.say(f"resumed at step {step} from {ref.uri}")

@@ -13,7 +13,8 @@ from stageline import __version__
 from stageline.build import image_reference
 from stageline.checkpoint.commit import CheckpointWriter
 from stageline.checkpoint.identity import claim_run
-from stageline.checkpoint.layout import CheckpointRef, resolve
+from stageline.checkpoint.layout import CheckpointRef, Damaged, resolve
+from stageline.checkpoint.verify import verify
 from stageline.config import RunConfig, flatten, to_yaml
 from stageline.contract import StageTask
 from stageline.data.prepared import materialise
@@ -120,9 +121,22 @@ def _train(session: Session, work: Work, data: str, stop: StopRequest) -> StageR
 
 
 def _begin(session: Session, work: Work) -> tuple[Action, str]:
-    """Rank 0: take the stage directory and look again what there is to do, now that nobody else writes there."""
+    """Rank 0: take the stage directory and look again what there is to do, now that nobody else writes there.
+
+    A checkpoint to continue is read whole once; what is damaged is set aside and the one before it taken.
+    """
     session.take_lease(work)
     decision = decide(work)
+    if decision.action != "reuse":
+        found = work.stage_dir.survey()
+        unread = [damaged for damaged in found.damaged if damaged.metadata is None]
+        session.set_aside([*unread, *found.damaged_of(work.fingerprint)])
+    while decision.action == "continue" and decision.ref is not None:
+        faults = verify(decision.ref)
+        if not faults:
+            break
+        session.set_aside([Damaged(decision.ref.store, "; ".join(faults), decision.ref.metadata)])
+        decision = decide(work)
     if decision.ref is None:
         work.stage_dir.record_parents({role: ref.reference for role, ref in work.parents.items()})
     return decision.action, "" if decision.ref is None else str(decision.ref.reference)
