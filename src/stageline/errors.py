@@ -37,16 +37,6 @@ class StagelineError(Exception):
         head = f"{self.code}: {self.message}" if self.code else self.message
         return f"{head}\n  -> {self.remedy}" if self.remedy else head
 
-    def record(self) -> dict[str, Any]:
-        """The JSON form used in failure records."""
-        return {
-            "kind": self.kind,
-            "code": self.code,
-            "sentence": self.message,
-            "remedy": self.remedy,
-            "exit_code": self.exit_code,
-        }
-
 
 class ConfigError(StagelineError):
     """A config that is unknown, contradictory or out of range."""
@@ -154,17 +144,18 @@ class DoctorError(StagelineError):
 
 
 class StepFailedError(StagelineError):
-    """A process started by us failed; carries that process's own record."""
+    """A process started by us failed; tells that process's own sentence, kind and exit code.
+
+    exit_code: the process's own, so that the caller can pass it on.
+    origin: kind of the process's failure, "" where it left no record.
+    """
 
     kind = "step_failed"
 
     def __init__(self, message: str, *, exit_code: int, remedy: str = "", code: str = "", origin: str = "") -> None:
         super().__init__(message, remedy=remedy, code=code)
-        self.exit_code = exit_code  # type: ignore[misc]  # the child's own code, so that the caller can pass it on
-        self.origin = origin
-
-    def record(self) -> dict[str, Any]:
-        return {**super().record(), "kind": self.origin or self.kind}
+        self.exit_code = exit_code  # type: ignore[misc]  # of this error, not of its class
+        self.kind = origin or self.kind  # type: ignore[misc]
 
 
 class InterruptedRunError(StagelineError):

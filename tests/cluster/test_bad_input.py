@@ -131,7 +131,7 @@ def test_keys_that_the_store_refuses_are_told_by_the_stage_itself(
     verdict = started.follow(said.append)
     assert verdict.record, said
     assert verdict.exit_code == StoreError.exit_code, verdict.record
-    assert bucket["bucket"] in verdict.record["sentence"]
+    assert bucket["bucket"] in verdict.record.sentence
     assert keys["AWS_SECRET_ACCESS_KEY"] not in "".join(said)
 
 
@@ -142,7 +142,7 @@ def test_a_quota_that_refuses_all_pods_ends_the_job_in_time_and_is_named(
     verdict = follow(starter(pending_seconds=10))
     assert verdict.exit_code == PendingTimeoutError.exit_code
     assert verdict.record
-    assert "tight" in verdict.record["sentence"]
+    assert "tight" in verdict.record.sentence
     nothing_left(kubectl, namespace)
 
 
@@ -151,8 +151,8 @@ def test_half_a_gang_does_not_hold_its_devices_for_ever(starter: Starter, kubect
     verdict = follow(starter(trivial_job("octa", nodes=2), pending_seconds=10))
     assert verdict.exit_code == PendingTimeoutError.exit_code
     assert verdict.record
-    assert "1 of 2 ran" in verdict.record["sentence"]
-    assert "half" in verdict.record["sentence"]
+    assert "1 of 2 ran" in verdict.record.sentence
+    assert "half" in verdict.record.sentence
     nothing_left(kubectl, namespace)
 
 
@@ -176,8 +176,8 @@ def test_what_pods_wait_for_is_named_when_their_time_is_over(
         verdict = verdicts[name]
         assert verdict.exit_code == PendingTimeoutError.exit_code, name
         assert verdict.record
-        assert all(word in verdict.record["sentence"] for word in words), verdict.record["sentence"]
-        assert verdict.record["remedy"], name
+        assert all(word in verdict.record.sentence for word in words), verdict.record.sentence
+        assert verdict.record.remedy, name
     nothing_left(kubectl, namespace)
 
 
@@ -191,7 +191,7 @@ def test_a_wrong_entrypoint_uses_up_the_restart_budget_and_is_named(
     verdict = follow(started)
     assert verdict.exit_code == RestartBudgetError.exit_code
     assert verdict.record
-    assert "/no/such/program" in verdict.record["sentence"] + verdict.record["remedy"]
+    assert "/no/such/program" in verdict.record.sentence + verdict.record.remedy
     nothing_left(kubectl, namespace)
 
 
@@ -201,7 +201,7 @@ def test_running_out_of_memory_is_told_so(starter: Starter, kubectl: Kubectl, na
     verdict = follow(starter(script=script, resources=resources, restart_budget=1))
     assert verdict.exit_code in (RestartBudgetError.exit_code, 8)
     assert verdict.record
-    assert "memory" in (verdict.record["sentence"] + verdict.record["remedy"]).lower()
+    assert "memory" in (verdict.record.sentence + verdict.record.remedy).lower()
     nothing_left(kubectl, namespace)
 
 
@@ -212,9 +212,9 @@ def test_a_fault_of_the_process_ends_the_job_with_its_own_sentence(starter: Star
     verdict = follow(started)
     assert verdict.exit_code == 5
     assert verdict.record
-    assert verdict.record["sentence"] == "the keys are refused"
-    assert verdict.record["pod"] == "octa-film-worker-0"
-    assert verdict.record["node"]
+    assert verdict.record.sentence == "the keys are refused"
+    assert verdict.record.pod == "octa-film-worker-0"
+    assert verdict.record.node
 
 
 def test_success_is_what_the_store_holds(starter: Starter, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_success_is_what_the_store_holds(starter: Starter, tmp_path: Path) -> No
     (tmp_path / "result.done").unlink()
     verdict = follow(starter(script="echo did nothing"))
     assert verdict.record
-    assert verdict.record["code"] == "E_NO_RESULT"
+    assert verdict.record.code == "E_NO_RESULT"
     started = starter(script="sleep 2; exit 9")
     started.start()
     (tmp_path / "result.done").touch()
@@ -269,7 +269,7 @@ def test_a_pod_that_pod_security_refuses_is_told_by_its_event(starter: Starter) 
     verdict = follow(starter(change=change, pending_seconds=10))
     assert verdict.exit_code == PendingTimeoutError.exit_code
     assert verdict.record
-    assert "restricted" in verdict.record["sentence"]
+    assert "restricted" in verdict.record.sentence
 
 
 def test_an_edit_of_a_running_job_is_said(starter: Starter, kubectl: Kubectl, namespace: str) -> None:
@@ -295,7 +295,7 @@ def test_a_job_deleted_by_somebody_else_is_an_error_in_words(
     kubectl("-n", namespace, "delete", "pytorchjob", "octa-film")
     thread.join(30)
     assert verdicts[0].record
-    assert verdicts[0].record["code"] == "E_JOB_DELETED"
+    assert verdicts[0].record.code == "E_JOB_DELETED"
     nothing_left(kubectl, namespace)
 
 
@@ -346,7 +346,7 @@ def test_a_launcher_that_lost_its_job_ends_and_leaves_it(starter: Starter, kubec
     thread.join(20)
     assert verdicts[0].record
     assert verdicts[0].exit_code == BusyError.exit_code
-    assert "thief" in verdicts[0].record["sentence"]
+    assert "thief" in verdicts[0].record.sentence
     assert "octa-film" in kubectl("-n", namespace, "get", "pytorchjobs", "-o", "name")
 
 

@@ -39,12 +39,13 @@ def test_a_node_that_is_off_ends_the_step_and_the_next_start_says_what_frees_it(
     assert verdicts, started.said
     assert time.monotonic() - begun < 16 + LOST_SECONDS + 20
     assert verdicts[0].exit_code == NodeLostError.exit_code
-    record = verdicts[0].record or {}
-    assert place in record["sentence"]
-    assert lost in record["sentence"]
-    assert "Ready Unknown" in record["sentence"]
+    record = verdicts[0].record
+    assert record
+    assert place in record.sentence
+    assert lost in record.sentence
+    assert "Ready Unknown" in record.sentence
     command = f"kubectl -n {namespace} delete pod octa-film-{lost} --force --grace-period=0"
-    assert command in record["remedy"]
+    assert command in record.remedy
     assert "octa" not in kubectl("-n", namespace, "get", "pytorchjobs", "-o", "name")
 
     again = starter(trivial_job("octa", nodes=1))

@@ -21,7 +21,7 @@ from stageline.config import ClusterConfig
 from stageline.errors import StagelineError
 from stageline.jobs.cluster.follow.job_lease import Holder
 from stageline.jobs.cluster.follow.launcher import ClusterJob
-from stageline.jobs.job import Job, job_name
+from stageline.jobs.job import Job, Verdict, job_name
 from stageline.kube.client import Api
 
 FOREVER = "echo begun; trap 'echo stopping; exit 143' TERM; while true; do sleep 0.2; done"
@@ -185,9 +185,9 @@ def main(plain: dict[str, Any]) -> int:
         print("following", flush=True)
         verdict = started.follow(lambda line: print(f"line {line}", flush=True))
     except StagelineError as error:
-        print("verdict " + json.dumps([error.exit_code, error.record()]), flush=True)
-        return error.exit_code
-    print("verdict " + json.dumps([verdict.exit_code, verdict.record]), flush=True)
+        verdict = Verdict.of(error)
+    record = verdict.record.to_json() if verdict.record else None
+    print("verdict " + json.dumps([verdict.exit_code, record]), flush=True)
     return verdict.exit_code
 
 

@@ -173,7 +173,7 @@ def test_a_failure_is_told_by_the_pod_that_caused_it():
     record = {"exit_code": 7, "sentence": "loss is nan", "kind": "training", "log_tail": ["x"]}
     list(followed.take_pod("added", pod(1, phase="Failed", message=json.dumps(record)), -1))
     found = followed.failure("Failed", None)
-    assert (found["sentence"], found["exit_code"], found["pod"], found["node"]) == (
+    assert (found.sentence, found.exit_code, found.pod, found.node) == (
         "loss is nan",
         7,
         "octa-film-worker-1",
@@ -183,8 +183,8 @@ def test_a_failure_is_told_by_the_pod_that_caused_it():
 
 def test_success_without_a_result_is_a_failure():
     found = scene().failure("Succeeded", None)
-    assert found["code"] == "E_NO_RESULT"
-    assert found["exit_code"] < 128
+    assert found.code == "E_NO_RESULT"
+    assert found.exit_code < 128
 
 
 @pytest.mark.parametrize("code", [3, 137])
@@ -192,8 +192,8 @@ def test_a_failure_without_words_has_a_sentence(code):
     followed = scene()
     list(followed.take_pod("added", pod(phase="Failed", code=code), -1))
     found = followed.failure("Failed", None)
-    assert found["sentence"]
-    assert found["exit_code"]
+    assert found.sentence
+    assert found.exit_code
 
 
 def test_a_silent_node_is_said_once_and_when_it_is_back():

@@ -10,8 +10,8 @@ from stageline.jobs.cluster.explain.describe import (
     describe_event,
     describe_job,
     describe_pod,
-    first_cause,
     is_silent,
+    job_failure,
     pod_label,
 )
 
@@ -117,24 +117,24 @@ def test_each_state_of_a_job_has_its_words(status, suspend, text):
 def test_the_fault_comes_before_the_peers_it_took_along_whatever_ended_first():
     peer = ended(138, finished="2026-01-01T00:00:01Z", record={"exit_code": 138, "sentence": "peer lost"}, index=0)
     fault = ended(7, finished="2026-01-01T00:00:09Z", record={"exit_code": 7, "sentence": "loss is nan"}, index=1)
-    found = first_cause([peer, fault])
+    found = job_failure([peer, fault])
     assert found is not None
-    assert found[0]["sentence"] == "loss is nan"
+    assert found.sentence == "loss is nan"
 
 
 def test_of_two_faults_the_earlier_one_is_the_cause():
     late = ended(7, finished="2026-01-01T00:00:09Z", record={"exit_code": 7, "sentence": "late"}, index=0)
     early = ended(8, finished="2026-01-01T00:00:02Z", record={"exit_code": 8, "sentence": "early"}, index=1)
-    found = first_cause([late, early])
+    found = job_failure([late, early])
     assert found is not None
-    assert found[0]["sentence"] == "early"
-    assert first_cause([pod(), ended(1)]) is None
+    assert found.sentence == "early"
+    assert job_failure([pod(), ended(1)]) is None
 
 
 @pytest.mark.parametrize("message", ["", "Killed", "[1]", '{"exit_code": 0, "sentence": "x"}', '{"sentence": "x"}'])
 def test_a_termination_message_that_is_no_record_is_none(message):
     state = {"terminated": {"exitCode": 1, "message": message}}
-    assert first_cause([pod("Failed", containers=[{"state": state}])]) is None
+    assert job_failure([pod("Failed", containers=[{"state": state}])]) is None
 
 
 def test_an_event_names_pod_and_reason():

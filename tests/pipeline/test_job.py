@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from stageline.jobs.job import Job, judge, render_command, render_environment
+from stageline.errors import InterruptedRunError
+from stageline.jobs.job import Job, Verdict, judge, render_command, render_environment
 from stageline.jobs.step_lines import MARK, event_text, parse_event
-from stageline.telemetry import FAILURE_DIR_VARIABLE
+from stageline.telemetry import FAILURE_DIR_VARIABLE, FailureRecord
 
-FAULT = {"kind": "data", "sentence": "image a.png is empty", "exit_code": 3}
-STOPPED = {"kind": "interrupted", "sentence": "stopped", "exit_code": 143}
+FAULT = FailureRecord("data", "image a.png is empty", exit_code=3)
+STOPPED = FailureRecord("interrupted", "stopped", exit_code=143)
 
 
 def test_one_process_is_started_directly() -> None:
@@ -45,17 +46,16 @@ def test_several_processes_go_through_torchrun_without_its_own_restarts() -> Non
         pytest.param(5, None, False, 5, id="no-record"),
     ],
 )
-def test_verdict(returncode: int, record: dict[str, object] | None, cancelled: bool, expected: int) -> None:
+def test_verdict(returncode: int, record: FailureRecord | None, cancelled: bool, expected: int) -> None:
     verdict = judge(returncode, record, cancelled=cancelled)
     assert verdict.exit_code == expected
-    assert verdict.is_interruption == (expected >= 128)
 
 
 def test_a_killed_process_is_told_as_such_with_the_likely_cause() -> None:
     record = judge(-9, None, cancelled=False).record
     assert record is not None
-    assert "SIGKILL" in record["sentence"]
-    assert "memory" in record["remedy"]
+    assert "SIGKILL" in record.sentence
+    assert "memory" in record.remedy
 
 
 def test_events_survive_the_pipelines_indentation_and_nasty_text() -> None:
@@ -65,3 +65,11 @@ def test_events_survive_the_pipelines_indentation_and_nasty_text() -> None:
     assert parse_event("    " + MARK + json.dumps(event, ensure_ascii=False)) == event
     assert parse_event("16:09 - INFO - Executing task") is None
     assert event_text({"item": "film", "state": "reused", "text": "digest 12"}) == "film: reused: digest 12"
+
+
+def test_the_error_of_a_job_is_its_own_record_and_without_one_its_last_line() -> None:
+    told = Verdict(3, FAULT).error("a-film", "epoch 1")
+    assert (told.message, told.exit_code, told.kind) == ("image a.png is empty", 3, "data")
+    assert isinstance(Verdict(143, STOPPED).error("a-film"), InterruptedRunError)
+    assert Verdict(143).error("a-film").message == "a-film was stopped"
+    assert Verdict(5).error("a-film", "epoch 1").message == "a-film ended with exit code 5; its last line: epoch 1"

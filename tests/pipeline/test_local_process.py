@@ -85,7 +85,7 @@ def test_the_jobs_own_record_decides_over_its_exit_code(tmp_path: Path) -> None:
     verdict = start(tmp_path, LEAVE_RECORD + "sys.exit(1)").follow(print)
     assert verdict.exit_code == 3
     assert verdict.record is not None
-    assert verdict.record["sentence"] == "a.png: empty file"
+    assert verdict.record.sentence == "a.png: empty file"
 
 
 def test_cancel_lets_the_job_finish_its_step(tmp_path: Path) -> None:

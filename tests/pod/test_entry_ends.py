@@ -13,6 +13,7 @@ from stageline.pod.memory import count_oom_kills
 from stageline.pod.program import Ended, RankEnd
 from stageline.pod.records import MESSAGE_BYTES, shorten
 from stageline.pod.verdict import is_rendezvous_failure, judge
+from stageline.telemetry import FailureRecord
 
 DATA = {"kind": "data", "sentence": "a.png is empty", "exit_code": 3, "time": 5.0}
 LOST = {"kind": "peer_lost", "sentence": "another rank went away", "exit_code": 138, "time": 4.0}
@@ -36,9 +37,12 @@ INTERFACE = {
 NCCL = "[rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE)"
 
 
+NO_FAILURE = FailureRecord("", "")
+
+
 def verdict(
     folder: Path, codes: list[int | None], records: dict[int, Any], *, out_of_memory: bool = False, **ended: Any
-) -> tuple[int, dict[str, Any]]:
+) -> tuple[int, FailureRecord]:
     """(exit code, record) of ranks that ended with `codes` and left `records`."""
     for rank, record in records.items():
         name = "failure.json" if rank == 0 else f"failure-rank-{rank}.json"
@@ -46,7 +50,7 @@ def verdict(
     ends = tuple(RankEnd(rank, code, 10.0 + rank) for rank, code in enumerate(codes))
     full = {"returncode": 1, "tail": ("line one", "[rank 0] the last of rank 0"), **ended}
     record = judge(Ended(ranks=ends, **full), folder, memory_ran_out=out_of_memory, world_size=2)
-    return (0, {}) if record is None else (int(record["exit_code"]), record)
+    return (0, NO_FAILURE) if record is None else (record.exit_code, record)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +83,7 @@ def test_the_first_cause_decides(
     tmp_path: Path, codes: Any, records: Any, out_of_memory: bool, expected: int, kind: str | None
 ) -> None:
     code, record = verdict(tmp_path, codes, records, out_of_memory=out_of_memory)
-    assert (code, record.get("kind")) == (expected, kind)
+    assert (code, record.kind) == (expected, kind or "")
 
 
 def test_an_nccl_abort_is_a_lost_peer(tmp_path: Path) -> None:
@@ -89,26 +93,26 @@ def test_an_nccl_abort_is_a_lost_peer(tmp_path: Path) -> None:
 
 def test_every_crash_says_which_code_stands_for_which(tmp_path: Path) -> None:
     _, record = verdict(tmp_path, [-int(signal.SIGSEGV)], {})
-    assert "SIGSEGV" in record["sentence"]
-    assert "instead of 139" in record["remedy"]
+    assert "SIGSEGV" in record.sentence
+    assert "instead of 139" in record.remedy
 
 
 def test_out_of_memory_names_the_setting(tmp_path: Path) -> None:
     _, record = verdict(tmp_path, [-9], {}, out_of_memory=True)
-    assert "cluster.resources" in record["remedy"]
+    assert "cluster.resources" in record.remedy
 
 
 def test_torchrun_itself_may_be_what_the_kernel_takes(tmp_path: Path) -> None:
     code, record = verdict(tmp_path, [], {}, out_of_memory=True, returncode=-9, tail=())
-    assert (code, record["kind"]) == (8, "out_of_memory")
+    assert (code, record.kind) == (8, "out_of_memory")
     assert verdict(tmp_path, [-15, None], {}, out_of_memory=True, returncode=-9)[0] == 8
     assert verdict(tmp_path, [], {}, returncode=-9, tail=())[0] == 137
 
 
 def test_the_deadline_is_a_cause_of_its_own_but_not_above_a_fault(tmp_path: Path) -> None:
     code, record = verdict(tmp_path, [143, 143], {0: STOPPED, 1: STOPPED}, late=True)
-    assert (code, record["kind"]) == (14, "deadline")
-    assert "stopped after step 7" in record["sentence"]
+    assert (code, record.kind) == (14, "deadline")
+    assert "stopped after step 7" in record.sentence
     assert verdict(tmp_path, [0, 0], {}, late=True)[0] == 0
     assert verdict(tmp_path, [3, 143], {0: DATA, 1: STOPPED}, late=True)[0] == 3
 
@@ -125,7 +129,7 @@ def test_the_deadline_is_a_cause_of_its_own_but_not_above_a_fault(tmp_path: Path
 def test_torchrun_that_started_no_rank(tmp_path: Path, tail: str, expected: int) -> None:
     code, record = verdict(tmp_path, [], {}, tail=(tail,))
     assert code == expected
-    assert tail in record["sentence"]
+    assert tail in record.sentence
     assert is_rendezvous_failure(Ended(1, tail=(tail,))) == (expected == 138)
     assert not is_rendezvous_failure(Ended(1, asked="SIGTERM", tail=(tail,)))
 
@@ -165,10 +169,10 @@ def test_the_kernels_counter(tmp_path: Path, files: dict[str, str], own: str, ex
 
 @pytest.mark.parametrize("sentence", ["short", "long " * 3000, "ä" * 9000])
 def test_a_termination_message_always_fits_and_stays_a_record(sentence: str) -> None:
-    record = {"exit_code": 3, "sentence": sentence, "remedy": "r" * 2000, "log_tail": ["x" * 500] * 50, "kind": "data"}
+    record = FailureRecord("data", sentence, "r" * 2000, 3, log_tail=("x" * 500,) * 50)
     data = shorten(record)
     assert len(data) <= MESSAGE_BYTES
-    plain = json.loads(data)
-    assert plain["exit_code"] == 3
-    assert plain["sentence"][:5] == sentence[:5]
+    read = FailureRecord.from_bytes(data)
+    assert (read.kind, read.exit_code) == ("data", 3)
+    assert read.sentence[:5] == sentence[:5]
     assert len(data) > MESSAGE_BYTES // 2, "no more is cut than has to be"

@@ -60,9 +60,9 @@ def test_a_bad_step_changes_nothing_and_is_counted(train, tmp_path):
             assert torch.equal(tensor, fresh[name]), name
     assert read_tensors(last, "ema").keys() == fresh.keys()
     record = read_failure(stage_dir(tmp_path).store)
-    assert record["kind"] == "training"
-    assert record["exit_code"] == 7
-    assert record["log_tail"]
+    assert record.kind == "training"
+    assert record.exit_code == 7
+    assert record.log_tail
 
 
 def test_bad_steps_here_and_there_do_not_end_a_stage(train, tmp_path):
@@ -186,7 +186,7 @@ def test_two_runs_in_one_directory(train, tmp_path, monkeypatch):
         with pytest.raises(BusyError, match="somebody else"):
             train()
         assert read_failure(stage_dir(tmp_path).store) is None, "the directory is the other one's"
-        assert read_failure(tmp_path / "records")["kind"] == "busy"
+        assert read_failure(tmp_path / "records").kind == "busy"
     finally:
         holder.release()
     assert train().step == 10
@@ -218,7 +218,7 @@ def test_a_writer_that_lost_its_lease_leaves_the_next_ones_directory_alone(train
         train(**{"trainer.checkpoint_every_steps": 2, "trainer.async_checkpoint": False})
     assert [ref.metadata.step for ref in directory.committed()] == [2, 4]
     assert read_failure(directory.store) is None
-    assert read_failure(tmp_path / "records")["kind"] == "busy"
+    assert read_failure(tmp_path / "records").kind == "busy"
     assert json.loads(directory.store.get("lease.json"))["holder"] == "the next"
 
 
@@ -238,8 +238,8 @@ def test_a_fault_of_ours_leaves_a_record_too(train, tmp_path, family):
     with pytest.raises(KeyError):
         train()
     record = read_failure(stage_dir(tmp_path).store)
-    assert record["kind"] == "fault"
-    assert record["exit_code"] == 1
+    assert record.kind == "fault"
+    assert record.exit_code == 1
     assert "abcdefgh" not in str(record)
     # The lease was given back: the next attempt may start at once.
     family.CHANGE.clear()

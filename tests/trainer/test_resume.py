@@ -138,8 +138,8 @@ def test_a_signal_to_one_rank_commits_on_all(train, tmp_path, family):
     assert newest.metadata.step == 5
     record = read_failure(left.store)
     assert record is not None
-    assert record["kind"] == InterruptedRunError.kind
-    assert record["exit_code"] == 143
+    assert record.kind == InterruptedRunError.kind
+    assert record.exit_code == 143
     assert {path.name for path in left.store.local_path().glob("failure*")} == {
         "failure.json",
         "failure-rank-1.json",

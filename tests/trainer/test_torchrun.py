@@ -51,7 +51,7 @@ def test_sigterm_to_torchrun_commits_on_all_ranks(tmp_path, data):
     for rank, path in enumerate(("failure.json", "failure-rank-1.json")):
         record = json.loads((records / path).read_text())
         assert (record["kind"], record["exit_code"], record["rank"]) == ("interrupted", 143, rank), text
-    assert read_failure(records)["exit_code"] == 143
+    assert read_failure(records).exit_code == 143
     left = StageDir(str(tmp_path), "r", "base").newest()
     assert left is not None
     assert 3 < left.metadata.step < 4000

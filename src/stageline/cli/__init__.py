@@ -114,12 +114,11 @@ def _tell(error: StagelineError) -> int:
 
 def _leave_record(error: BaseException) -> None:
     """For the process that started this one, unless this rank has left its record already."""
-    from stageline.telemetry import FAILURE_DIR_VARIABLE, write_failure
+    from stageline.telemetry import FAILURE_DIR_VARIABLE, failure_name, write_failure
 
     folder = os.environ.get(FAILURE_DIR_VARIABLE)
     if not folder:
         return
     rank = int(os.environ.get("RANK", "0"))
-    name = "failure.json" if rank == 0 else f"failure-rank-{rank}.json"
-    if not (Path(folder) / name).exists():
+    if not (Path(folder) / failure_name(rank)).exists():
         write_failure(Path(folder), error, rank=rank)

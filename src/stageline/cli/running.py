@@ -193,8 +193,10 @@ def _details(store: Store, name: str) -> dict[str, Any]:
             evaluations.append(
                 {"uri": found.reference.uri, "labels": found.labels, **{key: found.plain[key] for key in keys}}
             )
+    record = read_failure(run)
+    failure = None if record is None else record.to_json()
     report = f"{run.uri}/report.html" if run.exists("report.html") else ""
-    return {"checkpoints": checkpoints, "evaluations": evaluations, "failure": read_failure(run), "report": report}
+    return {"checkpoints": checkpoints, "evaluations": evaluations, "failure": failure, "report": report}
 
 
 def compile_(

@@ -12,11 +12,11 @@ import hashlib
 import re
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stageline.errors import EXIT_FAULT, EXIT_INTERRUPTED
-from stageline.telemetry import FAILURE_DIR_VARIABLE
+from stageline.errors import EXIT_INTERRUPTED, InterruptedRunError, StagelineError, StepFailedError
+from stageline.telemetry import FAILURE_DIR_VARIABLE, FailureRecord
 
 PREPARE_ITEM = "prepare_data"
 EVALUATE_ITEM = "evaluate"
@@ -61,15 +61,33 @@ class Job:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a job ended. exit_code 0 is success; record is the deciding rank's own failure record, if it left one."""
+    """How a job ended.
+
+    exit_code: 0 is success.
+    record: of the rank or pod that decided, None where none left one.
+    """
 
     exit_code: int
-    record: Mapping[str, Any] | None = None
+    record: FailureRecord | None = None
 
-    @property
-    def is_interruption(self) -> bool:
-        """Stopped on request or by a lost peer: starting it again continues it."""
-        return self.exit_code >= 128
+    @classmethod
+    def of(cls, failure: FailureRecord | BaseException) -> Verdict:
+        """The verdict on a job that ended with a failure. failure: its record, or the error that ended it here."""
+        record = failure if isinstance(failure, FailureRecord) else FailureRecord.of(failure)
+        return cls(record.exit_code, record)
+
+    def error(self, name: str, last_line: str = "") -> StagelineError:
+        """The error to raise for a job that did not succeed, in its own words where it left a record.
+
+        name: of the job.
+        last_line: the last one it printed, told where there is no record.
+        """
+        if self.record is not None:
+            return replace(self.record, exit_code=self.exit_code).error()
+        if self.exit_code == EXIT_INTERRUPTED:
+            return InterruptedRunError(f"{name} was stopped", remedy="run again to continue")
+        last = f"; its last line: {last_line}" if last_line else ""
+        return StepFailedError(f"{name} ended with exit code {self.exit_code}{last}", exit_code=self.exit_code)
 
 
 def job_name(run: str, item: str, variant: str = "") -> str:
@@ -119,31 +137,28 @@ def render_environment(job: Job, failure_dir: str) -> dict[str, str]:
     }
 
 
-def judge(returncode: int, record: Mapping[str, Any] | None, *, cancelled: bool) -> Verdict:
-    """The verdict on a job that ended with `returncode` (negative: killed by that signal).
+def judge(returncode: int, record: FailureRecord | None, *, cancelled: bool) -> Verdict:
+    """The verdict on a job on this machine. One that ends in 0 has succeeded whatever it noted on the way.
 
-    record: the first cause among the ranks' records. A job that ends in 0 has succeeded whatever it noted on the way.
+    returncode: of its process; negative: killed by that signal.
+    record: the first cause among the ranks' records.
+    cancelled: whether it was asked to stop from here.
     """
     if returncode == 0:
         return Verdict(0)
     if record is not None:
-        return Verdict(int(record.get("exit_code") or EXIT_FAULT), record)
+        return Verdict.of(record)
     if cancelled:
         return Verdict(EXIT_INTERRUPTED)
     if returncode < 0:
-        return Verdict(128 - returncode, _killed(-returncode))
+        return Verdict.of(_killed(-returncode))
     return Verdict(returncode)
 
 
-def _killed(signum: int) -> dict[str, Any]:
+def _killed(signum: int) -> FailureRecord:
     name = signal.Signals(signum).name if signum in {s.value for s in signal.Signals} else str(signum)
     memory = (
         "the kernel ends processes so when memory runs out: lower trainer.batch_size, or look into the kernel's log"
     )
-    return {
-        "kind": "killed",
-        "code": "",
-        "sentence": f"the process was killed by signal {signum} ({name})",
-        "remedy": memory if signum == signal.SIGKILL else "start it again to continue from the last checkpoint",
-        "exit_code": 128 + signum,
-    }
+    remedy = memory if signum == signal.SIGKILL else "start it again to continue from the last checkpoint"
+    return FailureRecord("killed", f"the process was killed by signal {signum} ({name})", remedy, 128 + signum)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from stageline.errors import InterruptedRunError, StagelineError, StepFailedError
+from stageline.errors import InterruptedRunError, StagelineError
 from stageline.jobs.cluster.follow.adoption import outcome
-from stageline.jobs.job import Job, Verdict, job_name
+from stageline.jobs.job import Job, job_name
 from stageline.kube.client import JOBS
 
 if TYPE_CHECKING:
@@ -70,24 +70,9 @@ def run_trial(cluster: ClusterConfig, stage: str, say: Callable[[str], None], on
         )
         verdict = started.follow(on_line)
     if verdict.exit_code:
-        raise _error(started.job.name, verdict)
+        raise verdict.error(started.job.name)
     with suppress(StagelineError):
         started.api.delete(JOBS, started.job.name, uid=started.live["metadata"]["uid"])
-
-
-def _error(name: str, verdict: Verdict) -> StagelineError:
-    record = dict(verdict.record or {})
-    sentence = str(record.get("sentence") or f"the job {name} ended with exit code {verdict.exit_code}")
-    remedy = str(record.get("remedy") or "")
-    if verdict.exit_code == InterruptedRunError.exit_code:
-        return InterruptedRunError(sentence, remedy=remedy)
-    return StepFailedError(
-        sentence,
-        exit_code=verdict.exit_code,
-        remedy=remedy,
-        code=str(record.get("code") or ""),
-        origin=str(record.get("kind") or ""),
-    )
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from stageline.pipeline.compiled import compiled_pipeline
 from stageline.plan import PLAN, Plan, blocked_error, make_plan
 from stageline.store import Store, open_store
 from stageline.store.scratch import scratch_folder
-from stageline.telemetry import FAILURE_DIR_VARIABLE, EventLog, clear_failures, read_failure, redact
+from stageline.telemetry import FAILURE_DIR_VARIABLE, EventLog, clear_failures, read_failure, redact, write_failure
 from stageline.work.evaluations import EvaluationRecord, find_evaluation
 
 FAILURES = "failures"
@@ -248,23 +248,16 @@ def _error_of(code: int, following: _Following, failures: Path) -> StagelineErro
     """The error of the run: the failed step's own record, an interruption, or what kfp printed last."""
     record = read_failure(failures) if failures.is_dir() else None
     failed = next((event for event in reversed(following.events) if event["state"] in ("failed", "stopped")), None)
-    if following.signals and (code != 0 or record):
-        fault = record is not None and int(record.get("exit_code", 1)) < 128
-        if not fault:
-            return InterruptedRunError(
-                "the run was stopped; what was committed is kept", remedy="run the same command again to continue"
-            )
+    stopped = record.is_interruption if record else code != 0
+    if following.signals and stopped:
+        return InterruptedRunError(
+            "the run was stopped; what was committed is kept", remedy="run the same command again to continue"
+        )
     if code == 0:
         return None
     if record:
         where = f"{failed['item']}: " if failed else ""
-        return StepFailedError(
-            where + str(record["sentence"]),
-            exit_code=int(record["exit_code"]),
-            remedy=str(record.get("remedy", "")),
-            code=str(record.get("code", "")),
-            origin=str(record.get("kind", "")),
-        )
+        return record.error(where)
     tail = "\n".join(f"  {line}" for line in list(following.raw)[-15:] if line.strip())
     return StepFailedError(f"the pipeline failed before a step could say why; its last lines:\n{tail}", exit_code=1)
 
@@ -273,8 +266,7 @@ def _leave_failure(run: Store, error: StagelineError, following: _Following) -> 
     """Record and report of a failed run; returns where the report lies. The run's own error stays the one told."""
     from stageline.verbs.report import build_report
 
-    record = {**error.record(), "time": round(time.time(), 3), "log_tail": list(following.raw)[-50:]}
-    run.put("failure.json", (json.dumps(redact(record), indent=1, ensure_ascii=False) + "\n").encode())
+    write_failure(run, error, log_tail=following.raw)
     try:
         return str(build_report(run.uri))
     except StagelineError as second:

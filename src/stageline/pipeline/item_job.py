@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from stageline.config.cluster import ClusterConfig
-from stageline.errors import InterruptedRunError, StagelineError, StepFailedError
+from stageline.errors import StagelineError
 from stageline.jobs.job import Job, Verdict
 from stageline.jobs.local import start_job
 from stageline.pipeline.body import Body
@@ -69,19 +69,13 @@ def _bind(body: Body, started: Started) -> None:
 
 
 def verdict_error(body: Body, name: str, verdict: Verdict) -> StagelineError:
-    """The error of a job that did not succeed, in its own words where it left a record."""
-    record: dict[str, Any] = dict(verdict.record or {})
-    if record.get("log_tail"):
+    """The error of a job that did not succeed; the last lines of its log become the step's.
+
+    body: the step that ran it.
+    name: of the job.
+    """
+    if verdict.record is not None and verdict.record.log_tail:
         body.tail.clear()
-        body.tail.extend(str(line) for line in record["log_tail"])
-    if verdict.exit_code == InterruptedRunError.exit_code:
-        sentence = str(record.get("sentence") or f"{name} was stopped")
-        return InterruptedRunError(sentence, remedy=str(record.get("remedy") or "run again to continue"))
+        body.tail.extend(verdict.record.log_tail)
     last = next((line for line in reversed(body.tail) if line.strip()), "it printed nothing")
-    return StepFailedError(
-        str(record.get("sentence") or f"{name} ended with exit code {verdict.exit_code}; its last line: {last}"),
-        exit_code=verdict.exit_code,
-        remedy=str(record.get("remedy") or ""),
-        code=str(record.get("code") or ""),
-        origin=str(record.get("kind") or ""),
-    )
+    return verdict.error(name, last)

@@ -26,7 +26,7 @@ from stageline.pipeline.compiled import compiled_pipeline, task_names
 from stageline.plan import Plan, make_plan
 from stageline.store import Store, open_store
 from stageline.store.settings import apply_storage
-from stageline.telemetry import read_events, read_failure
+from stageline.telemetry import FailureRecord, read_events, read_failure
 
 POLL_SECONDS = 2.0
 PATIENCE_SECONDS = 300.0
@@ -123,7 +123,7 @@ class Following:
     _titles: Mapping[str, str] = field(default_factory=dict)
     _terminated: bool = False
     _num_events: int = 0
-    _old_failure: Mapping[str, Any] = field(default_factory=dict)
+    _old_failure: FailureRecord | None = None
     _wake: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -131,7 +131,7 @@ class Following:
         self._titles = task_names(self.submission.pipeline)
         self._num_events = len(self._events())
         with suppress(StagelineError):
-            self._old_failure = read_failure(self._run()) or {}
+            self._old_failure = read_failure(self._run())
 
     def follow(self) -> StagelineError | None:
         """Tell every change of a step until the run ends; returns its error, None for a run that succeeded."""
@@ -198,26 +198,17 @@ class Following:
             )
         bad = [task for task in state.tasks if task.state in ("FAILED", "ERROR")]
         failed = next((task for task in bad if task.name in self._titles), None)
+        remedy = "look at the step's pod: kubectl describe, kubectl logs"
         try:
-            record = read_failure(self._run()) or {}
+            record = read_failure(self._run())
         except StagelineError as unreachable:
-            record = {
-                "remedy": f"its record lies in the store, which this machine does not reach: {unreachable.message}"
-            }
-        if "time" in record and record != self._old_failure:
-            return StepFailedError(
-                str(record["sentence"]),
-                exit_code=int(record["exit_code"]),
-                remedy=str(record.get("remedy", "")),
-                code=str(record.get("code", "")),
-                origin=str(record.get("kind", "")),
-            )
+            remedy = f"its record lies in the store, which this machine does not reach: {unreachable.message}"
+        else:
+            if record is not None and record != self._old_failure:
+                return record.error()
         where = f"step {self._titles[failed.name]!r} failed" if failed else "the run failed"
         words = (failed.error if failed else "") or state.error or "KFP does not say why"
-        remedy = str(record.get("remedy", "")) if "time" not in record else ""
-        return StepFailedError(
-            f"{where}: {words}", exit_code=1, remedy=remedy or "look at the step's pod: kubectl describe, kubectl logs"
-        )
+        return StepFailedError(f"{where}: {words}", exit_code=1, remedy=remedy)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

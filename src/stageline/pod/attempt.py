@@ -28,9 +28,9 @@ from stageline.pod.memory import count_oom_kills
 from stageline.pod.program import Asked, Ended, Program, watch
 from stageline.pod.rank import RANK_PREFIX
 from stageline.pod.settings import ARGUMENTS_VARIABLE, CONFIG_VARIABLE, Pod
-from stageline.pod.verdict import Record, is_rendezvous_failure, judge
+from stageline.pod.verdict import is_rendezvous_failure, judge
 from stageline.store import Store
-from stageline.telemetry import FAILURE_DIR_VARIABLE, failure_record, redact
+from stageline.telemetry import FAILURE_DIR_VARIABLE, FailureRecord, redact
 
 LEASE_WAIT_SECONDS = 120
 """Twice the length of a stage's lease, which a pod that was killed gives back to nobody. On top of the time-out of the
@@ -115,7 +115,7 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> Path:
     return path
 
 
-def check_result(course: Course) -> Record | None:
+def check_result(course: Course) -> FailureRecord | None:
     """Success is what is committed, whatever the exit codes said."""
     pod = course.pod
     if not pod.config or pod.verb == "prepare" or course.command is not None:
@@ -127,10 +127,10 @@ def check_result(course: Course) -> Record | None:
         course.output.say(f"the ranks ended well; their result cannot be looked up: {error.message}")
         return None
     sentence = f"{pod.item} ended well, and its result is not in the store"
-    return failure_record(StagelineError(sentence, remedy="see the log of this pod"))
+    return FailureRecord.of(StagelineError(sentence, remedy="see the log of this pod"))
 
 
-def run_program(course: Course, words: Sequence[str], world_size: int) -> Record | None:
+def run_program(course: Course, words: Sequence[str], world_size: int) -> FailureRecord | None:
     """Start the ranks of this node and judge their end; a rendezvous that fails is tried again for a while."""
     pod = course.pod
     limit = float(os.environ.get(RENDEZVOUS_VARIABLE, "") or RENDEZVOUS_SECONDS)

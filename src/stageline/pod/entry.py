@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from stageline.build import find_build
-from stageline.errors import EXIT_FAULT, StagelineError
+from stageline.errors import StagelineError
 from stageline.jobs.processes import adopt_orphans
 from stageline.pod.attempt import Course, Output, check_result, run_program, write_config
 from stageline.pod.finished import check_ranks, find_finished
@@ -20,10 +20,9 @@ from stageline.pod.program import Asked
 from stageline.pod.records import clear_record, job_store, leave_record
 from stageline.pod.settings import Pod, read_pod
 from stageline.pod.trial import run_trial
-from stageline.pod.verdict import Record
 from stageline.store import Store
 from stageline.store.scratch import scratch_folder
-from stageline.telemetry import failure_record
+from stageline.telemetry import FailureRecord
 
 
 def main() -> int:
@@ -54,10 +53,10 @@ def run_entry(
             course = Course(pod, output, asked, scratch, python, command, store, count_kills)
             record = run_pod(course)
         except StagelineError as error:
-            record = failure_record(error)
+            record = FailureRecord.of(error)
         except Exception as error:  # noqa: BLE001  # told in the record, like every other end of this pod
             output.say(traceback.format_exc())
-            record = failure_record(error)
+            record = FailureRecord.of(error)
         return finish(pod, output, store, record)
 
 
@@ -76,16 +75,16 @@ def announce(pod: Pod, output: Output) -> None:
     output.say(", ".join(words))
 
 
-def finish(pod: Pod, output: Output, store: Store | None, record: Record | None) -> int:
+def finish(pod: Pod, output: Output, store: Store | None, record: FailureRecord | None) -> int:
     """Leave the record, say the end, write the last lines; returns the exit code."""
-    code = 0 if record is None else int(record.get("exit_code") or EXIT_FAULT)
+    code = 0 if record is None else record.exit_code
     if record is None:
         _in_time(lambda: clear_record(pod, store))
     else:
-        what = "try again" if code >= 128 else "fix it"
-        output.say(f"ended with {code} ({what}): {record['sentence']}")
-        if record.get("remedy"):
-            output.say(f"  -> {record['remedy']}")
+        what = "try again" if record.is_interruption else "fix it"
+        output.say(f"ended with {code} ({what}): {record.sentence}")
+        if record.remedy:
+            output.say(f"  -> {record.remedy}")
         found: list[str] = []
         _in_time(lambda: found.append(leave_record(pod, store, record)))
         if found and found[0]:
@@ -102,7 +101,7 @@ def _in_time(do: Callable[[], None], limit_seconds: float = 10.0) -> None:
     thread.join(limit_seconds)
 
 
-def run_pod(course: Course) -> Record | None:
+def run_pod(course: Course) -> FailureRecord | None:
     """Do what the pod is for; None for success. StagelineError for what is wrong before anything is started."""
     pod = course.pod
     if pod.verb == "trial":

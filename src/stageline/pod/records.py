@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from stageline.errors import StagelineError
 from stageline.pod.settings import Pod
 from stageline.store import Store, open_store
-from stageline.telemetry import finite_json, redact
+from stageline.telemetry import FailureRecord
 
 MESSAGE_VARIABLE = "STAGELINE_TERMINATION_LOG"
 MESSAGE_FILE = "/dev/termination-log"
@@ -33,19 +32,19 @@ def record_name(pod: Pod) -> str:
     return f"failure-node-{pod.index}.json"
 
 
-def leave_record(pod: Pod, store: Store | None, record: Mapping[str, Any]) -> str:
+def leave_record(pod: Pod, store: Store | None, record: FailureRecord) -> str:
     """Write the record to both places; returns what went wrong with that, "" if nothing did."""
-    plain: dict[str, Any] = redact(finite_json({**record, "pod": pod.name, "node": pod.node, "uid": pod.uid}))
+    full = replace(record, pod=pod.name, node=pod.node, uid=pod.uid)
     trouble = []
     path = Path(os.environ.get(MESSAGE_VARIABLE, MESSAGE_FILE))
     if MESSAGE_VARIABLE in os.environ or path.exists():
         try:
-            path.write_bytes(shorten(plain))
+            path.write_bytes(shorten(full))
         except OSError as error:
             trouble.append(str(error))
     if store is not None:
         try:
-            store.put(record_name(pod), (json.dumps(plain, indent=1, ensure_ascii=False) + "\n").encode())
+            store.put(record_name(pod), full.to_bytes())
         except (StagelineError, OSError) as error:
             trouble.append(str(error))
     return "; ".join(trouble)
@@ -58,9 +57,9 @@ def clear_record(pod: Pod, store: Store | None) -> None:
             store.delete(record_name(pod))
 
 
-def shorten(record: Mapping[str, Any], limit_bytes: int = MESSAGE_BYTES) -> bytes:
+def shorten(record: FailureRecord, limit_bytes: int = MESSAGE_BYTES) -> bytes:
     """The record as JSON of at most `limit_bytes`: older log lines go first, then ends of the longest texts."""
-    plain = {**record, "log_tail": [str(line)[:300] for line in record.get("log_tail") or []]}
+    plain = record.to_json() | {"log_tail": [line[:300] for line in record.log_tail]}
     while len(data := json.dumps(plain, ensure_ascii=False).encode()) > limit_bytes:
         if plain["log_tail"]:
             del plain["log_tail"][0]

@@ -13,13 +13,12 @@ from typing import Any
 
 from stageline.errors import StagelineError
 from stageline.pod.attempt import Course, run_program, write_config
-from stageline.pod.verdict import Record
-from stageline.telemetry import failure_record
+from stageline.telemetry import FailureRecord
 
 FAMILY, PRESET = "film_flow", "tiny"
 
 
-def run_trial(course: Course) -> Record | None:
+def run_trial(course: Course) -> FailureRecord | None:
     """None for success."""
     from stageline.checkpoint.layout import StageDir
     from stageline.checkpoint.verify import verify
@@ -41,7 +40,7 @@ def run_trial(course: Course) -> Record | None:
     faults = ["there is none"] if ref is None else verify(ref)
     if ref is None or faults or not ref.metadata.final:
         sentence = f"the checkpoint of the trial is not sound: {'; '.join(faults) or 'it is not final'}"
-        return failure_record(StagelineError(sentence, remedy="see the log of this pod"))
+        return FailureRecord.of(StagelineError(sentence, remedy="see the log of this pod"))
     course.output.say(f"trial: {course.pod.stage} trained {ref.metadata.step} steps; its checkpoint is sound")
     return None
 

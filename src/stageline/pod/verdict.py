@@ -1,18 +1,17 @@
 """From the ends of ranks to the end of a pod: one failure record, whose exit code tells "fix it" from "try again".
 
 A rank's own record counts first. Where one died without (a signal, an import that fails), its status says what it can.
-Of several, the first cause decides, as `telemetry.read_failure` orders them: a fault of this node's comes before the
+Of several, the first cause decides, as `telemetry.first_cause` orders them: a fault of this node's comes before the
 peers it took along, and nodes that only lost a peer say so (138), so that the faulty pod alone ends the job for good.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from stageline.errors import (
     EXIT_FAULT,
@@ -23,9 +22,7 @@ from stageline.errors import (
     StagelineError,
 )
 from stageline.pod.program import Ended, RankEnd
-from stageline.telemetry import failure_record, first_cause
-
-Record = dict[str, Any]
+from stageline.telemetry import FailureRecord, first_cause, read_failures
 
 RENDEZVOUS = re.compile(r"(?i)rendezvous|tcpstore|dist(network|store)error|getaddrinfo|name or service not known")
 """Words of an agent that did not find its peers."""
@@ -41,7 +38,7 @@ CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.S
 """Signals by which a program ends itself: they would come again. 128 + n would say "try again"."""
 
 
-def judge(ended: Ended, records: Path, *, memory_ran_out: bool, world_size: int = 1) -> Record | None:
+def judge(ended: Ended, records: Path, *, memory_ran_out: bool, world_size: int = 1) -> FailureRecord | None:
     """The failure record of this pod, None for success. records: folder of the ranks' own."""
     own = read_records(records)
     if ended.ranks and all(end.returncode == 0 for end in ended.ranks):
@@ -58,26 +55,26 @@ def judge(ended: Ended, records: Path, *, memory_ran_out: bool, world_size: int 
         known = [_judge_program(ended)]
     record = first_cause(known)
     assert record is not None
-    if ended.late and int(record["exit_code"]) >= 128:
+    if ended.late and record.is_interruption:
         return _record(
             DeadlineError(
-                f"the deadline came before the stage was finished: {record['sentence']}",
+                f"the deadline came before the stage was finished: {record.sentence}",
                 remedy="submit it again with a later deadline; it continues from the last checkpoint",
             ),
             ended,
         )
-    return {**record, "log_tail": record.get("log_tail") or ended.last_words}
+    return replace(record, log_tail=record.log_tail or tuple(ended.last_words))
 
 
-def judge_rank(end: RankEnd, own: Record | None, ended: Ended, *, memory_ran_out: bool) -> Record | None:
+def judge_rank(end: RankEnd, own: FailureRecord | None, ended: Ended, *, memory_ran_out: bool) -> FailureRecord | None:
     """The record of one rank, None for success. own: what it left itself."""
     if end.returncode == 0:
         return None
     signum = _signal_of(end.returncode)
-    fault = own is not None and int(own.get("exit_code", EXIT_FAULT)) < 128
-    if memory_ran_out and (signum == signal.SIGKILL or (fault and KILLED.search(str(own and own.get("sentence"))))):
+    loader_killed = own is not None and not own.is_interruption and KILLED.search(own.sentence)
+    if memory_ran_out and (signum == signal.SIGKILL or loader_killed):
         record = _out_of_memory(f"rank {end.rank} or one of its processes was", ended)
-        return {**record, "rank": end.rank, "time": end.time}
+        return replace(record, rank=end.rank, time=end.time)
     if own is not None:
         return own
     if signum:
@@ -95,7 +92,7 @@ def _signal_of(returncode: int | None) -> int:
     return -returncode if returncode < 0 else 0
 
 
-def _killed(end: RankEnd, signum: int, ended: Ended) -> Record:
+def _killed(end: RankEnd, signum: int, ended: Ended) -> FailureRecord:
     known = signum in {item.value for item in signal.Signals}
     name = signal.Signals(signum).name if known else f"signal {signum}"
     if signum == signal.SIGABRT and NCCL_ABORT.search("\n".join(ended.tail)):
@@ -121,7 +118,7 @@ def _killed(end: RankEnd, signum: int, ended: Ended) -> Record:
     return _plain(end, "killed", sentence, remedy, 128 + signum)
 
 
-def _out_of_memory(who: str, ended: Ended) -> Record:
+def _out_of_memory(who: str, ended: Ended) -> FailureRecord:
     error = OutOfMemoryError(
         f"{who} killed by the kernel: the memory of its container ran out",
         remedy="raise cluster.resources.limits.memory, or lower trainer.batch_size or trainer.num_workers",
@@ -129,7 +126,7 @@ def _out_of_memory(who: str, ended: Ended) -> Record:
     return _record(error, ended)
 
 
-def _judge_program(ended: Ended) -> Record:
+def _judge_program(ended: Ended) -> FailureRecord:
     """The record of a program none of whose ranks says anything: mostly torchrun before it started any."""
     if ended.asked or ended.late:
         why = ended.asked or "the deadline"
@@ -146,7 +143,8 @@ def _judge_program(ended: Ended) -> Record:
         )
     if ended.returncode < 0 and not ended.hung:
         killed = RankEnd(0, ended.returncode, 0.0)
-        return {**_killed(killed, -ended.returncode, ended), "sentence": f"torchrun was killed ({-ended.returncode})"}
+        record = _killed(killed, -ended.returncode, ended)
+        return replace(record, sentence=f"torchrun was killed ({-ended.returncode})")
     if ended.hung or LOST.match(text):
         lost = PeerLostError("torchrun lost its peers and did not end by itself", remedy="it is started again")
         return _record(lost, ended)
@@ -163,23 +161,16 @@ def is_rendezvous_failure(ended: Ended) -> bool:
     return wanted and bool(RENDEZVOUS.search("\n".join(ended.tail)))
 
 
-def as_lost_peer(record: Record) -> Record:
+def as_lost_peer(record: FailureRecord) -> FailureRecord:
     """A fault without a kind whose words are those of a failed collective is a lost peer."""
-    if record.get("kind") != "fault" or not LOST.match(str(record.get("sentence"))):
+    if record.kind != "fault" or not LOST.match(record.sentence):
         return record
-    return {**record, "kind": PeerLostError.kind, "exit_code": PeerLostError.exit_code}
+    return replace(record, kind=PeerLostError.kind, exit_code=PeerLostError.exit_code)
 
 
-def read_records(folder: Path) -> dict[int, Record]:
-    """The ranks' own records, by rank; one that is torn counts as none."""
-    found = {}
-    for path in folder.glob("failure*.json"):
-        try:
-            record = json.loads(path.read_bytes())
-            found[int(record.get("rank", 0))] = record
-        except (ValueError, AttributeError):
-            continue
-    return found
+def read_records(folder: Path) -> dict[int, FailureRecord]:
+    """The ranks' own records, by rank; one that is torn counts as none: how its rank ended tells more."""
+    return {record.rank: record for record in read_failures(folder)[0]}
 
 
 def last_line(tail: Sequence[str], rank: int | None = None, words: re.Pattern[str] | None = None) -> str:
@@ -191,10 +182,9 @@ def last_line(tail: Sequence[str], rank: int | None = None, words: re.Pattern[st
     return line.removeprefix(prefix)[:300]
 
 
-def _plain(end: RankEnd, kind: str, sentence: str, remedy: str, exit_code: int) -> Record:
-    plain = {"kind": kind, "code": "", "sentence": sentence, "remedy": remedy, "exit_code": exit_code}
-    return {**plain, "rank": end.rank, "time": end.time, "log_tail": []}
+def _plain(end: RankEnd, kind: str, sentence: str, remedy: str, exit_code: int) -> FailureRecord:
+    return FailureRecord(kind, sentence, remedy, exit_code, rank=end.rank, time=end.time)
 
 
-def _record(error: StagelineError, ended: Ended) -> Record:
-    return failure_record(error, log_tail=ended.last_words)
+def _record(error: StagelineError, ended: Ended) -> FailureRecord:
+    return FailureRecord.of(error, log_tail=ended.last_words)

@@ -1,6 +1,8 @@
-"""Failure records: what a stage process that ended badly leaves for whoever started it.
+"""Failure records: what something that ended badly leaves for whoever started it; one type from rank to report.
 
-Every rank leaves its own; the reader tells the first cause from what followed.
+A record is made where the failure happens and handed on as it is: by a rank in its folder, by a pod in its termination
+message and in the store, by a job's verdict, by a pipeline's step and by the report. Of several records `first_cause`
+says which one decides, here and on a cluster.
 """
 
 from __future__ import annotations
@@ -8,11 +10,12 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from stageline.errors import EXIT_FAULT, StagelineError
+from stageline.errors import EXIT_FAULT, InterruptedRunError, PeerLostError, StagelineError, StepFailedError
 from stageline.telemetry.events import EventStore
 from stageline.telemetry.redaction import finite_json, redact
 
@@ -21,70 +24,251 @@ _FAILURE_NAME = re.compile(r"^failure(-rank-\d+)?\.json$")
 FAILURE_DIR_VARIABLE = "STAGELINE_FAILURE_DIR"
 """Environment variable: a local folder in which a stage process also leaves its failure record, for the process that
 started it; the only place while the stage directory belongs to somebody else (a busy lease, another identity)."""
+TRY_AGAIN = 128
+"""Exit codes from here on mean "try again", those below "fix it"."""
+TAIL_LINES = 50
+"""Last log lines that a record keeps."""
+LONGEST_LINE = 2_000
+LONGEST_WORD = 300
+LONGEST_TEXT = 20_000
+"""Characters of a line, of a kind, code or name, and of a sentence or remedy; what is longer is cut when it is read."""
+LARGEST_BYTES = 1 << 20
+"""Of a record's JSON form; more is not ours."""
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?", re.DOTALL)
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What could move a terminal's cursor or turn the order of letters; line ends and tabs stay."""
 
 
-def failure_record(error: BaseException, rank: int = 0, log_tail: Sequence[str] = ()) -> dict[str, Any]:
-    """The JSON form of an error: kind, sentence, remedy, exit code, rank, log tail."""
-    if isinstance(error, StagelineError):
-        record = error.record()
-    else:
-        sentence = f"{type(error).__name__}: {error}".strip()
-        record = {"kind": "fault", "code": "", "sentence": sentence, "remedy": "", "exit_code": EXIT_FAULT}
-    record |= {"rank": rank, "time": round(time.time(), 3), "log_tail": list(log_tail)[-50:]}
-    redacted: dict[str, Any] = redact(finite_json(record))
-    return redacted
+_TEXTS = ("kind", "sentence", "remedy", "code", "pod", "node", "uid")
 
 
-def write_failure(
-    target: EventStore | Path, error: BaseException, *, rank: int = 0, log_tail: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Leave the failure record of one rank in a stage directory (store) or a local folder; returns it.
+@dataclass(frozen=True)
+class FailureRecord:
+    """How something ended badly, in words and in a code.
 
-    Every rank writes a file of its own; `read_failure` tells the first cause from what followed.
+    kind: one word for the fault, `data`, `peer_lost`; `fault` for an error without a kind of its own.
+    sentence: what was found and where, and what was expected.
+    remedy: what to do about it, "" where nobody knows.
+    exit_code: 1-127 must be mended first, 128-255 may succeed when it is started again.
+    code: short stable name, `E_RANGE`; "" where the fault has none.
+    rank: which rank of its stage it was.
+    time: unix seconds, 0 where nobody noted them.
+    log_tail: the last lines of its log, at most 50.
+    pod, node, uid: the pod it happened in, the pod's node and uid; "" outside a cluster.
     """
-    record = failure_record(error, rank, log_tail)
-    data = (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
-    name = FAILURE_FILE if rank == 0 else f"failure-rank-{rank}.json"
-    if isinstance(target, Path):
-        target.mkdir(parents=True, exist_ok=True)
-        (target / name).write_bytes(data)
-    else:
-        target.put(name, data)
-    return record
+
+    kind: str
+    sentence: str
+    remedy: str = ""
+    exit_code: int = EXIT_FAULT
+    code: str = ""
+    rank: int = 0
+    time: float = 0.0
+    log_tail: tuple[str, ...] = field(default=())
+    pod: str = ""
+    node: str = ""
+    uid: str = ""
+
+    @classmethod
+    def of(
+        cls, error: BaseException, *, rank: int = 0, log_tail: Sequence[str] = (), pod: str = "", node: str = ""
+    ) -> FailureRecord:
+        """The record of an error that was raised just now, with credentials redacted.
+
+        error: a StagelineError tells its own kind and exit code; anything else is a `fault` with exit code 1.
+        rank: of the process it was raised in.
+        log_tail: lines of its log, the last 50 are kept.
+        pod, node: where it happened.
+        """
+        if isinstance(error, StagelineError):
+            told = cls(error.kind, error.message, error.remedy, error.exit_code, error.code)
+        else:
+            told = cls("fault", f"{type(error).__name__}: {error}".strip())
+        tail = tuple(str(line) for line in log_tail)[-TAIL_LINES:]
+        now = round(time.time(), 3)
+        return replace(told, rank=rank, time=now, log_tail=tail, pod=pod, node=node).redacted()
+
+    @classmethod
+    def from_json(cls, plain: Any) -> FailureRecord:
+        """The record of its JSON form, made by any version of ours; fields it does not have take their defaults.
+
+        plain: what was parsed, trusted in nothing: types are checked, texts are cut, redacted and cleaned of what a
+        terminal would obey.
+        Raises ValueError naming what is wrong.
+        """
+        faults = list(_json_faults(plain))
+        if faults:
+            raise ValueError("; ".join(faults))
+        lines = tuple(clean_text(str(line), LONGEST_LINE) for line in (plain.get("log_tail") or ())[-TAIL_LINES:])
+        words = {name: _word(plain, name) for name in ("kind", "code", "pod", "node", "uid")}
+        return cls(
+            kind=words["kind"] or "fault",
+            sentence=_text(plain, "sentence") or "its record says nothing more",
+            remedy=_text(plain, "remedy"),
+            exit_code=plain.get("exit_code", EXIT_FAULT),
+            code=words["code"],
+            rank=plain.get("rank", 0),
+            time=float(plain.get("time", 0.0)),
+            log_tail=lines,
+            pod=words["pod"],
+            node=words["node"],
+            uid=words["uid"],
+        ).redacted()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> FailureRecord:
+        """The record of a file; ValueError where it holds none."""
+        if len(data) > LARGEST_BYTES:
+            raise ValueError(f"{len(data)} bytes, more than the {LARGEST_BYTES} of any failure record")
+        return cls.from_json(json.loads(data))
+
+    def to_json(self) -> dict[str, Any]:
+        """Its JSON form, redacted; where it happened is left out outside a cluster."""
+        plain = asdict(self) | {"log_tail": list(self.log_tail)}
+        for name in ("pod", "node", "uid"):
+            if not plain[name]:
+                del plain[name]
+        found: dict[str, Any] = redact(finite_json(plain))
+        return found
+
+    def to_bytes(self) -> bytes:
+        """Its JSON form as a file."""
+        return (json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n").encode()
+
+    def redacted(self) -> FailureRecord:
+        """The same without credentials in its texts."""
+        lines = tuple(redact(line) for line in self.log_tail)
+        return replace(self, sentence=redact(self.sentence), remedy=redact(self.remedy), log_tail=lines)
+
+    def error(self, where: str = "") -> StagelineError:
+        """The error to raise for it: an interruption as one, everything else as the step that failed so.
+
+        where: said in front of the sentence, "film: ".
+        """
+        if self.exit_code == InterruptedRunError.exit_code:
+            return InterruptedRunError(where + self.sentence, remedy=self.remedy or "run again to continue")
+        return StepFailedError(
+            where + self.sentence, exit_code=self.exit_code, remedy=self.remedy, code=self.code, origin=self.kind
+        )
+
+    @property
+    def is_interruption(self) -> bool:
+        """Whether it may succeed when it is started again as it is."""
+        return self.exit_code >= TRY_AGAIN
 
 
-def read_failure(target: EventStore | Path, num_ranks: int = 0) -> dict[str, Any] | None:
-    """The record of the first cause among the ranks' records; None where nobody left one.
+def first_cause(records: Iterable[FailureRecord]) -> FailureRecord | None:
+    """The record that decides among those of ranks or pods that ended together; None among none.
 
-    A fault that has to be mended (exit code below 128) outranks an interruption, that one a lost peer; then the
-    earliest counts. num_ranks: 0 looks at every record there is.
+    A fault that has to be mended (exit code below 128) outranks an interruption, and that one a lost peer, which only
+    follows from the others; then the earliest counts, and then the lowest rank. One without a time comes first.
     """
-    records = [json.loads(data) for data in _failure_files(target)]
-    if num_ranks:
-        records = [record for record in records if record.get("rank", 0) < num_ranks]
-    return first_cause(records)
 
-
-def first_cause(records: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
-    """The record among several that decides, in the order of `read_failure`; None among none."""
-
-    def order(record: Mapping[str, Any]) -> tuple[int, float]:
-        lost = record.get("kind") == "peer_lost"
-        return 2 if lost else int(record.get("exit_code", 1) >= 128), float(record.get("time", 0.0))
+    def order(record: FailureRecord) -> tuple[int, float, int, str]:
+        lost = record.kind == PeerLostError.kind or record.exit_code == PeerLostError.exit_code
+        return 2 if lost else int(record.is_interruption), record.time, record.rank, record.pod
 
     return min(records, key=order, default=None)
 
 
-def _failure_files(target: EventStore | Path) -> list[bytes]:
+def clean_text(text: str, longest: int = LONGEST_TEXT) -> str:
+    """A text that may be printed: without escape sequences and control characters, and cut at `longest` characters."""
+    text = _CONTROLS.sub("", _ESCAPES.sub("", text.replace("\r\n", "\n")))
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _json_faults(plain: Any) -> Iterator[str]:
+    """What keeps a parsed text from being a record: every field that is there must be of its type and in its range."""
+    if not isinstance(plain, Mapping):
+        yield f"a failure record is a mapping, found {type(plain).__name__}"
+        return
+    numbers = (("exit_code", int, 1, 255), ("rank", int, 0, 2**31), ("time", (int, float), 0, 1e11))
+    for name, kind, least, most in numbers:
+        value = plain.get(name, least)
+        if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:
+            yield f"{name} {str(value)[:40]!r}: expected a number from {least} to {most:.0f}"
+    for name in _TEXTS:
+        if not isinstance(plain.get(name) or "", str):
+            yield f"{name}: expected text, found {type(plain[name]).__name__}"
+    if not isinstance(plain.get("log_tail") or [], list):
+        yield f"log_tail: expected a list of lines, found {type(plain['log_tail']).__name__}"
+
+
+def _text(plain: Mapping[str, Any], name: str) -> str:
+    return clean_text(plain.get(name) or "")
+
+
+def _word(plain: Mapping[str, Any], name: str) -> str:
+    return clean_text(_text(plain, name), LONGEST_WORD).replace("\n", " ")
+
+
+def failure_name(rank: int) -> str:
+    """The file in which a rank leaves its record."""
+    return FAILURE_FILE if rank == 0 else f"failure-rank-{rank}.json"
+
+
+def write_failure(
+    target: EventStore | Path, error: BaseException, *, rank: int = 0, log_tail: Sequence[str] = ()
+) -> FailureRecord:
+    """Leave the record of an error where its starter, and the report, look for it; returns it.
+
+    target: a stage or run directory, or a local folder, which is made where it is missing.
+    error: what ended this process.
+    rank: of this process; every rank writes a file of its own.
+    log_tail: the last lines of its log.
+    """
+    record = FailureRecord.of(error, rank=rank, log_tail=log_tail)
+    put_failure(target, record)
+    return record
+
+
+def put_failure(target: EventStore | Path, record: FailureRecord) -> None:
+    """Leave a record that is made already. target: as for `write_failure`."""
+    name = failure_name(record.rank)
+    if isinstance(target, Path):
+        target.mkdir(parents=True, exist_ok=True)
+        part = target / f".{name}.part"
+        part.write_bytes(record.to_bytes())
+        part.replace(target / name)
+    else:
+        target.put(name, record.to_bytes())
+
+
+def read_failure(target: EventStore | Path, num_ranks: int = 0) -> FailureRecord | None:
+    """The record of the first cause among those that lie in a directory; None where nobody left one.
+
+    target: as for `write_failure`.
+    num_ranks: records of ranks from this one on are not looked at; 0 looks at all.
+    Where no record can be read, the one returned says so.
+    """
+    found, damaged = read_failures(target)
+    if num_ranks:
+        found = [record for record in found if record.rank < num_ranks]
+    return first_cause(found or damaged)
+
+
+def read_failures(target: EventStore | Path) -> tuple[list[FailureRecord], list[FailureRecord]]:
+    """(the records in a directory, one for each file that should be a record and is none)."""
+    found, damaged = [], []
+    for name, data in _failure_files(target):
+        try:
+            found.append(FailureRecord.from_bytes(data))
+        except ValueError as error:
+            sentence = f"the failure record {name} is damaged: {clean_text(str(error), LONGEST_WORD)}"
+            damaged.append(FailureRecord("fault", sentence, "look at the log beside it"))
+    return found, damaged
+
+
+def _failure_files(target: EventStore | Path) -> list[tuple[str, bytes]]:
     folder = target if isinstance(target, Path) else target.local_path()
     if folder is not None:
-        return [path.read_bytes() for path in sorted(folder.glob("failure*.json"))]
+        return [(path.name, path.read_bytes()) for path in sorted(folder.glob("failure*.json"))]
     assert not isinstance(target, Path)
-    return [target.get(info.key) for info in target.list() if _FAILURE_NAME.match(info.key)]
+    return [(info.key, target.get(info.key)) for info in target.list() if _FAILURE_NAME.match(info.key)]
 
 
 def clear_failures(target: EventStore | Path) -> None:
-    """Remove the records of an earlier attempt."""
+    """Remove the records of an earlier attempt. target: as for `write_failure`."""
     folder = target if isinstance(target, Path) else target.local_path()
     if folder is not None:
         for path in folder.glob("failure*.json"):

@@ -24,7 +24,7 @@ from stageline.checkpoint.layout import (
 )
 from stageline.errors import PlanError, StagelineError
 from stageline.store import Store
-from stageline.telemetry import read_events, read_failure, redact
+from stageline.telemetry import FailureRecord, first_cause, read_events, read_failures, redact
 
 T = TypeVar("T")
 Json = Mapping[str, Any]
@@ -42,7 +42,7 @@ class StageRecord:
     name: str
     config: str
     events: Sequence[Json]
-    failure: Json | None
+    failure: FailureRecord | None
     best: CheckpointRef | None
     last: CheckpointRef | None
     committed: Sequence[CheckpointRef]
@@ -73,7 +73,7 @@ class RunRecord:
     stages: Sequence[StageRecord]
     evaluations: Sequence[EvaluationRecord]
     events: Sequence[Json]
-    failure: Json | None
+    failure: FailureRecord | None
     unreadable: Sequence[str]
 
 
@@ -120,10 +120,13 @@ class Reader:
         store = self.store.child(*folder.split("/")) if folder else self.store
         return self.attempt(f"{folder or '.'}/events", lambda: redact_events(read_events(store)), [])
 
-    def failure(self, folder: str) -> Json | None:
-        """The failure record that was left in a directory."""
+    def failure(self, folder: str) -> FailureRecord | None:
+        """The record of the first cause in a directory; what is no record becomes a line of the report."""
         store = self.store.child(*folder.split("/")) if folder else self.store
-        return self.attempt(f"{folder or '.'}/failure.json", lambda: redact(read_failure(store)), None)  # type: ignore[no-any-return]
+        none: tuple[list[FailureRecord], list[FailureRecord]] = ([], [])
+        found, damaged = self.attempt(f"{folder or '.'}/failure.json", lambda: read_failures(store), none)
+        self.faults += [f"{folder or '.'}: {record.sentence}" for record in damaged]
+        return first_cause(found)
 
     def pointer(self, directory: StageDir, name: Pointer) -> CheckpointRef | None:
         """The checkpoint a pointer names."""

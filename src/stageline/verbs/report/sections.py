@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stageline.checkpoint.layout import CheckpointRef
+from stageline.telemetry import FailureRecord
 from stageline.verbs.report.curves import stage_curves
 from stageline.verbs.report.html import Child, Markup, count, fold, number, plain, size, table, tag
 from stageline.verbs.report.lineage import Edge, Node, Outcome, lineage_graph
 from stageline.verbs.report.record import RunRecord
-from stageline.verbs.report.status import declared_stages, is_interruption, run_status, sessions, stage_status, when
+from stageline.verbs.report.status import declared_stages, run_status, sessions, stage_status, when
 from stageline.verbs.report.timeline import timeline
 
 Json = Mapping[str, Any]
@@ -53,7 +54,7 @@ def head(record: RunRecord) -> Markup:
 
 def failures(record: RunRecord) -> list[Child]:
     """Every failure record in words, and files that could not be read."""
-    found: list[tuple[str, Json]] = [(f"Stage {s.name}", s.failure) for s in record.stages if s.failure is not None]
+    found = [(f"Stage {s.name}", s.failure) for s in record.stages if s.failure is not None]
     if record.failure is not None and not any(is_told(record.failure, failure) for _, failure in found):
         found.insert(0, ("This run", record.failure))
     boxes: list[Child] = [failure_box(name, failure) for name, failure in found]
@@ -63,33 +64,30 @@ def failures(record: RunRecord) -> list[Child]:
     return boxes
 
 
-def is_told(whole: Json, part: Json) -> bool:
+def is_told(whole: FailureRecord, part: FailureRecord) -> bool:
     """Whether the run's failure says no more than a stage's: the same sentence, or both were stopped."""
-    sentence = str(part.get("sentence", ""))
-    return (bool(sentence) and sentence in str(whole.get("sentence"))) or (
-        is_interruption(whole) and is_interruption(part)
-    )
+    return part.sentence in whole.sentence or (whole.is_interruption and part.is_interruption)
 
 
-def failure_box(name: str, failure: Json) -> Markup:
-    """One failure: what happened, what to do, whether to mend it or to try again."""
-    again = is_interruption(failure)
-    code = failure.get("exit_code", "unknown")
+def failure_box(name: str, failure: FailureRecord) -> Markup:
+    """One failure: what happened, what to do, whether to mend it or to try again. name: of the stage or run."""
+    again = failure.is_interruption
     meaning = "try again: the same command continues" if again else "fix it first: trying again would end the same way"
-    kinds = [str(failure.get(key)) for key in ("kind", "code") if failure.get(key) not in (None, "", "interrupted")]
+    kinds = [word for word in (failure.kind, failure.code) if word not in ("", "interrupted")]
     said = f" ({', '.join(kinds)})" if kinds else ""
-    rank = failure.get("rank")
     lines: list[Child] = [
         tag("p", tag("strong", f"{name} {'was interrupted' if again else 'failed'}{said}.")),
-        tag("p", failure.get("sentence", "The record says nothing more.")),
+        tag("p", failure.sentence),
     ]
-    if failure.get("remedy"):
-        lines.append(tag("p", tag("strong", "What to do: "), failure["remedy"]))
-    where = f" on rank {rank}" if isinstance(rank, int) and rank else ""
-    lines.append(tag("p", f"Exit code {code}{where} ({meaning}); {when(failure.get('time'))}.", class_="quiet"))
-    tail = failure.get("log_tail")
-    if isinstance(tail, list) and tail:
-        lines.append(fold(f"the end of its log ({count(len(tail), 'line')})", tag("pre", "\n".join(map(str, tail)))))
+    if failure.remedy:
+        lines.append(tag("p", tag("strong", "What to do: "), failure.remedy))
+    where = f" on rank {failure.rank}" if failure.rank else ""
+    where += f" in pod {failure.pod}" if failure.pod else ""
+    time = when(failure.time or None)
+    lines.append(tag("p", f"Exit code {failure.exit_code}{where} ({meaning}); {time}.", class_="quiet"))
+    if failure.log_tail:
+        title = f"the end of its log ({count(len(failure.log_tail), 'line')})"
+        lines.append(fold(title, tag("pre", "\n".join(failure.log_tail))))
     return tag("div", lines, class_=f"box {'warn' if again else 'bad'}", role="alert" if not again else None)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from stageline.telemetry.failures import TRY_AGAIN, FailureRecord
 from stageline.verbs.report.record import RunRecord, StageRecord
 from stageline.verbs.report.timeline import Session
 
@@ -20,8 +21,6 @@ BEGINNINGS = frozenset({"started", "resumed", "seeded"})
 ENDINGS = {"finished": ("good", "finished"), "interrupted": ("warn", "interrupted"), "failed": ("bad", "failed")}
 STEP_STATES = {"done": "good", "stopped": "warn", "failed": "bad"}
 OPEN_END = "no end was recorded"
-TRY_AGAIN = 128
-"""Exit codes from here on mean "try again"."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def stage_status(stage: StageRecord) -> Status:
     if stage.is_final:
         return Status("good", "finished", f"finished with {of}")
     if stage.failure is not None:
-        if is_interruption(stage.failure):
+        if stage.failure.is_interruption:
             return stopped
         left = f"failed; its last checkpoint stands at {of}" if stage.last else "failed before its first checkpoint"
         return Status("bad", "failed", left)
@@ -58,7 +57,7 @@ def stage_status(stage: StageRecord) -> Status:
 def run_status(record: RunRecord) -> Status:
     """Of the whole run."""
     stages = {stage.name: stage_status(stage) for stage in record.stages}
-    if record.failure is not None and not is_interruption(record.failure):
+    if record.failure is not None and not record.failure.is_interruption:
         return Status("bad", "failed", "A step of this run failed.")
     for state, word in (("bad", "failed"), ("warn", "interrupted"), ("warn", "not finished")):
         named = [name for name, status in stages.items() if (status.state, status.word) == (state, word)]
@@ -90,9 +89,9 @@ def declared_stages(record: RunRecord) -> list[str]:
     return [str(name) for name in declared if name not in left_out]
 
 
-def is_interruption(failure: Json) -> bool:
-    """Whether a failure record asks to be tried again."""
-    code = failure.get("exit_code")
+def asks_again(event: Json) -> bool:
+    """Whether an event's exit code asks to be tried again."""
+    code = event.get("exit_code")
     return isinstance(code, int) and code >= TRY_AGAIN
 
 
@@ -145,7 +144,7 @@ def stage_sessions(stage: StageRecord) -> Iterator[Session]:
     for event in stage.events:
         if not isinstance(event.get("time"), int | float):
             continue
-        if not group and event.get("event") == "failed" and is_interruption(event):
+        if not group and event.get("event") == "failed" and asks_again(event):
             continue  # the record of an interruption that has just been told
         if group and event.get("event") in BEGINNINGS and group[-1].get("event") not in BEGINNINGS:
             yield session(stage, group)
@@ -160,7 +159,7 @@ def stage_sessions(stage: StageRecord) -> Iterator[Session]:
 
 def session(stage: StageRecord, events: Sequence[Json]) -> Session:
     """One stretch from its events, in the order of the file."""
-    kind = "interrupted" if is_interruption(events[-1]) else str(events[-1].get("event"))
+    kind = "interrupted" if asks_again(events[-1]) else str(events[-1].get("event"))
     state, word = ENDINGS.get(kind, ("idle", OPEN_END))
     steps = [e["step"] for e in events if isinstance(e.get("step"), int)]
     text = f"{word} at step {steps[-1]}" if steps else word
@@ -168,11 +167,10 @@ def session(stage: StageRecord, events: Sequence[Json]) -> Session:
     return Session(stage.name, start, max(start, end), state, text)
 
 
-def ended_by_failure(last: Session, failure: Json | None) -> Session:
+def ended_by_failure(last: Session, failure: FailureRecord | None) -> Session:
     """The last stretch of a stage that left a failure record instead of an end."""
     if failure is None:
         return last
-    time = failure.get("time")
-    end = max(last.end, float(time)) if isinstance(time, int | float) else last.end
-    state, word = ("warn", "interrupted") if is_interruption(failure) else ("bad", "failed")
+    end = max(last.end, failure.time)
+    state, word = ("warn", "interrupted") if failure.is_interruption else ("bad", "failed")
     return replace(last, end=end, state=state, text=last.text.replace(OPEN_END, word))

@@ -24,6 +24,7 @@ from stageline.stage import stage_settings
 from stageline.telemetry import (
     FAILURE_DIR_VARIABLE,
     EventLog,
+    FailureRecord,
     MetricsEndpoint,
     clear_failures,
     redact,
@@ -120,7 +121,9 @@ class Session:
             ours = self.lease is None or not self.lease.is_lost  # its next writer's records are not ours to write
             if self.owned and ours and self.work is not None:
                 write_failure(self.work.stage_dir.store, error, rank=self.rank, log_tail=tail)
-                self.recorder.event("failed", **_short(error))
+                told = FailureRecord.of(error).to_json()
+                keys = ("kind", "code", "sentence", "remedy", "exit_code")
+                self.recorder.event("failed", **{key: told[key] for key in keys})
         except (StagelineError, OSError) as second:
             sys.stderr.write(f"the failure record could not be written: {redact(str(second))}\n")
 
@@ -132,12 +135,6 @@ class Session:
             if self.lease is not None:
                 self.lease.release()
                 self.lease = None
-
-
-def _short(error: BaseException) -> dict[str, object]:
-    if isinstance(error, StagelineError):
-        return error.record()
-    return {"kind": "fault", "sentence": f"{type(error).__name__}: {error}"}
 
 
 def make_provenance(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from stageline.jobs.cluster.follow.adoption import is_suspended
+from stageline.telemetry import FailureRecord, first_cause
 
 Plain = Mapping[str, Any]
 
@@ -111,46 +113,40 @@ def ending(pod: Plain) -> str:
     """How a pod ended: exit code, reason, and its own sentence if it left one."""
     status = pod.get("status") or {}
     why = disruption(pod) or str(status.get("reason") or "")
-    record = last_words(pod)
+    record = pod_failure(pod)
     for container in status.get("containerStatuses") or []:
         ended = (container.get("state") or {}).get("terminated")
         if ended:
             reason = ended.get("reason") or ""
             note = f" ({reason})" if reason and reason not in ("Error", "Completed") else ""
-            own = f": {record['sentence']}" if record and record.get("sentence") else ""
+            own = f": {record.sentence}" if record else ""
             return f"exit code {ended.get('exitCode')}{note}" + (f", {why}" if why else "") + own
     return why or "nobody says how"
 
 
-def last_words(pod: Plain) -> dict[str, Any] | None:
-    """The failure record in a pod's termination message, if it left one."""
+def pod_failure(pod: Plain) -> FailureRecord | None:
+    """The failure record in a pod's termination message, None where it left none; with the pod's name and node.
+
+    A record without a time gets that of its container's end.
+    """
     for container in (pod.get("status") or {}).get("containerStatuses") or []:
         for state in (container.get("state") or {}, container.get("lastState") or {}):
+            ended = state.get("terminated") or {}
             try:
-                plain = json.loads((state.get("terminated") or {}).get("message") or "")
+                plain = json.loads(ended.get("message") or "")
+                if not (isinstance(plain, dict) and plain.get("exit_code") and plain.get("sentence")):
+                    continue  # JSON of somebody else's: the last lines of a log
+                record = FailureRecord.from_json(plain)
             except ValueError:
                 continue
-            if isinstance(plain, dict) and plain.get("exit_code") and plain.get("sentence"):
-                return plain
+            time = record.time or timestamp(ended.get("finishedAt")) or 0.0
+            return replace(record, time=time, pod=str(pod["metadata"]["name"]), node=pod_node(pod))
     return None
 
 
-def first_cause(pods: Iterable[Plain]) -> tuple[dict[str, Any], Plain] | None:
-    """(record, pod) of what ended a gang: a fault (1-127) before the peers it took along, the earliest of its kind."""
-    found = []
-    for pod in pods:
-        record = last_words(pod)
-        if record:
-            ends = [
-                timestamp(((c.get("state") or {}).get("terminated") or {}).get("finishedAt"))
-                for c in (pod.get("status") or {}).get("containerStatuses") or []
-            ]
-            when = min((end for end in ends if end is not None), default=0.0)
-            found.append((int(record["exit_code"]) >= 128, when, pod_label(pod), record, pod))
-    if not found:
-        return None
-    chosen = min(found, key=lambda entry: entry[:3])
-    return chosen[3], chosen[4]
+def job_failure(pods: Iterable[Plain]) -> FailureRecord | None:
+    """The record of the pod that ended a gang, None where no pod left one; `telemetry.first_cause` says which."""
+    return first_cause(record for pod in pods if (record := pod_failure(pod)) is not None)
 
 
 def describe_job(job: Plain) -> str:

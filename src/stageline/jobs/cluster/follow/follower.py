@@ -24,6 +24,7 @@ from stageline.jobs.job import Verdict
 from stageline.kube.client import EVENTS, JOBS, NODES, PODS, Api
 from stageline.kube.refusals import AbsentError, ConflictError
 from stageline.kube.watches import Watch
+from stageline.telemetry import FailureRecord
 
 Word = tuple[str, Any]
 """What threads tell the loop: (`job` | `pod` | `event`, Change), (`cancelled`, moved), (`lost` | `error`, error)."""
@@ -70,7 +71,7 @@ class Follower:
         try:
             return self._loop()
         except StagelineError as error:
-            return Verdict(error.exit_code, error.record())
+            return Verdict.of(error)
         finally:
             for watch in self._watches.values():
                 watch.stop()
@@ -228,7 +229,7 @@ class Follower:
         with suppress(AbsentError, ConflictError):
             self._api.delete(JOBS, self._task.job.name, uid=self._task.uid)
         self._logs.drain(1.0)
-        return Verdict(error.exit_code, {**error.record(), **self.scene.place()})
+        return Verdict.of(self.scene.place(FailureRecord.of(error)))
 
     def _finished(self) -> bool:
         try:
@@ -251,8 +252,7 @@ class Follower:
         return Verdict(0)
 
     def _failed(self, ended: str) -> Verdict:
-        record = self.scene.failure(ended, self._nodes())
-        return Verdict(int(record["exit_code"]), record)
+        return Verdict.of(self.scene.failure(ended, self._nodes()))
 
     def _nodes(self) -> list[Mapping[str, Any]] | None:
         names = {pod_node(pod) for pod in self.scene.every_pod()} - {""}
@@ -293,4 +293,4 @@ class Follower:
             remedy="start it again to continue from the last checkpoint",
             code="E_JOB_DELETED",
         )
-        return Verdict(error.exit_code, error.record())
+        return Verdict.of(error)

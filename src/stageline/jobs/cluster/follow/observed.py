@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stageline.errors import ClusterError, StagelineError
@@ -14,7 +15,7 @@ from stageline.jobs.cluster.explain.describe import (
     describe_job,
     describe_pod,
     ending,
-    first_cause,
+    job_failure,
     pod_index,
     pod_label,
     pod_node,
@@ -34,6 +35,7 @@ from stageline.jobs.cluster.follow.adoption import (
 )
 from stageline.jobs.cluster.follow.budget import Ledger, StartClock, deadline_error, over_budget, pending_error
 from stageline.jobs.job import Job
+from stageline.telemetry import FailureRecord
 
 if TYPE_CHECKING:
     from stageline.config import ClusterConfig
@@ -211,28 +213,33 @@ class Scene:
         pods = list(self.graves) + list(self.pods.values()) if failed else list(self.pods.values())
         return diagnose(self.job, pods, list(self.events), nodes)
 
-    def place(self) -> dict[str, str]:
-        """Pod and node a failure belongs to."""
+    def place(self, record: FailureRecord) -> FailureRecord:
+        """The record with the pod and node that a failure belongs to, as far as they are known."""
         pods = self.lost_pods or list(self.graves)[-1:] or list(self.pods.values())[:1]
-        return {"pod": str(pods[0]["metadata"]["name"]), "node": pod_node(pods[0])} if pods else {}
+        return replace(record, pod=str(pods[0]["metadata"]["name"]), node=pod_node(pods[0])) if pods else record
 
-    def failure(self, ended: str, nodes: list[Mapping[str, Any]] | None) -> dict[str, Any]:
-        """The failure record of a job without a result: the first cause among the pods' own, else a diagnosis."""
+    def failure(self, ended: str, nodes: list[Mapping[str, Any]] | None) -> FailureRecord:
+        """The record of a job without a result: the first cause among the pods' own, else a diagnosis.
+
+        ended: the operator's word, `Succeeded` or `Failed`.
+        nodes: those of its pods, None where they may not be read.
+        """
         if ended == "Succeeded":
-            return ClusterError(
-                f"the job {self._wanted.name!r} succeeded, but its final result is not in the store",
-                remedy="do the pods write where this launcher reads? compare root and cluster.storage",
-                code="E_NO_RESULT",
-            ).record()
+            return FailureRecord.of(
+                ClusterError(
+                    f"the job {self._wanted.name!r} succeeded, but its final result is not in the store",
+                    remedy="do the pods write where this launcher reads? compare root and cluster.storage",
+                    code="E_NO_RESULT",
+                )
+            )
         every = self.every_pod()
-        cause = first_cause(every)
+        cause = job_failure(every)
         if cause:
-            record, pod = cause
-            return {"remedy": "", "code": "", **record, "pod": pod["metadata"]["name"], "node": pod_node(pod)}
+            return cause
         found = self._diagnose(nodes, failed=True)
         if found:
-            plain = {"kind": found.kind, "code": "", "sentence": found.sentence, "remedy": found.remedy}
-            return {**plain, "exit_code": found.exit_code, **self.place()}
+            record = FailureRecord(found.kind, found.sentence, found.remedy, found.exit_code, time=time.time())
+            return self.place(record).redacted()
         message = condition(self.job, "Failed").get("message") or "no reason given"
         ends = "; ".join(f"{pod_label(pod)} {ending(pod)}" for pod in every if pod_phase(pod) == "Failed")
         error = ClusterError(
@@ -240,4 +247,4 @@ class Scene:
             remedy="the last lines of its log tell more",
             code="E_JOB_FAILED",
         )
-        return {**error.record(), **self.place()}
+        return self.place(FailureRecord.of(error))

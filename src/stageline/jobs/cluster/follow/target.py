@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from stageline.errors import EXIT_INTERRUPTED, StoreUnavailableError
+from stageline.errors import InterruptedRunError, StoreUnavailableError
 from stageline.jobs.job import Job, Verdict
 
 if TYPE_CHECKING:
@@ -78,5 +78,4 @@ class Followed:
 
 def interrupted(sentence: str, remedy: str) -> Verdict:
     """The verdict on a job that was asked to stop, or left running."""
-    record = {"kind": "interrupted", "code": "", "sentence": sentence, "remedy": remedy}
-    return Verdict(EXIT_INTERRUPTED, {**record, "exit_code": EXIT_INTERRUPTED})
+    return Verdict.of(InterruptedRunError(sentence, remedy=remedy))
