@@ -25,6 +25,10 @@ SampleKey = tuple[int, int]
 """(epoch, index): what the training set is asked for; augmentation is a function of it and the seed."""
 Progress = Callable[[int, int, str], None]
 """(done, total, what)"""
+Row = Mapping[str, Any]
+"""One sample of an evaluation: JSON values, among them `id` (text) and, where the family has modes, `mode`."""
+RowKey = tuple[str, str]
+"""(id, mode): which row of an evaluation of one checkpoint it is; mode is "" where the family has none."""
 Comparison = Literal["equal", "report", "ablatable"]
 """How a fact of the family is compared by a verb: it must be equal; a difference is only reported; or the config may
 ask for less than the file has (an ablation)."""
@@ -74,9 +78,15 @@ class Split:
 class Words:
     """How a family names things to people; the report and the command line know no other words of it.
 
-    modes: evaluation mode -> caption.  metrics: metric -> caption.  pictures: picture -> caption of its columns.
-    main_metrics: at most ten, told first.  headline: sentence of the report's head; may use {metric} names.
+    modes: evaluation mode -> caption, the usual one first: a metric of another mode is named `<metric>_<mode>`.
+    metrics: metric -> caption.
+    pictures: picture (its name without the number at its end) -> what its columns show.
+    main_metrics: at most ten, told first.
+    headline: sentence of the report's head; may use {metric} names, and is left out where one of them has no value.
     higher_is_better: metrics whose larger value is the better one; of the others the smaller.
+    told: field of an evaluation's provenance -> words before its value; told before the numbers, in this order.
+    cautions: field of the provenance -> sentence that stands before the numbers where the field is true.
+    mode_field: field of the provenance that names the mode an evaluation was asked for.
     """
 
     modes: Mapping[str, str] = field(default_factory=dict)
@@ -85,6 +95,9 @@ class Words:
     main_metrics: tuple[str, ...] = ()
     headline: str = ""
     higher_is_better: frozenset[str] = frozenset()
+    told: Mapping[str, str] = field(default_factory=dict)
+    cautions: Mapping[str, str] = field(default_factory=dict)
+    mode_field: str = "mode"
 
 
 @dataclass(frozen=True)
@@ -206,21 +219,34 @@ class StageTask(Protocol):
         """What the checkpoint says about itself; must equal the torch-free `facts(config, stage)`."""
 
 
+class Emit(Protocol):
+    """Takes one finished row of an evaluation, which is kept from then on even if the process is killed."""
+
+    def __call__(
+        self, row: Row, pictures: Mapping[str, Any] | None = None, files: Mapping[str, bytes] | None = None
+    ) -> None:
+        """row: with `id` and, where there are modes, `mode`; no other row has both.
+
+        pictures: name without suffix -> (H, W, 3) or (H, W) uint8 array.  files: name -> bytes (a clip, a text).
+        """
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """Result of one evaluation.
+    """Result of one evaluation of one checkpoint.
 
-    metrics: name -> value, None (with a line in `reasons`) where there is none.
+    metrics: name -> number, or None (with a line in `reasons`) where there is none. A number that is not finite counts
+        as none.
     num_samples: how many samples each mean is over.
-    rows: one mapping per sample (CSV); () where they were given to `emit` one by one.
-    panels: picture name -> (H, W, 3) uint8 arrays in reading order, written as PNG beside the metrics.
+    rows: those that were not given to `emit`.
+    panels: pictures that were not given to `emit`: name without suffix -> (H, W, 3) uint8 array.
     provenance: what was evaluated (decoder stages used, origin, NFE, modes); a report without it is invalid.
     reasons: metric -> why it is None.  files: name -> bytes of further files.
     """
 
-    metrics: Mapping[str, Any]
+    metrics: Mapping[str, float | None]
     num_samples: Mapping[str, int]
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[Row]
     panels: Mapping[str, Any]
     provenance: Mapping[str, Any]
     reasons: Mapping[str, str] = field(default_factory=dict)
@@ -236,8 +262,11 @@ class Family:
     build_task(config, stage, data_dir): model + data + loss of a stage; data_dir holds the prepared data.
     prepare(config, target, progress): write prepared data into the empty local folder `target`; returns facts for the
         manifest (counts, how labels were made). All faults of the source files at once, before the first write.
-    evaluate(config, model, data_dir, progress): the family's metrics. config.evaluate says how.
-    predict(config, model, paths, target, progress): pictures (or whatever the family makes) into `target`.
+    evaluate(config, model, data_dir, finished, emit, progress): the family's metrics. config.evaluate says how.
+        finished: the rows that an interrupted evaluation left, which are not computed again; the result must be the
+        same as without them, bit for bit, so all randomness is a function of seed and row. emit: takes each new row.
+    predict(config, model, inputs, target, progress): whatever the family makes of inputs (paths or texts, read by
+        itself) as files in the folder `target`; one mapping per result, with the paths of its files as text.
     import_files(paths, config_raw, stage): files of another program -> (raw config, tensors, report); weights_only.
         stage: "" where the files themselves say it.
     section_of(name): which section of the checkpoint a tensor belongs to.
@@ -247,8 +276,8 @@ class Family:
     build_model: Callable[[Any, Stage], nn.Module]
     build_task: Callable[[Any, Stage, Path], StageTask]
     prepare: Callable[[Any, Path, Progress], dict[str, Any]]
-    evaluate: Callable[[Any, nn.Module, Path, Progress], Evaluation]
-    predict: Callable[[Any, nn.Module, Sequence[Path], Path, Progress], list[dict[str, Any]]]
+    evaluate: Callable[[Any, nn.Module, Path, Mapping[RowKey, Row], Emit, Progress], Evaluation]
+    predict: Callable[[Any, nn.Module, Sequence[str | Path], Path, Progress], list[dict[str, Any]]]
     import_files: Callable[
         [Sequence[Path], Mapping[str, Any], str], tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]
     ]

@@ -9,6 +9,7 @@ one that takes its place waits (`await_free`) until the lease has run out.
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 import uuid
@@ -17,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from stageline.checkpoint.layout import StageDir
-from stageline.errors import BusyError, StagelineError
+from stageline.errors import BusyError, ConfigError, StagelineError
 from stageline.store import NotFoundError, Store
 from stageline.store.holder import is_dead, this_process
 
@@ -58,6 +59,15 @@ def held_by(stage_dir: StageDir) -> str | None:
     """Who holds a running lease, or None."""
     found = _read(stage_dir.store)
     return None if found is None or _is_free(found[0]) else str(found[0]["holder"])
+
+
+def lease_wait_seconds() -> float:
+    """How long the environment wants a lease to be waited for; ConfigError where it says no number."""
+    text = os.environ.get(WAIT_VARIABLE) or "0"
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError(f"{WAIT_VARIABLE}={text!r} is no number of seconds", remedy="unset it") from error
 
 
 def await_free(

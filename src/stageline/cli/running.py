@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from stageline.store import Store
 
 
+MAIN_METRICS = 10
+"""Rows of the table at the end of a run; everything stands in the report."""
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command()(run)
@@ -64,12 +68,13 @@ def show_event(event: Mapping[str, Any]) -> None:
 
 
 def _show_result(result: RunResult) -> None:
-    """The last thing a run prints: metrics with sample counts, what was reused, where the report is."""
-    from stageline.cli.tables import duration, show_metrics
+    """The last thing a run prints: its main metrics with sample counts, what was reused, where the report is."""
+    from stageline.cli.tables import duration, show_evaluation
+    from stageline.families import family_config
 
     if result.evaluation is not None:
         print()
-        show_metrics(result.evaluation.metrics, result.evaluation.num_samples, labels=result.evaluation.labels)
+        show_evaluation(result.evaluation, family_config(result.plan.family).words, limit=MAIN_METRICS)
     states = [event["state"] for event in result.events]
     reused, skipped = states.count("reused"), states.count("skipped")
     made = states.count("done")
@@ -120,9 +125,12 @@ def show_run(
     import json
 
     from stageline.checkpoint.identity import read_run
-    from stageline.cli.tables import show_metrics, show_rows
+    from stageline.cli.tables import show_evaluation, show_rows
+    from stageline.contract import Words
     from stageline.errors import PlanError
+    from stageline.families import FAMILIES, family_config
     from stageline.store import open_store
+    from stageline.work.evaluations import find_evaluations
 
     store = open_store(root)
     if read_run(store, run) is None:
@@ -134,10 +142,12 @@ def show_run(
     print(f"run {run} ({summary['family']}) at {summary['uri']}, created {summary['created']}")
     rows = [(c["stage"], str(c["step"]), c["state"], c["best"], c["reference"]) for c in summary["checkpoints"]]
     show_rows(("stage", "step", "state", "best", "checkpoint"), rows)
-    for evaluation in summary["evaluations"]:
-        where = evaluation["checkpoint"]
-        title = f"\nevaluation of {where.get('stage')} step {where.get('step')}: {evaluation['uri']}"
-        show_metrics(evaluation["metrics"], evaluation["num_samples"], title, evaluation["labels"])
+    words = family_config(summary["family"]).words if summary["family"] in FAMILIES else Words()
+    for found in find_evaluations(store.child("runs", run)):
+        where = ", ".join(
+            f"{name or 'stage'} {c.get('stage')} step {c.get('step')}" for name, c in found.checkpoints.items()
+        )
+        show_evaluation(found, words, f"\nevaluation of {where}: {found.reference.uri}")
     if summary["failure"]:
         print(f"\nfailed: {summary['failure'].get('sentence')}\n  -> {summary['failure'].get('remedy')}")
     if summary["report"]:
@@ -170,7 +180,7 @@ def _stage_line(stage: Mapping[str, Any]) -> str:
 def _details(store: Store, name: str) -> dict[str, Any]:
     from stageline.checkpoint.layout import StageDir
     from stageline.telemetry import read_failure
-    from stageline.work.evaluations import EVALUATIONS, METRICS, find_evaluation
+    from stageline.work.evaluations import find_evaluations
 
     run = store.child("runs", name)
     checkpoints = []
@@ -184,15 +194,18 @@ def _details(store: Store, name: str) -> dict[str, Any]:
             state = ", ".join([*(["final"] if metadata.final else []), *names])
             row = {"stage": metadata.stage, "step": metadata.step, "state": state, "best": best}
             checkpoints.append({**row, "reference": str(ref.reference)})
-    evaluations = []
-    for folder in run.folders(EVALUATIONS):
-        if run.exists(f"{EVALUATIONS}/{folder}/{METRICS}"):
-            found = find_evaluation(run, folder)
-            assert found is not None
-            keys = ("metrics", "num_samples", "checkpoint")
-            evaluations.append(
-                {"uri": found.reference.uri, "labels": found.labels, **{key: found.plain[key] for key in keys}}
-            )
+    evaluations = [
+        {
+            "uri": found.reference.uri,
+            "labels": found.labels,
+            "metrics": dict(found.metrics),
+            "reasons": dict(found.reasons),
+            "num_samples": dict(found.num_samples),
+            "checkpoint": next(iter(found.checkpoints.values())),
+            "checkpoints": dict(found.checkpoints),
+        }
+        for found in find_evaluations(run)
+    ]
     record = read_failure(run)
     failure = None if record is None else record.to_json()
     report = f"{run.uri}/report.html" if run.exists("report.html") else ""

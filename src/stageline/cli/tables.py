@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from stageline.contract import Words
     from stageline.plan import Plan
+    from stageline.work.evaluations import EvaluationRecord
 
 COLOURS = {"run": "yellow", "continue": "cyan", "reuse": "green", "blocked": "red", "not selected": "dim"}
 
@@ -75,38 +77,40 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min"
 
 
-def show_metrics(metrics: Mapping[str, Any], num_samples: Mapping[str, int], title: str = "", labels: str = "") -> None:
-    """Metric, value and how many samples it is over. labels: what the values are measured against.
+def show_evaluation(record: EvaluationRecord, words: Words, title: str = "", limit: int | None = None) -> None:
+    """Metric, value and how many samples it is over; where there is no value, why.
 
-    `dice_off` beside `dice` is the same metric in another mode: it gets a column of its own.
+    A metric in another mode (`dice_off` beside `dice`) stands in a column of its own. The family's main metrics come
+    first. limit: how many rows at most; of the rest the number is said.
     """
-    modes = list(dict.fromkeys(mode for name in metrics if (mode := _mode_of(name, metrics))))
-    shown = [name for name, value in metrics.items() if not _mode_of(name, metrics) and _is_number(value)]
-    rows = [
-        (name, *(_number(metrics.get(f"{name}{mode}")) for mode in ("", *modes)), str(num_samples.get(name, "")))
-        for name in shown
-    ]
-    show_rows(("metric", "value", *(mode.strip("_") for mode in modes), "samples"), rows, title)
-    if labels:
-        print(f"measured against {labels}")
+    metrics, counts = record.metrics, record.num_samples
+    modes = [mode for mode in words.modes if any(is_of_mode(name, mode, metrics) for name in metrics)]
+    bases = [name for name in metrics if not any(is_of_mode(name, mode, metrics) for mode in modes)]
+    first = [name for name in words.main_metrics if name in bases]
+    ordered = first + [name for name in bases if name not in first]
+    if limit is not None:
+        ordered = (first or ordered)[:limit]
+    rows = []
+    for name in ordered:
+        values = [_number(metrics[name], record.reasons.get(name, ""))]
+        values += [_number(metrics[f"{name}_{mode}"]) if f"{name}_{mode}" in metrics else "" for mode in modes]
+        rows.append((words.metrics.get(name, name), *values, str(counts.get(name, ""))))
+    usual = next(iter(words.modes.values()), "value") if modes else "value"
+    show_rows(("metric", usual, *(words.modes[mode] for mode in modes), "samples"), rows, title)
+    if len(ordered) < len(bases):
+        print(f"{len(bases) - len(ordered)} more in {record.reference.uri}/metrics.json and in the report")
+    if record.labels:
+        print(f"measured against {record.labels}")
 
 
-def _mode_of(name: str, metrics: Mapping[str, Any]) -> str:
-    """`_off` of `dice_off` where there is a `dice` too and at least another such pair; otherwise nothing."""
-    base, sign, mode = name.rpartition("_")
-    if not sign or base not in metrics:
-        return ""
-    pairs = sum(other.endswith(f"_{mode}") and other.rpartition("_")[0] in metrics for other in metrics)
-    return f"_{mode}" if pairs > 1 else ""
+def is_of_mode(name: str, mode: str, metrics: Mapping[str, Any]) -> bool:
+    """Whether a metric is another metric's value in a mode: `dice_off` beside `dice`."""
+    return name.endswith(f"_{mode}") and name.removesuffix(f"_{mode}") in metrics
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _number(value: Any) -> str:
-    if not _is_number(value):
-        return "" if value is None else str(value)
+def _number(value: float | None, reason: str = "") -> str:
+    if value is None:
+        return f"none ({reason})" if reason else "none"
     return f"{value:.4f}" if isinstance(value, float) and not value.is_integer() else f"{value:g}"
 
 

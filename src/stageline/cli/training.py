@@ -229,14 +229,14 @@ def evaluate(
     """Measure a checkpoint, or reuse its evaluation; prints metrics with their sample counts."""
     import json
 
-    from stageline.checkpoint.layout import resolve
-    from stageline.cli.tables import show_metrics
-    from stageline.verbs.evaluate.evaluation import default_checkpoint, evaluate_checkpoint
+    from stageline.cli.tables import show_evaluation
+    from stageline.families import family_config
+    from stageline.verbs.evaluate.evaluation import evaluate_checkpoint, named_checkpoints
     from stageline.verbs.prepare import prepare_data
 
     own = read_config(config, family, preset, overrides)
-    with _ending_on_sigterm():
-        named = str(resolve(checkpoint or default_checkpoint(own)).reference)  # before any data are made for it
+    with _ending_on_sigterm("run again to continue: finished rows are kept"):
+        named = named_checkpoints(own, checkpoint)  # before any data are made for it
         reference = data or str(prepare_data(own, _progress).reference)
         record = evaluate_checkpoint(own, named, reference, _progress)
     if quiet:
@@ -245,26 +245,26 @@ def evaluate(
     if as_json:
         print(json.dumps({"reference": str(record.reference), **record.plain}, indent=1, ensure_ascii=False))
         return
-    show_metrics(record.metrics, record.num_samples, labels=record.labels)
+    show_evaluation(record, family_config(own.family).words)
     for note in record.plain.get("notes", ()):
         print(f"note: {note}")
     print(f"{'reused' if record.reused else 'written'}: {record.reference.uri}/metrics.json")
 
 
 def predict(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE|DIR... [KEY=VALUE]...", help="Images and settings.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT... [KEY=VALUE]...", help="Inputs and settings.")],
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="Step or stage directory, or a pointer file.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the pictures.")] = Path("predictions"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path("predictions"),
 ) -> None:
-    """Predict pictures with a checkpoint."""
-    paths, overrides = split_overrides(images)
+    """Predict with a checkpoint. Which inputs there are (files, folders) is the family's matter."""
+    named, overrides = split_overrides(inputs)
     from stageline.verbs.predict import load
 
     with _ending_on_sigterm():
-        results = load(checkpoint, overrides).predict([Path(path) for path in paths], output, _progress)
+        results = load(checkpoint, overrides, run_code=True).predict(named, output, _progress)
     for result in results:
         print("  ".join(f"{key} {value}" for key, value in result.items()))
-    print(f"{len(results)} pictures in {output}")
+    print(f"{len(results)} {'result' if len(results) == 1 else 'results'} in {output}")
 
 
 def schema(
@@ -293,14 +293,14 @@ def _progress(done: int, total: int, what: str) -> None:
 
 
 @contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
+def _ending_on_sigterm(remedy: str = "run again; nothing half-made is kept") -> Iterator[None]:
     """SIGTERM as an exception, so that temporary folders are removed on the way out."""
     import signal
 
     from stageline.errors import InterruptedRunError
 
     def stop(signum: int, frame: object) -> None:  # noqa: ARG001
-        raise InterruptedRunError("stopped by a signal", remedy="run again; nothing half-made is kept")
+        raise InterruptedRunError("stopped by a signal", remedy=remedy)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

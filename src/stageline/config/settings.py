@@ -139,6 +139,25 @@ class TrainerConfig(Settings):
         return self
 
 
+class EvaluateBase(Settings):
+    """What every family's section `evaluate` has."""
+
+    checkpoints: dict[str, str] = operational({})
+    """Name -> what is evaluated under that name: a stage of this run, or any checkpoint's URI. Empty: the last stage
+    that was selected. Weights count in the evaluation's fingerprint, not where they lie."""
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _plain_names(cls, value: dict[str, str]) -> dict[str, str]:
+        wrong = [name for name in value if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or name == "rows"]
+        if wrong:
+            raise ValueError(
+                f"{', '.join(map(repr, wrong))}: names are letters, digits, '_' and '-', beginning with a letter, "
+                "and not 'rows'"
+            )
+        return value
+
+
 class RunConfig(Settings):
     """The sections every family has. A family's config adds `model`, `data`, `evaluate` and whatever it needs."""
 

@@ -7,6 +7,7 @@ the thing itself lies stands in the metadata.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,6 +40,9 @@ def show_answer(artifact: Artifact, answer: Mapping[str, Any], payload: bytes | 
 
 
 def log_metrics(artifact: MetricsArtifact, answer: Mapping[str, Any]) -> None:
-    """The numbers of an answer, as KFP compares them between runs."""
+    """The numbers of an answer, as KFP compares them between runs; one that is not finite is said and left out."""
     for name, value in answer.get("metrics", {}).items():
-        artifact.log_metric(name, float(value))
+        if isinstance(value, (int, float)) and math.isfinite(value):
+            artifact.log_metric(name, float(value))
+        else:
+            print(f"metric {name} has no value ({value}): not logged", flush=True)

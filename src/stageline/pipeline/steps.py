@@ -263,11 +263,10 @@ def _evaluate(step: Step, data: str, checkpoints: str) -> dict[str, Any]:
         if found is None:
             raise StepFailedError("the evaluation ended without its metrics", exit_code=1)
         body.say("done", _short(str(found.reference)), reference=str(found.reference))
-    numbers = {key: value for key, value in found.metrics.items() if isinstance(value, (int, float))}
     answer = {
         "reference": str(found.reference),
         "metadata": {"num_samples": json.dumps(dict(found.num_samples)), "checkpoint": str(ref.reference)},
-        "metrics": numbers,
+        "metrics": dict(found.metrics),
     }
     step.leave(answer, rest_on(step.root, found.reference.uri, found.hashes))
     return answer

@@ -14,12 +14,10 @@ from stageline.checkpoint.layout import CheckpointRef, resolve
 from stageline.checkpoint.metadata import CheckpointMetadata
 from stageline.config import RunConfig
 from stageline.data.prepared import Progress, silent
-from stageline.errors import DataError
+from stageline.errors import ConfigError, DataError
 from stageline.families import load_family, parse_config
 from stageline.store.scratch import scratch_folder
 from stageline.verbs.admitted import admit_model, own_config
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -32,66 +30,56 @@ class LoadedModel:
     ref: CheckpointRef
 
     def predict(
-        self, images: Sequence[Any] | Any, target: str | Path | None = None, progress: Progress = silent
+        self, inputs: Sequence[Any] | Any, target: str | Path | None = None, progress: Progress = silent
     ) -> list[dict[str, Any]]:
-        """What the family makes of images, one mapping each.
+        """What the family makes of inputs, one mapping each.
 
-        images: paths, or (H, W) or (H, W, 3) uint8 arrays; one or several.  target: folder for the pictures, which
-        the mappings then name; None writes none, and the mappings hold them as uint8 arrays.  DataError lists every
-        image that cannot be used.
+        inputs: what the family reads (paths, folders, texts), or (H, W) or (H, W, 3) uint8 arrays, which it gets as PNG
+        files; one or several.  target: folder for the files, which the mappings then name; None keeps none, and the
+        mappings hold pictures as uint8 arrays and other files as bytes.  DataError lists every input that is of no use.
         """
         with scratch_folder("predict") as scratch:
-            paths = image_paths(images, scratch)
+            single = isinstance(inputs, (str, Path, np.ndarray))
+            named = [_as_input(one, scratch, n) for n, one in enumerate([inputs] if single else inputs)]
             folder = Path(target) if target is not None else scratch / "out"
             folder.mkdir(parents=True, exist_ok=True)
-            results = load_family(self.config.family).predict(self.config, self.model, paths, folder, progress)
-            return results if target is not None else [_with_arrays(result, folder) for result in results]
+            results = load_family(self.config.family).predict(self.config, self.model, named, folder, progress)
+            return results if target is not None else [_with_contents(result, folder) for result in results]
 
 
-def load(uri: str, overrides: Iterable[str] = ()) -> LoadedModel:
+def load(uri: str, overrides: Iterable[str] = (), *, run_code: bool = False) -> LoadedModel:
     """The model of a checkpoint.
 
     uri: step directory, stage directory, best.ckpt or last.ckpt; also with `@sha256:<digest>`.
     overrides: `section.key=value`, for example `evaluate.weights=raw`.
+    run_code: allow Python files that the config names under `code` to be executed; without it ConfigError names them.
     """
     ref = resolve(uri)
     config = parse_config(own_config(ref), overrides, f"config of {ref.uri}")
+    if config.code and not run_code:
+        raise ConfigError(
+            f"{ref.uri} was trained with Python files of its user's own, which would be executed here: "
+            f"{', '.join(config.code)}",
+            remedy="read them, then say stageline.load(uri, run_code=True)",
+        )
     built, model, _ = admit_model(config, ref)
     return LoadedModel(built, ref.metadata, model, ref)
 
 
-def image_paths(images: Sequence[Any] | Any, scratch: Path) -> list[Path]:
-    """Paths of images; folders give the images in them, arrays are written into `scratch`."""
-    single = isinstance(images, (str, Path, np.ndarray))
-    paths: list[Path] = []
-    faults: list[str] = []
-    for number, image in enumerate([images] if single else images):
-        if isinstance(image, np.ndarray):
-            paths.append(_write_array(image, scratch / f"image-{number:04d}.png"))
-            continue
-        path = Path(image)
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-            paths += inside
-            if not inside:
-                faults.append(f"  - {str(path)!r}: no images in it ({', '.join(IMAGE_SUFFIXES)})")
-        elif path.is_file():
-            paths.append(path)
-        else:
-            faults.append(f"  - {str(path)!r}: there is no such file")
-    if faults or not paths:
-        raise DataError(
-            "images to predict\n" + "\n".join(faults or ["  - none given"]), remedy="name images or folders"
-        )
-    return paths
+def _as_input(value: Any, scratch: Path, number: int) -> str | Path:
+    """An input as the family gets it; arrays are written into `scratch`."""
+    return _write_array(value, scratch / f"input-{number:04d}.png") if isinstance(value, np.ndarray) else value
 
 
-def _with_arrays(result: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A result whose pictures in `folder`, which is about to go, are read into arrays."""
+def _with_contents(result: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A result whose files in `folder`, which is about to go, are read: PNG into arrays, others into bytes."""
     from PIL import Image
 
+    def read(path: Path) -> Any:
+        return np.asarray(Image.open(path)) if path.suffix == ".png" else path.read_bytes()
+
     return {
-        key: np.asarray(Image.open(value)) if isinstance(value, str) and Path(value).parent == folder else value
+        key: read(Path(value)) if isinstance(value, str) and folder in Path(value).parents else value
         for key, value in result.items()
     }
 

@@ -10,20 +10,46 @@ from typing import Any
 
 from stageline.config import RunConfig, fingerprint, is_sealed, semantic
 from stageline.errors import DataError, Faults
-from stageline.store import NotFoundError, Reference, Store
+from stageline.families import family_config
+from stageline.stage import stage_config
+from stageline.store import NotFoundError, Reference, Store, open_store
 
-SCHEMA = "stageline-evaluation/1"
+SCHEMA = "stageline-evaluation/2"
+READABLE = (SCHEMA, "stageline-evaluation/1")
+"""What can be read; only evaluations of SCHEMA are found again by their fingerprint."""
 EVALUATIONS = "evaluations"
 METRICS = "metrics.json"
+ROWS = "rows.csv"
 REMEDY = "delete that folder; the evaluation is then made anew"
+
+MEDIA_TYPES = {
+    "csv": "text/csv",
+    "json": "application/json",
+    "jsonl": "application/jsonl",
+    "mp4": "video/mp4",
+    "png": "image/png",
+    "txt": "text/plain",
+    "wav": "audio/wav",
+}
+"""Suffix of a file -> what it is; anything else is application/octet-stream."""
+
+NOT_FINITE = "it is not a finite number"
+
+Subject = tuple[str, Mapping[str, Any]]
+"""(content, facts) of a checkpoint: what an evaluation of it depends on."""
+
+
+def media_type(name: str) -> str:
+    """What a file of an evaluation is, by its name."""
+    return MEDIA_TYPES.get(name.rpartition(".")[2].lower(), "application/octet-stream")
 
 
 @dataclass(frozen=True)
 class EvaluationRecord:
     """A committed evaluation.
 
-    hashes: name -> SHA-256 of every file of it.
-    plain: all of metrics.json: metrics, num_samples, provenance, checkpoint, data, settings, files.
+    reference: its folder, with the hash of metrics.json.
+    plain: all of metrics.json: metrics, reasons, num_samples, provenance, checkpoints, data, settings, files.
     """
 
     reference: Reference
@@ -31,13 +57,27 @@ class EvaluationRecord:
     reused: bool = True
 
     @property
-    def hashes(self) -> dict[str, str]:
-        return {METRICS: self.reference.digest, **self.plain["files"]}
+    def name(self) -> str:
+        """Its fingerprint, which is the name of its folder."""
+        return self.reference.uri.rsplit("/", 1)[-1]
 
     @property
-    def metrics(self) -> Mapping[str, Any]:
+    def hashes(self) -> dict[str, str]:
+        """File -> SHA-256, of every file of it."""
+        files: Mapping[str, Any] = self.plain["files"]
+        own = {name: entry if isinstance(entry, str) else entry["sha256"] for name, entry in files.items()}
+        return {METRICS: self.reference.digest, **own}
+
+    @property
+    def metrics(self) -> Mapping[str, float | None]:
         metrics: Mapping[str, Any] = self.plain["metrics"]
-        return metrics
+        return {name: None if isinstance(value, str) else value for name, value in metrics.items()}
+
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        """Metric -> why it has no value."""
+        reasons: Mapping[str, str] = self.plain.get("reasons", {})
+        return {name: reasons.get(name, NOT_FINITE) for name, value in self.metrics.items() if value is None}
 
     @property
     def num_samples(self) -> Mapping[str, int]:
@@ -45,9 +85,33 @@ class EvaluationRecord:
         return counts
 
     @property
+    def checkpoints(self) -> Mapping[str, Mapping[str, Any]]:
+        """Name -> uri, digest, content, stage, step, run; the name of a single one is ""."""
+        found: Mapping[str, Mapping[str, Any]] = self.plain.get("checkpoints") or {"": self.plain["checkpoint"]}
+        return found
+
+    @property
     def labels(self) -> str:
         """What the metrics are measured against, in words; empty where the family does not say."""
         return str(self.plain["provenance"].get("labels", ""))
+
+
+def asked_checkpoints(config: RunConfig) -> dict[str, str]:
+    """Name -> URI of the checkpoints that `evaluate.checkpoints` names; {} where the run's last stage is meant.
+
+    A stage's name stands for that stage of the config's own run.
+    """
+    asked: Mapping[str, str] = getattr(getattr(config, "evaluate", None), "checkpoints", {})
+    family = family_config(config.family)
+    run = open_store(config.root).child("runs", config.run)
+
+    def uri(name: str) -> str:
+        if name not in family.stages.names:
+            return name
+        variant = family.variant(stage_config(config, family.stages[name]))
+        return run.child(name, variant).uri
+
+    return {name: uri(target) for name, target in asked.items()}
 
 
 def evaluation_settings(config: RunConfig) -> dict[str, Any]:
@@ -61,13 +125,19 @@ def evaluation_fingerprint(config: RunConfig, content: str, facts: Mapping[str, 
     """Name of the evaluation of one checkpoint's weights in one mode on one data set.
 
     content: the checkpoint's.  facts: what it says about its model, since the same weights can be wired differently.
+    """
+    return joint_fingerprint(config, {"": (content, facts)}, data_digest)
+
+
+def joint_fingerprint(config: RunConfig, checkpoints: Mapping[str, Subject], data_digest: str) -> str:
+    """Name of the evaluation of several named checkpoints; a single one is named "".
+
     The section `model` counts too: sampling keys have their published place there.
     """
     return fingerprint(
         {
             "schema": SCHEMA,
-            "checkpoint": content,
-            "facts": dict(facts),
+            "checkpoints": {name: {"content": c, "facts": dict(facts)} for name, (c, facts) in checkpoints.items()},
             "settings": evaluation_settings(config),
             "model": semantic(config).get("model"),
             "seed": config.seed,
@@ -88,17 +158,23 @@ def find_evaluation(run: Store, name: str) -> EvaluationRecord | None:
         plain = json.loads(data)
     except ValueError as error:
         raise DataError(f"{where} is damaged: {error}", remedy=REMEDY) from error
-    if not isinstance(plain, dict) or plain.get("schema") != SCHEMA:
-        raise DataError(f"{where} is no evaluation ({SCHEMA})", remedy=REMEDY)
+    if not isinstance(plain, dict) or plain.get("schema") not in READABLE:
+        raise DataError(f"{where} is no evaluation ({' or '.join(READABLE)})", remedy=REMEDY)
     if not is_sealed(plain):
         raise DataError(f"{where} was changed after it was written (seal broken)", remedy=REMEDY)
     return EvaluationRecord(Reference(store.uri, hashlib.sha256(data).hexdigest()), plain)
 
 
+def find_evaluations(run: Store) -> list[EvaluationRecord]:
+    """Every committed evaluation of a run, also of the older schema, by name."""
+    found = [find_evaluation(run, name) for name in run.folders(EVALUATIONS)]
+    return [record for record in found if record is not None]
+
+
 def refuse_damaged(run: Store, found: EvaluationRecord) -> None:
     """DataError that names every file of an evaluation that is missing or not what was written."""
     faults = Faults(DataError, f"evaluation {found.reference.uri}", REMEDY)
-    store = run.child(EVALUATIONS, found.reference.uri.rsplit("/", 1)[-1])
+    store = run.child(EVALUATIONS, found.name)
     for name, sha256 in found.hashes.items():
         try:
             data = store.get(name)

@@ -6,7 +6,6 @@ evaluations, modes and gate stand beside the metrics. Predictions go through `sa
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from stageline.contract import Evaluation
+from stageline.contract import Emit, Evaluation, Row, RowKey
 from stageline.data.batches import equal_batches
 from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.conditions.feedback import feedback_condition, open_feedback
@@ -49,18 +48,31 @@ MODE_WORDS: Mapping[Mode, str] = {
     "swapped": "other prompt",
 }
 HEAD_METRICS = ("junction_precision", "junction_recall", "junction_f1")
+HEAD_COUNTS = ("num_junctions_matched", "num_junctions_found", "num_junctions_true")
 
 
-def evaluate(config: FilmFlowConfig, model: nn.Module, folder: Path, progress: Progress) -> Evaluation:
+def evaluate(
+    config: FilmFlowConfig,
+    model: nn.Module,
+    folder: Path,
+    finished: Mapping[RowKey, Row],
+    emit: Emit,
+    progress: Progress,
+) -> Evaluation:
     """Measure `model` on a split of the prepared data in `folder`; `config.evaluate` says how.
 
     Metrics of the mode that was asked for bear plain names (`dice`), those of the others a suffix (`dice_off`).
+    finished: rows that are measured already. A batch with one that is not is predicted whole, so that its numbers do
+    not depend on where an evaluation was interrupted.
     """
     assert isinstance(model, FilmFlowModel)
     check_evaluation(config, model.plan.stages)
-    work = _Evaluator(config, model, folder)
+    work = _Evaluator(config, model, folder, finished, emit)
     done, total = 0, len(work.cases) * len(work.comparison.modes)
     for index in work.batches():
+        if work.is_finished(index):
+            done += len(index) * len(work.comparison.modes)
+            continue
         batch = work.data.collate([work.cases[n] for n in index])
         batch = batch.to(next(model.parameters()).device)
         found = {}
@@ -69,14 +81,16 @@ def evaluate(config: FilmFlowConfig, model: nn.Module, folder: Path, progress: P
             done += len(index)
             progress(done, total, f"evaluating ({MODE_WORDS[mode]})")
         work.judge_junctions(index, batch)
-        work.draw(index, batch, found)
+        work.hand_over(index, batch, found)
     return work.result()
 
 
 class _Evaluator:
     """What one evaluation gathers."""
 
-    def __init__(self, config: FilmFlowConfig, model: FilmFlowModel, folder: Path) -> None:
+    def __init__(
+        self, config: FilmFlowConfig, model: FilmFlowModel, folder: Path, finished: Mapping[RowKey, Row], emit: Emit
+    ) -> None:
         self.config, self.model = config, model.eval()
         self.data = open_data(config, folder)
         self.per_crop = is_per_crop(self.data.features.settings)
@@ -88,17 +102,18 @@ class _Evaluator:
             config, self.cases, has_film=bool(model.plan.stages), per_crop=self.per_crop
         )
         self.sampling = evaluation_sampling(config)
-        self.scores: dict[Mode, list[dict[str, float]]] = defaultdict(list)
-        self.rows: list[dict[str, Any]] = []
-        self.head: list[dict[str, float]] = []
-        self.judged: set[tuple[int, Any]] = set()
-        self.panels: dict[str, Rgb] = {}
-        self.nfe: dict[Mode, int] = {}
+        self.rows: dict[RowKey, dict[str, Any]] = {key: dict(row) for key, row in finished.items()}
+        self.finished, self.emit = frozenset(finished), emit
         self.label_word = "pseudo-label" if "pseudo" in str(self.data.record.get("labels", "")) else "truth"
 
     def batches(self) -> list[list[int]]:
         """Numbers of cases of one size each, in order."""
         return equal_batches(range(len(self.cases)), self.cases.size, self.config.evaluate.batch_size)
+
+    def is_finished(self, index: list[int]) -> bool:
+        """Whether every row of these cases is there already."""
+        ids = [self.cases.case(n).id for n in index]
+        return all((name, mode) in self.finished for name in ids for mode in self.comparison.modes)
 
     def _condition(self, mode: Mode, index: list[int], batch: Batch) -> ConditionBundle | WindowCondition | None:
         if not self.model.plan.stages:
@@ -111,7 +126,7 @@ class _Evaluator:
         return switch_off(own) if mode == "off" else own
 
     def measure(self, mode: Mode, index: list[int], batch: Batch) -> Probability:
-        """Predict a batch in one mode and note every metric of every case."""
+        """Predict a batch in one mode and note every metric of every case, with its network evaluations."""
         condition = self._condition(mode, index, batch)
         found = predict_probability(self.model, batch.image, condition, batch.ids, self.sampling, heat=batch.heat)
         nfe = found.nfe
@@ -121,15 +136,15 @@ class _Evaluator:
             again = feedback_condition(self.feedback, pictures, batch.prompts, batch.ids, found.mean, threshold)
             found = predict_probability(self.model, batch.image, again, batch.ids, self.sampling, heat=batch.heat)
             nfe += found.nfe
-        self.nfe[mode] = max(nfe, self.nfe.get(mode, 0))
         masks, truths = self._masks(found, batch)
         for row, (mask, truth) in enumerate(zip(masks, truths, strict=True)):
             scores = case_metrics(
                 mask, truth, degree_threshold=self.config.model.junction_gating_config.degree_threshold
             )
-            self.scores[mode].append(scores)
             extra = {} if found.std is None else {"ensemble_std": float(found.std[row].mean())}
-            self.rows.append({"id": batch.ids[row], "prompt": batch.prompts[row], "mode": mode, **scores, **extra})
+            name = batch.ids[row]
+            named = {"id": name, "prompt": batch.prompts[row], "mode": mode}
+            self.rows[name, mode] = {**named, **scores, **extra, "nfe": nfe}
         return found
 
     def _masks(self, found: Probability, batch: Batch) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -137,56 +152,72 @@ class _Evaluator:
         return (found.mean[:, 0] > threshold).cpu().numpy(), (batch.mask[:, 0] > 0.5).cpu().numpy()
 
     def judge_junctions(self, index: list[int], batch: Batch) -> None:
-        """Nodes of the junction head against the picture's own, once per picture."""
+        """Nodes of the junction head against the picture's own, noted in the row of the picture's first case."""
         if self.model.junction is None:
             return
         maps = head_junctions(self.model, batch.image, self.sampling)[:, 0].cpu().numpy()
         for row, heat in enumerate(maps):
-            case = self.cases.case(index[row])
-            if (case.image, case.box) in self.judged:
-                continue
-            self.judged.add((case.image, case.box))
-            peaks = find_peaks(heat, threshold=PEAK_THRESHOLD)
-            self.head.append(junction_scores(peaks, batch.nodes[row], NODE_TOLERANCE_PIXELS))
+            if self.is_first_of_picture(index[row]):
+                peaks = find_peaks(heat, threshold=PEAK_THRESHOLD)
+                scores = junction_scores(peaks, batch.nodes[row], NODE_TOLERANCE_PIXELS)
+                asked = self.rows[batch.ids[row], self.comparison.modes[0]]
+                asked |= {f"head_{name}": scores[name] for name in HEAD_COUNTS}
 
-    def draw(self, index: list[int], batch: Batch, found: Mapping[Mode, Probability]) -> None:
-        """Pictures of the first cases: image, truth, each mode, probability, spread, junctions."""
+    def is_first_of_picture(self, number: int) -> bool:
+        """Whether no case before this one shows the same part of the same picture."""
+        case, split = self.cases.case(number), self.cases.split
+        return all(n >= number or split.cases[n].box != case.box for n in split.cases_by_image[case.image])
+
+    def hand_over(self, index: list[int], batch: Batch, found: Mapping[Mode, Probability]) -> None:
+        """Emit every new row of a batch, a case's picture with its first."""
         asked = self.comparison.modes[0]
-        for row, number in enumerate(index):
-            if number >= self.config.evaluate.num_panels:
-                return
-            image = picture(batch.image[row].cpu().numpy())
-            truth = batch.mask[row, 0].cpu().numpy() > 0.5
-            tiles = [Tile("image", image), Tile(self.label_word, grey(truth))]
-            for mode, result in found.items():
-                mask = result.mean[row, 0].cpu().numpy() > self.config.evaluate.threshold
-                dice = self.scores[mode][-len(index) + row]["dice"]
-                tiles.append(Tile(f"{MODE_WORDS[mode]}: Dice {dice:.2f}", compared(mask, truth)))
-            chosen = found[asked]
-            tiles.append(Tile("probability", grey(chosen.mean[row, 0].cpu().numpy())))
-            if chosen.std is not None:
-                tiles.append(Tile("spread (0 to 0.5)", grey(chosen.std[row, 0].cpu().numpy(), 0.0, 0.5)))
-            heat = self._junction_map(batch, chosen)
-            if heat is not None:
-                tiles.append(Tile("junctions", junctions(image, heat[row, 0].cpu().numpy(), batch.nodes[row])))
-            prompt = batch.prompts[row]
-            self.panels[f"sample-{number:03d}"] = join_tiles(tiles, f"{batch.ids[row]}   prompt: {prompt or 'none'}")
+        for mode in self.comparison.modes:
+            for row, number in enumerate(index):
+                key = batch.ids[row], mode
+                if key in self.finished:
+                    continue
+                is_shown = mode == asked and number < self.config.evaluate.num_panels
+                shown = {f"sample-{number:03d}": self.draw(row, batch, found)} if is_shown else {}
+                self.emit(self.rows[key], pictures=shown)
+
+    def draw(self, row: int, batch: Batch, found: Mapping[Mode, Probability]) -> Rgb:
+        """The picture of one case: image, truth, each mode, probability, spread, junctions."""
+        image = picture(batch.image[row].cpu().numpy())
+        truth = batch.mask[row, 0].cpu().numpy() > 0.5
+        tiles = [Tile("image", image), Tile(self.label_word, grey(truth))]
+        for mode, result in found.items():
+            mask = result.mean[row, 0].cpu().numpy() > self.config.evaluate.threshold
+            dice = self.rows[batch.ids[row], mode]["dice"]
+            tiles.append(Tile(f"{MODE_WORDS[mode]}: Dice {dice:.2f}", compared(mask, truth)))
+        chosen = found[self.comparison.modes[0]]
+        tiles.append(Tile("probability", grey(chosen.mean[row, 0].cpu().numpy())))
+        if chosen.std is not None:
+            tiles.append(Tile("spread (0 to 0.5)", grey(chosen.std[row, 0].cpu().numpy(), 0.0, 0.5)))
+        heat = self._junction_map(batch, chosen)
+        if heat is not None:
+            tiles.append(Tile("junctions", junctions(image, heat[row, 0].cpu().numpy(), batch.nodes[row])))
+        return join_tiles(tiles, f"{batch.ids[row]}   prompt: {batch.prompts[row] or 'none'}")
 
     def _junction_map(self, batch: Batch, found: Probability) -> torch.Tensor | None:
         if found.junction is not None:
             return found.junction
         return head_junctions(self.model, batch.image, self.sampling) if self.model.junction is not None else None
 
+    def rows_of(self, mode: Mode) -> list[dict[str, Any]]:
+        """The rows of one mode in the order of the cases."""
+        return [self.rows[self.cases.case(n).id, mode] for n in range(len(self.cases))]
+
     def result(self) -> Evaluation:
-        """Means, pooled values and provenance of everything gathered."""
-        metrics: dict[str, float] = {}
+        """Means, pooled values and provenance of all rows."""
+        metrics: dict[str, float | None] = {}
         for place, mode in enumerate(self.comparison.modes):
             suffix = "" if place == 0 else f"_{mode}"
-            metrics |= {f"{name}{suffix}": value for name, value in pool_metrics(self.scores[mode]).items()}
+            metrics |= {f"{name}{suffix}": value for name, value in pool_metrics(self.rows_of(mode)).items()}
         counts = {name: len(self.cases) for name in metrics}
-        if self.head:
-            metrics |= self._head_metrics()
-            counts |= {f"head_{name}": len(self.head) for name in HEAD_METRICS}
+        head = [row for row in self.rows_of(self.comparison.modes[0]) if f"head_{HEAD_COUNTS[0]}" in row]
+        if head:
+            metrics |= _head_metrics(head)
+            counts |= {f"head_{name}": len(head) for name in HEAD_METRICS}
         warnings = []
         likeness = self._likeness()
         if likeness is not None:
@@ -197,15 +228,7 @@ class _Evaluator:
                     f"conditions have collapsed: their mean cosine is {likeness:.3f}, above {COLLAPSE_COSINE}; "
                     "FiLM gets next to no information"
                 )
-        return Evaluation(metrics, counts, self.rows, self.panels, self._provenance(warnings))
-
-    def _head_metrics(self) -> dict[str, float]:
-        matched, found, true = (
-            sum(score[f"num_junctions_{part}"] for score in self.head) for part in ("matched", "found", "true")
-        )
-        values = (matched / found if found else 1.0, matched / true if true else 1.0)
-        f1 = 2 * matched / (found + true) if found + true else 1.0
-        return {f"head_{name}": value for name, value in zip(HEAD_METRICS, (*values, f1), strict=True)}
+        return Evaluation(metrics, counts, (), {}, self._provenance(warnings))
 
     def _likeness(self) -> float | None:
         if self.conditions is None or self.per_crop:
@@ -217,6 +240,7 @@ class _Evaluator:
         plan, asked, schedule = self.model.plan, self.config.evaluate, self.model.schedule
         active = plan.stages if asked.film_active is None else tuple(sorted(asked.film_active))
         gate = self.config.model.junction_gating_config
+        nfe = {mode: max(row["nfe"] for row in self.rows_of(mode)) for mode in self.comparison.modes}
         return {
             "film_stages": list(plan.stages),
             "film_stages_active": list(active),
@@ -232,8 +256,8 @@ class _Evaluator:
                 "strength": float(schedule.gate_strength),
             },
             "oracle": self.sampling.junction == "gt",
-            "nfe": self.nfe[self.comparison.modes[0]],
-            "nfe_by_mode": dict(self.nfe),
+            "nfe": nfe[self.comparison.modes[0]],
+            "nfe_by_mode": nfe,
             "steps": self.sampling.steps,
             "solver": self.sampling.solver if self.sampling.mode == "cfm_continuous" else "dfm_binary",
             "ensemble": self.sampling.ensemble,
@@ -250,3 +274,11 @@ class _Evaluator:
             "betti_matching": BETTI_MATCHING,
             "warnings": warnings,
         }
+
+
+def _head_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Precision, recall and F1 of the junction head over pictures. rows: of the first case of each picture."""
+    matched, found, true = (sum(row[f"head_{name}"] for row in rows) for name in HEAD_COUNTS)
+    values = (matched / found if found else 1.0, matched / true if true else 1.0)
+    f1 = 2 * matched / (found + true) if found + true else 1.0
+    return {f"head_{name}": value for name, value in zip(HEAD_METRICS, (*values, f1), strict=True)}

@@ -41,19 +41,23 @@ from stageline.families.film_flow.sampling import (
 )
 
 Progress = Callable[[int, int, str], None]
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+"""Suffixes of the pictures that are looked for in a folder."""
 
 
 def predict(
-    config: FilmFlowConfig, model: nn.Module, paths: Sequence[Path], target: Path, progress: Progress
+    config: FilmFlowConfig, model: nn.Module, inputs: Sequence[str | Path], target: Path, progress: Progress
 ) -> list[dict[str, Any]]:
     """Write `<name>-probability.png` and `<name>-mask.png` (and `-spread`, `-junctions`) for every picture.
 
+    inputs: picture files, and folders for every picture in them.
     probability: 0..255 is [0, 1].  mask: 0 and 255.  spread: standard deviation over the ensemble, 255 is 0.5.
     Returns one mapping per picture: its path, the files, prompt, share of foreground, network evaluations.
     Raises DataError that lists every picture that cannot be read, before any is predicted.
     """
     assert isinstance(model, FilmFlowModel)
     check_evaluation(config, model.plan.stages)
+    paths = picture_paths(inputs)
     _check_pictures(paths, config.model.image_channels)
     work = _Predictor(config, model.eval())
     names = _names(paths)
@@ -135,6 +139,23 @@ class _Predictor:
         return of_window if is_per_crop(features.settings) else of_window(Window(0, 0, *seen.shape[:2]))
 
 
+def picture_paths(inputs: Sequence[str | Path]) -> list[Path]:
+    """The pictures that are named, folders replaced by those in them. DataError lists what is not there."""
+    faults = Faults(DataError, "pictures to predict", "name pictures or folders of them")
+    paths: list[Path] = []
+    for path in map(Path, inputs):
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES) if path.is_dir() else [path]
+        if not inside:
+            faults.add(f"{str(path)!r}: no pictures in it ({', '.join(PICTURES)})")
+        elif not inside[0].is_file():
+            faults.add(f"{str(path)!r}: there is no such file")
+        paths += inside
+    if not inputs:
+        faults.add("none were named")
+    faults.raise_if_any()
+    return paths
+
+
 def _check_pictures(paths: Sequence[Path], channels: int) -> None:
     faults = Faults(DataError, "pictures to predict", "mend or leave out these files")
     for path in paths:
@@ -142,8 +163,6 @@ def _check_pictures(paths: Sequence[Path], channels: int) -> None:
             read_picture(path, channels)
         except DataError as error:
             faults.add(error.message)
-    if not paths:
-        faults.add("none were named")
     faults.raise_if_any()
 
 

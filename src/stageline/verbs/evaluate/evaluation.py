@@ -1,106 +1,190 @@
-"""Making an evaluation: the checkpoint through admission, the family's metrics, files, and metrics.json last."""
+"""Making an evaluation: checkpoints through admission, rows as the family makes them, metrics.json last.
+
+One process makes an evaluation at a time, under a lease in its folder. What an interrupted one has written is kept, and
+the next one computes the rest only.
+"""
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from stageline import __version__
-from stageline.checkpoint.layout import resolve
+from stageline.checkpoint.layout import CheckpointRef, StageDir, resolve
+from stageline.checkpoint.lease import StageLease, await_free, lease_wait_seconds
 from stageline.config import RunConfig, seal
-from stageline.contract import Evaluation
+from stageline.contract import Evaluation, Row
 from stageline.data.prepared import Progress, materialise, silent
-from stageline.errors import CheckpointError
+from stageline.errors import CheckpointError, ConfigError, Faults
 from stageline.families import family_config, load_family
+from stageline.stage import stage_config
 from stageline.store import Reference, Store, open_store
 from stageline.store.scratch import scratch_folder
 from stageline.telemetry import finite_json
 from stageline.verbs.admitted import admit_model
+from stageline.verbs.evaluate.rows import RowLog, as_json, key_of_row, rows_to_csv
 from stageline.work.evaluations import (
     EVALUATIONS,
     METRICS,
+    NOT_FINITE,
+    ROWS,
     SCHEMA,
     EvaluationRecord,
-    evaluation_fingerprint,
+    asked_checkpoints,
     evaluation_settings,
     find_evaluation,
+    joint_fingerprint,
     refuse_damaged,
 )
 
 
-def evaluate_checkpoint(config: RunConfig, checkpoint: str, data: str, progress: Progress = silent) -> EvaluationRecord:
-    """The family's metrics of one checkpoint, or the committed evaluation of the same weights, mode and data.
+def evaluate_checkpoint(
+    config: RunConfig, checkpoint: str | Mapping[str, str], data: str, progress: Progress = silent
+) -> EvaluationRecord:
+    """The family's metrics of one checkpoint or several, or the committed evaluation of the same weights, mode, data.
 
-    checkpoint: any name of a checkpoint.  data: reference of prepared data.
-    CheckpointError where admission refuses the checkpoint; DataError for damaged data.
+    checkpoint: any name of a checkpoint, or name -> checkpoint for several, which are loaded one at a time.
+    data: reference of prepared data.
+    CheckpointError where admission refuses a checkpoint; DataError for damaged data; BusyError where another process
+    makes this very evaluation.
     """
-    ref = resolve(checkpoint)
-    if ref.metadata.family != config.family:
-        raise CheckpointError(
-            f"{ref.uri} is of family {ref.metadata.family!r}, the config is of {config.family!r}",
-            remedy="use a config of the checkpoint's family",
-        )
+    named = {"": checkpoint} if isinstance(checkpoint, str) else dict(checkpoint)
+    refs = {name: resolve(uri) for name, uri in named.items()}
+    _refuse_foreign(config, refs)
     reference = Reference.parse(data)
     run = open_store(config.root).child("runs", config.run)
-    name = evaluation_fingerprint(config, ref.content, ref.metadata.facts, reference.digest)
-    found = find_evaluation(run, name)
-    if found is not None:
-        refuse_damaged(run, found)
+    subjects = {name: (ref.content, ref.metadata.facts) for name, ref in refs.items()}
+    name = joint_fingerprint(config, subjects, reference.digest)
+    if found := _reused(run, name):
         return found
-    own, model, notes = admit_model(config, ref)
-    with scratch_folder("data") as scratch:
-        folder = materialise(reference, scratch)
-        evaluation = load_family(config.family).evaluate(own, model, folder, progress)
     store = run.child(EVALUATIONS, name)
-    files = _write_files(store, evaluation)
-    plain = {
-        "schema": SCHEMA,
-        "metrics": dict(evaluation.metrics),
-        "num_samples": dict(evaluation.num_samples),
-        "provenance": dict(evaluation.provenance),
-        "notes": list(notes),
-        "checkpoint": {
-            "uri": ref.uri,
-            "digest": ref.digest,
-            "content": ref.content,
-            "stage": ref.metadata.stage,
-            "step": ref.metadata.step,
-            "run": ref.metadata.run,
-        },
-        "data": {"uri": reference.uri, "digest": reference.digest},
-        "settings": evaluation_settings(config),
-        "files": files,
-        "stageline_version": __version__,
-    }
-    store.put(METRICS, (json.dumps(seal(finite_json(plain)), indent=1, ensure_ascii=False) + "\n").encode())
+    place = StageDir.at(store)
+    await_free(place, lease_wait_seconds(), lambda text: print(f"evaluate: {text}", flush=True), lambda: False)
+    with StageLease.acquire(place, f"{config.run}/evaluate") as lease:
+        if found := _reused(run, name):  # made by whoever had the lease before
+            return found
+        with RowLog(store, lease.check) as log, scratch_folder("data") as scratch:
+            if log.num_found:
+                print(f"evaluate: {log.num_found} rows are there already", file=sys.stderr, flush=True)
+            folder = materialise(reference, scratch)
+            parts = {key: _Part(config, ref, folder, log, key).make(progress) for key, ref in refs.items()}
+            log.flush()
+            log.put({ROWS: rows_to_csv([_shown(key[0], row) for key, row in log.rows.items()])})
+            plain = {
+                "schema": SCHEMA,
+                **_joined(parts),
+                "data": {"uri": reference.uri, "digest": reference.digest},
+                "settings": evaluation_settings(config),
+                "files": dict(sorted(log.files.items())),
+                "stageline_version": __version__,
+            }
+            lease.check()
+            store.put(METRICS, (json.dumps(seal(finite_json(plain)), indent=1, ensure_ascii=False) + "\n").encode())
     made = find_evaluation(run, name)
     assert made is not None
     return replace(made, reused=False)
 
 
-def _write_files(store: Store, evaluation: Evaluation) -> dict[str, str]:
-    """Rows and pictures of an evaluation; returns name -> SHA-256."""
-    blobs = {"rows.csv": rows_to_csv(evaluation.rows)}
-    for name, pixels in evaluation.panels.items():
-        blobs[f"{name}.png"] = panel_to_png(pixels)
-    for name, blob in blobs.items():
-        store.put(name, blob)
-    return {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
+def _refuse_foreign(config: RunConfig, refs: Mapping[str, CheckpointRef]) -> None:
+    faults = Faults(CheckpointError, "checkpoints to evaluate", "use a config of the checkpoint's family")
+    for ref in refs.values():
+        if ref.metadata.family != config.family:
+            faults.add(f"{ref.uri} is of family {ref.metadata.family!r}, the config is of {config.family!r}")
+    faults.raise_if_any()
 
 
-def rows_to_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """One line per sample; the columns are all keys in the order of their first appearance."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
+def _reused(run: Store, name: str) -> EvaluationRecord | None:
+    found = find_evaluation(run, name)
+    if found is not None:
+        refuse_damaged(run, found)
+    return found
+
+
+def _shown(checkpoint: str, row: Row) -> Row:
+    """A row as it stands in the table of an evaluation; with several checkpoints its first column says of which."""
+    return {"checkpoint": checkpoint, **row} if checkpoint else row
+
+
+class _Part:
+    """The evaluation of one checkpoint.
+
+    folder: the prepared data.  log: gets rows and files.  name: what the checkpoint is called, "" for a single one.
+    """
+
+    def __init__(self, config: RunConfig, ref: CheckpointRef, folder: Path, log: RowLog, name: str) -> None:
+        self.config, self.ref, self.folder, self.log, self.name = config, ref, folder, log, name
+
+    def make(self, progress: Progress) -> dict[str, Any]:
+        """What metrics.json says of it. The model lives only in here."""
+        own, model, notes = admit_model(self.config, self.ref)
+        family = load_family(self.config.family)
+        found = family.evaluate(own, model, self.folder, self.log.of(self.name), self.emit, progress)
+        self._take_rest(found)
+        metadata = self.ref.metadata
+        metrics = {name: as_json(value) for name, value in found.metrics.items()}
+        return {
+            "metrics": metrics,
+            "reasons": {n: found.reasons.get(n, NOT_FINITE) for n, value in metrics.items() if value is None},
+            "num_samples": dict(found.num_samples),
+            "provenance": dict(found.provenance),
+            "notes": list(notes),
+            "checkpoint": {
+                "uri": self.ref.uri,
+                "digest": self.ref.digest,
+                "content": self.ref.content,
+                "stage": metadata.stage,
+                "step": metadata.step,
+                "run": metadata.run,
+            },
+        }
+
+    def emit(
+        self, row: Row, pictures: Mapping[str, Any] | None = None, files: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Take one finished row of the family."""
+        self.log.add(self.name, row, self._blobs(pictures or {}, files or {}))
+
+    def _take_rest(self, found: Evaluation) -> None:
+        """Rows and files that the family gives at its end."""
+        there = self.log.of(self.name)
+        for row in found.rows:
+            if key_of_row(row) not in there:
+                self.emit(row)
+        self.log.put(self._blobs(found.panels, found.files))
+
+    def _blobs(self, pictures: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, bytes]:
+        folder = f"{self.name}/" if self.name else ""
+        drawn = {f"{folder}{name}.png": panel_to_png(pixels) for name, pixels in pictures.items()}
+        return {**drawn, **{f"{folder}{name}": blob for name, blob in files.items()}}
+
+
+def _joined(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """metrics.json of several checkpoints: metrics are named `<checkpoint>.<metric>`, equal provenance stands once."""
+    if list(parts) == [""]:
+        plain = dict(parts[""])
+        checkpoint = plain.pop("checkpoint")
+        return {**plain, "checkpoint": checkpoint, "checkpoints": {"": checkpoint}}
+
+    def flat(field: str) -> dict[str, Any]:
+        return {f"{name}.{key}": value for name, part in parts.items() for key, value in part[field].items()}
+
+    said = [part["provenance"] for part in parts.values()]
+    shared = {key: value for key, value in said[0].items() if all(key in p and p[key] == value for p in said)}
+    own = {
+        name: {
+            **part["checkpoint"],
+            "provenance": {key: value for key, value in part["provenance"].items() if key not in shared},
+            "notes": part["notes"],
+        }
+        for name, part in parts.items()
+    }
+    tables = {field: flat(field) for field in ("metrics", "reasons", "num_samples")}
+    return {**tables, "provenance": shared, "notes": [], "checkpoints": own}
 
 
 def panel_to_png(pixels: Any) -> bytes:
@@ -112,7 +196,25 @@ def panel_to_png(pixels: Any) -> bytes:
     return buffer.getvalue()
 
 
+def named_checkpoints(config: RunConfig, checkpoint: str | None = None) -> dict[str, str]:
+    """Name -> reference of what is to be evaluated.
+
+    checkpoint: any name of a checkpoint; it contradicts `evaluate.checkpoints`. None takes those, or else the last
+    selected stage of the config's own run.
+    """
+    asked = asked_checkpoints(config)
+    if asked and checkpoint is not None:
+        raise ConfigError(
+            f"--checkpoint and evaluate.checkpoints ({', '.join(asked)}) contradict each other",
+            remedy="give one of them",
+        )
+    chosen = asked or {"": checkpoint or default_checkpoint(config)}
+    return {name: str(resolve(uri).reference) for name, uri in chosen.items()}
+
+
 def default_checkpoint(config: RunConfig) -> str:
     """The URI of the last selected stage of the config's own run."""
-    last = family_config(config.family).selected(config)[-1]
-    return open_store(config.root).child("runs", config.run, last.name).uri
+    family = family_config(config.family)
+    last = family.selected(config)[-1]
+    variant = family.variant(stage_config(config, last))
+    return open_store(config.root).child("runs", config.run, last.name, variant).uri

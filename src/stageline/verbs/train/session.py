@@ -15,11 +15,11 @@ from stageline.build import find_build
 from stageline.checkpoint.fencing import fence_leftovers
 from stageline.checkpoint.identity import RunRecord, versions
 from stageline.checkpoint.layout import CheckpointRef
-from stageline.checkpoint.lease import WAIT_VARIABLE, StageLease, await_free
+from stageline.checkpoint.lease import StageLease, await_free, lease_wait_seconds
 from stageline.checkpoint.metadata import GroupRecord, ParentRecord, Provenance
 from stageline.checkpoint.steps import Damaged, set_aside
 from stageline.config import to_yaml
-from stageline.errors import ConfigError, InterruptedRunError, StagelineError
+from stageline.errors import InterruptedRunError, StagelineError
 from stageline.stage import stage_settings
 from stageline.telemetry import (
     FAILURE_DIR_VARIABLE,
@@ -58,11 +58,7 @@ class Session:
 
     def await_lease(self, work: Work, stop: StopRequest) -> None:
         """Where the environment says how long: wait until a former attempt's lease has run out."""
-        text = os.environ.get(WAIT_VARIABLE, "0")
-        try:
-            limit = float(text)
-        except ValueError as error:
-            raise ConfigError(f"{WAIT_VARIABLE}={text!r} is no number of seconds", remedy="unset it") from error
+        limit = lease_wait_seconds()
 
         def say(text: str) -> None:
             if self.rank == 0:

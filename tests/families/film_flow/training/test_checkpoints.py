@@ -19,17 +19,19 @@ from safetensors.torch import load_file, save_file
 
 from stageline.checkpoint.layout import resolve
 from stageline.checkpoint.metadata import CheckpointMetadata
-from stageline.errors import CheckpointError, PlanError, StagelineError
+from stageline.errors import CheckpointError, ConfigError, PlanError, StagelineError
 from stageline.families.film_flow import evaluate as evaluation_module
 from stageline.families.film_flow.config import FilmFlowConfig
 from stageline.families.film_flow.measures import validation as validation_module
 from stageline.families.film_flow.model.construction import build_model
 from stageline.families.film_flow.model.network import FilmFlowModel
 from stageline.families.film_flow.sampling import predict_probability
-from stageline.verbs.evaluate.evaluation import evaluate_checkpoint
+from stageline.store import open_store
+from stageline.verbs.evaluate.evaluation import evaluate_checkpoint, named_checkpoints
 from stageline.verbs.predict import load
 from stageline.verbs.prepare import prepare_data
 from stageline.verbs.train import train_stage
+from stageline.work.evaluations import EvaluationRecord
 
 from .small import make_config
 
@@ -314,3 +316,74 @@ def test_fine_tuning_keeps_the_heads_both_have(done: Path, tmp_path: Path) -> No
     result = train_stage(config, "film", data=str(prepare_data(config).reference))
     sections = {p["section"]: p["outcome"] for p in resolve(str(result.reference)).metadata.parents["default"].sections}
     assert (sections["film.1"], sections["film.2"], sections["film.3"]) == ("fresh", "drop", "load")
+
+
+def files_of(record: EvaluationRecord) -> dict[str, bytes]:
+    """What an evaluation is: every file of its folder but its rows as they came and its lease."""
+    folder = Path(record.reference.uri)
+    own = {info.key for info in open_store(record.reference.uri).list()}
+    paths = [folder / key for key in own if not key.startswith("rows/") and key != "lease.json"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def stop_after(rows: int) -> Callable[[int, int, str], None]:
+    def progress(done: int, total: int, what: str) -> None:
+        if done > rows:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_an_interrupted_evaluation_is_continued_and_ends_bitwise_as_an_uninterrupted_one(
+    done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = str(prepare_data(config_at(done)).reference)
+    keys: dict[str, Any] = {"evaluate__batch_size": 2, "evaluate__num_panels": 6}
+    film = str(film_of(done))
+    whole = evaluate_checkpoint(config_at(done, run="whole", **keys), film, data)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_checkpoint(config_at(done, run="half", **keys), film, data, stop_after(12))
+    assert not list((done / "runs" / "half").rglob("metrics.json"))
+    predicted: list[str] = []
+
+    def noted(model: Any, image: Any, condition: Any, ids: Any, *args: Any, **kwargs: Any) -> Any:
+        predicted.extend(ids)
+        return predict_probability(model, image, condition, ids, *args, **kwargs)
+
+    monkeypatch.setattr(evaluation_module, "predict_probability", noted)
+    half = evaluate_checkpoint(config_at(done, run="half", **keys), film, data)
+    assert len(predicted) == 24 - 8, "the first of three batches was finished"
+    assert files_of(half) == files_of(whole)
+    assert len(files_of(half)) == 2 + 6
+    assert evaluate_checkpoint(config_at(done, run="half", **keys), film, data).reused
+
+
+def test_several_checkpoints_stand_in_one_evaluation(done: Path) -> None:
+    """Both are stages of the run, named in the config; each has the metrics that it has alone."""
+    config = config_at(done, evaluate__checkpoints={"before": "backbone", "after": "film"}, evaluate__num_panels=1)
+    data = str(prepare_data(config).reference)
+    both = evaluate_checkpoint(config, named_checkpoints(config), data)
+    alone = evaluate_checkpoint(config_at(done, evaluate__num_panels=1), str(film_of(done)), data)
+    assert both.name != alone.name
+    assert {name: both.metrics[f"after.{name}"] for name in alone.metrics} == alone.metrics
+    assert [c["stage"] for c in both.checkpoints.values()] == ["backbone", "film"]
+    assert {"before/sample-000.png", "after/sample-000.png", "rows.csv"} <= both.hashes.keys()
+    with pytest.raises(ConfigError, match="contradict"):
+        named_checkpoints(config, str(film_of(done)))
+
+
+def test_user_code_is_not_run_by_loading_unless_told(done: Path, tmp_path: Path) -> None:
+    root = copy_of(done, tmp_path / "copy")
+    step = film_of(root) / "checkpoints" / "step-00000004"
+    path = step / "config.yaml"
+    path.write_text(path.read_text().replace("code: []", "code: [mine.py]"))
+    forger = Forger(step)
+    blob = path.read_bytes()
+
+    def mend(plain: dict[str, Any]) -> None:
+        plain["files"]["config.yaml"] = {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
+
+    forger.metadata(mend)
+    with pytest.raises(ConfigError, match=r"mine\.py"):
+        load(str(step))
+    assert load(str(step), run_code=True).config.run == "tiny"

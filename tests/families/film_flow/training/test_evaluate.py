@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from stageline.contract import Evaluation
+from stageline.contract import Evaluation, Row, RowKey
 from stageline.errors import ConfigError, DataError
 from stageline.families.film_flow import evaluate as evaluation_module
 from stageline.families.film_flow.evaluate import evaluate
 from stageline.families.film_flow.measures.modes import deranged
 from stageline.families.film_flow.predict import predict
+from stageline.families.film_flow.sampling import predict_probability
 
 from .small import at_stage, kicked_model, make_config
 
@@ -25,9 +28,34 @@ def nothing(*_: Any) -> None:
     """No progress."""
 
 
-def run(prepared: Path, stage: str = "film", **keys: Any) -> Evaluation:
+class Kept:
+    """What an evaluation emits. stop_at: how many rows it may emit before it is interrupted."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.rows: dict[RowKey, dict[str, Any]] = {}
+        self.pictures: dict[str, Any] = {}
+        self.stop_at = stop_at
+
+    def __call__(self, row: Row, pictures: Any = None, files: Any = None) -> None:
+        if len(self.rows) == self.stop_at:
+            raise KeyboardInterrupt
+        key = row["id"], row["mode"]
+        assert key not in self.rows
+        self.rows[key] = json.loads(json.dumps(row))
+        self.pictures |= pictures or {}
+
+
+def measure(config: Any, model: Any, prepared: Path, finished: Kept | None = None) -> Evaluation:
+    """The evaluation with the rows and pictures it emitted, after those of an earlier attempt."""
+    kept, before = Kept(), finished or Kept()
+    found = evaluate(config, model, prepared, before.rows, kept, nothing)
+    rows = tuple({**before.rows, **kept.rows}.values())
+    return replace(found, rows=rows, panels={**before.pictures, **kept.pictures})
+
+
+def run(prepared: Path, stage: str = "film", finished: Kept | None = None, **keys: Any) -> Evaluation:
     config = make_config(prepared.parent, model__timesteps=1, **keys)
-    return evaluate(at_stage(config, stage), kicked_model(config, stage), prepared, nothing)
+    return measure(at_stage(config, stage), kicked_model(config, stage), prepared, finished)
 
 
 def test_all_modes_stand_side_by_side_with_counts(prepared: Path) -> None:
@@ -73,6 +101,32 @@ def test_results_do_not_depend_on_the_batch_size(prepared: Path) -> None:
         assert (a["id"], a["prompt"]) == (b["id"], b["prompt"])
 
 
+@pytest.mark.parametrize("rows", [1, 5, 13])
+def test_an_interrupted_evaluation_is_continued_to_the_same_result(
+    prepared: Path, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {"evaluate__batch_size": 2, "evaluate__num_panels": 3, "model__num_ensemble": 2}
+    whole = run(prepared, **keys)
+    config = make_config(prepared.parent, model__timesteps=1, **keys)
+    kept = Kept(stop_at=rows)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(at_stage(config, "film"), kicked_model(config), prepared, {}, kept, nothing)
+    assert len(kept.rows) == rows
+    measured: list[str] = []
+
+    def noted(model: Any, image: Any, condition: Any, ids: Any, *args: Any, **kwargs: Any) -> Any:
+        measured.extend(ids)
+        return predict_probability(model, image, condition, ids, *args, **kwargs)
+
+    monkeypatch.setattr(evaluation_module, "predict_probability", noted)
+    rest = run(prepared, finished=kept, **keys)
+    assert rest.rows == whole.rows
+    assert (rest.metrics, rest.num_samples, rest.provenance) == (whole.metrics, whole.num_samples, whole.provenance)
+    assert rest.panels.keys() == whole.panels.keys()
+    assert all(np.array_equal(rest.panels[name], pixels) for name, pixels in whole.panels.items())
+    assert len(measured) == 24 - 8 * (rows // 8), "batches that were finished are not predicted again"
+
+
 def test_a_backbone_is_measured_without_film(prepared: Path) -> None:
     found = run(prepared, "backbone")
     assert found.provenance["film_stages"] == []
@@ -97,7 +151,7 @@ def test_equal_conditions_have_a_likeness_of_one(prepared: Path) -> None:
                 parameter.zero_()
             if name.endswith("proj.bias"):
                 parameter.copy_(torch.linspace(-1, 1, len(parameter)))
-    found = evaluate(config, model, prepared, nothing)
+    found = measure(config, model, prepared)
     assert found.metrics["condition_cosine"] == pytest.approx(1.0, abs=1e-5)
     assert "collapsed" in found.provenance["warnings"][0]
 

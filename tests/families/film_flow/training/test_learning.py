@@ -57,7 +57,7 @@ def trained(folder: Path) -> Iterator[Trained]:
 
 @pytest.fixture(scope="module")
 def evaluation(trained: Trained, folder: Path) -> Evaluation:
-    return evaluate(trained.task.config, trained.task.model, folder / "data", nothing)
+    return evaluate(trained.task.config, trained.task.model, folder / "data", {}, nothing, nothing)
 
 
 def test_the_loss_falls_to_a_quarter(trained: Trained) -> None:

@@ -25,6 +25,7 @@ from stageline.families.film_flow.config.spellings import SPELLINGS
 from stageline.families.film_flow.data.origin import data_key, source_files
 from stageline.families.film_flow.facts import FACT_RULES, agree, facts, film_plan, summary
 from stageline.families.film_flow.inheritance import inherit
+from stageline.families.film_flow.words import WORDS
 from stageline.stage import Stage, Stages
 
 __all__ = ["FAMILY_CONFIG", "STAGES", "DataConfig", "EvaluateConfig", "FilmFlowConfig", "ImportConfig", "ModelConfig"]
@@ -194,4 +195,5 @@ FAMILY_CONFIG = FamilyConfig(
     summary=lambda config, _stage: summary(config),
     name_facts=name_facts,
     agree=agree,
+    words=WORDS,
 )

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stageline.config import Settings, operational
+from stageline.config import EvaluateBase, Settings, operational
 from stageline.families.film_flow.config.rules import data_faults, raise_faults
 
 
@@ -52,7 +52,7 @@ class DataConfig(Settings):
         return self
 
 
-class EvaluateConfig(Settings):
+class EvaluateConfig(EvaluateBase):
     """How a checkpoint is evaluated and how pictures are predicted."""
 
     split: Literal["val", "test"] = "val"
