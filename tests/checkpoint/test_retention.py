@@ -19,7 +19,7 @@ from stageline.checkpoint.metadata import (
     ParentRecord,
     digest_of,
 )
-from stageline.checkpoint.retention import decide, prune, sweep
+from stageline.checkpoint.retention import decide, prune, sweep, without_repeated
 from stageline.config import RetentionConfig
 from stageline.errors import BusyError, CheckpointError
 from stageline.store import Store, open_store
@@ -36,6 +36,7 @@ def put(
     value: float | None = None,
     fingerprint: str = "f",
     parents: tuple[CheckpointRef, ...] = (),
+    validated: bool = True,
 ) -> CheckpointRef:
     """A committed checkpoint without tensors, as a writer would leave it."""
     store = directory.step_store(step_name(step, sequence + 1))
@@ -53,7 +54,7 @@ def put(
         final=False,
         files={"model.safetensors": FileRecord(bytes=len(EMPTY), sha256=digest_of(EMPTY))},
         tensors={"model": {}},
-        metrics={"dice": value},
+        metrics={"dice": value} if validated else {},
         best=BestRecord(metric="dice", direction="max", value=1.0, step=0),
         sequence=sequence,
         created="2026-01-01T00:00:00+00:00",
@@ -188,20 +189,36 @@ def test_a_checkpoint_is_unreadable_from_the_first_moment_of_its_deletion(
     assert seen == [False, False]
 
 
+def test_a_save_before_a_validation_does_not_count_once_it_was_repeated_after() -> None:
+    directory = StageDir(f"memory://{uuid.uuid4().hex}", "a", "film")
+    saves = [(2, False), (4, False), (4, True), (6, False)]
+    refs = [
+        put(directory, step, number, value=0.5, validated=validated) for number, (step, validated) in enumerate(saves)
+    ]
+    assert without_repeated(refs) == [refs[0], refs[2], refs[3]]
+    kept = {decision.name for decision in decide(refs, RetentionConfig(last=3), {}) if decision.action == "keep"}
+    assert kept == {refs[0].name, refs[2].name, refs[3].name}
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     saves=st.lists(
-        st.tuples(st.integers(0, 40), st.none() | st.floats(0, 1), st.sampled_from("fg")), min_size=1, max_size=8
+        st.tuples(st.integers(0, 40), st.none() | st.floats(0, 1), st.sampled_from("fg"), st.booleans()),
+        min_size=1,
+        max_size=8,
     ),
     keep=st.builds(RetentionConfig, last=st.integers(1, 4), best=st.integers(0, 3), every_steps=st.integers(0, 9)),
     data=st.data(),
 )
 def test_nothing_that_is_referred_to_is_ever_deleted(
-    saves: list[tuple[int, float | None, str]], keep: RetentionConfig, data: st.DataObject
+    saves: list[tuple[int, float | None, str, bool]], keep: RetentionConfig, data: st.DataObject
 ) -> None:
     root = open_store(f"memory://{uuid.uuid4().hex}")
     directory = StageDir(root, "a", "film")
-    refs = [put(directory, step, i, value=value, fingerprint=f) for i, (step, value, f) in enumerate(saves)]
+    refs = [
+        put(directory, step, i, value=value, fingerprint=f, validated=validated)
+        for i, (step, value, f, validated) in enumerate(saves)
+    ]
     pick = st.sampled_from(refs)
     pointed = {name: data.draw(st.none() | pick, label=name) for name in ("best", "last")}
     for name, ref in pointed.items():
@@ -224,7 +241,6 @@ def test_nothing_that_is_referred_to_is_ever_deleted(
     assert {ref.name for ref in referred} | {running, refs[-1].name} <= left
     for ref in referred:
         assert open_checkpoint(ref.store, ref.digest).metadata == ref.metadata
-    newest = [ref for ref in refs if ref.metadata.stage_fingerprint == refs[-1].metadata.stage_fingerprint][
-        -keep.last :
-    ]
+    same = [ref for ref in refs if ref.metadata.stage_fingerprint == refs[-1].metadata.stage_fingerprint]
+    newest = without_repeated(same)[-keep.last :]
     assert {ref.name for ref in newest} <= left

@@ -166,7 +166,7 @@ def signal_in_loss(step: int) -> Any:
 
 
 def signal_in_validation(number: int) -> Any:
-    """SIGTERM in the first batch of the n-th validation."""
+    """SIGTERM in the first batch of the n-th validation; the one that is tried before step 1 is none of them."""
 
     def change(task: Any) -> None:
         calls = []
@@ -174,7 +174,7 @@ def signal_in_validation(number: int) -> Any:
 
         def validate(model: Any, batch: Any, context: Any) -> Any:
             calls.append(float(model.strength))
-            if len(set(calls)) == number:
+            if len({strength for strength in calls if strength}) == number:
                 os.kill(os.getpid(), signal.SIGTERM)
             return real(model, batch, context)
 
@@ -245,3 +245,65 @@ def test_max_seconds_stops_commits_and_continues(train, tmp_path):
     assert StageDir(str(tmp_path), "short", "base").newest().metadata.step == 1
     assert train(run="short", **SETTINGS).best == whole.best
     assert weights_and_optimizer(tmp_path, "short") == weights_and_optimizer(tmp_path, "whole")
+
+
+def kill_after_validation(number: int) -> Any:
+    """SIGKILL in the first loss after the n-th validation."""
+
+    def change(task: Any) -> None:
+        validated: list[float] = []
+        real = task.validate
+
+        def validate(model: Any, batch: Any, context: Any) -> Any:
+            validated.append(float(model.strength))
+            return real(model, batch, context)
+
+        def on_loss(summed: Any, context: Any) -> Any:
+            if len({strength for strength in validated if strength}) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return summed
+
+        task.validate, task.on_loss = validate, on_loss
+
+    return change
+
+
+def kill_in_validation(number: int) -> Any:
+    """SIGKILL in the n-th validation: as when a picture is too large for the memory."""
+
+    def change(task: Any) -> None:
+        validated: set[float] = set()
+        real = task.validate
+
+        def validate(model: Any, batch: Any, context: Any) -> Any:
+            validated.add(float(model.strength))
+            if len(validated - {0.0}) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(model, batch, context)
+
+        task.validate = validate
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("death", "step"),
+    [
+        pytest.param(kill_in_validation(2), 8, id="in a validation"),
+        pytest.param(kill_in_validation(3), 10, id="in the last validation"),
+        pytest.param(kill_after_validation(2), 8, id="after a validation"),
+    ],
+)
+def test_a_save_that_is_due_is_committed_before_its_validation(train, tmp_path, family, death, step):
+    settings = {**SETTINGS, "trainer.checkpoint_every_steps": 4}
+    whole = train(run="whole", **settings)
+    family.CHANGE[:] = [death]
+    died = run_ranks(lambda _: train(run="died", **settings).step, 1, tmp_path / "died")
+    assert died[0].code == -signal.SIGKILL, died
+    left = StageDir(str(tmp_path), "died", "base")
+    assert (left.newest().metadata.step, left.newest().metadata.final) == (step, False)
+    family.CHANGE.clear()
+    again = train(run="died", **settings)
+    assert (again.action, again.best) == ("continue", whole.best)
+    assert weights_and_optimizer(tmp_path, "died") == weights_and_optimizer(tmp_path, "whole")
+    assert [e["step"] for e in read_events(left.store) if e["event"] == "validation"] == [4, 8, 10]

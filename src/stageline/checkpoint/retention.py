@@ -11,7 +11,7 @@ does not exist for readers. Links from runs below other roots are not known here
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -136,6 +136,7 @@ def decide(refs: list[CheckpointRef], keep: RetentionConfig, protected: dict[str
     if not refs:
         return []
     *older, current = _by_fingerprint(refs).values()
+    current = without_repeated(current)
     reasons: dict[str, str] = {}
     for ref in current[-keep.last :]:
         reasons[ref.digest] = f"one of the last {keep.last}"
@@ -161,6 +162,18 @@ def decide(refs: list[CheckpointRef], keep: RetentionConfig, protected: dict[str
         else Decision(ref.name, ref.uri, "delete", "nothing asks for it")
         for ref in refs
     ]
+
+
+def without_repeated(refs: Sequence[CheckpointRef]) -> list[CheckpointRef]:
+    """Checkpoints in the order of saving, without those that were saved before a validation and once more after it."""
+    kept: list[CheckpointRef] = []
+    validated: set[int] = set()
+    for ref in reversed(refs):
+        if ref.metadata.metrics or ref.metadata.step not in validated:
+            kept.insert(0, ref)
+        if ref.metadata.metrics:
+            validated.add(ref.metadata.step)
+    return kept
 
 
 def protected_digests(directory: StageDir) -> dict[str, str]:

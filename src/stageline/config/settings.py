@@ -92,6 +92,9 @@ class TrainerConfig(Settings):
     validation_batch_size: int = Field(default=8, ge=1)
     checkpoint_every_steps: int = operational(0, ge=0)
     """0: only at the end and when stopped."""
+    save_best: Literal["always", "when_due"] = added("always")
+    """always: a best of validation is saved at once; when_due: only validations at which a save is due (every
+    `checkpoint_every_steps`, and the last) can be the best."""
     keep: RetentionConfig = operational(RetentionConfig())
     async_checkpoint: bool = operational(True)
     """Write checkpoints in a background thread; the loop waits only for the copy to host memory."""

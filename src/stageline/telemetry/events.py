@@ -2,12 +2,12 @@
 
 On a local disk they are appended to `events.jsonl`; an object store has no append, so there each flush is a segment
 `events-00000001.jsonl`. A line `{"event": "resumed", "step": N}` makes every earlier line with a later step void: that
-work was lost and done again. Stores come in as `EventStore`, the part of `stageline.store.Store` that is needed, since
-this package lies below it.
+work was lost and done again. So does a validation with an earlier one of the same step. Stores come in as `EventStore`,
+the part of `stageline.store.Store` that is needed, since this package lies below it.
 
-What a stage tells: started, resumed, seeded (a parent was loaded), step (loss, parts, learning_rate, gradient_norm),
-skipped (loss or gradient not finite), validation (metrics, counts, is_best), checkpoint (uri, digest), warning,
-interrupted, failed, finished.
+What a stage tells: started, resumed, seeded (a parent was loaded), validation_checked (tried before the first step),
+step (loss, parts, learning_rate, gradient_norm), skipped (loss or gradient not finite), validation (metrics, counts,
+is_best), checkpoint (uri, digest), warning, interrupted, failed, finished.
 """
 
 from __future__ import annotations
@@ -119,6 +119,7 @@ def read_events(store: EventStore, prefix: str = "") -> list[dict[str, Any]]:
 def parse_events(blocks: Iterable[str]) -> list[dict[str, Any]]:
     """Texts of JSON lines -> events without void ones. A torn last line of a block is no event."""
     events: list[dict[str, Any]] = []
+    validated: set[Any] = set()
     for block in blocks:
         for line in block.split("\n")[:-1]:
             try:
@@ -128,5 +129,9 @@ def parse_events(blocks: Iterable[str]) -> list[dict[str, Any]]:
             if event.get("event") == "resumed":
                 step = event.get("step", 0)
                 events = [e for e in events if not isinstance(e.get("step"), int) or e["step"] <= step]
+            if event.get("event") == "validation":
+                if event.get("step") in validated:
+                    events = [e for e in events if (e.get("event"), e.get("step")) != ("validation", event.get("step"))]
+                validated.add(event.get("step"))
             events.append(event)
     return events

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +25,7 @@ from stageline.trainer.saving import Saver
 from stageline.trainer.state import TrainingState
 from stageline.trainer.step import StepResult, run_step
 from stageline.trainer.task import Task
-from stageline.trainer.validation import declared_value, is_better, run_validation
+from stageline.trainer.validation import check_validation, declared_value, is_better, run_validation
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class _Fit:
     saver: Saver | None
     stop: StopRequest
     state: TrainingState
+    committed_step: int = 0
+    """Step of the last checkpoint that was handed to the saver, or that this call went on from."""
     metrics: dict[str, float] = field(default_factory=dict)
     reference: str = ""
     began: float = field(default_factory=time.monotonic)
@@ -62,26 +65,40 @@ class _Fit:
     def seconds(self) -> float:
         return time.monotonic() - self.began
 
-    def validate(self) -> bool:
-        """Validate now; whether this is the best so far. A request to stop puts it off."""
+    @contextmanager
+    def measured_weights(self) -> Iterator[None]:
+        """What validation measures: the averaged weights where there are any."""
+        parts = self.parts
+        applied = nullcontext() if parts.ema is None else parts.ema.applied(parts.own)
+        with memory_advice(parts.settings, "validation"), applied:
+            yield
+
+    def check_validation(self) -> None:
+        """Try validation before the first step: what would end the stage after hours of training ends it now."""
         parts, start = self.parts, time.monotonic()
-        with memory_advice(parts.settings, "validation"):
-            if parts.ema is None:
-                found = run_validation(
-                    self.task, parts.model, parts.settings, parts.ranks, seed=self.seed, stop=self.stop
-                )
-            else:
-                with parts.ema.applied(parts.own):
-                    found = run_validation(
-                        self.task, parts.model, parts.settings, parts.ranks, seed=self.seed, stop=self.stop
-                    )
+        with self.measured_weights():
+            check_validation(
+                self.task, parts.model, parts.settings, parts.ranks, parts.stage, seed=self.seed, stop=self.stop
+            )
+        self.recorder.event("validation_checked", step=self.state.step, seconds=round(time.monotonic() - start, 3))
+
+    def validate(self, *, due_save: bool) -> bool:
+        """Validate now; whether this is the best so far, to be saved as such. A request to stop puts it off.
+
+        due_save: whether a save is due at this step, be there a best or not.
+        """
+        parts, start = self.parts, time.monotonic()
+        with self.measured_weights():
+            found = run_validation(self.task, parts.model, parts.settings, parts.ranks, seed=self.seed, stop=self.stop)
         if found is None:
             self.state = self.state.model_copy(update={"validation_due": True})
             return False
         self.metrics, counts = found
         value = declared_value(self.metrics, parts.stage)
         best = self.state.best
-        improved = is_better(value, None if best is None else best.value, parts.stage)
+        # What is never saved can't be the best: it could not be handed on.
+        may_be_best = due_save or parts.settings.save_best == "always"
+        improved = may_be_best and is_better(value, None if best is None else best.value, parts.stage)
         if improved:
             best = BestRecord(
                 metric=parts.stage.metric, direction=parts.stage.direction, value=value, step=self.state.step
@@ -108,6 +125,17 @@ class _Fit:
         )
         with memory_advice(self.parts.settings, "saving"):
             self.saver.submit(self.parts, state, final=final, is_best=is_best, metrics=self.metrics)
+        self.committed_step = self.state.step
+
+    def commit_before_validation(self) -> None:
+        """Commit a save that is due and wait for it: whatever happens in validation, the steps are not lost.
+
+        It says that its validation is still due; whoever goes on from it makes that first.
+        """
+        if self.committed_step != self.state.step:
+            self.state = self.state.model_copy(update={"validation_due": True})
+            self.save(final=False, is_best=False)
+            self.note_saves(wait=True)
 
     def note_saves(self, *, wait: bool) -> None:
         """Tell of commits; an error of the writer surfaces here."""
@@ -124,14 +152,15 @@ class _Fit:
                 blocked=saved.blocked_seconds,
             )
 
-    def interrupt(self, is_best: bool = False) -> None:
-        """Commit and end with the code that says: start me again."""
+    def interrupt(self) -> None:
+        """Commit what is not committed yet and end with the code that says: start me again."""
         reason = self.stop.reason or "another rank was asked to stop"
-        self.save(final=False, is_best=is_best)
+        if self.committed_step != self.state.step:
+            self.save(final=False, is_best=False)
         self.note_saves(wait=True)
         step = self.state.step
         self.recorder.event("interrupted", step=step, reason=reason)
-        kept = f"checkpoint {self.reference}" if self.saver is not None else "nothing saved"
+        kept = "nothing saved" if self.saver is None else f"checkpoint {self.reference or 'of before'}"
         self.recorder.say(f"stopped after step {step}/{self.steps}: {reason}; {kept}")
         raise InterruptedRunError(
             f"stage {self.parts.stage.name!r} was stopped after step {step} of {self.steps} by {reason}; "
@@ -182,10 +211,12 @@ def fit(
     Raises InterruptedRunError after a commit when any rank was asked to stop, TrainingError, OutOfMemoryError,
     PeerLostError, and what task or saver raise.
     """
-    run = _Fit(parts, seed, steps, recorder, saver, stop, state)
+    run = _Fit(parts, seed, steps, recorder, saver, stop, state, committed_step=state.step)
     _announce(run)
     parts.task.advance(state.step, steps)
     parts.task.set_train_mode(parts.model)
+    if state.step == 0:
+        run.check_validation()
     if state.validation_due and state.step < steps:
         _validate_and_save(run, due_save=False)
     for plan, result, report in _steps(run):
@@ -284,17 +315,25 @@ def _between_steps(run: _Fit) -> None:
 
 
 def _validate_and_save(run: _Fit, *, due_save: bool) -> None:
-    is_best = run.validate()
+    """Validate between steps, the save that is due before it.
+
+    Metrics are in the checkpoints that need them: a best one, and where several are kept by the metric every due one;
+    these are saved once more, and of one step retention keeps the newest.
+    """
+    if due_save:
+        run.commit_before_validation()
+    is_best = run.validate(due_save=due_save)
     if run.state.validation_due:
         run.interrupt()
-    if is_best or due_save:
+    if is_best or (due_save and run.parts.settings.keep.best > 1):
         run.save(final=False, is_best=is_best)
     run.metrics = {}
 
 
 def _finish(run: _Fit) -> FitResult:
-    """Validate, commit the final checkpoint and wait until it is durable."""
-    is_best = run.validate()
+    """Commit, validate, commit the final checkpoint with its metrics and wait until it is durable."""
+    run.commit_before_validation()
+    is_best = run.validate(due_save=True)
     if run.state.validation_due:
         run.interrupt()
     run.save(final=True, is_best=is_best)

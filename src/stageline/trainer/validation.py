@@ -51,7 +51,6 @@ def plan_validation(
     return ValidationPlan(own + [[0]] * (count - len(own)), len(own))
 
 
-@torch.no_grad()
 def run_validation(
     task: Task, model: nn.Module, settings: TrainerConfig, ranks: Ranks, *, seed: int, stop: StopRequest
 ) -> tuple[dict[str, float], dict[str, float]] | None:
@@ -60,13 +59,41 @@ def run_validation(
     A metric that counted nothing is left out. None where a rank was asked to stop: validation may take longer than
     a stopped process has. The model is left in the mode `set_train_mode` gives.
     """
+    total = _measure(task, model, settings, ranks, seed=seed, stop=stop, few=False)
+    if total is None:
+        return None
+    kept = {name: pair for name, pair in total.items() if pair[1] > 0}
+    return {name: value / count for name, (value, count) in kept.items()}, {n: pair[1] for n, pair in kept.items()}
+
+
+def check_validation(
+    task: Task, model: nn.Module, settings: TrainerConfig, ranks: Ranks, stage: Stage, *, seed: int, stop: StopRequest
+) -> None:
+    """Validate the first and the last batch (with samples of several sizes: the smallest and the largest), for nothing.
+
+    Raises what validation raises, and TrainingError where the stage's metric is not measured. Random numbers that are
+    drawn afterwards are the same as without. A request to stop is left to the loop.
+    """
+    with torch.random.fork_rng(devices=[ranks.device] if ranks.is_cuda else []):
+        total = _measure(task, model, settings, ranks, seed=seed, stop=stop, few=True)
+    if total is not None:
+        declared_value(dict.fromkeys(total, 0.0), stage)
+
+
+@torch.no_grad()
+def _measure(
+    task: Task, model: nn.Module, settings: TrainerConfig, ranks: Ranks, *, seed: int, stop: StopRequest, few: bool
+) -> dict[str, tuple[float, float]] | None:
+    """Metric -> (sum, count) over all ranks; None where a rank was asked to stop. few: first and last batch only."""
     size = settings.validation_batch_size
     plan = plan_validation(len(task.val_set), task.validation_key, size, ranks.rank, ranks.size)
-    loader = load_batches(task.val_set, plan.batches, task.collate, num_workers=settings.num_workers, pin=ranks.is_cuda)
+    numbers = range(0, len(plan.batches), max(1, len(plan.batches) - 1) if few else 1)
+    batches = [plan.batches[number] for number in numbers]
+    loader = load_batches(task.val_set, batches, task.collate, num_workers=settings.num_workers, pin=ranks.is_cuda)
     pairs: list[Mapping[str, tuple[float, float]]] = []
     model.eval()
     try:
-        for number, (samples, batch) in enumerate(zip(plan.batches, loader, strict=True)):
+        for number, samples, batch in zip(numbers, batches, loader, strict=True):
             if ranks.sum([float(bool(stop.reason))])[0]:
                 return None
             # What a family draws from torch's own generators, against its promise, is at least the same every time.
@@ -77,9 +104,7 @@ def run_validation(
                 pairs.append({name: (float(value), float(count)) for name, (value, count) in result.items()})
     finally:
         task.set_train_mode(model)
-    total = sum_pairs(ranks.gather(sum_pairs(pairs)))
-    kept = {name: pair for name, pair in total.items() if pair[1] > 0}
-    return {name: value / count for name, (value, count) in kept.items()}, {n: pair[1] for n, pair in kept.items()}
+    return sum_pairs(ranks.gather(sum_pairs(pairs)))
 
 
 def declared_value(metrics: Mapping[str, Any], stage: Stage) -> float:
