@@ -378,7 +378,7 @@ def test_several_checkpoints_stand_in_one_evaluation(done: Path) -> None:
 
 def test_user_code_is_not_run_by_loading_unless_told(done: Path, tmp_path: Path) -> None:
     root = copy_of(done, tmp_path / "copy")
-    step = film_of(root) / "checkpoints" / "step-00000004"
+    step = step_of(film_of(root), 4)
     path = step / "config.yaml"
     path.write_text(path.read_text().replace("code: []", "code: [mine.py]"))
     forger = Forger(step)
