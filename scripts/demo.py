@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stageline.verbs.report.measurements import MODES, metric_cells
+from stageline.families import family_config
+from stageline.verbs.report.measurements import metric_cells
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = Path(sys.executable).with_name("stageline")
@@ -128,8 +129,9 @@ def print_evaluations(run: Path) -> None:
 
 def print_table(metrics: Mapping[str, Any], counts: Mapping[str, Any], suffix: str) -> None:
     """Metrics as lines, FiLM on, off and shuffled as columns, the number of samples last."""
-    cells, modes = metric_cells(metrics)
-    heads = [MODES.get(mode, "value") for mode in modes]
+    words = family_config("film_flow").words
+    cells, modes = metric_cells(metrics, words)
+    heads = [words.modes.get(mode, "value") for mode in modes]
     print(f"  {'metric':<24}" + "".join(f"{head:>21}" for head in heads) + f"{'samples':>10}")
     for name in SHOWN:
         if name in cells:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from stageline.errors import PlanError
+from stageline.families import FAMILIES
+from stageline.families.film_flow.words import WORDS
 from stageline.store import Store, open_store
 from stageline.verbs.report import build_report
 
@@ -359,3 +361,89 @@ def test_stage_variants_are_stages_of_their_own(store: Store) -> None:
     page, _ = report_of(store)
     assert any(row[:2] == ["film/anyres", "finished"] for row in page.cells)
     assert "Every stage is finished; nothing has been evaluated yet." in page.text
+
+
+def test_a_report_of_another_family_has_no_word_of_film_flow(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "families"))
+    monkeypatch.setitem(FAMILIES, "toy", "toy_family")
+    run = HandMade(store, name="toys")
+    run.claim(run="toys", family="toy", stages={"base": "base"}, identity={"family": "toy"}, command="stageline run c")
+    run.events("base", [{"time": T0, "event": "step", "step": 1, "loss": 0.5}])
+    run.checkpoint("base", 10, 10, family="toy", facts={"width": 8}, best=None, trained={})
+    metrics = {"error": 0.25, "error_on": 0.5, "odd": None}
+    run.evaluation(
+        metrics=metrics,
+        reasons={"odd": "there is one sample"},
+        num_samples={"error": 7},
+        provenance={"split": "val", "oracle": True, "ablation": True},
+    )
+    run.store.put(f"evaluations/{'a' * 64}/rows.csv", b"id,error\nx,0.25\n")
+    page, text = report_of(store)
+    assert page.row("metric") == ["metric", "value", "samples"]
+    assert page.row("error_on")[1] == "0.5000", "another family's modes split no metric of this one"
+    assert page.row("odd")[1] == "none (there is one sample)"
+    (picture,) = page.of("img")
+    assert picture["alt"] == "Sample picture of x."
+    foreign = [*WORDS.modes.values(), *WORDS.pictures.values(), *WORDS.cautions.values()]
+    foreign += [*(word for word in WORDS.told.values() if word not in ("split", "weights", "labels", "solver"))]
+    foreign += ["film", "decoder", "junction", "dice", "vessel", "betti", "prompt", "NFE"]
+    assert [word for word in foreign if word.lower() in text.lower()] == []
+
+
+def test_the_familys_main_metrics_come_first_and_its_sentence_is_told(store: Store) -> None:
+    run = HandMade(store)
+    run.claim()
+    metrics = {"specificity": 0.1, "junction_f1": 0.25, "dice": 0.75, "cldice": 0.5}
+    run.evaluation(metrics=metrics, num_samples={})
+    page, text = report_of(store)
+    assert "Dice 0.75, clDice 0.5, junction F1 0.25." in page.text
+    assert [row[0] for row in page.cells if row[0] in metrics] == ["dice", "cldice", "junction_f1", "specificity"]
+    before, _, _ = text.partition("1 more metrics")
+    assert "specificity" not in before
+    run.evaluation(metrics={**metrics, "dice": None})
+    assert "clDice 0.5" not in report_of(store)[0].text, "a sentence with a number that is not there is not told"
+
+
+def test_several_checkpoints_of_one_evaluation_stand_one_after_another(store: Store) -> None:
+    run = HandMade(store)
+    run.claim()
+    place = f"evaluations/{'a' * 64}"
+    run.json(
+        f"{place}/metrics.json",
+        {
+            "schema": "stageline-evaluation/2",
+            "metrics": {"old.dice": 0.5, "new.dice": 0.75},
+            "reasons": {},
+            "num_samples": {"old.dice": 3, "new.dice": 4},
+            "provenance": {"split": "test"},
+            "checkpoints": {
+                "old": {
+                    "stage": "backbone",
+                    "step": 3,
+                    "uri": "u",
+                    "digest": "d",
+                    "provenance": {"nfe": 2},
+                    "notes": [],
+                },
+                "new": {
+                    "stage": "film",
+                    "step": 5,
+                    "uri": "v",
+                    "digest": "e",
+                    "provenance": {"nfe": 6},
+                    "notes": ["so"],
+                },
+            },
+            "files": {"new/clip.mp4": {"sha256": "0", "bytes": 12, "type": "video/mp4"}},
+        },
+    )
+    run.store.put(f"{place}/rows.csv", b"checkpoint,id,dice\nold,a,0.5\nnew,a,0.75\n")
+    for name in ("old", "new"):
+        run.store.put(f"{place}/{name}/sample-000.png", png(60, 20))
+    page, _ = report_of(store)
+    assert "old: backbone at step 3" in page.text
+    assert "new: film at step 5" in page.text
+    assert [row for row in page.cells if row[0] == "dice"] == [["dice", "0.5000", "3"], ["dice", "0.7500", "4"]]
+    assert [row[1] for row in page.cells if row[0] == "nfe"] == ["2", "6"]
+    assert page.row("new/clip.mp4") == ["new/clip.mp4", "video/mp4", "12 B"]
+    assert ["0.5" in (a["alt"] or "") for a in page.of("img")] == [True, False]

@@ -8,61 +8,57 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from stageline.verbs.report.html import Child, Markup, fold, number, plain, table, tag
+from stageline.contract import Words
+from stageline.verbs.report.html import Child, Markup, fold, number, plain, size, table, tag
 from stageline.verbs.report.pictures import Picture, gallery
 from stageline.verbs.report.record import EvaluationRecord
 
 Json = Mapping[str, Any]
-MODES = {"on": "FiLM on", "off": "FiLM off", "shuffle": "conditions shuffled", "swapped": "prompts swapped"}
-"""Names of the ways an evaluation may run the model, as metric suffixes, and in words."""
-TOLD = {
-    "film_stages_active": "decoder stages active:",
-    "film_stages_origin": "known from",
-    "film_mode": "FiLM",
-    "nfe": "network evaluations (NFE)",
-    "solver": "solver",
-    "split": "split",
-    "weights": "weights",
-    "labels": "labels",
-}
-"""Fields of the provenance that are told before the numbers, where they are there."""
-MAIN_METRICS = 12
-_WITH_MODE = re.compile(rf"^(?P<base>.+?)[/._](?P<mode>{'|'.join(MODES)})$")
+MAIN_METRICS = 10
+"""Rows that are shown of a family that names no main metrics; the rest is folded."""
+TOLD = {"split": "split", "weights": "weights", "labels": "labels"}
+"""What is told before the numbers of a family that names nothing."""
 PSEUDO = "pseudo"
 
 
-def metrics_part(evaluations: Sequence[EvaluationRecord]) -> list[Child]:
+def metrics_part(evaluations: Sequence[EvaluationRecord], words: Words) -> list[Child]:
     """One table per evaluation."""
     if not evaluations:
         return [tag("p", "Nothing has been evaluated.", class_="quiet")]
-    return [part for record in evaluations for part in evaluation_part(record)]
+    return [part for record in evaluations for part in evaluation_part(record, words)]
 
 
-def evaluation_part(record: EvaluationRecord) -> Iterator[Child]:
+def evaluation_part(record: EvaluationRecord, words: Words) -> Iterator[Child]:
     """Heading, what a reader has to be warned of, metrics, provenance."""
     provenance = provenance_of(record)
-    yield tag("h3", title_of(record))
+    yield tag("h3", title_of(record, words))
     if is_pseudo(record.metrics):
         yield warning(
             "Pseudo-label.",
             "The reference was made by a program, not by a person. These numbers say how well the model repeats that "
             "program; they are no accuracy.",
         )
-    if provenance.get("ablation"):
-        yield warning("Ablation.", "Not all trained decoder stages were active.")
-    if provenance.get("oracle"):
-        yield warning("Oracle.", "The evaluation was given part of the truth.")
+    for name, sentence in words.cautions.items():
+        if provenance.get(name):
+            yield warning(f"{name.replace('_', ' ').capitalize()}.", sentence)
     warnings = provenance.get("warnings")
     if isinstance(warnings, list):
         yield from (warning("Note.", str(text)) for text in warnings)
     notes = record.metrics.get("notes")
     if isinstance(notes, list) and notes:
         yield tag("ul", [tag("li", str(note)) for note in notes])
-    yield tag("p", "; ".join(f"{word} {said(provenance[key])}" for key, word in TOLD.items() if key in provenance))
-    yield metrics_tables(record)
+    told = words.told or TOLD
+    yield tag("p", "; ".join(f"{word} {said(provenance[key])}" for key, word in told.items() if key in provenance))
+    yield metrics_tables(record, words)
     rows: list[list[Child]] = [[name, plain(value)] for name, value in provenance.items() if name != "warnings"]
     rows += [[name, tag("code", value)] for name, value in references_of(record)]
     yield fold("how it was measured", table(["what", "value"], rows, caption="Provenance"))
+    if record.files:
+        listed: list[list[Child]] = [
+            [name, str(entry.get("type", "")), size(float(entry.get("bytes", 0)))]
+            for name, entry in record.files.items()
+        ]
+        yield fold("its other files", table(["file", "type", "size"], listed, caption="Files beside the metrics"))
 
 
 def warning(word: str, text: str) -> Markup:
@@ -75,15 +71,16 @@ def said(value: Any) -> str:
     return str(list(value)) if isinstance(value, list) else str(value)
 
 
-def title_of(record: EvaluationRecord) -> str:
+def title_of(record: EvaluationRecord, words: Words) -> str:
     """What was evaluated, on what kind of labels."""
     checkpoint = record.metrics.get("checkpoint")
     name = "Evaluation"
     if isinstance(checkpoint, Mapping) and checkpoint.get("stage"):
         name = f"{checkpoint['stage']} at step {checkpoint.get('step', '?')}"
-    mode = provenance_of(record).get("film_mode")
-    said = [word for word in (MODES.get(str(mode)), f"{PSEUDO}-label" if is_pseudo(record.metrics) else None) if word]
-    return f"{name} ({', '.join(said)})" if said else name
+    mode = words.modes.get(str(provenance_of(record).get(words.mode_field)))
+    said = [word for word in (mode, f"{PSEUDO}-label" if is_pseudo(record.metrics) else None) if word]
+    whole = f"{name} ({', '.join(said)})" if said else name
+    return f"{record.name}: {whole}" if record.name else whole
 
 
 def provenance_of(record: EvaluationRecord) -> Json:
@@ -112,44 +109,54 @@ def is_pseudo(value: Any) -> bool:
     return False
 
 
-def metrics_tables(record: EvaluationRecord) -> Markup:
-    """Metrics as rows, modes as columns, the number of samples last; beyond MAIN_METRICS folded."""
-    cells, modes = metric_cells(record.metrics.get("metrics"))
-    counts = record.metrics.get("num_samples")
+def metrics_tables(record: EvaluationRecord, words: Words) -> Markup:
+    """Metrics as rows, modes as columns, the number of samples last; all but the main ones folded."""
+    cells, modes = metric_cells(record.metrics.get("metrics"), words)
+    counts, reasons = record.metrics.get("num_samples"), record.metrics.get("reasons")
+    why = reasons if isinstance(reasons, Mapping) else {}
     suffix = f" ({PSEUDO}-label)" if is_pseudo(record.metrics) else ""
-    rows: list[list[Child]] = []
-    for name, by_mode in cells.items():
-        shown: list[Child] = [measure(by_mode[mode]) if mode in by_mode else "" for mode in modes]
-        rows.append([name + suffix, *shown, sample_count(counts, name)])
-    heads: list[Child] = ["metric", *(MODES.get(mode, "value") for mode in modes), "samples"]
-    parts: list[Child] = [table(heads, rows[:MAIN_METRICS], caption="Metrics" + suffix, class_="numbers")]
-    if len(rows) > MAIN_METRICS:
-        more = table(heads, rows[MAIN_METRICS:], caption="More metrics" + suffix, class_="numbers")
-        parts.append(fold(f"{len(rows) - MAIN_METRICS} more metrics", more))
+    main = [name for name in words.main_metrics if name in cells] or list(cells)[:MAIN_METRICS]
+    rows: dict[str, list[Child]] = {}
+    for name in main + [name for name in cells if name not in main]:
+        by_mode = cells[name]
+        shown: list[Child] = [measure(by_mode[mode], why.get(name, "")) if mode in by_mode else "" for mode in modes]
+        rows[name] = [words.metrics.get(name, name) + suffix, *shown, sample_count(counts, name)]
+    heads: list[Child] = ["metric", *(words.modes.get(mode, "value") for mode in modes), "samples"]
+    first, rest = [rows[name] for name in main], [row for name, row in rows.items() if name not in main]
+    parts: list[Child] = [table(heads, first, caption="Metrics" + suffix, class_="numbers")]
+    if rest:
+        more = table(heads, rest, caption="More metrics" + suffix, class_="numbers")
+        parts.append(fold(f"{len(rest)} more metrics", more))
     return tag("div", parts)
 
 
-def measure(value: Any) -> Markup:
-    """A metric with four decimals, so that columns line up; whole numbers from 10 on are counts."""
+def measure(value: Any, reason: Any = "") -> Markup:
+    """A metric with four decimals, so that columns line up; whole numbers from 10 on are counts.
+
+    reason: why there is no value, where there is none.
+    """
+    if value is None:
+        return tag("span", f"none ({reason})" if reason else "none", class_="quiet")
     if isinstance(value, float) and math.isfinite(value) and not (value.is_integer() and abs(value) >= 10):
         return tag("data", f"{value:.4f}", value=json.dumps(value))
     return number(value)
 
 
-def metric_cells(metrics: Any) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """{"dice": 1, "dice_off": 2} -> ({"dice": {"on": 1, "off": 2}}, ["on", "off"]); one column "" without modes.
+def metric_cells(metrics: Any, words: Words) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """{"a": 1, "a_off": 2} -> ({"a": {"on": 1, "off": 2}}, ["on", "off"]); one column "" without modes.
 
-    A nested mapping counts as modes where its keys are modes, else its keys are joined with a dot.
+    A nested mapping counts as modes where its keys are modes, else its keys are joined with a dot. words: the family's;
+    their first mode is that of a metric without one.
     """
     found: dict[str, dict[str, Any]] = {}
     for name, value in flat(metrics if isinstance(metrics, Mapping) else {}):
-        match = _WITH_MODE.match(name)
-        base, mode = (match["base"], match["mode"]) if match else (name, "")
-        found.setdefault(base, {})[mode] = value
+        mode = next((m for m in words.modes if re.fullmatch(rf".+[/._]{re.escape(m)}", name)), "")
+        found.setdefault(name[: -len(mode) - 1] if mode else name, {})[mode] = value
     has_modes = any(mode for by_mode in found.values() for mode in by_mode)
     if has_modes:
-        found = {base: {mode or "on": value for mode, value in by_mode.items()} for base, by_mode in found.items()}
-    modes = [mode for mode in ("", *MODES) if any(mode in by_mode for by_mode in found.values())]
+        usual = next(iter(words.modes))
+        found = {base: {mode or usual: value for mode, value in by_mode.items()} for base, by_mode in found.items()}
+    modes = [mode for mode in ("", *words.modes) if any(mode in by_mode for by_mode in found.values())]
     return found, modes
 
 
@@ -170,33 +177,37 @@ def sample_count(counts: Any, name: str) -> Child:
     return number(counts) if counts is not None else ""
 
 
-def pictures_part(evaluations: Sequence[EvaluationRecord]) -> list[Child]:
+def pictures_part(evaluations: Sequence[EvaluationRecord], words: Words) -> list[Child]:
     """Every evaluation's pictures."""
     parts: list[Child] = []
     for record in evaluations:
         if not record.pictures:
             continue
-        parts.append(tag("h3", title_of(record)))
+        parts.append(tag("h3", title_of(record, words)))
         if provenance_of(record).get("pictures"):
             parts.append(tag("p", str(provenance_of(record)["pictures"])))
-        parts.append(gallery([picture_of(record, name, data) for name, data in record.pictures]))
+        parts.append(gallery([picture_of(record, words, name, data) for name, data in record.pictures]))
     return parts or [tag("p", "No evaluation has left pictures.", class_="quiet")]
 
 
-def picture_of(record: EvaluationRecord, name: str, data: bytes) -> Picture:
-    """A picture with words for it: which sample it shows, its prompt and its Dice in each mode, where rows say so."""
+def picture_of(record: EvaluationRecord, words: Words, name: str, data: bytes) -> Picture:
+    """A picture with words for it: which sample it shows, its prompt and its first main metric in each mode."""
     stem = name.rsplit("/", 1)[-1].removesuffix(".png")
     pseudo = f" ({PSEUDO}-label)" if is_pseudo(record.metrics) else ""
-    match = re.fullmatch(r"sample-(\d+)", stem)
-    rows = rows_of_sample(record.rows, int(match[1])) if match else []
+    match = re.fullmatch(r"(.+)-(\d+)", stem)
+    columns = words.pictures.get(match[1], "") if match else ""
+    rows = rows_of_sample(record.rows, int(match[2])) if match else []
     if not rows:
         return Picture(name, data, stem.replace("_", " ") + pseudo, f"Sample picture {stem}{pseudo}")
     prompt = f", prompt {rows[0]['prompt']!r}" if rows[0].get("prompt") else ""
     caption = f"{rows[0]['id']}{prompt}{pseudo}"
-    scores = [f"{MODES.get(r.get('mode', ''), r.get('mode', ''))} {r['dice'][:4]}" for r in rows if r.get("dice")]
-    alt = (
-        f"Image, truth, predictions, probability and junctions of {caption}. Dice: {', '.join(scores) or 'not given'}."
-    )
+    alt = f"{columns or 'Sample picture'} of {caption}."
+    metric = next((m for m in words.main_metrics if any(row.get(m) for row in rows)), "")
+    if metric:
+        scores = [
+            f"{words.modes.get(r.get('mode', ''), r.get('mode', ''))} {r[metric][:4]}" for r in rows if r.get(metric)
+        ]
+        alt += f" {words.metrics.get(metric, metric).capitalize()}: {', '.join(map(str.strip, scores))}."
     return Picture(name, data, caption, alt)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stageline import __version__
+from stageline.verbs.report.comparisons import comparisons_part
 from stageline.verbs.report.html import Child, Markup, anchor, tag
 from stageline.verbs.report.measurements import metrics_part, pictures_part
 from stageline.verbs.report.record import RunRecord
@@ -25,8 +26,9 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 def render_page(record: RunRecord) -> str:
     """The whole HTML document of a run."""
     parts: list[tuple[str, list[Child]]] = [
-        ("Metrics", metrics_part(record.evaluations)),
-        ("Pictures", pictures_part(record.evaluations)),
+        ("Metrics", metrics_part(record.evaluations, record.words)),
+        *([("Comparisons", comparisons_part(record.comparisons, record.words))] if record.comparisons else []),
+        ("Pictures", pictures_part(record.evaluations, record.words)),
         ("Stages", stages_part(record)),
         ("Curves", curves_part(record)),
         ("Lineage", lineage_part(record)),

@@ -22,10 +22,13 @@ from stageline.checkpoint.layout import (
     StageDir,
     open_checkpoint,
 )
+from stageline.contract import Words
 from stageline.errors import PlanError, StagelineError
+from stageline.families import FAMILIES, family_config
 from stageline.store import Store
 from stageline.telemetry import FailureRecord, first_cause, read_events, read_failures, redact
 
+COMPARISONS, COMPARISON = "comparisons", "comparison.json"
 T = TypeVar("T")
 Json = Mapping[str, Any]
 RUN_FILES = ("run.json", "plan.json")
@@ -54,17 +57,26 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """One evaluation. metrics: its metrics.json.  rows: its rows.csv.  pictures: file name and bytes."""
+    """The evaluation of one checkpoint; one of several checkpoints is as many of these.
+
+    metrics: its metrics.json.  rows: its rows.csv.  pictures: file name and bytes.  files: name -> its size and type,
+    of everything else.  name: what the checkpoint is called among several.
+    """
 
     fingerprint: str
     metrics: Json
     rows: Sequence[Mapping[str, str]]
     pictures: Sequence[tuple[str, bytes]]
+    files: Mapping[str, Json] = field(default_factory=dict)
+    name: str = ""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as it lies there. unreadable: sentences about files that are damaged."""
+    """A run as it lies there.
+
+    comparisons: of its evaluations with others.  words: the family's.  unreadable: sentences about damaged files.
+    """
 
     name: str
     uri: str
@@ -75,6 +87,8 @@ class RunRecord:
     events: Sequence[Json]
     failure: FailureRecord | None
     unreadable: Sequence[str]
+    comparisons: Sequence[Json] = ()
+    words: Words = field(default_factory=Words)
 
 
 @dataclass
@@ -156,12 +170,12 @@ class Reader:
             committed=committed,
         )
 
-    def evaluation(self, fingerprint: str) -> EvaluationRecord | None:
-        """One evaluation directory; None while it has no metrics yet."""
+    def evaluation(self, fingerprint: str) -> list[EvaluationRecord]:
+        """One evaluation directory, one record per checkpoint; nothing while it has no metrics yet."""
         folder = f"evaluations/{fingerprint}"
         metrics = self.json(f"{folder}/metrics.json")
         if not metrics:
-            return None
+            return []
         store = self.store.child("evaluations", fingerprint)
         pictures = []
         for info in store.list():
@@ -169,7 +183,42 @@ class Reader:
                 data = self.attempt(f"{folder}/{info.key}", lambda key=info.key: store.get(key), b"")  # type: ignore[misc]
                 pictures.append((info.key, data))
         rows = list(csv.DictReader(io.StringIO(self.text(f"{folder}/rows.csv"))))
-        return EvaluationRecord(fingerprint, metrics, rows, pictures)
+        listed = metrics.get("files")
+        files = {
+            name: entry
+            for name, entry in (listed.items() if isinstance(listed, Mapping) else ())
+            if isinstance(entry, Mapping) and not name.endswith(".png") and name != "rows.csv"
+        }
+        whole = EvaluationRecord(fingerprint, metrics, rows, pictures, files)
+        several = metrics.get("checkpoints")
+        names = [name for name in several if name] if isinstance(several, Mapping) else []
+        return [part_of(whole, name) for name in names] or [whole]
+
+
+def part_of(whole: EvaluationRecord, name: str) -> EvaluationRecord:
+    """What an evaluation of several checkpoints says of one of them."""
+    head = whole.metrics
+    checkpoint = mapping(mapping(head.get("checkpoints")).get(name))
+
+    def own(field_name: str) -> Json:
+        values = mapping(head.get(field_name))
+        return {key.removeprefix(f"{name}."): v for key, v in values.items() if key.startswith(f"{name}.")}
+
+    tables = {key: own(key) for key in ("metrics", "reasons", "num_samples")}
+    said = {**mapping(head.get("provenance")), **mapping(checkpoint.get("provenance"))}
+    return EvaluationRecord(
+        whole.fingerprint,
+        {**head, **tables, "provenance": said, "notes": checkpoint.get("notes"), "checkpoint": checkpoint},
+        [row for row in whole.rows if row.get("checkpoint") == name],
+        [(key, data) for key, data in whole.pictures if key.startswith(f"{name}/")],
+        {key: entry for key, entry in whole.files.items() if key.startswith(f"{name}/")},
+        name,
+    )
+
+
+def mapping(value: Any) -> Json:
+    """The value where it is a mapping, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def read_run(store: Store) -> RunRecord:
@@ -179,7 +228,8 @@ def read_run(store: Store) -> RunRecord:
         raise PlanError(f"there is no run at {store.uri!r}", remedy="`stageline runs list` shows what there is")
     reader = Reader(store)
     run, plan = reader.json("run.json"), reader.json("plan.json")
-    evaluations = [reader.evaluation(name) for name in store.folders("evaluations")]
+    evaluations = [part for name in store.folders("evaluations") for part in reader.evaluation(name)]
+    comparisons = [reader.json(f"{COMPARISONS}/{name}/{COMPARISON}") for name in store.folders(COMPARISONS)]
     stages = [reader.stage(name) for name in stage_names(store, folders, run)]
     return RunRecord(
         name=str(run.get("run") or store.uri.rsplit("/", 1)[-1]),
@@ -187,11 +237,18 @@ def read_run(store: Store) -> RunRecord:
         run=run,
         plan=plan,
         stages=stages,
-        evaluations=[record for record in evaluations if record is not None],
+        evaluations=evaluations,
         events=reader.events(""),
         failure=reader.failure(""),
         unreadable=reader.faults,
+        comparisons=[found for found in comparisons if found],
+        words=words_of(run.get("family")),
     )
+
+
+def words_of(family: Any) -> Words:
+    """How a family names things; none where this copy does not know it."""
+    return family_config(family).words if isinstance(family, str) and family in FAMILIES else Words()
 
 
 def redact_events(events: Sequence[Json]) -> list[Json]:

@@ -12,6 +12,7 @@ from stageline.telemetry import FailureRecord
 from stageline.verbs.report.curves import stage_curves
 from stageline.verbs.report.html import Child, Markup, count, fold, number, plain, size, table, tag
 from stageline.verbs.report.lineage import Edge, Node, Outcome, lineage_graph
+from stageline.verbs.report.measurements import PSEUDO, is_pseudo
 from stageline.verbs.report.record import RunRecord
 from stageline.verbs.report.status import declared_stages, run_status, sessions, stage_status, when
 from stageline.verbs.report.timeline import timeline
@@ -47,9 +48,20 @@ def head(record: RunRecord) -> Markup:
         facts.append(("last event", when(max(s.end for s in times))))
     listed = [[tag("dt", name), tag("dd", value)] for name, value in facts]
     title = tag("h1", record.name, " ", pill(status.state, status.word))
-    return tag(
-        "header", title, tag("p", status.sentence, class_="lead"), tag("dl", listed, class_="facts"), class_="top"
-    )
+    lines = [tag("p", line, class_="lead") for line in (status.sentence, headline(record)) if line]
+    return tag("header", title, lines, tag("dl", listed, class_="facts"), class_="top")
+
+
+def headline(record: RunRecord) -> str:
+    """The family's sentence about its newest stage's evaluation; "" where one of its metrics has no value."""
+    names = re.findall(r"{(\w+)}", record.words.headline)
+    for evaluation in record.evaluations if len(record.evaluations) == 1 else ():
+        metrics = evaluation.metrics.get("metrics")
+        values = [metrics.get(name) for name in names] if isinstance(metrics, Mapping) else []
+        if names and len(values) == len(names) and all(isinstance(value, int | float) for value in values):
+            said = record.words.headline.format(**{n: f"{v:.4g}" for n, v in zip(names, values, strict=True)})
+            return f"{said} The labels are {PSEUDO}-labels." if is_pseudo(evaluation.metrics) else said
+    return ""
 
 
 def failures(record: RunRecord) -> list[Child]:
