@@ -32,6 +32,7 @@ ALONE = [
     "plan",
     "pipeline",
     "pod",
+    "verbs.compare",
     "verbs.report",
     "cli",
 ]

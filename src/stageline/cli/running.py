@@ -24,6 +24,7 @@ MAIN_METRICS = 10
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command()(run)
+    app.command()(compare)
     app.command()(report)
     runs = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What runs there are.")
     runs.command("list")(list_runs)
@@ -83,6 +84,32 @@ def _show_result(result: RunResult) -> None:
     print(f"report: {result.report}", flush=True)
 
 
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="Evaluation, run or config; of several checkpoints A#name.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="What it is compared with.")],
+    root: Root = ".",
+    resamples: Annotated[int, typer.Option(help="Draws of the bootstrap.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    intersect: Annotated[
+        bool, typer.Option("--intersect", help="Compare over the samples that both have, where they have others too.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two evaluations sample by sample: differences with their 95 % intervals."""
+    import json
+
+    from stageline.cli.tables import show_comparison
+    from stageline.families import family_words
+    from stageline.verbs.compare import Bootstrap, compare_evaluations
+
+    made = compare_evaluations(a, b, root=root, bootstrap=Bootstrap(resamples, seed), intersect=intersect)
+    if as_json:
+        print(json.dumps({"uri": made.uri, **made.plain}, indent=1, ensure_ascii=False))
+        return
+    show_comparison(made, family_words(made.family))
+    print(f"written: {made.uri}")
+
+
 def report(
     run_uri: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Run directory.", show_default=False)] = None,
     config: ConfigFile = None,
@@ -126,9 +153,8 @@ def show_run(
 
     from stageline.checkpoint.identity import read_run
     from stageline.cli.tables import show_evaluation, show_rows
-    from stageline.contract import Words
     from stageline.errors import PlanError
-    from stageline.families import FAMILIES, family_config
+    from stageline.families import family_words
     from stageline.store import open_store
     from stageline.work.evaluations import find_evaluations
 
@@ -142,7 +168,7 @@ def show_run(
     print(f"run {run} ({summary['family']}) at {summary['uri']}, created {summary['created']}")
     rows = [(c["stage"], str(c["step"]), c["state"], c["best"], c["reference"]) for c in summary["checkpoints"]]
     show_rows(("stage", "step", "state", "best", "checkpoint"), rows)
-    words = family_config(summary["family"]).words if summary["family"] in FAMILIES else Words()
+    words = family_words(summary["family"])
     for found in find_evaluations(store.child("runs", run)):
         where = ", ".join(
             f"{name or 'stage'} {c.get('stage')} step {c.get('step')}" for name, c in found.checkpoints.items()

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from stageline.contract import Words
     from stageline.plan import Plan
+    from stageline.verbs.compare import ComparisonRecord
     from stageline.work.evaluations import EvaluationRecord
 
 COLOURS = {"run": "yellow", "continue": "cyan", "reuse": "green", "blocked": "red", "not selected": "dim"}
@@ -101,6 +102,24 @@ def show_evaluation(record: EvaluationRecord, words: Words, title: str = "", lim
         print(f"{len(bases) - len(ordered)} more in {record.reference.uri}/metrics.json and in the report")
     if record.labels:
         print(f"measured against {record.labels}")
+
+
+def show_comparison(comparison: ComparisonRecord, words: Words) -> None:
+    """Every difference with its interval and what it shows. words: the family's."""
+    rows = []
+    for found in comparison.differences:
+        name = words.metrics.get(found.metric, found.metric)
+        title = f"{name} ({words.modes.get(found.mode, found.mode)})" if found.mode else name
+        numbers = (found.a, found.b, found.difference, found.low, found.high)
+        rows.append((title, *map(_number, numbers), str(found.rows), found.verdict))
+    for side in ("a", "b"):
+        told = comparison.plain[side]
+        print(f"{side.upper()}: run {told['run']}, {told['stage']} at step {told['step']}: {told['evaluation']}")
+    show_rows(("metric", "A", "B", "B - A", "from", "to", "samples", "what is shown"), rows)
+    settings, left_out = comparison.plain["settings"], comparison.plain["left_out"]
+    print(f"from, to: {settings['level']:.0%} interval, paired bootstrap, {settings['resamples']} draws")
+    if any(left_out.values()):
+        print(f"left out, since only one has them: {left_out['a']} rows of A, {left_out['b']} of B")
 
 
 def is_of_mode(name: str, mode: str, metrics: Mapping[str, Any]) -> bool:

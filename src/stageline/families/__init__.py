@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stageline.config import RunConfig, Spellings, apply_overrides, nearest, read_yaml, validate
+from stageline.contract import Words
 from stageline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ def load_family(name: str) -> Family:
     """The family's record; loads torch."""
     record: Family = import_module(f"{_module(name)}.family").FAMILY
     return record
+
+
+def family_words(name: object) -> Words:
+    """How a family names things; no words for one that this copy does not know."""
+    return family_config(name).words if isinstance(name, str) and name in FAMILIES else Words()
 
 
 def raw_preset(family: str, preset: str) -> dict[str, Any]:

@@ -20,6 +20,8 @@ READABLE = (SCHEMA, "stageline-evaluation/1")
 EVALUATIONS = "evaluations"
 METRICS = "metrics.json"
 ROWS = "rows.csv"
+COMPARISONS = "comparisons"
+COMPARISON = "comparison.json"
 REMEDY = "delete that folder; the evaluation is then made anew"
 
 MEDIA_TYPES = {

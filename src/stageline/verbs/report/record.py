@@ -24,11 +24,11 @@ from stageline.checkpoint.layout import (
 )
 from stageline.contract import Words
 from stageline.errors import PlanError, StagelineError
-from stageline.families import FAMILIES, family_config
+from stageline.families import family_words
 from stageline.store import Store
 from stageline.telemetry import FailureRecord, first_cause, read_events, read_failures, redact
+from stageline.work.evaluations import COMPARISON, COMPARISONS
 
-COMPARISONS, COMPARISON = "comparisons", "comparison.json"
 T = TypeVar("T")
 Json = Mapping[str, Any]
 RUN_FILES = ("run.json", "plan.json")
@@ -242,13 +242,8 @@ def read_run(store: Store) -> RunRecord:
         failure=reader.failure(""),
         unreadable=reader.faults,
         comparisons=[found for found in comparisons if found],
-        words=words_of(run.get("family")),
+        words=family_words(run.get("family")),
     )
-
-
-def words_of(family: Any) -> Words:
-    """How a family names things; none where this copy does not know it."""
-    return family_config(family).words if isinstance(family, str) and family in FAMILIES else Words()
 
 
 def redact_events(events: Sequence[Json]) -> list[Json]:
