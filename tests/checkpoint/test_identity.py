@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from guards import HANG_SECONDS
 from pydantic import Field
 
 from stageline.checkpoint.identity import claim_run, compare_run, read_run
@@ -79,7 +80,7 @@ def test_two_threads_with_two_identities_get_one_run(root: Store) -> None:
     blocked: list[PlanError] = []
 
     def claim(seed: int) -> None:
-        start.wait(30)
+        start.wait(HANG_SECONDS)
         try:
             claim_run(root, config(seed=seed))
             joined.append(seed)
@@ -90,7 +91,7 @@ def test_two_threads_with_two_identities_get_one_run(root: Store) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(HANG_SECONDS)
     assert (len(joined), len(blocked)) == (1, 1)
     record = read_run(root, "a")
     assert record is not None
@@ -120,7 +121,7 @@ print(won)
     ones = [
         subprocess.Popen([sys.executable, "-c", script, seed], stdout=subprocess.PIPE, text=True) for seed in ("1", "2")
     ]
-    counts = [int(one.communicate(timeout=90)[0]) for one in ones]
+    counts = [int(one.communicate(timeout=HANG_SECONDS)[0]) for one in ones]
     records = [read_run(str(tmp_path), f"r{i}") for i in range(50)]
     seeds = [record.identity["seed"] for record in records if record is not None]
     assert counts == [seeds.count(1), seeds.count(2)]

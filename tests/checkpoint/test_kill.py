@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from guards import HANG_SECONDS
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "kill_drill.py"
 
@@ -31,7 +32,7 @@ def run(kills: int, folder: Path) -> dict[str, int]:
         [sys.executable, str(SCRIPT), str(kills), "--seed", "1", "--folder", str(folder)],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from guards import HANG_SECONDS
 
 from stageline.checkpoint.layout import StageDir
 from stageline.checkpoint.lease import StageLease, held_by
@@ -62,7 +63,7 @@ def test_of_many_taking_over_one_expired_lease_exactly_one_wins(root: Store) -> 
     lost: list[BusyError] = []
 
     def take(number: int) -> None:
-        start.wait(30)
+        start.wait(HANG_SECONDS)
         try:
             won.append(StageLease.acquire(directory, f"number {number}", keep_renewed=False))
         except BusyError as error:
@@ -72,7 +73,7 @@ def test_of_many_taking_over_one_expired_lease_exactly_one_wins(root: Store) -> 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(HANG_SECONDS)
     assert (len(won), len(lost)) == (1, 3)
     won[0].check()
 
@@ -113,7 +114,7 @@ def test_a_check_leaves_at_least_half_the_time(directory: StageDir) -> None:
 
 def test_the_thread_renews_until_release(directory: StageDir) -> None:
     with StageLease.acquire(directory, "x", ttl_seconds=0.6) as lease:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG_SECONDS
         while json.loads(directory.store.get("lease.json"))["serial"] < 4:
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -130,7 +131,7 @@ def test_a_dead_process_of_this_machine_holds_nothing(tmp_path: Path) -> None:
         "from stageline.checkpoint.lease import StageLease\n"
         f"StageLease.acquire(StageDir({str(tmp_path)!r}, 'a', 'film'), 'killed', ttl_seconds=1e6); os._exit(9)"
     )
-    done = subprocess.run([sys.executable, "-c", script], timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", script], timeout=HANG_SECONDS, check=False)
     assert done.returncode == 9
     directory = StageDir(str(tmp_path), "a", "film")
     plain = json.loads(directory.store.get("lease.json"))

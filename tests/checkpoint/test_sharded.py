@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from guards import HANG_SECONDS
 
 from stageline.checkpoint.export import export
 from stageline.checkpoint.layout import CheckpointRef, StageDir, resolve
@@ -36,7 +37,7 @@ def drill(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
     command = [sys.executable, str(SCRIPT), str(root)]
     ranks = [subprocess.Popen([*command, rank], stderr=subprocess.PIPE, text=True, env=environment) for rank in "01"]
     try:
-        told = [rank.communicate(timeout=270)[1] for rank in ranks]
+        told = [rank.communicate(timeout=HANG_SECONDS)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

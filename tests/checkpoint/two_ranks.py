@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from guards import HANG_SECONDS
+
 from stageline.checkpoint.commit import CheckpointWriter, Snapshot
 from stageline.checkpoint.layout import CheckpointRef, StageDir, resolve
 from stageline.checkpoint.lease import StageLease
@@ -157,7 +161,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     ROOT, RANK = sys.argv[1], int(sys.argv[2])
     # The process group's own timeout is the hang guard: no rank outlives the test.
-    TIMEOUT = timedelta(seconds=180)
+    TIMEOUT = timedelta(seconds=HANG_SECONDS)
     dist.init_process_group("gloo", init_method=f"file://{ROOT}/meeting", rank=RANK, world_size=2, timeout=TIMEOUT)
     MESH = init_device_mesh("cpu", (2,))
     result = main(ROOT)

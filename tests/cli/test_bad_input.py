@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from guards import HANG_SECONDS
 from PIL import Image
 
 from stageline.cli import main
@@ -260,7 +261,7 @@ def test_a_store_without_the_bucket(capsys: pytest.CaptureFixture[str], monkeypa
             code, err = refused(capsys, "plan", *TINY, "root=s3://no-such-bucket/x")
         finally:
             server.shutdown()
-            thread.join(30)
+            thread.join(HANG_SECONDS)
     assert (code, "no bucket" in err) == (StoreError.exit_code, True), err
     assert "no-such-bucket" in err
     assert "->" in err

@@ -10,6 +10,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from guards import HANG_SECONDS
 
 import stageline
 from stageline.cli import main
@@ -126,21 +127,25 @@ print(code, sorted(heavy))
 
 
 def test_help_loads_nothing_that_takes_time() -> None:
-    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], capture_output=True, text=True, check=True, timeout=HANG_SECONDS
+    )
     assert done.stdout.splitlines()[-1] == "0 []"
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
     """`stageline schema | head -1`: the pipe breaks, quietly."""
     command = f"{sys.executable} -m stageline schema --family film_flow | head -1"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, timeout=HANG_SECONDS)
     assert done.stdout.strip() == "{"
     assert done.stderr == ""
 
 
 def test_the_library_exposes_load_and_version_without_torch() -> None:
     code = "import sys, stageline; print(stageline.__version__, 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=HANG_SECONDS
+    )
     assert done.stdout.split() == [stageline.__version__, "False"]
     with pytest.raises(AttributeError):
         stageline.nothing  # noqa: B018

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from guards import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 UV = """#!/bin/sh
@@ -42,7 +43,7 @@ def start(clone: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def make(clone: Path, *arguments: str) -> tuple[int, str]:
     process = start(clone, *arguments)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANG_SECONDS)
     return process.returncode, out + err
 
 
@@ -112,7 +113,7 @@ def test_a_failed_installation_is_an_error_and_starts_over(clone: Path) -> None:
 
 def test_two_calls_at_a_time_make_one_environment(clone: Path) -> None:
     processes = [start(clone) for _ in range(3)]
-    words = [process.communicate(timeout=60)[0] for process in processes]
+    words = [process.communicate(timeout=HANG_SECONDS)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert syncs(clone) == 1
     assert sum("ready after" in text for text in words) == 1

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import os
 import re
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+from guards import HANG_SECONDS, TEST_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = {".git", ".venv", "__pycache__", "build", "dist", "demo", "runs", "cache"}
@@ -134,4 +136,19 @@ def test_no_tensor_is_dropped_and_no_fault_is_swallowed() -> None:
                 broad = ast.unparse(node.type) in ("Exception", "BaseException")
                 if broad and len(node.body) == 1 and isinstance(node.body[0], ast.Pass):
                     found.append(f"{where}:{node.lineno}: swallowed exception")
+    assert found == []
+
+
+def test_guards_against_hangs_stand_once() -> None:
+    """A guard of a test's own is soon too short for a busy machine. Tests on a cluster wait for what others do."""
+    limit = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["timeout"]
+    assert limit == TEST_SECONDS > 2 * HANG_SECONDS
+    files = [file for file in sorted((ROOT / "tests").rglob("*.py")) if "cluster" not in file.parts]
+    found = [
+        f"{file.relative_to(ROOT)}:{call.lineno}: timeout={keyword(call, 'timeout')}"
+        for file in files
+        for name in ("run", "check_output", "communicate", "wait")
+        for call in calls(tree_of(file), name)
+        if keyword(call, "timeout") is not None
+    ]
     assert found == []

@@ -13,13 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from guards import HANG_SECONDS
 
 from stageline.jobs.job import Job
 from stageline.jobs.local import LocalProcess, start_job
 from stageline.jobs.processes import descendants, is_marked, kill_marked, watch_process
-
-PATIENCE_SECONDS = 30.0
-"""Hang guard: everything here takes fractions of a second."""
 
 
 def interpreter(folder: Path, script: str) -> str:
@@ -38,7 +36,7 @@ def start(folder: Path, script: str, *, shutdown_timeout_seconds: int = 5) -> Lo
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
+    end = time.monotonic() + HANG_SECONDS
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.02)
@@ -184,7 +182,7 @@ def test_watching_tells_of_the_end_once(tmp_path: Path) -> None:
     watch_process(process.pid, ended.set)
     assert not ended.wait(0.1)
     process.communicate(b"\n")
-    assert ended.wait(PATIENCE_SECONDS)
+    assert ended.wait(HANG_SECONDS)
     again = threading.Event()
     watch_process(process.pid, again.set)
-    assert again.wait(PATIENCE_SECONDS)
+    assert again.wait(HANG_SECONDS)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from guards import HANG_SECONDS
 from PIL import Image
 
 from stageline.cli.configuration import raw_preset
@@ -65,7 +66,7 @@ def test_one_of_two_preparers_wins_and_the_other_reuses(tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(HANG_SECONDS)
     assert len(results) == 2
     assert results[0].reference == results[1].reference
     assert sum(not result.reused for result in results) == 1

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from guards import HANG_SECONDS
 from PIL import Image
 
 import stageline
@@ -29,7 +30,6 @@ from stageline.store import open_store
 from stageline.telemetry import read_events
 from stageline.work.references import refuse_damaged
 
-HANG_SECONDS = 280
 SMALL = (
     *("data.num_train=8", "data.num_val=2", "evaluate.compare_film=false", "evaluate.num_panels=1"),
     *("stage_overrides.backbone.trainer.max_steps=2", "stage_overrides.film.trainer.max_steps=2"),
@@ -299,7 +299,7 @@ def endless(finished: Finished, request: pytest.FixtureRequest) -> Iterator[Back
 
 
 def wait_for_nobody(pid: int) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + HANG_SECONDS
     while started_by(pid):
         assert time.monotonic() < end, f"still there: {started_by(pid)}"
         time.sleep(0.05)

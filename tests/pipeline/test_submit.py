@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from guards import HANG_SECONDS
 
 from stageline.config import parse_yaml
 from stageline.errors import ClusterError, ClusterUnavailableError, ConfigError, DataError
@@ -38,7 +39,7 @@ def words_of(root: Path, *overrides: str) -> list[str]:
 
 def submit(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(root, *words), capture_output=True, text=True, check=False, timeout=120, env=outside()
+        command(root, *words), capture_output=True, text=True, check=False, timeout=HANG_SECONDS, env=outside()
     )
 
 
@@ -134,9 +135,9 @@ def test_ctrl_c_asks_the_backend_to_terminate_and_waits_for_it(backend: BackendS
         if "train film: running" in line:
             break
     process.send_signal(signal.SIGINT)
-    assert backend.terminated.wait(30)
+    assert backend.terminated.wait(HANG_SECONDS)
     backend.states = [run_state("FAILED", train_stage_2="FAILED")]
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 143
     assert "was terminated" in errors
 

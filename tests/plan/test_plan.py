@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from guards import HANG_SECONDS
 
 from stageline.checkpoint.identity import claim_run
 from stageline.checkpoint.layout import CheckpointRef
@@ -220,6 +221,8 @@ def test_a_plan_over_checkpoints_loads_no_torch(lab: Lab) -> None:
     config = lab.config()
     lab.train_all(config)
     raw = config.model_dump_json(exclude_unset=True, by_alias=True)
-    done = subprocess.run([sys.executable, "-c", PROBE, raw], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, raw], capture_output=True, text=True, check=True, timeout=HANG_SECONDS
+    )
     answer = json.loads(done.stdout)
     assert answer == {"heavy": [], "actions": ["reuse", "reuse", "reuse", "run", "run"]}

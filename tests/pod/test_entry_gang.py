@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from guards import HANG_SECONDS
 
 from stageline.checkpoint.layout import CheckpointRef, StageDir
 from stageline.checkpoint.verify import verify
@@ -23,8 +24,6 @@ from stageline.work.references import decide
 
 pytestmark = pytest.mark.slow
 
-PATIENCE_SECONDS = 420.0
-"""Hang guard on a busy machine; alone it takes a minute."""
 STEPS = 40
 EVERY = 10
 ENTRY = "import sys; from stageline.pod import main; sys.exit(main())"
@@ -76,7 +75,7 @@ class Gang:
 
     def end(self, index: int) -> int:
         try:
-            return self.pods[index].wait(PATIENCE_SECONDS)
+            return self.pods[index].wait(HANG_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill(index)
             raise AssertionError(f"pod {index} hangs:\n{self.output(0)}\n{self.output(1)}") from None
@@ -94,7 +93,7 @@ class Gang:
 
     def wait_for_step(self, step: int) -> None:
         directory = StageDir(str(self.config["root"]), "a", "backbone")
-        end = time.monotonic() + PATIENCE_SECONDS
+        end = time.monotonic() + HANG_SECONDS
         while not any(ref.metadata.step >= step for ref in directory.committed()):
             assert time.monotonic() < end, self.output(0) + self.output(1)
             assert all(pod.poll() is None for pod in self.pods.values()), self.output(0) + self.output(1)
@@ -165,7 +164,7 @@ def test_a_pod_is_killed_and_the_gang_trains_again_to_the_same_weights(
             if any(found for found in codes.values()):
                 break
             time.sleep(0.2)
-            assert time.monotonic() - killed < PATIENCE_SECONDS, gang.output(0) + gang.output(1)
+            assert time.monotonic() - killed < HANG_SECONDS, gang.output(0) + gang.output(1)
             codes = {index: gang.pods[index].poll() for index in (0, 1)}
         bad = [index for index, found in codes.items() if found]
         assert all((codes[index] or 0) >= 128 for index in bad), gang.output(0) + gang.output(1)
@@ -203,7 +202,7 @@ def test_a_trial_prepares_trains_and_checks_in_one_pod(tmp_path: Path) -> None:
         env=variables,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_SECONDS,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

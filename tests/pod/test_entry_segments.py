@@ -7,16 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from guards import HANG_SECONDS
 
 from stageline.pod import log_segments as segments
 from stageline.pod.log_segments import LogSegments
 from stageline.store import open_store
 
-PATIENCE_SECONDS = 30.0
-
 
 def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
+    end = time.monotonic() + HANG_SECONDS
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.02)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from guards import HANG_SECONDS
 
 from stageline.errors import DiskFullError, StoreError
 from stageline.store import open_store
@@ -89,7 +90,9 @@ try:
 except DiskFullError as error:
     print(error.exit_code, store.get("old"), [i.key for i in store.list()])
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=HANG_SECONDS, check=True
+    )
     assert done.stdout.strip() == f"{DiskFullError.exit_code} b'good' ['old']"
 
 
@@ -106,7 +109,7 @@ print(sum(store.create(f"claims/{{i}}", sys.argv[1].encode()) for i in range(200
     ones = [
         subprocess.Popen([sys.executable, "-c", script, name], stdout=subprocess.PIPE, text=True) for name in ("a", "b")
     ]
-    counts = [int(one.communicate(timeout=60)[0]) for one in ones]
+    counts = [int(one.communicate(timeout=HANG_SECONDS)[0]) for one in ones]
     store = open_store(tmp_path)
     winners = [store.get(f"claims/{i}") for i in range(200)]
     assert sum(counts) == 200

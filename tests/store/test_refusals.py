@@ -10,6 +10,7 @@ import traceback
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from guards import HANG_SECONDS
 
 from stageline.errors import StoreError, StoreUnavailableError
 from stageline.store import Reference, open_store
@@ -112,7 +113,7 @@ def test_refused_credentials_are_no_outage_and_are_not_repeated(
                 calls[verb]()
         finally:
             server.shutdown()
-            thread.join(30)
+            thread.join(HANG_SECONDS)
     assert not isinstance(caught.value, StoreUnavailableError)
     assert caught.value.exit_code < 128
     assert KEY_ID not in shown(caught.value)
@@ -156,5 +157,7 @@ def test_the_torch_free_half_loads_no_torch() -> None:
         "stageline.checkpoint.retention, stageline.checkpoint.verify, stageline.checkpoint.lineage, "
         "stageline.checkpoint.export; print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=HANG_SECONDS, check=True
+    )
     assert done.stdout.strip() == "False"

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from guards import HANG_SECONDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -71,7 +72,7 @@ def test_of_many_threads_creating_exactly_one_wins(store: Store) -> None:
         won: list[int] = []
 
         def claim(number: int, key: str, start: threading.Barrier = start, won: list[int] = won) -> None:
-            start.wait(30)
+            start.wait(HANG_SECONDS)
             if store.create(key, b"%d" % number):
                 won.append(number)
 
@@ -79,7 +80,7 @@ def test_of_many_threads_creating_exactly_one_wins(store: Store) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(HANG_SECONDS)
         assert len(won) == 1
         assert store.get(f"claims/{round_}") == b"%d" % won[0]
 
@@ -121,7 +122,7 @@ def test_of_many_threads_replacing_exactly_one_wins(store: Store) -> None:
             start: threading.Barrier = start,
             won: list[bytes] = won,
         ) -> None:
-            start.wait(30)
+            start.wait(HANG_SECONDS)
             if store.replace("lease", before + b"%d" % number, token):
                 won.append(before + b"%d" % number)
 
@@ -129,7 +130,7 @@ def test_of_many_threads_replacing_exactly_one_wins(store: Store) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(HANG_SECONDS)
         assert [store.get("lease")] == won
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LIMIT_SECONDS = 60.0
+from guards import HANG_SECONDS
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def run_ranks(body: Callable[[int], Any], size: int, folder: Path) -> list[RankE
             _child(body, rank, size, port, folder)
         pids.append(pid)
     codes: dict[int, int] = {}
-    end = time.monotonic() + LIMIT_SECONDS
+    end = time.monotonic() + HANG_SECONDS
     while len(codes) < size:
         for rank, pid in enumerate(pids):
             if rank not in codes:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from guards import HANG_SECONDS
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -118,7 +119,7 @@ def test_never_two_saves_at_once_and_errors_surface():
 def test_a_save_in_the_background_does_not_block():
     gate = threading.Event()
     queue = SaveQueue(background=True)
-    queue.put(lambda: str(gate.wait(30)), Saved(1, "", False, False), began=time.monotonic())
+    queue.put(lambda: str(gate.wait(HANG_SECONDS)), Saved(1, "", False, False), began=time.monotonic())
     assert queue.take() == []
     gate.set()
     queue.join()

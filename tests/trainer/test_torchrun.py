@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from guards import HANG_SECONDS
 
 from stageline.checkpoint.layout import StageDir
 from stageline.telemetry import FAILURE_DIR_VARIABLE, read_failure
@@ -37,12 +38,12 @@ def test_sigterm_to_torchrun_commits_on_all_ranks(tmp_path, data):
     with (tmp_path / "out.txt").open("w") as out:
         process = subprocess.Popen(command(tmp_path, data), stdout=out, stderr=subprocess.STDOUT, env=environment)
         try:
-            end = time.monotonic() + 120
+            end = time.monotonic() + HANG_SECONDS
             while not running.exists() and process.poll() is None and time.monotonic() < end:
                 time.sleep(0.1)
             assert running.exists(), (tmp_path / "out.txt").read_text()
             process.send_signal(signal.SIGTERM)
-            code = process.wait(timeout=120)
+            code = process.wait(timeout=HANG_SECONDS)
         finally:
             process.kill()
     assert code != 0, "torchrun's own code says nothing but that it is no success"

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from guards import HANG_SECONDS
 
 from stageline.errors import ConfigError, DataError
 from stageline.families import parse_config
@@ -83,7 +84,7 @@ print(hashlib.sha256(vectors.tobytes()).hexdigest())
 def test_another_process_makes_the_same_samples_and_opens_no_pickle(prepared, data, make_config, tmp_path):
     """Unpickling of any kind, torch.load included, ends the process while data are prepared and read (check 20)."""
     there = [sys.executable, "-c", ELSEWHERE, str(prepared), json.dumps(SMALL)]
-    done = subprocess.run(there, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(there, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     samples, features = done.stdout.splitlines()
     assert samples.split() == [digest(data.train_set[(4, 2)]), digest(data.val_set[3])]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from guards import HANG_SECONDS
 from safetensors.numpy import load_file, save_file
 
 from stageline.errors import ConfigError, DataError
@@ -232,7 +233,7 @@ def test_two_processes_write_at_once(tmp_path):
         writer.stdin.write("go\n")
         writer.stdin.flush()
     for writer in writers:
-        writer.communicate(timeout=120)
+        writer.communicate(timeout=HANG_SECONDS)
         assert writer.returncode == 0
     cache = FeatureCache(tmp_path)
     keys = [f"{name}-{number}" for name in ("one", "two") for number in range(40)]

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from guards import HANG_SECONDS
 
 from stageline.families.film_flow.data.junctions import find_junctions, match_nodes
 from stageline.families.film_flow.data.scenes import (
@@ -159,6 +160,8 @@ def test_another_process_makes_the_same_sample():
     )
     import hashlib
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=HANG_SECONDS
+    )
     here = make_prompted_scene(5, "train", 3, 48)
     assert done.stdout.strip() == hashlib.sha256(here.pixels.tobytes() + here.masks[1].tobytes()).hexdigest()

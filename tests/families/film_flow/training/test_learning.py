@@ -27,7 +27,7 @@ from stageline.stage import num_steps, stage_config
 
 from .plain_loop import Trained, train
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.slow
 
 
 def nothing(*_: Any) -> None:
