@@ -23,9 +23,9 @@ from stageline.cli import main
 from stageline.cli.configuration import raw_preset
 from stageline.errors import CheckpointError, DataError, PlanError
 from stageline.families import parse_config
-from stageline.jobs.local import REPEAT_SECONDS
 from stageline.pipeline.driver import run_pipeline
 from stageline.plan import make_plan
+from stageline.signals import REPEAT_SECONDS
 from stageline.store import open_store
 from stageline.telemetry import read_events
 from stageline.work.references import refuse_damaged

@@ -18,7 +18,7 @@ from stageline.config import parse_yaml
 from stageline.errors import ClusterError, ClusterUnavailableError, ConfigError, DataError
 from stageline.families import parse_config, raw_preset
 from stageline.pipeline.backend import Backend
-from stageline.pipeline.submission import Following, make_submission
+from stageline.pipeline.submission import SubmittedRun, make_submission
 from stageline.store import open_store
 from stageline.telemetry import EventLog, write_failure
 
@@ -83,9 +83,9 @@ def test_a_dry_run_submits_nothing(backend: BackendServer, tmp_path: Path) -> No
     assert backend.created == {}
 
 
-def following(backend: BackendServer, root: Path, lines: list[str]) -> Following:
+def following(backend: BackendServer, root: Path, lines: list[str]) -> SubmittedRun:
     submission = make_submission(parse_config(raw_preset("film_flow", "tiny"), words_of(root)))
-    return Following(Backend.connect(backend.endpoint), RUN_ID, submission, lines.append, poll_seconds=0.05)
+    return SubmittedRun(Backend.connect(backend.endpoint), RUN_ID, submission, lines.append, poll_seconds=0.05)
 
 
 def test_a_failed_run_ends_with_the_failed_steps_own_record(backend: BackendServer, tmp_path: Path) -> None:

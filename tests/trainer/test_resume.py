@@ -15,8 +15,8 @@ from ranks import run_ranks
 from stageline.checkpoint.layout import StageDir
 from stageline.checkpoint.verify import verify
 from stageline.errors import InterruptedRunError, PeerLostError
+from stageline.signals import REPEAT_SECONDS
 from stageline.telemetry import read_events, read_failure
-from stageline.trainer.interruption import REPEAT_SECONDS
 
 SETTINGS = {
     "trainer.checkpoint_every_steps": 3,

@@ -54,7 +54,7 @@ def submit(
             print(f"  {name}={value}")
         return
     from stageline.pipeline.backend import Backend
-    from stageline.pipeline.submission import Following
+    from stageline.pipeline.submission import SubmittedRun
 
     backend = Backend.connect(endpoint, namespace, token)
     if not yes and sys.stdin.isatty():
@@ -69,7 +69,7 @@ def submit(
     print(f"submitted as KFP run {run_id} (experiment {experiment!r})", flush=True)
     if not follow:
         return
-    error = Following(backend, run_id, submission, lambda text: print(text, flush=True)).follow()
+    error = SubmittedRun(backend, run_id, submission, lambda text: print(text, flush=True)).follow()
     where = f"{submission.config.root.rstrip('/')}/runs/{submission.config.run}"
     if error is not None:
         print(f"run: {where}", flush=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +23,7 @@ from stageline.cli.configuration import (
 if TYPE_CHECKING:
     from stageline.config import RunConfig, TrainerConfig
     from stageline.plan import Plan
+    from stageline.signals import CaughtSignals
 
 DataReference = Annotated[
     str | None, typer.Option("--data", help="Reference of prepared data; none prepares them.", show_default=False)
@@ -292,18 +291,14 @@ def _progress(done: int, total: int, what: str) -> None:
         print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
 
 
-@contextmanager
-def _ending_on_sigterm(remedy: str = "run again; nothing half-made is kept") -> Iterator[None]:
+def _ending_on_sigterm(remedy: str = "run again; nothing half-made is kept") -> CaughtSignals:
     """SIGTERM as an exception, so that temporary folders are removed on the way out."""
     import signal
 
     from stageline.errors import InterruptedRunError
+    from stageline.signals import CaughtSignals
 
-    def stop(signum: int, frame: object) -> None:  # noqa: ARG001
+    def stop(number: int) -> None:  # noqa: ARG001
         raise InterruptedRunError("stopped by a signal", remedy=remedy)
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return CaughtSignals(stop, (signal.SIGTERM,))

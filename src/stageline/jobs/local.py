@@ -18,6 +18,7 @@ from typing import IO
 
 from stageline.jobs.job import Job, Verdict, judge, render_command, render_environment
 from stageline.jobs.processes import adopt_orphans, die_with_parent, kill_marked
+from stageline.signals import REPEAT_SECONDS
 from stageline.store.scratch import scratch_folder
 from stageline.telemetry import FAILURE_DIR_VARIABLE, read_failure
 
@@ -25,8 +26,6 @@ KILL_AFTER_SECONDS = 15.0
 """Past the job's own shutdown timeout, before SIGKILL: chosen here because torchrun needs a few seconds to follow."""
 QUIET = {"OMP_NUM_THREADS": "1"}
 """What torchrun sets itself for several ranks, with a banner: `trainer.threads` says how many torch really takes."""
-REPEAT_SECONDS = 1.0
-"""A request to cancel that comes again within this time is the same one: some senders of signals send twice."""
 TAIL_LINES = 40
 """Last lines of output kept for the failure record."""
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from stageline.errors import InterruptedRunError, StagelineError
 from stageline.jobs.cluster.follow.adoption import outcome
 from stageline.jobs.job import Job, job_name
 from stageline.kube.client import JOBS
+from stageline.signals import CaughtSignals
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from stageline.config import ClusterConfig
     from stageline.jobs.cluster.follow.launcher import ClusterJob
 
@@ -75,18 +74,12 @@ def run_trial(cluster: ClusterConfig, stage: str, say: Callable[[str], None], on
         started.api.delete(JOBS, started.job.name, uid=started.live["metadata"]["uid"])
 
 
-@contextmanager
-def _cancelled_by_signals(made: list[ClusterJob]) -> Iterator[None]:
+def _cancelled_by_signals(made: list[ClusterJob]) -> CaughtSignals:
     """Ctrl-C and SIGTERM delete the job instead of leaving it behind."""
 
-    def stop(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    def stop(number: int) -> None:  # noqa: ARG001
         if not made:
             raise InterruptedRunError("stopped by a signal before there was a job")
         made[0].cancel()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return CaughtSignals(stop, (signal.SIGINT, signal.SIGTERM))

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from stageline.errors import InterruptedRunError, StagelineError
 from stageline.jobs.processes import watch_process
 from stageline.jobs.step_lines import DRIVER_VARIABLE, print_event
+from stageline.signals import CaughtSignals
 from stageline.telemetry import FAILURE_DIR_VARIABLE, write_failure
 
 if TYPE_CHECKING:
@@ -106,17 +106,8 @@ def step_body(item: str) -> Iterator[Body]:
 def cancellable(item: str) -> Iterator[Body]:
     """A body that SIGTERM, SIGINT and SIGHUP cancel: its process commits and ends."""
     body = Body(item)
-
-    def stop(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        body.cancel()
-
-    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {signum: signal.signal(signum, stop) for signum in signals}
-    try:
+    with CaughtSignals(lambda number: body.cancel()):  # noqa: ARG005
         yield body
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 def _leave_record(body: Body, error: BaseException) -> None:

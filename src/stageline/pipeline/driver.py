@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from stageline.build import image_reference
@@ -26,12 +25,13 @@ from stageline.checkpoint.lease import StageLease
 from stageline.config import RunConfig
 from stageline.errors import InterruptedRunError, PlanError, StagelineError, StepFailedError
 from stageline.families import family_config
-from stageline.jobs.local import KILL_AFTER_SECONDS, REPEAT_SECONDS
+from stageline.jobs.local import KILL_AFTER_SECONDS
 from stageline.jobs.placement import check_on_cluster
 from stageline.jobs.processes import adopt_orphans, die_with_parent, kill_marked
 from stageline.jobs.step_lines import DRIVER_VARIABLE, FOLLOWED_VARIABLE, event_text, parse_event
 from stageline.pipeline.compiled import compiled_pipeline
 from stageline.plan import PLAN, Plan, blocked_error, make_plan
+from stageline.signals import REPEAT_SECONDS, CaughtSignals
 from stageline.store import Store, open_store
 from stageline.store.scratch import scratch_folder
 from stageline.telemetry import FAILURE_DIR_VARIABLE, EventLog, clear_failures, read_failure, redact, write_failure
@@ -60,24 +60,20 @@ class RunResult:
 
 
 @dataclass
-class _Following:
+class _RunningPipeline:
     """What the driver knows while the pipeline runs."""
 
     process: subprocess.Popen[str]
     log: EventLog
     grace_seconds: float
-    signals: int = 0
-    signalled_at: float = 0.0
+    stop_requests: int = 0
     raw: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
     events: list[Mapping[str, Any]] = field(default_factory=list)
 
-    def stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """First signal: the running step commits and ends. Second, more than a second later: everything ends now."""
-        if self.signals and time.monotonic() - self.signalled_at < REPEAT_SECONDS:
-            return
-        self.signals += 1
-        self.signalled_at = time.monotonic()
-        if self.signals > 1:
+    def stop(self, number: int) -> None:  # noqa: ARG002
+        """First request: the running step commits and ends. Second: everything ends now."""
+        self.stop_requests += 1
+        if self.stop_requests > 1:
             self.end()
             return
         if self.process.returncode is not None:  # collected: the number may be another's
@@ -140,14 +136,16 @@ def run_pipeline(
                 "pipeline_root": str(local if local is not None else scratch / "steps"),
             }
             grace = config.trainer.shutdown_timeout_seconds + 2 * KILL_AFTER_SECONDS
-            following = _Following(process, EventLog(run), grace)
-            with _signals(following):
-                code = _follow(following, request, on_event)
-                error = _error_of(code, following, scratch / FAILURES)
-                run.put("pipeline/log.txt", redact("\n".join(following.raw) + "\n").encode())
-                report = _leave_failure(run, error, following) if error else f"{run.uri}/report.html"
-                evaluation = None if error else _evaluation_of(run, following)
-    return RunResult(plan, run.uri, report, time.monotonic() - begin, tuple(following.events), evaluation, error)
+            running = _RunningPipeline(process, EventLog(run), grace)
+            with CaughtSignals(
+                running.stop, repeat_seconds=REPEAT_SECONDS, any_number=True, ignored_afterwards=True
+            ):  # what the run leaves is written all the same; then this process ends with the run's code
+                code = _follow(running, request, on_event)
+                error = _error_of(code, running, scratch / FAILURES)
+                run.put("pipeline/log.txt", redact("\n".join(running.raw) + "\n").encode())
+                report = _leave_failure(run, error, running) if error else f"{run.uri}/report.html"
+                evaluation = None if error else _evaluation_of(run, running)
+    return RunResult(plan, run.uri, report, time.monotonic() - begin, tuple(running.events), evaluation, error)
 
 
 @contextmanager
@@ -166,28 +164,28 @@ def _claimed(config: RunConfig, plan: Plan, command: str) -> Iterator[Store]:
         yield run
 
 
-def _evaluation_of(run: Store, following: _Following) -> EvaluationRecord | None:
+def _evaluation_of(run: Store, running: _RunningPipeline) -> EvaluationRecord | None:
     """What the step `evaluate` handed on in this run."""
-    for event in following.events:
+    for event in running.events:
         if event["item"] == "evaluate" and event.get("reference"):
             return find_evaluation(run, str(event["reference"]).partition("@sha256:")[0].rsplit("/", 1)[-1])
     return None
 
 
-def _follow(following: _Following, request: Mapping[str, Any], on_event: OnEvent) -> int:
+def _follow(running: _RunningPipeline, request: Mapping[str, Any], on_event: OnEvent) -> int:
     """Hand the host its request and follow it to its end; returns its exit code."""
-    process = following.process
+    process = running.process
     assert process.stdin is not None
     assert process.stdout is not None
     try:
         process.stdin.write(json.dumps(request))
         process.stdin.close()
         for line in process.stdout:
-            _take_line(following, line.rstrip("\n"), on_event)
+            _take_line(running, line.rstrip("\n"), on_event)
         return process.wait()
     finally:
-        following.end()
-        following.log.close()
+        running.end()
+        running.log.close()
 
 
 @contextmanager
@@ -231,25 +229,25 @@ def _start_host(scratch: Path) -> subprocess.Popen[str]:
     )
 
 
-def _take_line(following: _Following, line: str, on_event: OnEvent) -> None:
+def _take_line(running: _RunningPipeline, line: str, on_event: OnEvent) -> None:
     """Pass on what our steps say; keep the rest, which is the pipeline software's own, for the log."""
     event = parse_event(line)
-    following.raw.append(COLOURS.sub("", line) if event is None else event_text(event))
+    running.raw.append(COLOURS.sub("", line) if event is None else event_text(event))
     if event is None:
         return
     if "line" not in event:
-        following.events.append(event)
+        running.events.append(event)
         fields = {key: event[key] for key in ("item", "state", "text", "seconds")}
-        following.log.emit("step", **fields)
+        running.log.emit("step", **fields)
     on_event(event)
 
 
-def _error_of(code: int, following: _Following, failures: Path) -> StagelineError | None:
+def _error_of(code: int, running: _RunningPipeline, failures: Path) -> StagelineError | None:
     """The error of the run: the failed step's own record, an interruption, or what kfp printed last."""
     record = read_failure(failures) if failures.is_dir() else None
-    failed = next((event for event in reversed(following.events) if event["state"] in ("failed", "stopped")), None)
+    failed = next((event for event in reversed(running.events) if event["state"] in ("failed", "stopped")), None)
     stopped = record.is_interruption if record else code != 0
-    if following.signals and stopped:
+    if running.stop_requests and stopped:
         return InterruptedRunError(
             "the run was stopped; what was committed is kept", remedy="run the same command again to continue"
         )
@@ -258,35 +256,17 @@ def _error_of(code: int, following: _Following, failures: Path) -> StagelineErro
     if record:
         where = f"{failed['item']}: " if failed else ""
         return record.error(where)
-    tail = "\n".join(f"  {line}" for line in list(following.raw)[-15:] if line.strip())
+    tail = "\n".join(f"  {line}" for line in list(running.raw)[-15:] if line.strip())
     return StepFailedError(f"the pipeline failed before a step could say why; its last lines:\n{tail}", exit_code=1)
 
 
-def _leave_failure(run: Store, error: StagelineError, following: _Following) -> str:
+def _leave_failure(run: Store, error: StagelineError, running: _RunningPipeline) -> str:
     """Record and report of a failed run; returns where the report lies. The run's own error stays the one told."""
     from stageline.verbs.report import build_report
 
-    write_failure(run, error, log_tail=following.raw)
+    write_failure(run, error, log_tail=running.raw)
     try:
         return str(build_report(run.uri))
     except StagelineError as second:
         error.add_note(f"the report could not be written: {second.message}")
         return ""
-
-
-@contextmanager
-def _signals(following: _Following) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP stop the run; what it leaves is written all the same. For the main thread only.
-
-    A process whose run was stopped is on its way out with that code: later signals are ignored to its very end.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, following.stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_IGN if following.signals else handler)

@@ -13,7 +13,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -42,10 +41,11 @@ def main() -> int:
     exists. kfp's own caching stays off: its key is not content.
     """
     from stageline.jobs.processes import die_with_parent
+    from stageline.signals import CaughtSignals
 
     die_with_parent(signal.SIGTERM)
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(signum, _ignore)
+    # The running step is signalled too and ends by itself; kfp then sees it fail. Its steps must not inherit SIG_IGN.
+    CaughtSignals().catch()
     local, load_pipeline = load_kfp()
     # What a cluster needs of a step (image, memory, its name for people) means nothing here, as kfp says at every step.
     warnings.filterwarnings("ignore", message="Task .* have no effect in the current local runner")
@@ -61,10 +61,6 @@ def main() -> int:
         print(COLOURS.sub("", str(error)), file=sys.stderr)
         return 1
     return 0
-
-
-def _ignore(signum: int, frame: FrameType | None) -> None:
-    """The running step was signalled too and ends by itself; kfp then sees it fail."""
 
 
 if __name__ == "__main__":

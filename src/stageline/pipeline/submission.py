@@ -6,14 +6,12 @@ record it left in the store; where the store cannot be reached from this machine
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from stageline.config import RunConfig
@@ -24,6 +22,7 @@ from stageline.jobs.placement import check_on_cluster, place_root
 from stageline.pipeline.backend import Backend, RunState
 from stageline.pipeline.compiled import compiled_pipeline, task_names
 from stageline.plan import Plan, make_plan
+from stageline.signals import CaughtSignals
 from stageline.store import Store, open_store
 from stageline.store.settings import apply_storage
 from stageline.telemetry import FailureRecord, read_events, read_failure
@@ -110,7 +109,7 @@ def plan_from_here(config: RunConfig) -> Plan:
 
 
 @dataclass
-class Following:
+class SubmittedRun:
     """A run followed to its end. Ctrl-C once asks the backend to terminate it; again, this command leaves it."""
 
     backend: Backend
@@ -118,7 +117,7 @@ class Following:
     submission: Submission
     say: Say
     poll_seconds: float = POLL_SECONDS
-    signals: int = 0
+    stop_requests: int = 0
     _told: dict[str, str] = field(default_factory=dict)
     _titles: Mapping[str, str] = field(default_factory=dict)
     _terminated: bool = False
@@ -135,16 +134,16 @@ class Following:
 
     def follow(self) -> StagelineError | None:
         """Tell every change of a step until the run ends; returns its error, None for a run that succeeded."""
-        with self._signals():
+        with CaughtSignals(self._stop):
             silent_since = 0.0
             asked = False
             while True:
-                if self.signals > 1:
+                if self.stop_requests > 1:
                     return InterruptedRunError(
                         f"left KFP run {self.run_id} to itself", remedy="it ends or goes on by itself"
                     )
                 try:
-                    if self.signals and not asked:
+                    if self.stop_requests and not asked:
                         self.say(
                             f"asking {self.backend.endpoint} to terminate run {self.run_id}; Ctrl-C again leaves it"
                         )
@@ -191,7 +190,7 @@ class Following:
     def _error(self, state: RunState) -> StagelineError | None:
         if state.state in ("SUCCEEDED", "SKIPPED"):
             return None
-        if self._terminated or self.signals or state.state == "CANCELED":
+        if self._terminated or self.stop_requests or state.state == "CANCELED":
             return InterruptedRunError(
                 f"KFP run {self.run_id} was terminated; what was committed is kept",
                 remedy="submit the same config again to continue",
@@ -210,17 +209,6 @@ class Following:
         words = (failed.error if failed else "") or state.error or "KFP does not say why"
         return StepFailedError(f"{where}: {words}", exit_code=1, remedy=remedy)
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-        def stop(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-            self.signals += 1
-            self._wake.set()
-
-        before = {number: signal.signal(number, stop) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _stop(self, number: int) -> None:  # noqa: ARG002
+        self.stop_requests += 1
+        self._wake.set()

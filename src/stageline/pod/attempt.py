@@ -25,10 +25,11 @@ from stageline.jobs.local import QUIET
 from stageline.pod.finished import find_finished
 from stageline.pod.log_segments import LogSegments
 from stageline.pod.memory import count_oom_kills
-from stageline.pod.program import Asked, Ended, Program, watch
+from stageline.pod.program import Ended, Program, watch
 from stageline.pod.rank import RANK_PREFIX
 from stageline.pod.settings import ARGUMENTS_VARIABLE, CONFIG_VARIABLE, Pod
 from stageline.pod.verdict import is_rendezvous_failure, judge
+from stageline.signals import CaughtSignals
 from stageline.store import Store
 from stageline.telemetry import FAILURE_DIR_VARIABLE, FailureRecord, redact
 
@@ -92,7 +93,7 @@ class Course:
 
     pod: Pod
     output: Output
-    asked: Asked
+    asked: CaughtSignals
     scratch: Path
     python: str = sys.executable
     command: Sequence[str] | None = None
@@ -154,8 +155,8 @@ def run_program(course: Course, words: Sequence[str], world_size: int) -> Failur
 
 def refuse_start(course: Course) -> None:
     """Raise where there is a reason not to start anything."""
-    if course.asked.signal_name:
-        raise InterruptedRunError(f"stopped by {course.asked.signal_name} before it began", remedy="start it again")
+    if course.asked.first_name:
+        raise InterruptedRunError(f"stopped by {course.asked.first_name} before it began", remedy="start it again")
     deadline = course.pod.deadline
     if deadline is not None and time.time() >= deadline:
         raise DeadlineError(

@@ -16,10 +16,10 @@ from stageline.pod.attempt import Course, Output, check_result, run_program, wri
 from stageline.pod.finished import check_ranks, find_finished
 from stageline.pod.log_segments import LogSegments
 from stageline.pod.memory import count_oom_kills
-from stageline.pod.program import Asked
 from stageline.pod.records import clear_record, job_store, leave_record
 from stageline.pod.settings import Pod, read_pod
 from stageline.pod.trial import run_trial
+from stageline.signals import CaughtSignals
 from stageline.store import Store
 from stageline.store.scratch import scratch_folder
 from stageline.telemetry import FailureRecord
@@ -41,7 +41,7 @@ def run_entry(
     adopt_orphans()
     output, pod, record = Output(), Pod(("train", "")), None
     store: Store | None = None
-    with Asked() as asked, ExitStack() as stack:
+    with CaughtSignals() as asked, ExitStack() as stack:
         try:
             pod = read_pod(sys.argv[1:] if arguments is None else arguments, os.environ)
             announce(pod, output)

@@ -16,11 +16,11 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import IO, Any
 
 from stageline.jobs.processes import descendants, die_with_parent, kill_marked
 from stageline.pod.rank import LONGEST_LINE, NOTES_VARIABLE
+from stageline.signals import CaughtSignals
 
 POLL_SECONDS = 0.1
 FOLLOW_SECONDS = 10.0
@@ -31,31 +31,6 @@ LAST_LINES_SECONDS = 3.0
 RECORD_LINES = 30
 TAIL_LINES = 300
 """Kept in memory: torchrun ends with pages of its own, behind what the ranks said last."""
-
-
-class Asked:
-    """Whether this pod was asked to stop; a context that catches the signals and passes them on to one child, once."""
-
-    def __init__(self) -> None:
-        self.signal_name = ""
-        self.number = int(signal.SIGTERM)
-        self._former: dict[int, Any] = {}
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if not self.signal_name:
-            self.signal_name = signal.Signals(signum).name
-            self.number = signum if signum == signal.SIGINT else int(signal.SIGTERM)
-
-    def __enter__(self) -> Asked:
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            self._former[signum] = signal.signal(signum, self._note)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for signum, handler in self._former.items():
-            signal.signal(signum, handler)
 
 
 @dataclass(frozen=True)
@@ -105,7 +80,7 @@ class Program:
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
 
 
-def watch(program: Program, asked: Asked, on_line: Callable[[str], None]) -> Ended:
+def watch(program: Program, asked: CaughtSignals, on_line: Callable[[str], None]) -> Ended:
     """Start a program and stay with it to its end; nothing it started is alive afterwards."""
     process = subprocess.Popen(
         program.command,
@@ -129,13 +104,13 @@ def watch(program: Program, asked: Asked, on_line: Callable[[str], None]) -> End
             process.wait()
         reader.join(LAST_LINES_SECONDS)
     ranks = _ends(program.notes) if program.num_ranks else (RankEnd(0, process.returncode, time.time()),)
-    return Ended(process.returncode, ranks, asked.signal_name, watched.late, watched.hung, tuple(program.tail))
+    return Ended(process.returncode, ranks, asked.first_name, watched.late, watched.hung, tuple(program.tail))
 
 
 class _Watched:
     """A program that runs."""
 
-    def __init__(self, program: Program, process: subprocess.Popen[bytes], asked: Asked) -> None:
+    def __init__(self, program: Program, process: subprocess.Popen[bytes], asked: CaughtSignals) -> None:
         self.program = program
         self.process = process
         self.asked = asked
@@ -149,9 +124,9 @@ class _Watched:
         while not _reap(self.process):
             now = time.monotonic()
             self.late = self.late or (self.program.deadline is not None and time.time() >= self.program.deadline)
-            if (self.asked.signal_name or self.late) and not self._told_at:
+            if (self.asked.first_name or self.late) and not self._told_at:
                 self._told_at = now
-                self._send(self.asked.number)
+                self._send(signal.SIGINT if self.asked.first == signal.SIGINT else signal.SIGTERM)
             if self._told_at and now - self._told_at > self.program.shutdown_timeout_seconds + KILL_AFTER_SECONDS:
                 kill_marked(self.program.mark, spare=self.process.pid)
                 self._send(signal.SIGKILL)

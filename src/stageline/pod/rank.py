@@ -15,10 +15,10 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from stageline.jobs.processes import die_with_parent
+from stageline.signals import REPEAT_SECONDS, CaughtSignals
 
 NOTES_VARIABLE = "STAGELINE_RANK_NOTES"
 RANK_PREFIX = "[rank "
@@ -26,8 +26,6 @@ RANK_PREFIX = "[rank "
 LAST_LINES_SECONDS = 2.0
 """How long to read on after a rank has ended: its loader processes may hold its output open."""
 LONGEST_LINE = 1 << 16
-REPEAT_SECONDS = 1.0
-"""torchrun sends a signal once when it gets it and once when it closes: within this time it is the same request."""
 
 
 def run_rank(command: Sequence[str]) -> int:
@@ -42,17 +40,8 @@ def run_rank(command: Sequence[str]) -> int:
         preexec_fn=die_with_parent,  # one prctl through an already loaded libc
     )
     assert process.stdout is not None
-
-    told: dict[int, float] = {}
-
-    def pass_on(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        now = time.monotonic()
-        if now - told.get(signum, -REPEAT_SECONDS) >= REPEAT_SECONDS:
-            told[signum] = now
-            process.send_signal(signum)
-
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, pass_on)
+    # torchrun sends a signal once when it gets it and once when it closes.
+    CaughtSignals(process.send_signal, (signal.SIGTERM, signal.SIGINT), repeat_seconds=REPEAT_SECONDS).catch()
     note = {"rank": int(os.environ["RANK"]), "local_rank": int(os.environ["LOCAL_RANK"]), "pid": process.pid}
     _leave(note)
     prefix = f"{RANK_PREFIX}{note['rank']}] ".encode()

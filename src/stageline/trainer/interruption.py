@@ -12,10 +12,9 @@ import signal
 import sys
 import threading
 import time
-from types import FrameType, TracebackType
+from types import TracebackType
 
-REPEAT_SECONDS = 1.0
-"""A signal that comes again within this time is the same request: `timeout` and container runtimes send it twice."""
+from stageline.signals import REPEAT_SECONDS, CaughtSignals, ignore_signals
 
 
 def _let_sigint_end_the_process() -> None:
@@ -35,13 +34,11 @@ class StopRequest:
         self.signal_name = ""
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
         self._max_seconds = max_seconds
-        self._former: dict[int, object] = {}
+        self._caught = CaughtSignals(self._note, (signal.SIGTERM, signal.SIGINT))
         self._timer: threading.Timer | None = None
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._former[number] = signal.signal(number, self._note)
+        self._caught.catch()
         return self
 
     def __exit__(
@@ -50,15 +47,12 @@ class StopRequest:
         if self._timer is not None:
             self._timer.cancel()
             self._timer.join()
-        for number, handler in self._former.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal itself returned
-        self._former.clear()
+        self._caught.__exit__(kind, error, trace)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
+    def _note(self, number: int) -> None:
         self.signal_name = signal.Signals(number).name
         if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            ignore_signals((signal.SIGINT,))
             self._timer = threading.Timer(REPEAT_SECONDS, _let_sigint_end_the_process)
             self._timer.daemon = True
             self._timer.start()

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stageline.objectives.step import seeded
+from stageline.signals import ignore_signals
 from stageline.trainer.task import SampleKey, Task
 
 
@@ -114,8 +115,7 @@ class _Batches(Sampler[list[SampleKey]]):
 def quiet_worker(worker: int) -> None:
     """Loader workers leave signals to the loop: it finishes its step and then ends them."""
     del worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ignore_signals((signal.SIGINT, signal.SIGTERM))
 
 
 def load_batches(
