@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from stageline.errors import InterruptedRunError
-from stageline.jobs.job import Job, Verdict, judge, render_command, render_environment
+from stageline.jobs.environment import process_environment
+from stageline.jobs.job import Job, Verdict, judge, render_command
 from stageline.jobs.step_lines import MARK, event_text, parse_event
 from stageline.telemetry import FAILURE_DIR_VARIABLE, FailureRecord
 
@@ -26,7 +27,7 @@ def test_several_processes_go_through_torchrun_without_its_own_restarts() -> Non
     ]
     spread = Job("a-film", ("train", "film"), nodes=2, processes=3)  # one machine starts the ranks of all nodes itself
     assert "--nproc-per-node=6" in render_command(spread, "python")
-    environment = render_environment(job, "/records")
+    environment = process_environment(job.shutdown_timeout_seconds, "/records")
     assert environment["PET_SHUTDOWN_TIMEOUT"] == "33"
     assert environment["PET_MAX_RESTARTS"] == "0"
     assert environment[FAILURE_DIR_VARIABLE] == "/records"

@@ -159,11 +159,12 @@ def train(
 
     if "LOCAL_RANK" in os.environ:  # torchrun starts ranks in sessions of their own: they would outlive it
         die_with_parent()
+    from stageline.jobs.environment import job_words
     from stageline.verbs.prepare import prepare_data
     from stageline.verbs.train import train_stage
 
     reference = data or str(prepare_data(own, _progress).reference)
-    result = train_stage(own, stage, data=reference, parents=parents)
+    result = train_stage(own, stage, data=reference, parents=parents, job=job_words(os.environ))
     if os.environ.get("RANK", "0") == "0":
         words = {"reuse": "reused", "run": "trained", "continue": "continued"}[result.action]
         print(f"{stage}: {words}, step {result.step} of {result.steps}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stageline.errors import EXIT_INTERRUPTED, InterruptedRunError, StagelineError, StepFailedError
-from stageline.telemetry import FAILURE_DIR_VARIABLE, FailureRecord
+from stageline.telemetry import FailureRecord
 
 PREPARE_ITEM = "prepare_data"
 EVALUATE_ITEM = "evaluate"
@@ -121,20 +121,6 @@ def render_command(job: Job, python: str) -> list[str]:
         return [python, "-m", "stageline", *job.arguments]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--max-restarts=0"]
     return [python, *torchrun, "-m", "stageline", *job.arguments]
-
-
-def render_environment(job: Job, failure_dir: str) -> dict[str, str]:
-    """What the job's environment has on top of its starter's.
-
-    The shutdown timeout goes by environment: torch versions without the option ignore it, and a flag would end them.
-    """
-    return {
-        "PYTHONUNBUFFERED": "1",
-        "PET_SHUTDOWN_TIMEOUT": str(job.shutdown_timeout_seconds),
-        "PET_MAX_RESTARTS": "0",
-        FAILURE_DIR_VARIABLE: failure_dir,
-        **job.environment,
-    }
 
 
 def judge(returncode: int, record: FailureRecord | None, *, cancelled: bool) -> Verdict:

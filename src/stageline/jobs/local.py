@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from stageline.jobs.job import Job, Verdict, judge, render_command, render_environment
+from stageline.jobs.environment import QUIET, process_environment
+from stageline.jobs.job import Job, Verdict, judge, render_command
 from stageline.jobs.processes import adopt_orphans, die_with_parent, kill_marked
 from stageline.signals import REPEAT_SECONDS
 from stageline.store.scratch import scratch_folder
@@ -24,8 +25,6 @@ from stageline.telemetry import FAILURE_DIR_VARIABLE, read_failure
 
 KILL_AFTER_SECONDS = 15.0
 """Past the job's own shutdown timeout, before SIGKILL: chosen here because torchrun needs a few seconds to follow."""
-QUIET = {"OMP_NUM_THREADS": "1"}
-"""What torchrun sets itself for several ranks, with a banner: `trainer.threads` says how many torch really takes."""
 TAIL_LINES = 40
 """Last lines of output kept for the failure record."""
 
@@ -98,9 +97,10 @@ def start_job(job: Job, python: str = sys.executable) -> LocalProcess:
     adopt_orphans()
     with ExitStack() as scratch:
         failure_dir = scratch.enter_context(scratch_folder("failures"))
+        own = process_environment(job.shutdown_timeout_seconds, str(failure_dir))
         process = subprocess.Popen(
             render_command(_with_config(job, scratch), python),
-            env={**QUIET, **os.environ, **render_environment(job, str(failure_dir))},
+            env={**QUIET, **os.environ, **own, **job.environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import tempfile
 import time
@@ -14,20 +13,19 @@ from typing import Any
 
 import yaml
 
-from stageline.checkpoint.lease import WAIT_VARIABLE
 from stageline.errors import (
     DeadlineError,
     InterruptedRunError,
     StagelineError,
     StoreUnavailableError,
 )
-from stageline.jobs.local import QUIET
+from stageline.jobs.environment import RENDEZVOUS_VARIABLE, rank_environment
 from stageline.pod.finished import find_finished
 from stageline.pod.log_segments import LogSegments
 from stageline.pod.memory import count_oom_kills
 from stageline.pod.program import Ended, Program, watch
 from stageline.pod.rank import RANK_PREFIX
-from stageline.pod.settings import ARGUMENTS_VARIABLE, CONFIG_VARIABLE, Pod
+from stageline.pod.settings import Pod
 from stageline.pod.verdict import is_rendezvous_failure, judge
 from stageline.signals import CaughtSignals
 from stageline.store import Store
@@ -36,7 +34,6 @@ from stageline.telemetry import FAILURE_DIR_VARIABLE, FailureRecord, redact
 LEASE_WAIT_SECONDS = 120
 """Twice the length of a stage's lease, which a pod that was killed gives back to nobody. On top of the time-out of the
 process group: for so long a writer that was cut off from its peers alone goes on renewing it."""
-RENDEZVOUS_VARIABLE = "STAGELINE_RENDEZVOUS_SECONDS"
 RENDEZVOUS_SECONDS = 900.0
 """How long the pods of a job may take to find each other; as long as the launcher lets pods wait for a node."""
 AGAIN_SECONDS = 2.0
@@ -182,19 +179,15 @@ def make_program(course: Course, words: Sequence[str], world_size: int, attempt:
     notes = Path(tempfile.mkdtemp(prefix=f"notes-{attempt}-", dir=course.scratch))
     course.records.mkdir(exist_ok=True)
     command = course.rank_command(words)
-    environment = {**QUIET, **os.environ}
-    environment.pop(CONFIG_VARIABLE, None)
-    environment.setdefault(WAIT_VARIABLE, str(course.lease_wait_seconds))
-    environment |= {
-        "PYTHONUNBUFFERED": "1",
-        FAILURE_DIR_VARIABLE: str(course.records),
-        ARGUMENTS_VARIABLE: shlex.join(pod.arguments),
-    }
     if world_size > 1:
         command = [course.python, "-m", "torch.distributed.run", "-m", "stageline.pod.rank", *command]
-        environment |= {"PET_MAX_RESTARTS": "0"}
-        environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a store that ends before its clients: pages of frames
-        environment.setdefault("PET_RDZV_CONF", f"join_timeout={join_seconds:.0f},close_timeout=30")
+    environment = rank_environment(
+        os.environ,
+        pod.arguments,
+        str(course.records),
+        lease_wait_seconds=course.lease_wait_seconds,
+        join_seconds=join_seconds if world_size > 1 else None,
+    )
     return Program(
         command=command,
         environment=environment,

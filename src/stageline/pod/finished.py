@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stageline.config import RunConfig, TrainerConfig
 from stageline.errors import ConfigError, PlanError
+from stageline.jobs.environment import CONFIG_VARIABLE
 from stageline.pod.settings import Pod
 from stageline.store import Reference, open_store
 
@@ -18,7 +19,7 @@ def find_finished(pod: Pod) -> str:
         return ""
     from stageline.families import parse_config
 
-    config = parse_config(pod.config, where="STAGELINE_CONFIG")
+    config = parse_config(pod.config, where=CONFIG_VARIABLE)
     return _find_checkpoint(pod, config) if pod.verb == "train" else _find_evaluation(pod, config)
 
 
@@ -29,7 +30,7 @@ def check_ranks(pod: Pod) -> TrainerConfig | None:
     from stageline.families import family_config, parse_config
     from stageline.stage import stage_config
 
-    config = parse_config(pod.config, where="STAGELINE_CONFIG")
+    config = parse_config(pod.config, where=CONFIG_VARIABLE)
     wanted = stage_config(config, family_config(config.family).stages[pod.stage]).trainer
     if wanted.world_size != pod.world_size:
         raise ConfigError(

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from stageline.errors import StagelineError
+from stageline.jobs.environment import MESSAGE_VARIABLE
 from stageline.pod.settings import Pod
 from stageline.store import Store, open_store
 from stageline.telemetry import FailureRecord
 
-MESSAGE_VARIABLE = "STAGELINE_TERMINATION_LOG"
 MESSAGE_FILE = "/dev/termination-log"
 MESSAGE_BYTES = 4096
 """The kubelet cuts what is longer."""

@@ -7,13 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stageline.config import parse_yaml
 from stageline.errors import ConfigError
+from stageline.jobs.environment import NODE_NAME, POD_NAME, POD_UID, read_environment
 
 VERBS = ("train", "prepare", "evaluate", "trial")
-CONFIG_VARIABLE = "STAGELINE_CONFIG"
-ARGUMENTS_VARIABLE = "STAGELINE_ARGUMENTS"
-"""Environment variable: the job's verb and options as every pod of it got them; ranks compare it, like the config."""
 USAGE = "stageline-entry train <stage> --data=… | prepare | evaluate --checkpoint=… --data=… | trial <stage>"
 
 
@@ -75,39 +72,21 @@ def read_pod(arguments: Sequence[str], variables: Mapping[str, str]) -> Pod:
     named = len(arguments) > 1 and not arguments[1].startswith("-")
     if arguments[0] in ("train", "trial") and not named:
         raise ConfigError(f"stageline-entry {arguments[0]}: expected the name of a stage", remedy=USAGE)
-    deadline = variables.get("STAGELINE_DEADLINE", "")
-    name = variables.get("POD_NAME", "")
+    told = read_environment(variables)
+    name = variables.get(POD_NAME, "")
     index = re.search(r"-worker-(\d+)$", name)
     return Pod(
         arguments=tuple(arguments),
-        config=_config(variables.get(CONFIG_VARIABLE, "")),
-        job=variables.get("STAGELINE_JOB", ""),
-        item=variables.get("STAGELINE_ITEM", "") or (arguments[1] if named else arguments[0]),
-        fingerprint=variables.get("STAGELINE_FINGERPRINT", ""),
+        config=told.config,
+        job=told.job,
+        item=told.item or (arguments[1] if named else arguments[0]),
+        fingerprint=told.fingerprint,
         index=int(index[1]) if index else 0,
-        nodes=_number(variables, "PET_NNODES", 1, int),
-        processes=_number(variables, "PET_NPROC_PER_NODE", 1, int),
-        deadline=_number(variables, "STAGELINE_DEADLINE", 0.0, float) if deadline else None,
-        shutdown_timeout_seconds=_number(variables, "PET_SHUTDOWN_TIMEOUT", 120.0, float),
+        nodes=told.nodes,
+        processes=told.processes,
+        deadline=told.deadline,
+        shutdown_timeout_seconds=told.shutdown_timeout_seconds,
         name=name,
-        uid=variables.get("POD_UID", ""),
-        node=variables.get("NODE_NAME", ""),
+        uid=variables.get(POD_UID, ""),
+        node=variables.get(NODE_NAME, ""),
     )
-
-
-def _config(text: str) -> dict[str, Any]:
-    raw = parse_yaml(text, CONFIG_VARIABLE) if text.strip() else {}
-    if not isinstance(raw, dict):
-        raise ConfigError(
-            f"{CONFIG_VARIABLE} holds a {type(raw).__name__}, expected a mapping of sections",
-            remedy="submit the job again",
-        )
-    return raw
-
-
-def _number(variables: Mapping[str, str], name: str, default: Any, kind: type) -> Any:
-    text = variables.get(name, "")
-    try:
-        return kind(text) if text else default
-    except ValueError as error:
-        raise ConfigError(f"{name}={text!r}: expected a number", remedy="submit the job again") from error

@@ -23,7 +23,9 @@ PATIENCE_SECONDS = 60.0
 """How long a request goes on asking a server that answered before: a restart of it takes less. Chosen here."""
 FIRST_SECONDS = 3.0
 """The same for a server that never answered, whose address may be wrong. Chosen here."""
-POD_VARIABLES = ("STAGELINE_JOB", "KFP_POD_NAME")
+JOB_VARIABLE = "STAGELINE_JOB"
+"""Name of the job that a pod belongs to."""
+POD_VARIABLES = (JOB_VARIABLE, "KFP_POD_NAME")
 """Set in pods that stages and steps run in: their address was right elsewhere, and a restart must not cost a pod."""
 CA_FOLDER = Path("/var/run/secrets/stageline/ca")
 CA_FILE = CA_FOLDER / "ca.crt"

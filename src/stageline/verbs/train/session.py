@@ -40,9 +40,13 @@ from stageline.verbs.train.decision import Work
 
 @dataclass
 class Session:
-    """One attempt at a stage on one rank. owned: whether the stage directory is ours to write into."""
+    """One attempt at a stage on one rank. owned: whether the stage directory is ours to write into.
+
+    job: what this rank knows of the job it belongs to.
+    """
 
     rank: int
+    job: Mapping[str, str] = field(default_factory=dict)
     work: Work | None = None
     run: RunRecord | None = None
     owned: bool = False

@@ -62,15 +62,17 @@ def train_stage(
     *,
     data: str,
     parents: Mapping[str, str] | None = None,
+    job: Mapping[str, str] | None = None,
 ) -> StageResult:
     """Bring one stage of a run to its final checkpoint; every rank of the stage calls this.
 
     config: the run's.  data: reference of the prepared data (`<uri>@sha256:<digest>`).  parents: role -> checkpoint (an
     empty text: none); None takes what config or run have.
+    job: what this rank knows of its job (`jobs.environment.job_words`), in which all ranks must agree.
     Raises InterruptedRunError after a commit when asked to stop, PlanError, CheckpointError, ConfigError, DataError,
     BusyError, TrainingError, OutOfMemoryError, DiskFullError, PeerLostError.
     """
-    session = Session(rank=int(os.environ.get("RANK", "0")))
+    session = Session(rank=int(os.environ.get("RANK", "0")), job=job or {})
     try:
         family = family_config(config.family)
         stage = family.stages[stage_name]
@@ -103,8 +105,12 @@ def _train(session: Session, work: Work, data: str, stop: StopRequest) -> StageR
     ranks = Ranks(work.config.trainer)
     trainer = work.config.trainer.model_dump(mode="json")
     # A job that is edited while it runs: its pods have different words until all of them were replaced.
-    job = {name: os.environ.get(f"STAGELINE_{name.upper()}", "") for name in ("fingerprint", "arguments")}
-    agreed = {"stage fingerprint": work.fingerprint, "trainer": trainer, "job": job, "version": __version__}
+    agreed = {
+        "stage fingerprint": work.fingerprint,
+        "trainer": trainer,
+        "job": dict(session.job),
+        "version": __version__,
+    }
     ranks.agree("the config", flatten(agreed))
     action, name = ranks.first(lambda: _begin(session, work))
     session.owned = True

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from stageline.jobs.environment import CONFIG_VARIABLE, DEADLINE_VARIABLE
+
 SUBMISSION_ONLY = (
     *("ownerReferences", "resourceVersion", "uid", "generation", "creationTimestamp", "managedFields", "selfLink"),
 )
@@ -96,13 +98,13 @@ def _list_differences(live: list[Any], rendered: list[Any], path: str) -> Iterat
         else:
             yield f"{path}[{name}]: absent -> {_short(_value(entry))}"
     for name, entry in before.items():
-        if name not in after and name != "STAGELINE_DEADLINE":
+        if name not in after and name != DEADLINE_VARIABLE:
             yield f"{path}[{name}]: {_short(_value(entry))} -> absent"
 
 
 def _text_differences(live: Any, rendered: Any, path: str) -> Iterator[str]:
     """A config in a variable is compared key by key, everything else as one value."""
-    if "[STAGELINE_CONFIG]" in path and isinstance(live, str) and isinstance(rendered, str):
+    if f"[{CONFIG_VARIABLE}]" in path and isinstance(live, str) and isinstance(rendered, str):
         from stageline.config import flatten
 
         before, after = yaml.safe_load(live), yaml.safe_load(rendered)

@@ -1,4 +1,4 @@
-"""What a pod of ours mounts, and how its processes find the store: volumes, mounts, variables. Pure.
+"""What a pod of ours mounts, as volumes and mounts. Pure.
 
 Only kinds of volume that the pod security level `restricted` allows. Credentials are files of a Secret: the kubelet
 renews them while the pod runs, and they stand in no spec, no environment and no log.
@@ -9,11 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from stageline.config import ClusterConfig
-from stageline.config.cluster import MountConfig, StorageConfig
-
-CREDENTIALS_FOLDER = "/var/run/secrets/stageline/s3"
-CA_FOLDER = "/var/run/secrets/stageline/ca"
-CA_FILE = "ca.crt"
+from stageline.config.cluster import MountConfig
+from stageline.store.credentials import DEFAULT_FOLDER as CREDENTIALS_FOLDER
+from stageline.store.settings import CA_FILE, CA_FOLDER
 
 
 def volumes_of(cluster: ClusterConfig) -> list[dict[str, Any]]:
@@ -28,7 +26,7 @@ def volumes_of(cluster: ClusterConfig) -> list[dict[str, Any]]:
     if storage.s3 and storage.s3.secret:
         volumes.append({"name": "s3", "secret": {"secretName": storage.s3.secret, "defaultMode": 0o440}})
     if storage.s3 and (storage.s3.ca_config_map or storage.s3.ca_secret):
-        items = [{"key": storage.s3.ca_key, "path": CA_FILE}]
+        items = [{"key": storage.s3.ca_key, "path": CA_FILE.name}]
         if storage.s3.ca_secret:
             source = {"secret": {"secretName": storage.s3.ca_secret, "items": items, "defaultMode": 0o440}}
         else:
@@ -55,9 +53,9 @@ def mounts_of(cluster: ClusterConfig) -> list[dict[str, Any]]:
     if storage.claim:
         mounts.append({"name": "store", "mountPath": storage.mount_path, **_sub_path(storage.sub_path)})
     if storage.s3 and storage.s3.secret:
-        mounts.append({"name": "s3", "mountPath": CREDENTIALS_FOLDER, "readOnly": True})
+        mounts.append({"name": "s3", "mountPath": str(CREDENTIALS_FOLDER), "readOnly": True})
     if storage.s3 and (storage.s3.ca_config_map or storage.s3.ca_secret):
-        mounts.append({"name": "ca", "mountPath": CA_FOLDER, "readOnly": True})
+        mounts.append({"name": "ca", "mountPath": str(CA_FOLDER), "readOnly": True})
     for index, mount in enumerate(cluster.mounts):
         read_only = {"readOnly": True} if mount.read_only else {}
         mounts.append(
@@ -68,21 +66,3 @@ def mounts_of(cluster: ClusterConfig) -> list[dict[str, Any]]:
 
 def _sub_path(path: str) -> dict[str, str]:
     return {"subPath": path} if path else {}
-
-
-def storage_environment(storage: StorageConfig) -> dict[str, str]:
-    """The variables by which the store finds S3; no credentials among them, only the folder they are mounted at."""
-    s3 = storage.s3
-    if s3 is None:
-        return {}
-    variables = {
-        "STAGELINE_S3_CREDENTIALS": CREDENTIALS_FOLDER if s3.secret else "",
-        "AWS_ENDPOINT_URL_S3": s3.endpoint,
-        "AWS_REGION": s3.region,
-        "STAGELINE_S3_PATH_STYLE": "" if s3.path_style is None else str(s3.path_style).lower(),
-        "AWS_CA_BUNDLE": f"{CA_FOLDER}/{CA_FILE}" if s3.ca_config_map or s3.ca_secret else "",
-        "HTTPS_PROXY": s3.proxy,
-        "HTTP_PROXY": s3.proxy,
-        "NO_PROXY": s3.no_proxy,
-    }
-    return {name: value for name, value in variables.items() if value}

@@ -14,19 +14,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-import yaml
-
 from stageline.config import ClusterConfig
 from stageline.errors import ConfigError, Faults
-from stageline.jobs.cluster.render.pod_template import mounts_of, storage_environment, volumes_of
+from stageline.jobs.cluster.render.pod_template import mounts_of, volumes_of
+from stageline.jobs.environment import (
+    POD_FIELDS,
+    PORT,
+    QUIET,
+    JobEnvironment,
+    config_to_text,
+    deadline_environment,
+    storage_environment,
+    write_environment,
+)
 from stageline.jobs.job import Job
 
 API_VERSION = "kubeflow.org/v1"
 KIND = "PyTorchJob"
 CONTAINER = "pytorch"
 """The operator insists on this name."""
-PORT = 23456
-"""Of the rendezvous on worker 0; also the operator's own default."""
 ENTRY = "stageline-entry"
 LABEL_RUN, LABEL_STAGE = "stageline.dev/run", "stageline.dev/stage"
 LABEL_FAMILY, LABEL_VARIANT = "stageline.dev/family", "stageline.dev/variant"
@@ -36,15 +42,13 @@ ANNOTATION_FINGERPRINT = "stageline.dev/fingerprint"
 ANNOTATION_DEADLINE = "stageline.dev/deadline"
 SELECTOR = "app.kubernetes.io/name=stageline,app.kubernetes.io/managed-by=stageline"
 """Finds every job of ours."""
-_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 LARGEST_CONFIG_BYTES = 100_000
-"""Of STAGELINE_CONFIG: Linux takes no single variable above 128 KiB."""
+"""Of the config that travels: Linux takes no single variable above 128 KiB."""
 
 
 def render_job(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
     """The PyTorchJob of a job, as plain data. ConfigError with everything that is missing for it."""
-    text = config_text(job)
-    check_job(job, cluster, text)
+    check_job(job, cluster)
     labels = {**cluster.labels, **own_labels(job)}
     annotations = {**cluster.annotations, ANNOTATION_FINGERPRINT: job.fingerprint}
     metadata: dict[str, Any] = {"name": job.name}
@@ -63,7 +67,7 @@ def render_job(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
                 "labels": dict(labels),
                 "annotations": {**annotations, "karpenter.sh/do-not-disrupt": "true"},
             },
-            "spec": _pod(job, cluster, text),
+            "spec": _pod(job, cluster),
         },
     }
     # Without nprocPerNode the operator adds PET_NPROC_PER_NODE=auto behind ours, one rank per CPU.
@@ -75,14 +79,14 @@ def render_job(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
 
 
-def check_job(job: Job, cluster: ClusterConfig, text: str) -> None:
-    """ConfigError with everything that keeps a job from running as pods. text: its config, as pods get it."""
+def check_job(job: Job, cluster: ClusterConfig) -> None:
+    """ConfigError with everything that keeps a job from running as pods."""
     faults = Faults(ConfigError, f"job {job.name!r}", "set these keys in the config, or behind the command")
     if not cluster.image:
         faults.add("cluster.image is empty: expected the trainer image of this version, best as name@sha256:…")
     if job.arguments[:1] != ("trial",):
         faults.extend(_root_faults(str(job.config.get("root", ".")), cluster))
-    size = len(text.encode())
+    size = len(config_to_text(pod_config(job)).encode())
     if size > LARGEST_CONFIG_BYTES:
         faults.add(f"the config has {size} bytes, and a pod takes {LARGEST_CONFIG_BYTES}: keep long lists in a file")
     faults.raise_if_any()
@@ -128,8 +132,8 @@ def label_value(text: str) -> str:
     return f"{head}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def config_text(job: Job) -> str:
-    """The config a pod gets, as YAML: the run's own without `cluster`, which says where pods run, not what they do."""
+def pod_config(job: Job) -> dict[str, Any]:
+    """The config a pod gets: the run's own without `cluster`, which says where pods run, not what they do."""
     plain = {key: value for key, value in job.config.items() if key != "cluster"}
     overrides = plain.get("stage_overrides")
     if isinstance(overrides, Mapping):
@@ -138,7 +142,7 @@ def config_text(job: Job) -> str:
             for stage, own in overrides.items()
             if isinstance(own, Mapping)
         }
-    return str(yaml.dump(plain, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=120))
+    return plain
 
 
 def _is_free(job: Job) -> bool:
@@ -146,40 +150,40 @@ def _is_free(job: Job) -> bool:
     return job.arguments[:1] == ("train",) and not any(word.startswith("--data=") for word in job.arguments)
 
 
-def _environment(job: Job, cluster: ClusterConfig, text: str) -> list[dict[str, Any]]:
+def _environment(job: Job, cluster: ClusterConfig) -> list[dict[str, Any]]:
+    told = JobEnvironment(
+        job=job.name,
+        item=job.item,
+        fingerprint="" if _is_free(job) else job.fingerprint,
+        image=cluster.image,
+        nodes=job.nodes,
+        processes=job.processes,
+        shutdown_timeout_seconds=job.shutdown_timeout_seconds,
+        config=pod_config(job),
+    )
     plain = {
         "HOME": "/tmp",  # noqa: S108  # the one writable folder of the container
-        "OMP_NUM_THREADS": "1",
+        **QUIET,
         "GLOO_SOCKET_IFNAME": "eth0",
         **storage_environment(cluster.storage),
         **cluster.env,
         **job.environment,
-        "PYTHONUNBUFFERED": "1",
-        "PET_NNODES": str(job.nodes),
-        "PET_NPROC_PER_NODE": str(job.processes),
-        "PET_RDZV_BACKEND": "c10d",
-        "PET_RDZV_ENDPOINT": f"{job.name}-worker-0:{PORT}",
-        "PET_RDZV_ID": job.name,
-        "PET_MAX_RESTARTS": "0",
-        "PET_SHUTDOWN_TIMEOUT": str(job.shutdown_timeout_seconds),
-        "STAGELINE_JOB": job.name,
-        "STAGELINE_ITEM": job.item,
-        "STAGELINE_FINGERPRINT": "" if _is_free(job) else job.fingerprint,
-        "STAGELINE_IMAGE": cluster.image,
-        "STAGELINE_NODES": str(job.nodes),
-        "STAGELINE_CONFIG": text,
+        **write_environment(told),
     }
-    fields = {"POD_NAME": "metadata.name", "POD_UID": "metadata.uid", "NODE_NAME": "spec.nodeName"}
     return [
-        *({"name": name, "value": value} for name, value in plain.items()),
+        *_variables(plain),
         *(
             {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
-            for name, path in fields.items()
+            for name, path in POD_FIELDS.items()
         ),
     ]
 
 
-def _pod(job: Job, cluster: ClusterConfig, text: str) -> dict[str, Any]:
+def _variables(plain: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{"name": name, "value": value} for name, value in plain.items()]
+
+
+def _pod(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
     user = cluster.run_as_user
     resources = cluster.resources_for(job.item)
     ports = [{"name": "pytorchjob-port", "containerPort": PORT, "protocol": "TCP"}]
@@ -191,7 +195,7 @@ def _pod(job: Job, cluster: ClusterConfig, text: str) -> dict[str, Any]:
         "image": cluster.image,
         "imagePullPolicy": cluster.image_pull_policy,
         "command": [ENTRY, *job.arguments],
-        "env": _environment(job, cluster, text),
+        "env": _environment(job, cluster),
         "ports": ports,
         "resources": {
             key: dict(amounts)
@@ -275,7 +279,7 @@ def stamp(
     if deadline is not None:
         text = f"{deadline:.0f}"
         job["metadata"]["annotations"][ANNOTATION_DEADLINE] = text
-        template["spec"]["containers"][0]["env"].append({"name": "STAGELINE_DEADLINE", "value": text})
+        template["spec"]["containers"][0]["env"] += _variables(deadline_environment(deadline))
     if kfp_run_id:
         job["metadata"]["labels"][LABEL_KFP_RUN] = label_value(kfp_run_id)
         template["metadata"]["labels"][LABEL_KFP_RUN] = label_value(kfp_run_id)
