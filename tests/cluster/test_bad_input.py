@@ -24,7 +24,8 @@ from stageline.errors import (
 )
 from stageline.jobs.cluster.follow.launcher import ClusterJob
 from stageline.jobs.job import Job
-from stageline.kube.client import JOBS, PODS, Api
+from stageline.kube.client import Api
+from stageline.kube.keys import JOBS, PODS
 from tests.cluster.spaces import Kubectl, Starter, follow, in_thread, namespace, nothing_left, starter, swept, until
 from tests.cluster.trivial import FileProbe, container, pod_spec, trivial_cluster, trivial_job
 

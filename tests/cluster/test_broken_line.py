@@ -14,7 +14,8 @@ from cluster import control_plane
 from cluster.state import current
 from stageline.errors import ClusterUnavailableError
 from stageline.jobs.cluster.follow import follower as follow
-from stageline.kube.client import JOBS, PODS, Api
+from stageline.kube.client import Api
+from stageline.kube.keys import JOBS, PODS
 from stageline.kube.watches import Watch
 from tests.cluster.broken_line import BrokenLine
 from tests.cluster.spaces import Kubectl, Starter, in_thread, namespace, nothing_left, starter, swept, until

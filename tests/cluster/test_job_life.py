@@ -15,7 +15,8 @@ import pytest
 from stageline.errors import BusyError
 from stageline.jobs.cluster.follow.job_lease import Holder, this_holder
 from stageline.jobs.cluster.follow.launcher import ClusterJob
-from stageline.kube.client import JOBS, Api
+from stageline.kube.client import Api
+from stageline.kube.keys import JOBS
 from stageline.store.holder import this_process
 from tests.cluster.conftest import RESTRICTED
 from tests.cluster.spaces import Kubectl, Starter, in_thread, namespace, nothing_left, starter, swept, until

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from stageline.errors import ClusterError, ClusterUnavailableError
-from stageline.kube.client import JOBS, LEASES, NODES, PODS, Api
+from stageline.kube.client import Api
+from stageline.kube.keys import JOBS, LEASES, NODES, PODS
 
 
 @pytest.fixture(autouse=True)

@@ -36,7 +36,10 @@ _SECRET_VALUE = re.compile(
 _OWN_ENV = re.compile(
     r"(PET|STAGELINE|TORCHELASTIC)_.*|POD_NAME|POD_UID|NODE_NAME|RANK|LOCAL_RANK|WORLD_SIZE|MASTER_(ADDR|PORT)"
 )
-_OWN_KEYS = ("stageline.dev/", "training.kubeflow.org/", "kueue.x-k8s.io/queue-name")
+OWN_PREFIX, OPERATOR_PREFIX = "stageline.dev/", "training.kubeflow.org/"
+NAME_KEY, MANAGER_KEY = "app.kubernetes.io/name", "app.kubernetes.io/managed-by"
+QUEUE_KEY = "kueue.x-k8s.io/queue-name"
+"""Keys of labels and annotations that stageline and the training-operator set themselves; `kube.keys` has the rest."""
 
 
 def quantity_value(text: str) -> Decimal:
@@ -127,7 +130,7 @@ def _each(*faults_of: Callable[[str, str], str]) -> Callable[[dict[str, str]], d
 
 
 def _not_ours(key: str, _: str) -> str:
-    own = key.startswith(_OWN_KEYS) or key in ("app.kubernetes.io/name", "app.kubernetes.io/managed-by")
+    own = key.startswith((OWN_PREFIX, OPERATOR_PREFIX)) or key in (NAME_KEY, MANAGER_KEY, QUEUE_KEY)
     return f"{key!r} is set by stageline itself" if own else ""
 
 

@@ -13,7 +13,8 @@ from stageline.doctor.running import run_checks
 from stageline.doctor.server import server_checks
 from stageline.doctor.storage import check_store
 from stageline.errors import MissingPartError, StagelineError
-from stageline.kube.client import JOBS, Api
+from stageline.kube.client import Api
+from stageline.kube.keys import JOBS
 from stageline.store.settings import apply_storage
 
 SECONDS = 5.0

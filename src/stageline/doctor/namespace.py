@@ -15,12 +15,25 @@ from stageline.doctor.line import Check, Line, ok, unknown, wrong
 from stageline.errors import ClusterUnavailableError, StagelineError
 from stageline.jobs.cluster.render.pytorchjob import render_job
 from stageline.jobs.job import Job
-from stageline.kube.client import JOBS, LEASES, NODES, PODS, Api
+from stageline.kube.client import Api
+from stageline.kube.keys import (
+    ACCOUNTS,
+    CLAIMS,
+    CONFIG_MAPS,
+    JOBS,
+    LABEL_SECURITY,
+    LEASES,
+    NAMESPACES,
+    NODES,
+    PODS,
+    PRIORITIES,
+    QUEUES,
+    RUNTIMES,
+    SECRETS,
+    label,
+)
 from stageline.kube.refusals import AbsentError
 
-CLAIMS, SECRETS, CONFIG_MAPS = "persistentvolumeclaims/v1", "secrets/v1", "configmaps/v1"
-ACCOUNTS, QUEUES = "serviceaccounts/v1", "localqueues.kueue.x-k8s.io/v1beta1"
-PRIORITIES, RUNTIMES = "priorityclasses.scheduling.k8s.io/v1", "runtimeclasses.node.k8s.io/v1"
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 NAMESPACED = frozenset({"job admission", "pod security", "service account", "claim", "secrets", "queue"})
 """Lines about what lies in the namespace."""
@@ -92,7 +105,7 @@ def _pod_admission(name: str, api: Api, manifest: dict[str, Any]) -> Line:
         api.create(PODS, pod, dry_run=True)
     except StagelineError as error:
         if error.code == "E_POD_SECURITY":
-            remedy = f"kubectl label namespace {api.namespace} pod-security.kubernetes.io/enforce=baseline --overwrite"
+            remedy = f"kubectl label namespace {api.namespace} {LABEL_SECURITY}=baseline --overwrite"
             return wrong(name, error.message, f"take out what it names (cluster.*), or {remedy}")
         if error.code == "E_FORBIDDEN" and "may not create pods" in error.message:
             return unknown(name, f"we may not create pods, not even as a dry run; {level}", error.remedy)
@@ -103,10 +116,10 @@ def _pod_admission(name: str, api: Api, manifest: dict[str, Any]) -> Line:
 def _level(api: Api) -> str:
     """The level a namespace enforces, in words."""
     try:
-        labels = api.get("namespaces/v1", api.namespace)["metadata"].get("labels") or {}
+        level = label(api.get(NAMESPACES, api.namespace), LABEL_SECURITY)
     except StagelineError:
         return "the namespace's level can't be seen from here"
-    return f"the namespace enforces {labels.get('pod-security.kubernetes.io/enforce', 'no level of its own')!r}"
+    return f"the namespace enforces {level or 'no level of its own'!r}"
 
 
 def _account(name: str, api: Api, account: str) -> Line:

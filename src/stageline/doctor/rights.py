@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from stageline.kube.keys import KUBEFLOW, KUEUE
+
 Part = Literal["launch", "doctor", "kfp"]
 
 
@@ -27,7 +29,7 @@ class Rule:
 
 
 RULES = (
-    Rule("launch", "kubeflow.org", "pytorchjobs", ("create", "get", "list", "watch", "patch", "delete")),
+    Rule("launch", KUBEFLOW, "pytorchjobs", ("create", "get", "list", "watch", "patch", "delete")),
     Rule("launch", "", "pods", ("get", "list", "watch")),
     Rule("launch", "", "pods/log", ("get",)),
     Rule("launch", "", "events", ("get", "list", "watch")),
@@ -36,7 +38,7 @@ RULES = (
     Rule("doctor", "", "persistentvolumeclaims", ("get",)),
     Rule("doctor", "", "serviceaccounts", ("get",)),
     Rule("doctor", "", "namespaces", ("get",)),
-    Rule("doctor", "kueue.x-k8s.io", "localqueues", ("get",)),
+    Rule("doctor", KUEUE, "localqueues", ("get",)),
     Rule("kfp", "", "configmaps", ("get",), "kfp-launcher"),
     Rule("kfp", "argoproj.io", "workflowtaskresults", ("create", "patch")),
 )

@@ -10,6 +10,7 @@ from stageline.doctor.line import Check, Line, ok, unknown, wrong
 from stageline.doctor.rights import RULES, Part, Rule, grant_command, missing_rules
 from stageline.errors import StagelineError
 from stageline.kube.client import Api
+from stageline.kube.keys import KUBEFLOW, QUEUES
 from stageline.kube.refusals import INSTALL_OPERATOR, AbsentError
 
 OLDEST = (1, 29)
@@ -18,8 +19,8 @@ SKEW_SECONDS = 20.0
 OPERATOR, OPERATOR_NAMESPACE = "training-operator", "kubeflow"
 """As its own manifests name them."""
 OPTIONAL_KINDS = {
-    "trainjobs.trainer.kubeflow.org/v1alpha1": "Trainer v2, which stageline does not use",
-    "localqueues.kueue.x-k8s.io/v1beta1": "Kueue, for `cluster.queue`",
+    f"trainjobs.trainer.{KUBEFLOW}/v1alpha1": "Trainer v2, which stageline does not use",
+    QUEUES: "Kueue, for `cluster.queue`",
     "podmonitors.monitoring.coreos.com/v1": "the Prometheus operator, for metrics of training pods",
 }
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from stageline.errors import InterruptedRunError, StagelineError
 from stageline.jobs.cluster.follow.adoption import outcome
 from stageline.jobs.job import Job, job_name
-from stageline.kube.client import JOBS
+from stageline.kube.keys import JOBS
 from stageline.signals import CaughtSignals
 
 if TYPE_CHECKING:

@@ -17,16 +17,12 @@ from urllib.parse import quote, urlencode
 import yaml
 
 from stageline.errors import ClusterError, MissingPartError
+from stageline.kube.keys import PODS
 from stageline.kube.refusals import explain
 from stageline.kube.responses import Response, unreachable
 
 Plain = dict[str, Any]
 
-JOBS = "pytorchjobs.kubeflow.org/v1"
-PODS = "pods/v1"
-EVENTS = "events/v1"
-LEASES = "leases.coordination.k8s.io/v1"
-NODES = "nodes/v1"
 CLUSTER_WIDE = frozenset(
     {
         *("nodes", "namespaces", "customresourcedefinitions", "storageclasses", "subjectaccessreviews"),

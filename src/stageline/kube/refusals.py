@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stageline.errors import ClusterError, ClusterUnavailableError, StagelineError
+from stageline.kube.keys import KUBEFLOW
 
 INSTALL_OPERATOR = (
     "install the training-operator: kubectl apply --server-side -k "
@@ -110,7 +111,7 @@ def _absent(head: str, message: str, details: Mapping[str, Any], namespace: str)
             code="E_NAMESPACE",
         )
     if "could not find the requested resource" in message or "page not found" in message:
-        kubeflow = "kubeflow.org" in head
+        kubeflow = KUBEFLOW in head
         return ClusterError(
             f"{head}: the API server does not serve this kind (its CRD is not installed)",
             remedy=INSTALL_OPERATOR if kubeflow else "install what brings that CRD",

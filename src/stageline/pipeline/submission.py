@@ -48,10 +48,11 @@ class Submission:
 def namespace_map(config: RunConfig, say: Say) -> dict[str, str]:
     """The chart's ConfigMap in a config's namespace, asked of the cluster; empty where that cannot be asked."""
     from stageline.kube.client import Api
+    from stageline.kube.keys import CONFIG_MAPS
     from stageline.kube.refusals import AbsentError
 
     try:
-        found = Api.connect(config.cluster.namespace, config.cluster.context).get("configmaps/v1", CONFIG_MAP)
+        found = Api.connect(config.cluster.namespace, config.cluster.context).get(CONFIG_MAPS, CONFIG_MAP)
         return dict(found.get("data") or {})
     except AbsentError:
         return {}

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 from stageline.jobs.cluster.follow.adoption import is_suspended
+from stageline.kube.keys import LABEL_QUEUE, LABEL_REPLICA_INDEX, LABEL_REPLICA_TYPE, Plain, label
 from stageline.telemetry import FailureRecord, first_cause
-
-Plain = Mapping[str, Any]
 
 DISRUPTIONS = {
     "EvictionByEvictionAPI": "evicted (a drain, or somebody's request)",
@@ -25,14 +23,13 @@ _PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrI
 
 def pod_label(pod: Plain) -> str:
     """`worker-0`."""
-    labels = pod["metadata"].get("labels") or {}
-    kind, index = labels.get("training.kubeflow.org/replica-type"), pod_index(pod)
+    kind, index = label(pod, LABEL_REPLICA_TYPE), pod_index(pod)
     return f"{kind}-{index}" if kind and index else str(pod["metadata"]["name"])
 
 
 def pod_index(pod: Plain) -> str:
     """The replica's number as text."""
-    return str((pod["metadata"].get("labels") or {}).get("training.kubeflow.org/replica-index", ""))
+    return label(pod, LABEL_REPLICA_INDEX)
 
 
 def pod_phase(pod: Plain) -> str:
@@ -152,7 +149,7 @@ def job_failure(pods: Iterable[Plain]) -> FailureRecord | None:
 def describe_job(job: Plain) -> str:
     """What the operator says of a job, "" while it says nothing new."""
     if is_suspended(job):
-        queue = (job["metadata"].get("labels") or {}).get("kueue.x-k8s.io/queue-name")
+        queue = label(job, LABEL_QUEUE)
         return f"waits in queue {queue}" if queue else "is suspended"
     for kind, text in (
         ("Succeeded", "the job succeeded"),

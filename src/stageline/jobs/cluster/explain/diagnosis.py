@@ -8,9 +8,8 @@ the caller.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from stageline.errors import EXIT_INTERRUPTED, ClusterError, NodeLostError, OutOfMemoryError, StepFailedError
 from stageline.jobs.cluster.explain.describe import (
@@ -32,9 +31,8 @@ from stageline.jobs.cluster.explain.signatures import (
     Signature,
     match,
 )
+from stageline.kube.keys import CONTAINER, LABEL_QUEUE, Plain, label
 
-Plain = Mapping[str, Any]
-CONTAINER = "pytorch"
 TRY_AGAIN_REMEDY = "start it again to continue from the last checkpoint"
 _WAITING_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
 _WAITING_START = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CrashLoopBackOff")
@@ -320,7 +318,7 @@ def _untouched(job: Plain | None, pods: Sequence[Plain]) -> Iterator[Diagnosis]:
     """Jobs that wait for somebody else's word."""
     if job is None or pods:
         return
-    queue = (job["metadata"].get("labels") or {}).get("kueue.x-k8s.io/queue-name")
+    queue = label(job, LABEL_QUEUE)
     if condition(job, "Suspended").get("status") == "True" or (job.get("spec") or {}).get("runPolicy", {}).get(
         "suspend"
     ):

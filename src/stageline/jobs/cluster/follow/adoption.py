@@ -8,26 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from stageline.errors import BusyError, ClusterError, PlanError, StagelineError
-
-Plain = Mapping[str, Any]
-
-FINGERPRINT = "stageline.dev/fingerprint"
-LAUNCHER = "stageline.dev/launcher"
-"""Annotation: holder of the lease that follows this job."""
-NONCE = "stageline.dev/nonce"
-"""Annotation: which attempt created it, so that a creation whose answer got lost is known again."""
-PODS_SEEN = "stageline.dev/pods"
-"""Annotation: uids of the pods seen since the last committed checkpoint."""
-SPEC = "stageline.dev/spec"
-"""Annotation: what was submitted, as a digest, so that an edit is noticed by a later launcher too."""
-DEADLINE = "stageline.dev/deadline"
-IDENTITY_LABELS = ("stageline.dev/run", "stageline.dev/stage", "stageline.dev/variant")
-JOB_LABEL = "training.kubeflow.org/job-name"
+from stageline.kube.keys import ANNOTATION_FINGERPRINT, ANNOTATION_LAUNCHER, IDENTITY_LABELS, Plain, annotation, is_ours
 
 
 @dataclass(frozen=True)
@@ -53,7 +38,7 @@ def decide(live: Plain | None, wanted: Plain, *, finished: bool) -> Decision:
         return Decision("create")
     if live["metadata"].get("deletionTimestamp"):
         return Decision("wait", "the job before is being deleted")
-    mine, its = annotation(wanted, FINGERPRINT), annotation(live, FINGERPRINT)
+    mine, its = annotation(wanted, ANNOTATION_FINGERPRINT), annotation(live, ANNOTATION_FINGERPRINT)
     if ended:
         what = "without leaving its result" if ended == "Succeeded" else "badly"
         other = "" if mine == its else f", with another fingerprint ({its[:12]})"
@@ -67,7 +52,7 @@ def refuse_foreign(live: Plain, wanted: Plain) -> None:
     """Raise where the job under our name is somebody else's."""
     found, expected = live["metadata"].get("labels") or {}, wanted["metadata"].get("labels") or {}
     name, namespace = live["metadata"]["name"], live["metadata"].get("namespace", "")
-    if found.get("app.kubernetes.io/managed-by") != "stageline":
+    if not is_ours(live):
         raise ClusterError(
             f"there is a PyTorchJob {name!r} in namespace {namespace!r} that stageline did not make",
             remedy="choose another run name: run=<name>; or delete it: "
@@ -112,11 +97,6 @@ def is_suspended(job: Plain) -> bool:
     return bool(((job.get("spec") or {}).get("runPolicy") or {}).get("suspend"))
 
 
-def annotation(job: Plain, key: str) -> str:
-    """An annotation's value, "" where it is not set."""
-    return str((job["metadata"].get("annotations") or {}).get(key, ""))
-
-
 def essence(job: Plain) -> dict[str, str]:
     """What must not change while a job runs, as text: number of pods and, of each container, what it executes.
 
@@ -145,7 +125,7 @@ def adoption_patch(live: Plain, *, launcher: str, owner: Plain | None) -> dict[s
         "metadata": {
             "resourceVersion": metadata["resourceVersion"],
             "uid": metadata["uid"],
-            "annotations": {LAUNCHER: launcher},
+            "annotations": {ANNOTATION_LAUNCHER: launcher},
             "ownerReferences": others + ([dict(owner)] if owner else []),
         }
     }
@@ -153,7 +133,7 @@ def adoption_patch(live: Plain, *, launcher: str, owner: Plain | None) -> dict[s
 
 def lost_to(job: Plain, launcher: str) -> StagelineError | None:
     """The error for a job that another launcher took over."""
-    now = annotation(job, LAUNCHER)
+    now = annotation(job, ANNOTATION_LAUNCHER)
     if now == launcher:
         return None
     return BusyError(

@@ -9,7 +9,8 @@ from contextlib import suppress
 
 from stageline.errors import StagelineError
 from stageline.jobs.cluster.follow.job_lease import Holder
-from stageline.kube.client import PODS, Api
+from stageline.kube.client import Api
+from stageline.kube.keys import PODS
 
 MOVED_SECONDS = 0.3
 """How long a SIGTERM waits for the own pod's conditions: a KFP step has about one second in all."""

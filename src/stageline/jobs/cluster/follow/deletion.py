@@ -13,8 +13,8 @@ from typing import Any
 
 from stageline.errors import ClusterError, NodeLostError, StagelineError
 from stageline.jobs.cluster.explain.describe import pod_label, pod_node
-from stageline.jobs.cluster.follow.adoption import JOB_LABEL
-from stageline.kube.client import JOBS, PODS, Api
+from stageline.kube.client import Api
+from stageline.kube.keys import JOBS, LABEL_JOB, PODS
 from stageline.kube.refusals import AbsentError
 
 MARGIN_SECONDS = 60.0
@@ -65,7 +65,7 @@ class Departure:
             return False
 
     def _pods(self) -> list[dict[str, Any]]:
-        return list(self.api.list(PODS, labels=f"{JOB_LABEL}={self.name}").get("items") or [])
+        return list(self.api.list(PODS, labels=f"{LABEL_JOB}={self.name}").get("items") or [])
 
     def _held(self) -> StagelineError:
         return ClusterError(

@@ -16,12 +16,13 @@ from typing import Any
 from stageline.errors import ClusterError, ClusterUnavailableError, StagelineError
 from stageline.jobs.cluster.explain.describe import pod_node
 from stageline.jobs.cluster.explain.silent_nodes import node_lost_error, node_state
-from stageline.jobs.cluster.follow.adoption import JOB_LABEL, PODS_SEEN, SPEC, lost_to, outcome
+from stageline.jobs.cluster.follow.adoption import lost_to, outcome
 from stageline.jobs.cluster.follow.logs import LogFollower
 from stageline.jobs.cluster.follow.observed import Scene
 from stageline.jobs.cluster.follow.target import Followed, ask_store, interrupted
 from stageline.jobs.job import Verdict
-from stageline.kube.client import EVENTS, JOBS, NODES, PODS, Api
+from stageline.kube.client import Api
+from stageline.kube.keys import ANNOTATION_PODS_SEEN, ANNOTATION_SPEC, EVENTS, JOBS, LABEL_JOB, NODES, PODS
 from stageline.kube.refusals import AbsentError, ConflictError
 from stageline.kube.watches import Watch
 from stageline.telemetry import FailureRecord
@@ -59,7 +60,7 @@ class Follower:
         space: dict[str, Any] = {"patience_seconds": PATIENCE_SECONDS, "say": self._server_silent}
         self._watches = {
             "job": Watch(api, JOBS, fields=f"metadata.name={name}", **space),
-            "pod": Watch(api, PODS, labels=f"{JOB_LABEL}={name}", **space),
+            "pod": Watch(api, PODS, labels=f"{LABEL_JOB}={name}", **space),
             "event": Watch(api, EVENTS, fields="type=Warning", **space),
         }
         self._logs = LogFollower(api, on_line, prefixed=task.job.nodes > 1, say=task.say)
@@ -209,7 +210,7 @@ class Follower:
 
     def _keep_notes(self) -> None:
         """Write what a later launcher must know into the job's annotations, when it changed."""
-        notes = {PODS_SEEN: self.scene.ledger.text(), SPEC: self.scene.submitted}
+        notes = {ANNOTATION_PODS_SEEN: self.scene.ledger.text(), ANNOTATION_SPEC: self.scene.submitted}
         text = str(notes)
         if text == self._written or "uid" not in self.scene.job.get("metadata", {}):
             return

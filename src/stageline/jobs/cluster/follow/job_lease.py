@@ -19,7 +19,8 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from stageline.errors import BusyError, ClusterError, ClusterUnavailableError, InterruptedRunError, StagelineError
-from stageline.kube.client import LEASES, PODS, Api, own_namespace
+from stageline.kube.client import Api, own_namespace
+from stageline.kube.keys import ANNOTATION_HOLDER, LEASES, PODS, annotation
 from stageline.kube.refusals import AbsentError, ConflictError, ExistsError
 from stageline.store.holder import is_dead, this_process
 
@@ -30,8 +31,6 @@ SKEW_SECONDS = 10.0
 LOOK_SECONDS = 1.0
 KFP_CONTAINER = "main"
 """The container of a KFP step's pod in which the launcher runs."""
-HOLDER = "stageline.dev/holder"
-"""Annotation: marks by which another launcher can tell whether the holder lives."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ class Lifeline:
             "name": self._name,
             "namespace": self._api.namespace,
             "labels": self._labels,
-            "annotations": {HOLDER: json.dumps(self._holder.marks)},
+            "annotations": {ANNOTATION_HOLDER: json.dumps(self._holder.marks)},
             "ownerReferences": [dict(self._holder.owner)] if self._holder.owner else [],
         }
         if before:
@@ -216,7 +215,7 @@ class Lifeline:
     def _is_alive(self, lease: Mapping[str, Any]) -> bool | None:
         """Whether a Lease's holder lives; None if nobody knows."""
         try:
-            marks = json.loads((lease["metadata"].get("annotations") or {})[HOLDER])
+            marks = json.loads(annotation(lease, ANNOTATION_HOLDER))
             if is_dead(marks):
                 return False
             if "uid" not in marks:

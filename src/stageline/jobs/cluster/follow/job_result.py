@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from stageline.config import ClusterConfig
-from stageline.jobs.cluster.follow.adoption import FINGERPRINT, annotation, outcome
-from stageline.kube.client import JOBS, Api
+from stageline.jobs.cluster.follow.adoption import outcome
+from stageline.kube.client import Api
+from stageline.kube.keys import ANNOTATION_FINGERPRINT, JOBS, annotation
 from stageline.kube.refusals import AbsentError
 
 
@@ -24,7 +25,7 @@ class JobProbe:
             job = self._api.get(JOBS, self._name)
         except AbsentError:
             return False
-        return outcome(job) == "Succeeded" and annotation(job, FINGERPRINT) == self._fingerprint
+        return outcome(job) == "Succeeded" and annotation(job, ANNOTATION_FINGERPRINT) == self._fingerprint
 
     def progress(self) -> int:
         """Nobody here can know."""

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from stageline.config.syntax import OWN_PREFIX
 from stageline.errors import ClusterUnavailableError, InterruptedRunError, StagelineError
-from stageline.jobs.cluster.follow.adoption import LAUNCHER, NONCE, adoption_patch, annotation, decide
+from stageline.jobs.cluster.follow.adoption import adoption_patch, decide
 from stageline.jobs.cluster.follow.cancellation import Cancellation, was_moved
 from stageline.jobs.cluster.follow.deletion import Departure
 from stageline.jobs.cluster.follow.follower import Follower, Word
@@ -24,7 +25,17 @@ from stageline.jobs.cluster.follow.permission import refuse_without_permission
 from stageline.jobs.cluster.follow.target import Followed, Probe, ask_store
 from stageline.jobs.cluster.render.pytorchjob import render_job, stamp
 from stageline.jobs.job import Job, Verdict
-from stageline.kube.client import JOBS, PODS, Api
+from stageline.kube.client import Api
+from stageline.kube.keys import (
+    ANNOTATION_LAUNCHER,
+    ANNOTATION_NONCE,
+    JOBS,
+    LABEL_KFP_POD,
+    OWN_LABELS,
+    PODS,
+    annotation,
+    label,
+)
 from stageline.kube.refusals import AbsentError, ConflictError, ExistsError
 
 if TYPE_CHECKING:
@@ -69,7 +80,7 @@ class ClusterJob:
 
     def _labels(self) -> dict[str, str]:
         labels = self.manifest["metadata"]["labels"]
-        return {key: labels[key] for key in labels if key.startswith(("app.kubernetes.io/", "stageline.dev/"))}
+        return {key: labels[key] for key in labels if key in OWN_LABELS or key.startswith(OWN_PREFIX)}
 
     def _is_cancelled(self) -> bool:
         return bool(self._cancellation.requested)
@@ -153,7 +164,7 @@ class ClusterJob:
             deadline=time.time() + seconds if seconds else None,
             kfp_run_id=self._kfp_run_id(),
         )
-        manifest["metadata"]["annotations"] |= {LAUNCHER: self.holder.name, NONCE: nonce}
+        manifest["metadata"]["annotations"] |= {ANNOTATION_LAUNCHER: self.holder.name, ANNOTATION_NONCE: nonce}
         self._begin()
         try:
             live = self._create_once(manifest, nonce)
@@ -180,7 +191,7 @@ class ClusterJob:
                 found = self._read()
                 if found is None:
                     continue
-                if annotation(found, NONCE) != nonce:
+                if annotation(found, ANNOTATION_NONCE) != nonce:
                     return None
                 live = found
             except ClusterUnavailableError as error:
@@ -218,7 +229,7 @@ class ClusterJob:
             return ""
         with suppress(StagelineError):
             pod = self.api.get(PODS, self.holder.pod, namespace=self.holder.pod_namespace)
-            return str((pod["metadata"].get("labels") or {}).get("pipeline/runid", ""))
+            return label(pod, LABEL_KFP_POD)
         return ""
 
     def follow(self, on_line: Callable[[str], None]) -> Verdict:
@@ -238,7 +249,7 @@ class ClusterJob:
         self._close()
         if self._uid:
             with suppress(StagelineError):
-                notes = {"metadata": {"uid": self._uid, "annotations": {LAUNCHER: "detached"}}}
+                notes = {"metadata": {"uid": self._uid, "annotations": {ANNOTATION_LAUNCHER: "detached"}}}
                 self.api.patch(JOBS, self.job.name, notes)
 
     def _close(self) -> None:
@@ -267,7 +278,7 @@ class ClusterJob:
         if not self._uid:  # perhaps made by a request whose answer never came
             with suppress(StagelineError):
                 found = self._read()
-                if found is not None and annotation(found, LAUNCHER) == self.holder.name:
+                if found is not None and annotation(found, ANNOTATION_LAUNCHER) == self.holder.name:
                     self._uid = found["metadata"]["uid"]
         if not self._uid:
             self._words.put(("cancelled", False))

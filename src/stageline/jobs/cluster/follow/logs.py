@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 from stageline.errors import ClusterUnavailableError, StagelineError
 from stageline.jobs.cluster.explain.describe import pod_label
+from stageline.kube.keys import CONTAINER, PODS, Plain
 from stageline.kube.log_cursor import Gap, Timeline
 from stageline.kube.refusals import AbsentError
 
-CONTAINER = "pytorch"
 RETRY_SECONDS = 0.2
 LONGEST_RETRY_SECONDS = 3.0
 """Between attempts to open a stream that was refused: doubled from the first to this."""
@@ -25,8 +25,6 @@ PATIENCE_CUTS = 5
 """Streams in a row that may be cut where a log is read without following."""
 NOT_YET = ("is waiting to start", "is not available", "ContainerCreating", "previous terminated container", "not found")
 """What the API server says of a container that has no log yet, or none any more."""
-
-Plain = Mapping[str, Any]
 
 
 class LogStream(Protocol):
@@ -201,7 +199,7 @@ class _Reader(threading.Thread):
         stream = self._stream = self._follower.source.log(self._name, query)
         try:
             # Asked after the stream was opened: if the pod is still ours, so is the stream.
-            pod = self._follower.source.get("pods/v1", self._name)
+            pod = self._follower.source.get(PODS, self._name)
             if str(pod["metadata"]["uid"]) != self._uid:
                 raise AbsentError(f"pod {self._name} is another one by now")
             self._restarts, self._terminated = _instance(pod)

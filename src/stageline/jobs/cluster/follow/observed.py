@@ -24,17 +24,10 @@ from stageline.jobs.cluster.explain.describe import (
 )
 from stageline.jobs.cluster.explain.diagnosis import diagnose
 from stageline.jobs.cluster.explain.silent_nodes import SilentPods
-from stageline.jobs.cluster.follow.adoption import (
-    DEADLINE,
-    PODS_SEEN,
-    SPEC,
-    annotation,
-    essence,
-    is_suspended,
-    spec_digest,
-)
+from stageline.jobs.cluster.follow.adoption import essence, is_suspended, spec_digest
 from stageline.jobs.cluster.follow.budget import Ledger, StartClock, deadline_error, over_budget, pending_error
 from stageline.jobs.job import Job
+from stageline.kube.keys import ANNOTATION_DEADLINE, ANNOTATION_PODS_SEEN, ANNOTATION_SPEC, annotation
 from stageline.telemetry import FailureRecord
 
 if TYPE_CHECKING:
@@ -59,8 +52,8 @@ class Scene:
         self.events: deque[dict[str, Any]] = deque(maxlen=NOTED_EVENTS)
         self.synced: set[str] = set()
         self.is_gone = False
-        self.ledger = Ledger.read(annotation(live, PODS_SEEN))
-        self.submitted = annotation(live, SPEC) or spec_digest(live)
+        self.ledger = Ledger.read(annotation(live, ANNOTATION_PODS_SEEN))
+        self.submitted = annotation(live, ANNOTATION_SPEC) or spec_digest(live)
         self.lost_pods: list[Mapping[str, Any]] = []
         self.silent_seconds = 0.0
         self._essence = essence(live)
@@ -174,7 +167,7 @@ class Scene:
         return self._over_deadline(now) or self._over_start(now)
 
     def _over_deadline(self, now: float) -> StagelineError | None:
-        deadline = annotation(self.job, DEADLINE)
+        deadline = annotation(self.job, ANNOTATION_DEADLINE)
         if not deadline:
             return None
         # The entry ends running pods at the deadline itself, with a commit and a record of its own.

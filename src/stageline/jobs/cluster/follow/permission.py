@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from stageline.errors import ClusterError, StagelineError
 from stageline.kube.client import Api
+from stageline.kube.keys import JOBS
 
 NEEDED = (
-    ("pytorchjobs.kubeflow.org", ("create", "watch", "patch", "delete")),
+    (JOBS.partition("/")[0], ("create", "watch", "patch", "delete")),
     ("pods", ("watch",)),
     ("pods/log", ("get",)),
 )

@@ -12,12 +12,13 @@ from typing import Any
 
 from stageline.errors import ClusterError, ConfigError
 from stageline.jobs.cluster.explain.describe import pod_phase
-from stageline.jobs.cluster.follow.adoption import FINGERPRINT, JOB_LABEL, annotation, outcome
+from stageline.jobs.cluster.follow.adoption import outcome
 from stageline.jobs.cluster.follow.logs import LogFollower
 from stageline.jobs.cluster.inspect.manifest import manifest_difference
 from stageline.jobs.cluster.inspect.rows import Row, list_rows
-from stageline.jobs.cluster.render.pytorchjob import LABEL_RUN, SELECTOR, label_value
-from stageline.kube.client import JOBS, PODS, Api
+from stageline.jobs.cluster.render.pytorchjob import label_value
+from stageline.kube.client import Api
+from stageline.kube.keys import ANNOTATION_FINGERPRINT, JOBS, LABEL_JOB, LABEL_RUN, PODS, SELECTOR, annotation, is_ours
 from stageline.kube.refusals import AbsentError, ConflictError
 from stageline.kube.watches import Watch
 
@@ -63,7 +64,7 @@ def _own_job(api: Api, name: str) -> dict[str, Any]:
             f"there is no job {name!r} in namespace {api.namespace!r}",
             remedy=f"stageline job list -n {api.namespace} shows those there are",
         ) from error
-    if (job["metadata"].get("labels") or {}).get("app.kubernetes.io/managed-by") != "stageline":
+    if not is_ours(job):
         raise ClusterError(
             f"the PyTorchJob {name!r} in namespace {api.namespace!r} was not made by stageline, and is left alone",
             remedy=f"kubectl -n {api.namespace} delete pytorchjob {name}",
@@ -105,7 +106,7 @@ def look_at_logs(
         if follow:
             _follow(api, job, logs, say)
         else:
-            pods = api.list(PODS, labels=f"{JOB_LABEL}={name}").get("items") or []
+            pods = api.list(PODS, labels=f"{LABEL_JOB}={name}").get("items") or []
             for pod in pods:
                 logs.update(pod)
             if not any(pod_phase(pod) != "Pending" for pod in pods):
@@ -126,7 +127,7 @@ def _follow(api: Api, job: Mapping[str, Any], logs: LogFollower, say: Callable[[
     name, uid = str(job["metadata"]["name"]), job["metadata"]["uid"]
     over = threading.Event()
     faults: list[BaseException] = []
-    labels = f"{JOB_LABEL}={name}"
+    labels = f"{LABEL_JOB}={name}"
     watches = {
         "pods": Watch(api, PODS, labels=labels, patience_seconds=PATIENCE_SECONDS, say=_once(say)),
         "jobs": Watch(api, JOBS, fields=f"metadata.name={name}", patience_seconds=PATIENCE_SECONDS, say=_once(say)),
@@ -184,6 +185,6 @@ def compare_live(api: Api, rendered: Mapping[str, Any]) -> dict[str, Any]:
     except AbsentError:
         return {"state": "absent", "differences": []}
     state = outcome(live).lower() or "unfinished"
-    same = annotation(live, FINGERPRINT) == annotation(rendered, FINGERPRINT)
+    same = annotation(live, ANNOTATION_FINGERPRINT) == annotation(rendered, ANNOTATION_FINGERPRINT)
     differences = manifest_difference(live, rendered)
     return {"state": state, "same_fingerprint": same, "differences": differences}

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from stageline.jobs.cluster.explain.describe import condition, describe_pod, pod_phase, timestamp
-from stageline.jobs.cluster.follow.adoption import (
-    FINGERPRINT,
-    JOB_LABEL,
-    LAUNCHER,
-    PODS_SEEN,
-    annotation,
-    is_suspended,
-    outcome,
-)
+from stageline.jobs.cluster.follow.adoption import is_suspended, outcome
 from stageline.jobs.cluster.follow.budget import Ledger
-from stageline.jobs.cluster.render.pytorchjob import LABEL_RUN, LABEL_STAGE, LABEL_VARIANT
-
-Plain = Mapping[str, Any]
+from stageline.kube.keys import (
+    ANNOTATION_FINGERPRINT,
+    ANNOTATION_LAUNCHER,
+    ANNOTATION_PODS_SEEN,
+    LABEL_JOB,
+    LABEL_RUN,
+    LABEL_STAGE,
+    LABEL_VARIANT,
+    Plain,
+    annotation,
+    label,
+)
 
 
 @dataclass(frozen=True)
@@ -48,27 +49,26 @@ def list_rows(jobs: Sequence[Plain], pods: Sequence[Plain], *, now: float | None
     now = time.time() if now is None else now
     by_job: dict[str, list[Plain]] = {}
     for pod in pods:
-        by_job.setdefault(str((pod["metadata"].get("labels") or {}).get(JOB_LABEL, "")), []).append(pod)
+        by_job.setdefault(str(label(pod, LABEL_JOB)), []).append(pod)
     rows = [_row(job, by_job.get(str(job["metadata"]["name"]), []), now) for job in jobs]
     return sorted(rows, key=lambda row: (row.run, -row.age_seconds, row.name))
 
 
 def _row(job: Plain, pods: Sequence[Plain], now: float) -> Row:
     metadata = job["metadata"]
-    labels = metadata.get("labels") or {}
     worker = (job.get("spec") or {}).get("pytorchReplicaSpecs", {}).get("Worker", {})
     return Row(
         name=str(metadata["name"]),
-        run=str(labels.get(LABEL_RUN, "")),
-        stage=str(labels.get(LABEL_STAGE, "")),
-        variant=str(labels.get(LABEL_VARIANT, "")),
+        run=label(job, LABEL_RUN),
+        stage=label(job, LABEL_STAGE),
+        variant=label(job, LABEL_VARIANT),
         state=job_state(job, pods),
         running=sum(pod_phase(pod) == "Running" for pod in pods),
         wanted=int(worker.get("replicas") or 1),
-        restarts=Ledger.read(annotation(job, PODS_SEEN)).restarts,
+        restarts=Ledger.read(annotation(job, ANNOTATION_PODS_SEEN)).restarts,
         age_seconds=round(now - (timestamp(metadata.get("creationTimestamp")) or now), 1),
-        fingerprint=annotation(job, FINGERPRINT),
-        launcher=annotation(job, LAUNCHER),
+        fingerprint=annotation(job, ANNOTATION_FINGERPRINT),
+        launcher=annotation(job, ANNOTATION_LAUNCHER),
     )
 
 

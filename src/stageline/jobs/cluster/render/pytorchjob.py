@@ -28,20 +28,24 @@ from stageline.jobs.environment import (
     write_environment,
 )
 from stageline.jobs.job import Job
+from stageline.kube.keys import (
+    ANNOTATION_DEADLINE,
+    ANNOTATION_FINGERPRINT,
+    API_VERSION,
+    CONTAINER,
+    KIND,
+    LABEL_FAMILY,
+    LABEL_JOB,
+    LABEL_KFP_RUN,
+    LABEL_QUEUE,
+    LABEL_RUN,
+    LABEL_STAGE,
+    LABEL_VARIANT,
+    NO_DISRUPTION,
+    OWN_LABELS,
+)
 
-API_VERSION = "kubeflow.org/v1"
-KIND = "PyTorchJob"
-CONTAINER = "pytorch"
-"""The operator insists on this name."""
 ENTRY = "stageline-entry"
-LABEL_RUN, LABEL_STAGE = "stageline.dev/run", "stageline.dev/stage"
-LABEL_FAMILY, LABEL_VARIANT = "stageline.dev/family", "stageline.dev/variant"
-LABEL_KFP_RUN = "stageline.dev/kfp-run-id"
-LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
-ANNOTATION_FINGERPRINT = "stageline.dev/fingerprint"
-ANNOTATION_DEADLINE = "stageline.dev/deadline"
-SELECTOR = "app.kubernetes.io/name=stageline,app.kubernetes.io/managed-by=stageline"
-"""Finds every job of ours."""
 LARGEST_CONFIG_BYTES = 100_000
 """Of the config that travels: Linux takes no single variable above 128 KiB."""
 
@@ -65,7 +69,7 @@ def render_job(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
         "template": {
             "metadata": {
                 "labels": dict(labels),
-                "annotations": {**annotations, "karpenter.sh/do-not-disrupt": "true"},
+                "annotations": {**annotations, **NO_DISRUPTION},
             },
             "spec": _pod(job, cluster),
         },
@@ -114,8 +118,7 @@ def _root_faults(root: str, cluster: ClusterConfig) -> Iterator[str]:
 def own_labels(job: Job) -> dict[str, str]:
     """What every job of ours, and its pods, can be found by."""
     labels = {
-        "app.kubernetes.io/name": "stageline",
-        "app.kubernetes.io/managed-by": "stageline",
+        **OWN_LABELS,
         LABEL_RUN: job.run,
         LABEL_STAGE: job.item,
         LABEL_FAMILY: job.family,
@@ -256,7 +259,7 @@ def _placement(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
             "maxSkew": 1,
             "topologyKey": "kubernetes.io/hostname",
             "whenUnsatisfiable": "DoNotSchedule" if required else "ScheduleAnyway",
-            "labelSelector": {"matchLabels": {"training.kubeflow.org/job-name": job.name}},
+            "labelSelector": {"matchLabels": {LABEL_JOB: job.name}},
         }
         if required:  # a dead node counts as an empty one otherwise, and nothing is scheduled any more
             constraint["nodeTaintsPolicy"] = "Honor"
