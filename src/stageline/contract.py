@@ -13,13 +13,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from stageline.config import RunConfig
+from stageline.layers.parameter_groups import ParameterGroup
 from stageline.stage import Inheritance, Stage, Stages, Trains
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from torch.utils.data import Dataset
 
     from stageline.objectives.step import StageLoss, StepContext, ValidationContext
+    from stageline.store import Store
+
+__all__ = [
+    "Comparison",
+    "Evaluation",
+    "External",
+    "Family",
+    "FamilyConfig",
+    "ParameterGroup",
+    "Parent",
+    "Progress",
+    "SampleKey",
+    "Samples",
+    "Split",
+    "StageTask",
+    "Words",
+    "Workspace",
+]
 
 SampleKey = tuple[int, int]
 """(epoch, index): what the training set is asked for; augmentation is a function of it and the seed."""
@@ -32,6 +50,7 @@ RowKey = tuple[str, str]
 Comparison = Literal["equal", "report", "ablatable"]
 """How a fact of the family is compared by a verb: it must be equal; a difference is only reported; or the config may
 ask for less than the file has (an ablation)."""
+Cast = Literal["bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +131,10 @@ class FamilyConfig:
     splits(config, stage): the prepared splits that the stage reads; `evaluation_splits(config)` those of an evaluation.
     check(config, stage): everything that can be refused about a stage's config before data or model are touched.
     trains(config, stage): which parameters train; the stage's own patterns unless the family says otherwise.
+    may_lack_gradient(config, stage): `fnmatch` patterns of trained parameters that may stay without a gradient in the
+        first steps (an expert that is rarely chosen); of all others that is an error.
+    casts(config, stage): pattern -> number format (`bfloat16`, `float16`) that frozen parameters and buffers are held
+        in while the stage trains; they are saved as they were.
     externals(config, stage): weights that are not ours and that the stage needs.
     default_stages(config): what `stages: null` means; opt-in stages never.
     variant(config): the word that tells runs of one stage apart in their directories; "" where there is none.
@@ -136,6 +159,8 @@ class FamilyConfig:
     source_files: Callable[[Any], tuple[Path, ...]]
     check: Callable[[Any, Stage], None]
     trains: Callable[[Any, Stage], Trains] = lambda _config, stage: Trains(stage.trains)
+    may_lack_gradient: Callable[[Any, Stage], tuple[str, ...]] = lambda _config, _stage: ()
+    casts: Callable[[Any, Stage], Mapping[str, Cast]] = lambda _config, _stage: {}
     externals: Callable[[Any, Stage], tuple[External, ...]] = lambda _config, _stage: ()
     default_stages: Callable[[Any], Collection[str]] | None = None
     variant: Callable[[Any], str] = lambda _config: ""
@@ -156,16 +181,25 @@ class FamilyConfig:
 
 
 @dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters that share a learning-rate factor and a decay rule.
+class Workspace:
+    """What a family may use between loading and the first step.
 
-    names: full parameter names.  lr_factor: times `trainer.learning_rate`.  decay: whether weight decay applies.
+    store: the run's root; caches shared by its runs lie below `cache/`.
+    contents: role -> content of that parent, and name -> digest of each external: keys for what is derived from them.
+    rank, size: this process among the others; each may do its share.
     """
 
-    name: str
-    names: tuple[str, ...]
-    lr_factor: float = 1.0
-    decay: bool = True
+    store: Store
+    contents: Mapping[str, str] = field(default_factory=dict)
+    rank: int = 0
+    size: int = 1
+
+
+class Samples(Protocol):
+    """A set of samples: training sets are indexed by a `SampleKey`, validation sets by an int."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, item: Any, /) -> Any: ...
 
 
 class StageTask(Protocol):
@@ -175,11 +209,11 @@ class StageTask(Protocol):
     """All of the family's own tensors. State-dict names are the checkpoint's names."""
 
     @property
-    def train_set(self) -> Dataset[Any]:
+    def train_set(self) -> Samples:
         """Indexed by a `SampleKey`; pure: the same key gives the same sample in any process."""
 
     @property
-    def val_set(self) -> Dataset[Any]:
+    def val_set(self) -> Samples:
         """Indexed by int."""
 
     def collate(self, samples: Sequence[Any]) -> Any:
@@ -195,7 +229,7 @@ class StageTask(Protocol):
         """Groups over the names that this stage trains."""
 
     def set_train_mode(self, model: nn.Module) -> None:
-        """Train mode for what trains, eval mode for frozen parts."""
+        """Train mode for what trains; modules in which nothing trains are put into eval mode after it."""
 
     def advance(self, step: int, steps: int) -> None:
         """Set schedule buffers for the step to come; they are saved with the model, never derived at load."""
@@ -260,6 +294,8 @@ class Family:
     build_model(config, stage): the module of a stage, randomly initialised from config.seed; on the meta device where
         the caller sets one.
     build_task(config, stage, data_dir): model + data + loss of a stage; data_dir holds the prepared data.
+    begin(task, workspace): called once on every rank after the weights are loaded and before the first step: feature
+        caches and whatever else is derived from weights.
     prepare(config, target, progress): write prepared data into the empty local folder `target`; returns facts for the
         manifest (counts, how labels were made). All faults of the source files at once, before the first write.
     evaluate(config, model, data_dir, finished, emit, progress): the family's metrics. config.evaluate says how.
@@ -282,3 +318,4 @@ class Family:
         [Sequence[Path], Mapping[str, Any], str], tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]
     ]
     section_of: Callable[[str], str]
+    begin: Callable[[Any, Workspace], None] = lambda _task, _workspace: None

@@ -116,7 +116,7 @@ def test_out_of_memory_names_the_setting(train, tmp_path, family):
         pytest.param("base", {"trainer.precision": "16-mixed"}, ConfigError, "needs a GPU", id="fp16 on a CPU"),
         pytest.param("base", {"trainer.processes": 2}, ConfigError, "one of 1, 1 of them", id="no torchrun"),
         pytest.param("base", {"data.num_train": 0, "data.num_val": 0}, DataError, "2 faults", id="no samples"),
-        pytest.param("whole", {"data.may_split": False}, ConfigError, "may not be split", id="loss that cannot split"),
+        pytest.param("whole", {}, ConfigError, "may not be split", id="loss that cannot split"),
         pytest.param("loose", {}, ConfigError, "'nothing.*' matches none of 6", id="pattern without match"),
         pytest.param("unmeasured", {}, TrainingError, "declares the metric 'absent'", id="metric not measured"),
         pytest.param("tune", {}, PlanError, "needs a checkpoint of 'base'", id="parent missing"),
@@ -131,12 +131,20 @@ def test_refusals(train, tmp_path, stage, settings, error, words):
 
 
 def test_a_loss_that_may_not_be_split_trains_whole(train):
-    assert train("whole", **{"data.may_split": False, "trainer.accumulate_grad_batches": 1}).step == 10
+    assert train("whole", **{"trainer.accumulate_grad_batches": 1}).step == 10
 
 
-def test_a_stage_that_declares_its_loss_wrongly_ends_at_once(train):
-    with pytest.raises(AssertionError, match="stage 'base' declares a loss that may be split over anything"):
-        train(**{"data.may_split": False, "trainer.accumulate_grad_batches": 1})
+def test_a_trained_parameter_that_never_has_a_gradient_ends_the_stage(train, tmp_path):
+    """After ten steps, with its name; unless the family declares it."""
+    with pytest.raises(TrainingError) as caught:
+        train(**{"model.unused": True})
+    assert caught.value.message == (
+        "stage 'base': 1 of 7 trained parameters had no gradient in the first 10 steps: unused.weight"
+    )
+    assert stage_dir(tmp_path).committed() == []
+    assert train(run="declared", **{"model.unused": True, "model.declared": True}).step == 10
+    with pytest.raises(ConfigError, match=r"'unused\.\*' matches none of 6 parameters"):
+        train(run="wrong", **{"model.declared": True})
 
 
 def test_a_taken_metrics_port_never_ends_a_run(train, tmp_path):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from toy_family.toy import ToyTask
 
-from stageline.trainer.order import Cursor, Order, StepPlan, epoch_order, training_batches
+from stageline.config import RunConfig, TrainerConfig
+from stageline.errors import DataError
+from stageline.stage import Stage, num_steps
+from stageline.trainer.order import Cursor, Order, StepPlan, epoch_order, make_order, training_batches
 
 
 class Sized(ToyTask):
@@ -96,6 +100,24 @@ def test_a_family_may_order_its_own_epochs():
         ((2, 0),),
     ]
     assert order.steps_of_epochs(2) == 3
+
+
+@given(shapes)
+def test_a_loss_over_ranks_sees_whole_groups_alone(shape):
+    """As many steps as the plan counts, every one of them full on every rank."""
+    size, batch, accumulate, world = shape
+    stage = Stage("x", objective="o", metric="m", epochs=2, loss_over="ranks")
+    settings = TrainerConfig(batch_size=batch, accumulate_grad_batches=accumulate, nodes=world)
+    ranks = [make_order(Sized(num_train=size), settings, stage, seed=7, rank=rank, size=world) for rank in range(world)]
+    counted = num_steps(RunConfig(family="toy", trainer=settings), stage, size)
+    if not counted:
+        with pytest.raises(DataError, match=f"epoch 0 has {size} samples, fewer than"):
+            ranks[0].steps_of_epochs(2)
+        return
+    assert [order.steps_of_epochs(2) for order in ranks] == [counted] * world
+    for order in ranks:
+        parts = [part for step in order.steps(Cursor(), counted) for part in step.micro_batches]
+        assert {(len(part.items), part.padding) for part in parts} == {(batch, False)}
 
 
 def test_any_number_of_workers_gives_the_same_batches():

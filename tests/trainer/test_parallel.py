@@ -29,17 +29,17 @@ ONE = {**SETTINGS, "trainer.batch_size": 4}
 TWO = {**SETTINGS, "trainer.batch_size": 2, "trainer.processes": 2}
 
 
-def final(root: Path, run: str) -> CheckpointRef:
-    ref = StageDir(str(root), run, "base").newest()
+def final(root: Path, run: str, stage: str = "base") -> CheckpointRef:
+    ref = StageDir(str(root), run, stage).newest()
     assert ref is not None
     assert ref.metadata.final
     assert verify(ref) == []
     return ref
 
 
-def curves(root: Path, run: str) -> list[dict[str, Any]]:
+def curves(root: Path, run: str, stage: str = "base") -> list[dict[str, Any]]:
     """What each step and validation said about the mathematics."""
-    events = read_events(StageDir(str(root), run, "base").store)
+    events = read_events(StageDir(str(root), run, stage).store)
     return [
         {"loss": e["loss"], "norm": e["gradient_norm"], **e["parts"]} if e["event"] == "step" else e["metrics"]
         for e in events
@@ -47,11 +47,11 @@ def curves(root: Path, run: str) -> list[dict[str, Any]]:
     ]
 
 
-def assert_same_training(root: Path, run: str, other: str) -> None:
-    for a, b in zip(curves(root, run), curves(root, other), strict=True):
+def assert_same_training(root: Path, run: str, other: str, stage: str = "base") -> None:
+    for a, b in zip(curves(root, run, stage), curves(root, other, stage), strict=True):
         assert a == pytest.approx(b, rel=2e-5)
     for weights in ("raw", "ema"):
-        one, two = read_tensors(final(root, run), weights), read_tensors(final(root, other), weights)
+        one, two = (read_tensors(final(root, name, stage), weights) for name in (run, other))
         assert one.keys() == two.keys()
         for name in one:
             # Adam divides by small numbers in its first steps: rounding in the gradient shows.
@@ -156,3 +156,71 @@ def test_shards_in_bf16(train, tmp_path):
     ends = run_ranks(lambda _: train(run="bf16", **settings).step, 2, tmp_path / "bf16")
     assert [end.code for end in ends] == [0, 0], ends
     assert {tensor.dtype for tensor in read_tensors(final(tmp_path, "bf16")).values()} == {torch.float32}
+
+
+def test_two_ranks_of_a_gathered_loss_equal_one_with_the_double_batch(train, tmp_path):
+    """A variance over the batch is no sum over samples: it is right only where every rank sees all of it."""
+    settings = {**SETTINGS, "trainer.accumulate_grad_batches": 1, "trainer.max_steps": 6}
+    train("even", run="one", **{**settings, "trainer.batch_size": 8})
+    two = {**settings, "trainer.batch_size": 4, "trainer.processes": 2}
+    ends = run_ranks(lambda _: train("even", run="two", **two).metrics, 2, tmp_path / "two")
+    assert [end.code for end in ends] == [0, 0], ends
+    assert_same_training(tmp_path, "one", "two", stage="even")
+    # 21 samples in groups of 8: the third is incomplete and left out, the fourth step begins the next epoch.
+    events = read_events(StageDir(str(tmp_path), "two", "even").store)
+    assert [(e["epoch"], e["num_samples"]) for e in events if e["event"] == "step"] == [(0, 8), (1, 8)] * 3
+    alone = {**settings, "trainer.batch_size": 4}
+    train("even", run="half", **alone)
+    losses = [curves(tmp_path, run, "even")[0]["loss"] for run in ("one", "half")]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+
+
+def test_gathered_rows_have_the_gradient_of_one_process(tmp_path):
+    """Also where ranks have different numbers of rows."""
+    from stageline.config import TrainerConfig
+    from stageline.trainer.ranks import Ranks
+
+    rows = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    whole = rows.clone().requires_grad_()
+    whole.var(dim=0).log().sum().backward()
+    assert whole.grad is not None
+    settings = TrainerConfig(processes=2, accelerator="cpu")
+
+    def body(rank: int) -> Any:
+        ranks = Ranks(settings)
+        own = (rows[:2] if rank == 0 else rows[2:]).clone().requires_grad_()
+        gathered = ranks.gather_rows(own)
+        assert torch.equal(gathered.detach(), rows)
+        (gathered.var(dim=0).log().sum() / 2).backward()
+        assert own.grad is not None
+        ranks.close()
+        return own.grad.tolist()
+
+    ends = run_ranks(body, 2, tmp_path / "rows")
+    assert [end.code for end in ends] == [0, 0], ends
+    torch.testing.assert_close(torch.tensor(ends[0].value + ends[1].value), whole.grad)
+
+
+def test_the_shared_generator_is_equal_on_all_ranks_and_the_own_one_is_not(train, tmp_path):
+    from toy_family import family
+
+    def body(rank: int) -> Any:
+        seen: list[list[float]] = []
+
+        def watch(task: Any) -> None:
+            def on_loss(summed: Any, context: Any) -> Any:
+                draws = [float(torch.rand((), generator=g)) for g in (context.shared, context.rng)]
+                seen.append([context.step, context.micro, *draws])
+                return summed
+
+            task.on_loss = on_loss
+
+        family.CHANGE[:] = [watch]
+        train(run="draws", **{**TWO, "trainer.max_steps": 2})
+        return seen
+
+    one, two = (end.value for end in run_ranks(body, 2, tmp_path / "draws"))
+    assert [row[:3] for row in one] == [row[:3] for row in two]
+    draws = [row[2] for row in one] + [row[3] for row in one + two]
+    assert len(set(draws)) == 3 * len(one)
+    assert [row[:2] for row in one] == [[0, 0], [0, 1], [1, 0], [1, 1]]

@@ -19,11 +19,13 @@ from stageline.config import TrainerConfig
 from stageline.contract import ParameterGroup
 from stageline.data.batches import equal_batches
 from stageline.errors import ConfigError, DiskFullError
+from stageline.stage import Trains
 from stageline.trainer.gradients import summing_scale
 from stageline.trainer.interruption import StopRequest
 from stageline.trainer.parameters import (
     fill_optimizer,
     freeze_untrained,
+    frozen_modules,
     make_optimizer,
     optimizer_tensors,
     set_learning_rate,
@@ -35,16 +37,29 @@ from stageline.trainer.validation import is_better, plan_validation
 
 def test_patterns_choose_what_trains():
     model = ToyModel()
-    assert freeze_untrained(model, STAGE) == ("body.0.weight", "body.0.bias", "head.weight", "head.bias")
+    trains = Trains(STAGE.trains)
+    assert freeze_untrained(model, trains, "x") == ("body.0.weight", "body.0.bias", "head.weight", "head.bias")
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["stem.weight", "stem.bias"]
-    with pytest.raises(ConfigError, match=r"2 faults") as caught:
-        freeze_untrained(model, replace(STAGE, trains=("body.*", "hed.*", "neck.*")))
+    assert freeze_untrained(model, Trains(("*",), ("*.bias", "stem.*")), "x") == ("body.0.weight", "head.weight")
+    with pytest.raises(ConfigError, match=r"stage x: trains: 3 faults") as caught:
+        freeze_untrained(model, Trains(("body.*", "hed.*", "neck.*"), ("body.1.*",)), "stage x")
     assert "'hed.*' matches none of 6 parameters; near: 'head'" in caught.value.message
+    assert "exclude 'body.1.*' matches none" in caught.value.message
+    with pytest.raises(ConfigError, match="leaves no parameter"):
+        freeze_untrained(model, Trains(("body.*",), ("*",)), "stage x")
+
+
+def test_modules_in_which_nothing_trains_are_the_largest_ones():
+    model = ToyModel()
+    freeze_untrained(model, Trains(("head.*",)), "x")
+    assert [name for name, module in model.named_modules() if module in list(frozen_modules(model))] == ["stem", "body"]
+    freeze_untrained(model, Trains(("*",)), "x")
+    assert list(frozen_modules(model)) == []
 
 
 def test_groups_must_cover_what_trains_exactly():
     task = ToyTask()
-    trained = freeze_untrained(task.model, STAGE)
+    trained = freeze_untrained(task.model, Trains(STAGE.trains), "x")
     groups = (
         ParameterGroup("a", ("body.0.weight", "head.weight", "stem.weight")),
         ParameterGroup("b", ("head.weight", "head.bias")),
@@ -57,7 +72,7 @@ def test_groups_must_cover_what_trains_exactly():
 
 def test_groups_have_their_factors_and_decay():
     task = ToyTask()
-    trained = freeze_untrained(task.model, STAGE)
+    trained = freeze_untrained(task.model, Trains(STAGE.trains), "x")
     optimizer = make_optimizer(task.model, task.parameter_groups(), trained, TrainerConfig(weight_decay=0.1))
     set_learning_rate(optimizer, 0.5)
     assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.5, 0.1), (1.0, 0.0)]
@@ -65,7 +80,7 @@ def test_groups_have_their_factors_and_decay():
 
 def test_optimizer_state_by_name_round_trips():
     task = ToyTask()
-    trained = freeze_untrained(task.model, STAGE)
+    trained = freeze_untrained(task.model, Trains(STAGE.trains), "x")
     made = [make_optimizer(task.model, task.parameter_groups(), trained, TrainerConfig()) for _ in range(2)]
     assert optimizer_tensors(made[0], task.model) == {}
     task.model(torch.ones(3, 4)).sum().backward()

@@ -96,7 +96,6 @@ def plan(
 
 def _counted(config: RunConfig, made: Plan) -> Plan:
     """The plan with parameter counts of models built on the meta device, which holds no memory."""
-    import fnmatch
     from dataclasses import replace
 
     import torch
@@ -109,10 +108,12 @@ def _counted(config: RunConfig, made: Plan) -> Plan:
     for item in made.items:
         if item.kind == "stage" and item.action not in ("not selected", "blocked"):
             stage = family.stages[item.name]
+            own = stage_config(config, stage)
             with torch.device("meta"):
-                model = record.build_model(stage_config(config, stage), stage)
+                model = record.build_model(own, stage)
             sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-            trained = sum(n for name, n in sizes.items() if any(fnmatch.fnmatchcase(name, p) for p in stage.trains))
+            trains = family.trains(own, stage)
+            trained = sum(size for name, size in sizes.items() if trains.matches(name))
             item = replace(item, parameters={"trained": trained, "total": sum(sizes.values())})
         items.append(item)
     return replace(made, items=tuple(items))

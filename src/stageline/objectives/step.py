@@ -7,7 +7,7 @@ micro-batches and ranks, and micro-batching never changes a result.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -21,26 +21,40 @@ class StageLoss:
     sum: scalar tensor with a graph, summed over samples (or tokens).
     weight: how many samples (or tokens) it sums over.
     parts: named parts for the log as (sum, count); a part the batch lacks has count 0, not value 0.
-    may_split: False where the loss is no sum over samples (VICReg); the stage then declares `loss_over`.
+
+    Where the stage declares that its loss is one over all ranks (`loss_over="ranks"`), `sum` and `weight` are this
+    rank's shares of the whole loss and of its weight.
     """
 
     sum: Tensor
     weight: float
     parts: Mapping[str, tuple[float | Tensor, float]] = field(default_factory=dict)
-    may_split: bool = True
+
+
+def of_one_rank(tensor: Tensor) -> Tensor:
+    """What `StepContext.gather` is where there is one rank: the tensor itself."""
+    return tensor
 
 
 @dataclass(frozen=True)
 class StepContext:
     """Where the loop stands. Randomness is a function of (seed, step, rank, micro-batch), not a state.
 
-    step: optimizer steps finished before this one.  progress: step / steps, in [0, 1).
+    step: optimizer steps finished before this one.
+    progress: step / steps, in [0, 1).
     rng: a generator on the CPU; draw there and move, so that every device sees the same numbers.
+    shared: the same, equal on every rank: f(seed, step, micro-batch).
+    micro: number of the micro-batch in its step, from 0.
+    gather: (n, ...) of this rank -> (sum of all n, ...) of all ranks in their order, with gradient; n may differ among
+        ranks. A collective: every rank calls it equally often.
     """
 
     step: int
     progress: float
     rng: torch.Generator
+    shared: torch.Generator = field(default_factory=torch.Generator)
+    micro: int = 0
+    gather: Callable[[Tensor], Tensor] = of_one_rank
 
 
 @dataclass(frozen=True)

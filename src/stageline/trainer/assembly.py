@@ -12,22 +12,26 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from stageline.config import TrainerConfig
+from stageline.contract import StageTask
+from stageline.errors import ConfigError, Faults
 from stageline.layers.ema import Ema
-from stageline.stage import Stage
-from stageline.trainer.parameters import freeze_untrained, make_optimizer
+from stageline.stage import Stage, Trains
+from stageline.trainer.parameters import freeze_untrained, frozen_modules, make_optimizer, unmatched
 from stageline.trainer.ranks import Ranks
-from stageline.trainer.task import Task
 
 
 @dataclass(frozen=True)
 class Parts:
     """What a step works with.
 
-    model: the wrapped module that is called.  own: the task's module, whose names count.  step_optimizer: the wrapped
-    optimizer, whose `step` knows about precision.  trained: parameter names.
+    model: the wrapped module that is called.
+    own: the task's module, whose names count.
+    step_optimizer: the wrapped optimizer, whose `step` knows about precision.
+    trained: names of the parameters that train.
+    may_lack_gradient: patterns of those that the first steps may leave without a gradient.
     """
 
-    task: Task
+    task: StageTask
     settings: TrainerConfig
     ranks: Ranks
     stage: Stage
@@ -37,6 +41,13 @@ class Parts:
     step_optimizer: Any
     ema: Ema | None
     trained: tuple[str, ...]
+    may_lack_gradient: tuple[str, ...] = ()
+
+    def set_train_mode(self) -> None:
+        """The task's train mode, with every module in eval mode in which nothing trains."""
+        self.task.set_train_mode(self.model)
+        for module in frozen_modules(self.own):
+            module.eval()
 
     def hold_sync(self, hold: bool) -> AbstractContextManager[Any]:
         """Leave out the exchange of gradients: all micro-batches of a step but the last."""
@@ -46,7 +57,7 @@ class Parts:
         return context
 
 
-def shard_function(task: Task) -> Callable[[nn.Module, Any], nn.Module]:
+def shard_function(task: StageTask) -> Callable[[nn.Module, Any], nn.Module]:
     """What FSDP2 does to the model: each of the task's units, then the root, over all ranks."""
 
     def shard(model: nn.Module, mesh: Any) -> nn.Module:
@@ -70,9 +81,26 @@ def name_root(model: Any) -> None:
     model._get_fsdp_state()._lazy_init()
 
 
-def assemble(task: Task, settings: TrainerConfig, ranks: Ranks, stage: Stage) -> Parts:
-    """Freeze, wrap and build. The model must hold its starting weights already unless they are restored after."""
-    trained = freeze_untrained(task.model, stage)
+def assemble(
+    task: StageTask,
+    settings: TrainerConfig,
+    ranks: Ranks,
+    stage: Stage,
+    trains: Trains | None = None,
+    *,
+    may_lack_gradient: tuple[str, ...] = (),
+) -> Parts:
+    """Freeze, wrap and build. The model must hold its starting weights already unless they are restored after.
+
+    task: of the stage, on the CPU.
+    settings: the stage's own.
+    trains: what the family says trains; None takes the stage's own patterns.
+    may_lack_gradient: patterns of trained parameters that the first steps may leave without a gradient.
+    """
+    trained = freeze_untrained(task.model, trains or Trains(stage.trains), f"stage {stage.name}")
+    faults = Faults(ConfigError, f"stage {stage.name}: may_lack_gradient", "mend the family's patterns")
+    faults.extend(unmatched(may_lack_gradient, trained))
+    faults.raise_if_any()
     ranks.shard = shard_function(task)
     model = ranks.fabric.setup_module(task.model)
     if ranks.sharded:
@@ -91,4 +119,5 @@ def assemble(task: Task, settings: TrainerConfig, ranks: Ranks, stage: Stage) ->
         step_optimizer=step_optimizer,
         ema=ema,
         trained=trained,
+        may_lack_gradient=may_lack_gradient,
     )

@@ -8,12 +8,15 @@ unequal their weights were.
 from __future__ import annotations
 
 import math
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 
 from stageline.config import TrainerConfig
+from stageline.trainer.assembly import Parts
 from stageline.trainer.ranks import Ranks
+
 
 
 def summing_scale(settings: TrainerConfig, size: int) -> float:
@@ -58,3 +61,19 @@ def clip(optimizer: torch.optim.Optimizer, norm: float, limit: float) -> None:
     if limit <= 0 or norm <= limit:
         return
     torch._foreach_mul_([_local(gradient) for gradient in _gradients(optimizer)], limit / (norm + 1e-6))
+
+
+def lacking_gradient(parts: Parts) -> list[str]:
+    """Trained parameters that had no gradient in any step so far, on any rank, and were not declared so.
+
+    A parameter that had one has a state in the optimizer. Where every step was skipped there is nothing to say.
+    """
+    parameters = dict(parts.own.named_parameters())
+    lacking = [name for name in parts.trained if not parts.optimizer.state.get(parameters[name])]
+    everywhere = set.intersection(*map(set, parts.ranks.gather(lacking)))
+    if len(everywhere) == len(parts.trained):
+        return []
+    declared = parts.may_lack_gradient
+    return [
+        name for name in lacking if name in everywhere and not any(fnmatchcase(name, pattern) for pattern in declared)
+    ]

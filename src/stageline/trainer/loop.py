@@ -14,18 +14,24 @@ from dataclasses import dataclass, field
 import torch
 
 from stageline.checkpoint.metadata import BestRecord
+from stageline.contract import StageTask
 from stageline.errors import InterruptedRunError, TrainingError
 from stageline.layers.ema import LEFTOVER_FRACTION, leftover_fraction
 from stageline.trainer.assembly import Parts
+from stageline.trainer.gradients import lacking_gradient
 from stageline.trainer.interruption import StopRequest
 from stageline.trainer.memory import memory_advice
-from stageline.trainer.order import Cursor, Order, StepPlan, training_batches
+from stageline.trainer.order import Cursor, StepPlan, make_order, training_batches
 from stageline.trainer.recorder import Recorder, StepReport
 from stageline.trainer.saving import Saver
 from stageline.trainer.state import TrainingState
 from stageline.trainer.step import StepResult, run_step
-from stageline.trainer.task import Task
 from stageline.trainer.validation import check_validation, declared_value, is_better, run_validation
+
+GRADIENT_STEPS = 10
+"""After so many steps every trained parameter must have had a gradient."""
+SHOWN_NAMES = 8
+"""Names of parameters in one message."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class _Fit:
     began: float = field(default_factory=time.monotonic)
 
     @property
-    def task(self) -> Task:
+    def task(self) -> StageTask:
         return self.parts.task
 
     def seconds(self) -> float:
@@ -67,11 +73,12 @@ class _Fit:
 
     @contextmanager
     def measured_weights(self) -> Iterator[None]:
-        """What validation measures: the averaged weights where there are any."""
+        """What validation measures: the averaged weights where there are any. Ends in the mode for training."""
         parts = self.parts
         applied = nullcontext() if parts.ema is None else parts.ema.applied(parts.own)
         with memory_advice(parts.settings, "validation"), applied:
             yield
+        parts.set_train_mode()
 
     def check_validation(self) -> None:
         """Try validation before the first step: what would end the stage after hours of training ends it now."""
@@ -214,7 +221,7 @@ def fit(
     run = _Fit(parts, seed, steps, recorder, saver, stop, state, committed_step=state.step)
     _announce(run)
     parts.task.advance(state.step, steps)
-    parts.task.set_train_mode(parts.model)
+    parts.set_train_mode()
     if state.step == 0:
         run.check_validation()
     if state.validation_due and state.step < steps:
@@ -224,6 +231,8 @@ def fit(
         parts.task.advance(run.state.step, steps)
         parts.ranks.share_buffers(parts.own)
         recorder.step(report, steps, log=_is_logged(run.state.step, steps, parts))
+        if run.state.step == min(GRADIENT_STEPS, steps):
+            _refuse_without_gradient(parts, run.state.step)
         run.note_saves(wait=False)
         if result.stop:
             due = _is_validation_due(run) or run.state.step == steps
@@ -232,6 +241,19 @@ def fit(
         if run.state.step < steps:
             _between_steps(run)
     return _finish(run)
+
+
+def _refuse_without_gradient(parts: Parts, step: int) -> None:
+    """TrainingError where a trained parameter never had a gradient: it would stay as it began, unnoticed."""
+    lacking = lacking_gradient(parts)
+    if lacking:
+        shown = ", ".join(lacking[:SHOWN_NAMES]) + (", ..." if len(lacking) > SHOWN_NAMES else "")
+        raise TrainingError(
+            f"stage {parts.stage.name!r}: {len(lacking)} of {len(parts.trained)} trained parameters had no gradient in "
+            f"the first {step} steps: {shown}",
+            remedy="let the loss depend on them, freeze them in the stage's `trains`, or let the family declare them "
+            "in `may_lack_gradient`",
+        )
 
 
 def _announce(run: _Fit) -> None:
@@ -271,7 +293,7 @@ def _steps(run: _Fit) -> Iterator[tuple[StepPlan, StepResult, StepReport]]:
     """Do the remaining steps one by one."""
     parts, settings = run.parts, run.parts.settings
     ranks = parts.ranks
-    order = Order(parts.task, run.seed, settings.batch_size, settings.accumulate_grad_batches, ranks.rank, ranks.size)
+    order = make_order(parts.task, settings, parts.stage, seed=run.seed, rank=ranks.rank, size=ranks.size)
     cursor, left = Cursor(run.state.epoch, run.state.index), run.steps - run.state.step
     if left <= 0:
         return

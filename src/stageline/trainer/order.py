@@ -3,7 +3,7 @@
 The cursor is two integers, (epoch, index): the next position in that epoch's order. It moves by whole optimizer
 steps, so continuing from it gives the same batches with any number of loader workers. A step takes
 batch_size x micro-batches x ranks positions; what is left at the end of an epoch is a step of its own with its true
-size. In it a rank may have no sample in a micro-batch: it gets the micro-batch's first one as padding, whose loss
+size, or dropped where the loss is one over all ranks. In such a step a rank may have no sample in a micro-batch: it gets the micro-batch's first one as padding, whose loss
 counts zero, so that every rank takes part in every collective.
 """
 
@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
+from stageline.config import TrainerConfig
+from stageline.contract import SampleKey, Samples, StageTask
+from stageline.errors import DataError
 from stageline.objectives.step import seeded
 from stageline.signals import ignore_signals
-from stageline.trainer.task import SampleKey, Task
+from stageline.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -57,26 +60,44 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> list[SampleKey]:
 class Order:
     """The order of all epochs of one task for one rank.
 
-    batch_size: samples per rank and micro-batch.  accumulate: micro-batches per step.
+    batch_size: samples per rank and micro-batch.
+    accumulate: micro-batches per step.
+    whole_groups: leave out what is left at the end of an epoch.
     """
 
-    task: Task
+    task: StageTask
     seed: int
     batch_size: int
     accumulate: int
     rank: int
     world_size: int
+    whole_groups: bool = False
+
+    @property
+    def per_step(self) -> int:
+        """Samples of a whole step, over all ranks."""
+        return self.batch_size * self.accumulate * self.world_size
 
     def items(self, epoch: int) -> Sequence[SampleKey]:
-        """The family's own order of an epoch, or else ours."""
+        """The samples of an epoch in the family's own order, or else in ours."""
         own = self.task.batch_items(epoch)
-        return epoch_order(len(self.task.train_set), self.seed, epoch) if own is None else own
+        items = epoch_order(len(self.task.train_set), self.seed, epoch) if own is None else own
+        if not self.whole_groups:
+            return items
+        whole = len(items) // self.per_step * self.per_step
+        if not whole:
+            raise DataError(
+                f"epoch {epoch} has {len(items)} samples, fewer than the {self.per_step} of one step, and this stage's "
+                "loss is one over all samples of a step",
+                remedy="set trainer.batch_size smaller, or give more samples",
+            )
+        return items[:whole]
 
     def steps(self, cursor: Cursor, count: int) -> Iterator[StepPlan]:
         """The next `count` steps from a cursor on."""
         items = self.items(cursor.epoch) if count else ()
         for _ in range(count):
-            group = items[cursor.index : cursor.index + self.batch_size * self.accumulate * self.world_size]
+            group = items[cursor.index : cursor.index + self.per_step]
             assert group, f"epoch {cursor.epoch} has no position {cursor.index}"
             after = Cursor(cursor.epoch, cursor.index + len(group))
             if after.index >= len(items):
@@ -96,8 +117,20 @@ class Order:
 
     def steps_of_epochs(self, epochs: int) -> int:
         """How many steps that many epochs are."""
-        per_step = self.batch_size * self.accumulate * self.world_size
-        return sum(-(-len(self.items(epoch)) // per_step) for epoch in range(epochs))
+        return sum(-(-len(self.items(epoch)) // self.per_step) for epoch in range(epochs))
+
+
+def make_order(task: StageTask, settings: TrainerConfig, stage: Stage, *, seed: int, rank: int, size: int) -> Order:
+    """The order of a stage on one of `size` ranks. settings: the stage's own.  seed: of the run."""
+    return Order(
+        task,
+        seed,
+        settings.batch_size,
+        settings.accumulate_grad_batches,
+        rank,
+        size,
+        whole_groups=stage.loss_over == "ranks",
+    )
 
 
 class _Batches(Sampler[list[SampleKey]]):
@@ -119,7 +152,7 @@ def quiet_worker(worker: int) -> None:
 
 
 def load_batches(
-    dataset: Dataset[Any],
+    samples: Samples,
     batches: Sampler[list[Any]] | list[list[Any]],
     collate: Callable[[Sequence[Any]], Any],
     *,
@@ -128,7 +161,7 @@ def load_batches(
 ) -> DataLoader[Any]:
     """A loader over given lists of items; any number of workers gives the same batches in the same order."""
     return DataLoader(
-        dataset,
+        samples,  # type: ignore[arg-type]  # torch asks for its own class and uses length and index alone
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=num_workers,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -11,39 +11,63 @@ from torch import Tensor, nn
 
 from stageline.config import TrainerConfig, nearest
 from stageline.errors import CheckpointError, ConfigError, Faults
-from stageline.stage import Stage
-from stageline.trainer.task import Group
+from stageline.layers.parameter_groups import ParameterGroup
+from stageline.stage import Trains
 
 
-def freeze_untrained(model: nn.Module, stage: Stage) -> tuple[str, ...]:
-    """Freeze every parameter that no `trains` pattern matches; the names of those that train, in the model's order."""
+def freeze_untrained(model: nn.Module, trains: Trains, where: str) -> tuple[str, ...]:
+    """Freeze every parameter that does not train; the names of those that do, in the model's order.
+
+    trains: the stage's patterns.
+    where: what an error calls them, for example `stage film`.
+
+    ConfigError names every pattern that matches no parameter, and says where nothing is left to train.
+    """
     names = [name for name, _ in model.named_parameters()]
-    faults = Faults(ConfigError, f"stage {stage.name}: trains", "mend the stage's patterns or the model they name")
-    for pattern in stage.trains:
+    faults = Faults(ConfigError, f"{where}: trains", "mend the stage's patterns or the model they name")
+    for word, patterns in (("", trains.include), ("exclude ", trains.exclude)):
+        faults.extend(f"{word}{fault}" for fault in unmatched(patterns, names))
+    trained = tuple(name for name in names if trains.matches(name))
+    if not faults.found and not trained:
+        faults.add(f"include {list(trains.include)} without {list(trains.exclude)} leaves no parameter")
+    faults.raise_if_any()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in set(trained))
+        if not parameter.requires_grad:
+            parameter.grad = None
+    return trained
+
+
+def unmatched(patterns: Iterable[str], names: Collection[str]) -> list[str]:
+    """A sentence for each `fnmatch` pattern that matches none of the names of parameters."""
+    lines = []
+    for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             near = nearest(pattern.rstrip(".*"), {name.split(".")[0] for name in names} | set(names))
-            faults.add(f"{pattern!r} matches none of {len(names)} parameters" + (f"; near: {near!r}" if near else ""))
-    faults.raise_if_any()
-    trained = []
-    for name, parameter in model.named_parameters():
-        trains = any(fnmatchcase(name, pattern) for pattern in stage.trains)
-        parameter.requires_grad_(trains)
-        if not trains:
-            parameter.grad = None
+            lines.append(f"{pattern!r} matches none of {len(names)} parameters" + (f"; near: {near!r}" if near else ""))
+    return lines
+
+
+def frozen_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """The largest modules that have parameters of which none trains."""
+    for child in model.children():
+        parameters = list(child.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            yield child
         else:
-            trained.append(name)
-    return tuple(trained)
+            yield from frozen_modules(child)
 
 
-def check_groups(groups: Sequence[Group], trained: Sequence[str]) -> None:
+def check_groups(groups: Sequence[ParameterGroup], trained: Sequence[str]) -> None:
     """Every trained parameter stands in exactly one group, and nothing else does."""
     faults = Faults(ConfigError, "parameter groups", "mend `parameter_groups` of the family's task")
     seen: dict[str, str] = {}
+    known = set(trained)
     for group in groups:
         for name in group.names:
             if name in seen:
                 faults.add(f"{name!r} stands in {seen[name]!r} and {group.name!r}")
-            if name not in set(trained):
+            if name not in known:
                 faults.add(f"{name!r} in {group.name!r} does not train in this stage")
             seen[name] = group.name
     faults.extend(f"{name!r} trains and stands in no group" for name in trained if name not in seen)
@@ -51,7 +75,7 @@ def check_groups(groups: Sequence[Group], trained: Sequence[str]) -> None:
 
 
 def make_optimizer(
-    model: nn.Module, groups: Sequence[Group], trained: Sequence[str], settings: TrainerConfig
+    model: nn.Module, groups: Sequence[ParameterGroup], trained: Sequence[str], settings: TrainerConfig
 ) -> torch.optim.AdamW:
     """AdamW (arXiv:1711.05101) over the groups; each remembers its factor as `lr_factor`."""
     check_groups(groups, trained)

@@ -21,7 +21,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
-from torch import nn
+from torch import Tensor, nn
 
 from stageline.config import TrainerConfig
 from stageline.errors import ConfigError, PeerLostError, StagelineError, difference
@@ -124,6 +124,14 @@ class Ranks:
                 json.loads(bytes(block[: int(n)].tolist()).decode()) for block, n in zip(blocks, lengths, strict=True)
             ]
 
+    def gather_rows(self, tensor: Tensor) -> Tensor:
+        """(n, ...) of every rank as (sum of all n, ...) in the order of ranks, with gradient; n may differ."""
+        if self.size == 1:
+            return tensor
+        with lost_peers("gathering rows from ranks"):
+            gathered: Tensor = _GatherRows.apply(tensor, self.rank, self.size)
+        return gathered
+
     def first(self, make: Callable[[], T]) -> T:
         """Rank 0's result (a JSON value) on every rank; where it raises, the others learn that they lost it."""
         if self.size == 1:
@@ -173,6 +181,32 @@ class Ranks:
         """Leave the process group."""
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all ranks; the gradient of a rank's own rows is what all ranks' shares of the loss say of them."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, rank: int, size: int) -> Tensor:
+        own = torch.tensor([len(tensor)], device=tensor.device)
+        counts = [torch.zeros_like(own) for _ in range(size)]
+        dist.all_gather(counts, own)
+        ctx.counts, ctx.rank = [int(count) for count in counts], rank
+        widest = max(ctx.counts)
+        padded = torch.zeros((widest, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
+        padded[: len(tensor)] = tensor.detach()
+        blocks = [torch.zeros_like(padded) for _ in range(size)]
+        dist.all_gather(blocks, padded)
+        return torch.cat([block[:count] for block, count in zip(blocks, ctx.counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        total = gradient.float().contiguous()  # sums of half numbers over ranks would lose digits
+        with lost_peers("adding gradients of gathered rows"):
+            dist.all_reduce(total)
+        own = torch.split(total, ctx.counts)[ctx.rank]
+        return own.to(gradient.dtype), None, None
 
 
 @contextmanager

@@ -102,14 +102,18 @@ def _run_micro_batches(
         start = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - start
-        context = StepContext(step, step / steps, seeded("step", seed, step, ranks.rank, number))
+        context = StepContext(
+            step=step,
+            progress=step / steps,
+            rng=seeded("step", seed, step, ranks.rank, number),
+            shared=seeded("shared", seed, step, number),
+            micro=number,
+            gather=ranks.gather_rows,
+        )
         # Dropout and the like draw from torch's own generators.
         torch.manual_seed(seeded("global", seed, step, ranks.rank, number).initial_seed())
         with parts.hold_sync(number < len(plan.micro_batches) - 1):
             loss = parts.task.loss(parts.model, ranks.fabric.to_device(batch), context)
-            assert loss.may_split or parts.stage.loss_over != "any", (
-                f"stage {parts.stage.name!r} declares a loss that may be split over anything, and its loss may not be"
-            )
             ranks.fabric.backward(loss.sum * (0.0 if micro.padding else scale))
         if not micro.padding:
             sums.append(loss.sum.detach().double())

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from stageline.config import TrainerConfig
+from stageline.contract import StageTask
 from stageline.data.batches import equal_batches
 from stageline.errors import TrainingError
 from stageline.objectives.step import ValidationContext, seeded
@@ -22,7 +23,6 @@ from stageline.stage import Stage
 from stageline.trainer.interruption import StopRequest
 from stageline.trainer.order import load_batches
 from stageline.trainer.ranks import Ranks, sum_pairs
-from stageline.trainer.task import Task
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def plan_validation(
 
 
 def run_validation(
-    task: Task, model: nn.Module, settings: TrainerConfig, ranks: Ranks, *, seed: int, stop: StopRequest
+    task: StageTask, model: nn.Module, settings: TrainerConfig, ranks: Ranks, *, seed: int, stop: StopRequest
 ) -> tuple[dict[str, float], dict[str, float]] | None:
     """(metric -> mean, metric -> how many it is over) of the validation set; the same on every rank.
 

@@ -10,6 +10,8 @@ from stageline.stage import Inheritance, Stage, Stages
 class ToyModelConfig(Settings):
     dropout: float = 0.0
     fresh_head: bool = False
+    unused: bool = False
+    declared: bool = False
 
 
 class ToyDataConfig(Settings):
@@ -17,7 +19,6 @@ class ToyDataConfig(Settings):
     num_val: int = 7
     tokens: bool = True
     poison: tuple[int, ...] = ()
-    may_split: bool = True
 
 
 class ToyConfig(RunConfig):
@@ -47,6 +48,16 @@ STAGES = Stages(
         opt_in=True,
         loss_over="none",
     ),
+    Stage(
+        "even",
+        trains=("*",),
+        objective="mse and variance over the batch",
+        steps=6,
+        metric="error",
+        direction="min",
+        opt_in=True,
+        loss_over="ranks",
+    ),
     Stage("unmeasured", trains=("*",), objective="mse", steps=2, metric="absent", direction="min"),
 )
 
@@ -70,5 +81,6 @@ FAMILY_CONFIG = FamilyConfig(
     data_key=lambda config: {"data": config.data.model_dump(mode="json")},
     source_files=lambda _config: (),
     check=lambda _config, _stage: None,
+    may_lack_gradient=lambda config, _stage: ("unused.*",) if config.model.declared else (),
     run_name=lambda config: f"toy_S{config.seed}.W{config.trainer.batch_size}",
 )

@@ -23,10 +23,11 @@ def build_task(config: ToyConfig, stage: Stage, data_dir: Path) -> ToyTask:
         num_train=data.num_train,
         num_val=data.num_val,
         tokens=data.tokens,
-        may_split=data.may_split,
         poison=data.poison,
         dropout=config.model.dropout,
         seed=config.seed,
+        unused=config.model.unused,
+        over_ranks=stage.loss_over == "ranks",
     )
     for change in CHANGE:
         change(task)

@@ -19,11 +19,13 @@ STAGE = Stage("toy", trains=("body.*", "head.*"), objective="mse", steps=10, met
 class ToyModel(nn.Module):
     """stem (often frozen) -> body with dropout -> head; `strength` is a schedule buffer."""
 
-    def __init__(self, seed: int = 0, dropout: float = 0.0) -> None:
+    def __init__(self, seed: int = 0, dropout: float = 0.0, *, unused: bool = False) -> None:
         super().__init__()
         self.stem = nn.Linear(4, 8)
         self.body = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Dropout(dropout))
         self.head = nn.Linear(8, 1)
+        if unused:
+            self.unused = nn.Linear(2, 2, bias=False)
         self.register_buffer("strength", torch.zeros(()))
         with torch.no_grad():
             for name, parameter in self.named_parameters():
@@ -60,15 +62,16 @@ class ToyTask:
     num_train: int = 22
     num_val: int = 7
     tokens: bool = False
-    may_split: bool = True
     poison: tuple[int, ...] = ()
     dropout: float = 0.0
     seed: int = 0
+    unused: bool = False
+    over_ranks: bool = False
     seen: list[tuple[int, int]] = field(default_factory=list)
     on_loss: Any = None
 
     def __post_init__(self) -> None:
-        self.model: nn.Module = ToyModel(self.seed, self.dropout)
+        self.model: nn.Module = ToyModel(self.seed, self.dropout, unused=self.unused)
         self.train_set = ToySet(self.num_train, True, self.poison)
         self.val_set = ToySet(self.num_val, False)
 
@@ -80,7 +83,12 @@ class ToyTask:
 
     def loss(self, model: nn.Module, batch: Any, context: StepContext) -> StageLoss:
         self.seen += list(zip(batch["epoch"].tolist(), batch["index"].tolist(), strict=True))
-        error = (model(batch["x"]) - batch["target"]).square().squeeze(1)
+        answer = model(batch["x"])
+        error = (answer - batch["target"]).square().squeeze(1)
+        if self.over_ranks:
+            spread = (1 - context.gather(answer).var().add(1e-4).sqrt()).relu()  # of all ranks' samples
+            count = float(len(error))
+            return StageLoss(error.sum() + spread * count, count, {"spread": (spread.detach() * count, count)})
         weight = 1.0 + batch["index"] % 3 if self.tokens else torch.ones_like(error)
         summed = (error * weight).sum()
         if self.on_loss is not None:
@@ -89,7 +97,7 @@ class ToyTask:
         parts = {"mse": (summed.detach(), count)}
         if bool((batch["index"] == 0).any()):
             parts["rare"] = (error[batch["index"] == 0].detach().sum(), 1.0)
-        return StageLoss(summed, count, parts, may_split=self.may_split)
+        return StageLoss(summed, count, parts)
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         trained = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]

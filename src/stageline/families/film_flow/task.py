@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from stageline.contract import ParameterGroup, SampleKey
+from stageline.contract import ParameterGroup, SampleKey, Samples
 from stageline.families.film_flow import losses
 from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.config import FilmFlowConfig
@@ -26,6 +25,7 @@ from stageline.families.film_flow.measures.modes import conditions_of
 from stageline.families.film_flow.measures.validation import validate_batch
 from stageline.families.film_flow.model.construction import build_model
 from stageline.families.film_flow.sampling import junction_of_probability, read_prediction, training_sampling
+from stageline.layers.parameter_groups import group_parameters
 from stageline.objectives.flow import (
     binary_state,
     bridge_state,
@@ -51,8 +51,8 @@ class FilmFlowTask:
         self.stage = stage
         self.network = build_model(config)
         self.model: nn.Module = self.network
-        self.train_set: Dataset[Any] = data.train_set
-        self.val_set: Dataset[Any] = data.val_set
+        self.train_set: Samples = data.train_set
+        self.val_set: Samples = data.val_set
         self.epoch_samples = len(data.train_set)
         self.data = data
         self.features = data.features if is_per_crop(data.features.settings) else None
@@ -82,17 +82,7 @@ class FilmFlowTask:
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """Weight decay on all weights but those of norms, biases, and the output layers of the FiLM heads."""
-        decayed: list[str] = []
-        plain: list[str] = []
-        for prefix, module in self.model.named_modules():
-            is_norm = "Norm" in type(module).__name__
-            is_output = prefix.startswith("film.") and prefix.endswith(".fc2")
-            for name, parameter in module.named_parameters(prefix, recurse=False):
-                if not parameter.requires_grad:
-                    continue
-                bare = is_norm or is_output or parameter.ndim < 2
-                (plain if bare else decayed).append(name)
-        return (ParameterGroup("decayed", tuple(decayed)), ParameterGroup("plain", tuple(plain), decay=False))
+        return group_parameters(self.model, undecayed=("film.*.fc2.*",) if self.network.film else ())
 
     def advance(self, step: int, steps: int) -> None:
         """FiLM and gate strength of the step to come: 0 for the warm-up epochs, then linearly up to 1."""

@@ -27,12 +27,12 @@ from stageline.trainer.assembly import assemble
 from stageline.trainer.interruption import StopRequest
 from stageline.trainer.loop import FitResult, fit
 from stageline.trainer.memory import memory_advice
-from stageline.trainer.order import Order
+from stageline.trainer.order import make_order
 from stageline.trainer.ranks import Ranks
+from stageline.trainer.refusals import refuse_data, refuse_settings
 from stageline.trainer.restoring import restore
 from stageline.trainer.saving import CheckpointSaver
 from stageline.trainer.state import TrainingState
-from stageline.trainer.task import Task, refuse_data, refuse_settings
 from stageline.verbs.train.decision import Action, Work, decide, describe_work, hand_on
 from stageline.verbs.train.loading import admit_resume, parent_records, seed_from_parents
 from stageline.verbs.train.session import Session, make_provenance
@@ -160,7 +160,14 @@ def _fit(
         else:
             admit_resume(work, ref)
             parents, notices = parent_records(ref), []
-        parts = assemble(task, settings, ranks, work.stage)
+        parts = assemble(
+            task,
+            settings,
+            ranks,
+            work.stage,
+            work.family.trains(work.config, work.stage),
+            may_lack_gradient=work.family.may_lack_gradient(work.config, work.stage),
+        )
         state = TrainingState() if ref is None else restore(parts, ref)
     steps = planned_steps(work, task, ranks)
     writer: CheckpointWriter | None = None
@@ -194,8 +201,7 @@ def _build_task(work: Work, data_dir: Path) -> StageTask:
     family = load_family(work.family.name)
     torch.manual_seed(work.config.seed)
     task = family.build_task(work.config, work.stage, data_dir)
-    loop_task: Task = task  # the loop's own protocol has the same shape
-    refuse_data(loop_task)
+    refuse_data(task.train_set, task.val_set)
     lines = difference(task.facts(), work.family.facts(work.config, work.stage))
     if lines:
         raise CheckpointError(
@@ -205,14 +211,12 @@ def _build_task(work: Work, data_dir: Path) -> StageTask:
     return task
 
 
-def planned_steps(work: Work, task: Task, ranks: Ranks) -> int:
+def planned_steps(work: Work, task: StageTask, ranks: Ranks) -> int:
     """Optimizer steps of the stage, now that data and ranks are known."""
     settings = work.config.trainer
     epochs = num_epochs(work.config, work.stage)
     if epochs is not None:
-        order = Order(
-            task, work.config.seed, settings.batch_size, settings.accumulate_grad_batches, ranks.rank, ranks.size
-        )
+        order = make_order(task, settings, work.stage, seed=work.config.seed, rank=ranks.rank, size=ranks.size)
         return order.steps_of_epochs(epochs)
     steps = num_steps(work.config, work.stage)
     assert steps is not None, "epochs were handled above"
