@@ -18,7 +18,6 @@ from stageline.trainer.assembly import Parts
 from stageline.trainer.ranks import Ranks
 
 
-
 def summing_scale(settings: TrainerConfig, size: int) -> float:
     """Power of two near 1 / (samples of a step): keeps sums in fp16's range and changes no bit in fp32."""
     samples = settings.batch_size * settings.accumulate_grad_batches * size

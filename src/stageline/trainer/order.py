@@ -3,8 +3,8 @@
 The cursor is two integers, (epoch, index): the next position in that epoch's order. It moves by whole optimizer
 steps, so continuing from it gives the same batches with any number of loader workers. A step takes
 batch_size x micro-batches x ranks positions; what is left at the end of an epoch is a step of its own with its true
-size, or dropped where the loss is one over all ranks. In such a step a rank may have no sample in a micro-batch: it gets the micro-batch's first one as padding, whose loss
-counts zero, so that every rank takes part in every collective.
+size, or dropped where the loss is one over all ranks. In such a step a rank may have no sample in a micro-batch: it
+gets the micro-batch's first one as padding, whose loss counts zero, so that every rank takes part in every collective.
 """
 
 from __future__ import annotations

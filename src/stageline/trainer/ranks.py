@@ -129,7 +129,7 @@ class Ranks:
         if self.size == 1:
             return tensor
         with lost_peers("gathering rows from ranks"):
-            gathered: Tensor = _GatherRows.apply(tensor, self.rank, self.size)
+            gathered: Tensor = _GatherRows.apply(tensor, self.rank, self.size)  # type: ignore[no-untyped-call]
         return gathered
 
     def first(self, make: Callable[[], T]) -> T:
