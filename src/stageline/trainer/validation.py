@@ -67,7 +67,14 @@ def run_validation(
 
 
 def check_validation(
-    task: Task, model: nn.Module, settings: TrainerConfig, ranks: Ranks, stage: Stage, *, seed: int, stop: StopRequest
+    task: StageTask,
+    model: nn.Module,
+    settings: TrainerConfig,
+    ranks: Ranks,
+    stage: Stage,
+    *,
+    seed: int,
+    stop: StopRequest,
 ) -> None:
     """Validate the first and the last batch (with samples of several sizes: the smallest and the largest), for nothing.
 
@@ -82,7 +89,7 @@ def check_validation(
 
 @torch.no_grad()
 def _measure(
-    task: Task, model: nn.Module, settings: TrainerConfig, ranks: Ranks, *, seed: int, stop: StopRequest, few: bool
+    task: StageTask, model: nn.Module, settings: TrainerConfig, ranks: Ranks, *, seed: int, stop: StopRequest, few: bool
 ) -> dict[str, tuple[float, float]] | None:
     """Metric -> (sum, count) over all ranks; None where a rank was asked to stop. few: first and last batch only."""
     size = settings.validation_batch_size
