@@ -166,9 +166,11 @@ def test_two_ranks_of_a_gathered_loss_equal_one_with_the_double_batch(train, tmp
     ends = run_ranks(lambda _: train("even", run="two", **two).metrics, 2, tmp_path / "two")
     assert [end.code for end in ends] == [0, 0], ends
     assert_same_training(tmp_path, "one", "two", stage="even")
-    # 21 samples in groups of 8: the third is incomplete and left out, the fourth step begins the next epoch.
+    # 21 samples in groups of 8: the third is incomplete and left out, so that every second step ends an epoch.
     events = read_events(StageDir(str(tmp_path), "two", "even").store)
-    assert [(e["epoch"], e["num_samples"]) for e in events if e["event"] == "step"] == [(0, 8), (1, 8)] * 3
+    assert [(e["epoch"], e["num_samples"]) for e in events if e["event"] == "step"] == [
+        (n, 8) for n in (0, 1, 1, 2, 2, 3)
+    ]
     alone = {**settings, "trainer.batch_size": 4}
     train("even", run="half", **alone)
     losses = [curves(tmp_path, run, "even")[0]["loss"] for run in ("one", "half")]
