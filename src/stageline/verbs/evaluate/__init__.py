@@ -1,5 +1,7 @@
-"""The verb evaluate: one checkpoint through admission, the family's metrics, written once per checkpoint and mode.
+"""The verb evaluate: checkpoints through admission, the family's metrics, written once per checkpoint, mode and data.
 
-record       where an evaluation lies and what it says; no torch
-evaluation   making one
+evaluation   making one, or finding it made
+rows         its rows as they come, so that a killed one continues
+
+Where evaluations lie and what they say is `stageline.work.evaluations`, which loads no torch.
 """
