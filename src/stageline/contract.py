@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from stageline.config import RunConfig
+from stageline.data.splits import Progress, Split
 from stageline.layers.parameter_groups import ParameterGroup
 from stageline.stage import Inheritance, Stage, Stages, Trains
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from stageline.data.prepared import PreparedData
+    from stageline.data.shards import SplitWriter
     from stageline.objectives.step import StageLoss, StepContext, ValidationContext
     from stageline.store import Store
 
@@ -41,8 +44,6 @@ __all__ = [
 
 SampleKey = tuple[int, int]
 """(epoch, index): what the training set is asked for; augmentation is a function of it and the seed."""
-Progress = Callable[[int, int, str], None]
-"""(done, total, what)"""
 Row = Mapping[str, Any]
 """One sample of an evaluation: JSON values, among them `id` (text) and, where the family has modes, `mode`."""
 RowKey = tuple[str, str]
@@ -78,19 +79,6 @@ class External:
     source: str
     revision: str = ""
     patterns: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Split:
-    """A part of the prepared data that is made and read by itself.
-
-    name: `train`, `val`, `test` or the family's own.  key: the part of the config that it depends on, JSON values.
-    source_files: the files it is read from, sorted; () for synthetic data.
-    """
-
-    name: str
-    key: Mapping[str, Any]
-    source_files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,8 +143,8 @@ class FamilyConfig:
     facts: Callable[[Any, Stage], dict[str, Any]]
     fact_rules: Mapping[str, Mapping[str, Comparison]]
     inherit: Callable[[Parent, Any, Stage], tuple[Inheritance, ...]]
-    data_key: Callable[[Any], dict[str, Any]]
-    source_files: Callable[[Any], tuple[Path, ...]]
+    splits: Callable[[Any, Stage], tuple[Split, ...]]
+    evaluation_splits: Callable[[Any], tuple[Split, ...]]
     check: Callable[[Any, Stage], None]
     trains: Callable[[Any, Stage], Trains] = lambda _config, stage: Trains(stage.trains)
     may_lack_gradient: Callable[[Any, Stage], tuple[str, ...]] = lambda _config, _stage: ()
@@ -293,12 +281,13 @@ class Family:
 
     build_model(config, stage): the module of a stage, randomly initialised from config.seed; on the meta device where
         the caller sets one.
-    build_task(config, stage, data_dir): model + data + loss of a stage; data_dir holds the prepared data.
+    build_task(config, stage, data): model + data + loss of a stage; `data` holds the splits that it reads.
     begin(task, workspace): called once on every rank after the weights are loaded and before the first step: feature
         caches and whatever else is derived from weights.
-    prepare(config, target, progress): write prepared data into the empty local folder `target`; returns facts for the
-        manifest (counts, how labels were made). All faults of the source files at once, before the first write.
-    evaluate(config, model, data_dir, finished, emit, progress): the family's metrics. config.evaluate says how.
+    prepare(config, split, writer, progress): write the rows of one split; returns facts for its manifest (counts, how
+        labels were made), JSON values. What is written depends on `split.key` and the source files alone.
+        config: of the run.
+    evaluate(config, model, data, finished, emit, progress): the family's metrics. config.evaluate says how.
         finished: the rows that an interrupted evaluation left, which are not computed again; the result must be the
         same as without them, bit for bit, so all randomness is a function of seed and row. emit: takes each new row.
     predict(config, model, inputs, target, progress): whatever the family makes of inputs (paths or texts, read by
@@ -306,16 +295,19 @@ class Family:
     import_files(paths, config_raw, stage): files of another program -> (raw config, tensors, report); weights_only.
         stage: "" where the files themselves say it.
     section_of(name): which section of the checkpoint a tensor belongs to.
+    check_sources(config, splits, progress): every fault of the source files of the splits that are to be made, at once;
+        called before any of them is.
     """
 
     config: FamilyConfig
     build_model: Callable[[Any, Stage], nn.Module]
-    build_task: Callable[[Any, Stage, Path], StageTask]
-    prepare: Callable[[Any, Path, Progress], dict[str, Any]]
-    evaluate: Callable[[Any, nn.Module, Path, Mapping[RowKey, Row], Emit, Progress], Evaluation]
+    build_task: Callable[[Any, Stage, PreparedData], StageTask]
+    prepare: Callable[[Any, Split, SplitWriter, Progress], dict[str, Any]]
+    evaluate: Callable[[Any, nn.Module, PreparedData, Mapping[RowKey, Row], Emit, Progress], Evaluation]
     predict: Callable[[Any, nn.Module, Sequence[str | Path], Path, Progress], list[dict[str, Any]]]
     import_files: Callable[
         [Sequence[Path], Mapping[str, Any], str], tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]
     ]
     section_of: Callable[[str], str]
     begin: Callable[[Any, Workspace], None] = lambda _task, _workspace: None
+    check_sources: Callable[[Any, Sequence[Split], Progress], None] = lambda _config, _splits, _progress: None

@@ -299,7 +299,7 @@ def stage_settings(config: RunConfig) -> dict[str, Any]:
     plain = semantic(config)
     for key in ("stages", "stage_overrides", "parents", "evaluate"):
         plain.pop(key, None)
-    return flatten(plain)
+    return {key: value for key, value in flatten(plain).items() if key not in type(config).OF_EVALUATION}
 
 
 def stage_fingerprint(config: RunConfig, stage: Stage, data_digest: str, parents: Mapping[str, str]) -> str:

@@ -15,14 +15,17 @@ from guards import HANG_SECONDS
 from PIL import Image
 
 from stageline.cli.configuration import raw_preset
-from stageline.config import RunConfig
-from stageline.data.prepared import MANIFEST, Prepared, materialise, read_manifest, refuse_damaged
+from stageline.config import RunConfig, seal
+from stageline.data.prepared import SET_NAME, Prepared, open_prepared, read_prepared
+from stageline.data.splits import MANIFEST, parse_manifest
 from stageline.errors import DataError
 from stageline.families import family_config, parse_config
 from stageline.plan import make_plan
+from stageline.stage import stage_config
 from stageline.store import Reference, open_store
 from stageline.store.holder import this_process
-from stageline.verbs.prepare import forecast_prepared, prepare_data, source_names
+from stageline.verbs.prepare import prepare_data
+from stageline.work.data import evaluation_inputs, forecast_prepared, run_splits, source_names, stage_inputs
 
 
 def tiny(root: Path | str, *overrides: str) -> RunConfig:
@@ -36,9 +39,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Prepared]
     return config, prepare_data(config)
 
 
-def test_the_digest_is_the_manifests_and_the_second_time_reuses_it(made: tuple[RunConfig, Prepared]) -> None:
+def read_all(prepared: Prepared) -> None:
+    """Every array of every row."""
+    data = open_prepared(prepared.reference)
+    for name in data.names:
+        split = data.split(name)
+        for row in range(len(split)):
+            split.arrays(row)
+
+
+def test_the_digest_is_the_sets_and_the_second_time_reuses_it(made: tuple[RunConfig, Prepared]) -> None:
     config, prepared = made
-    data = open_store(prepared.reference.uri).get(MANIFEST)
+    data = open_store(prepared.reference.uri).get(SET_NAME)
     assert hashlib.sha256(data).hexdigest() == prepared.reference.digest
     assert not prepared.reused
     again = prepare_data(config)
@@ -59,7 +71,7 @@ def test_what_cannot_change_the_data_does_not(made: tuple[RunConfig, Prepared]) 
     assert make_plan(tiny(config.root, "data.num_train=3", "run=o"))["prepare_data"].action == "run"
 
 
-def test_one_of_two_preparers_wins_and_the_other_reuses(tmp_path: Path) -> None:
+def test_of_two_preparers_each_split_is_made_by_one_and_reused_by_the_other(tmp_path: Path) -> None:
     config = tiny(tmp_path)
     results: list[Prepared] = []
     threads = [threading.Thread(target=lambda: results.append(prepare_data(config))) for _ in range(2)]
@@ -69,24 +81,26 @@ def test_one_of_two_preparers_wins_and_the_other_reuses(tmp_path: Path) -> None:
         thread.join(HANG_SECONDS)
     assert len(results) == 2
     assert results[0].reference == results[1].reference
-    assert sum(not result.reused for result in results) == 1
-    materialise(results[0].reference, tmp_path / "scratch")
+    assert not all(result.reused for result in results)
+    for split in results[0].splits.values():
+        left = open_store(tmp_path).child("cache/prepared", split.fingerprint).folders()
+        assert left == [split.folder], "of each split one preparer's files stay, and nothing of the other"
+    read_all(results[0])
 
 
 def test_a_preparer_that_died_leaves_nothing_in_the_way(made: tuple[RunConfig, Prepared], tmp_path: Path) -> None:
-    name = made[1].reference.uri.rsplit("/", 1)[-1]
-    store = open_store(tmp_path).child("cache/prepared", name)
+    store = open_store(tmp_path).child("cache/prepared", made[1].splits["train"].fingerprint)
     store.create("data/claim.json", b"{}")
-    store.put("data/train-00000.safetensors", b"half of it")
+    store.put(f"data/{'0' * 64}.shard", b"half of it")
     prepared = prepare_data(tiny(tmp_path))
     assert not prepared.reused
-    assert read_manifest(prepared.reference)["folder"] == "data-2"
-    materialise(prepared.reference, tmp_path / "scratch")
+    assert prepared.splits["train"].folder == "data-2"
+    read_all(prepared)
 
 
 def test_what_dead_preparers_left_is_swept(made: tuple[RunConfig, Prepared], tmp_path: Path) -> None:
     cache = tmp_path / "cache" / "prepared"
-    store = open_store(cache).child(made[1].reference.uri.rsplit("/", 1)[-1])
+    store = open_store(cache).child(made[1].splits["train"].fingerprint)
     dead = {**this_process(), "born": "1"}
     store.create("data/claim.json", json.dumps(dead).encode())
     store.create("data-2/claim.json", json.dumps(this_process()).encode())
@@ -95,13 +109,14 @@ def test_what_dead_preparers_left_is_swept(made: tuple[RunConfig, Prepared], tmp
     os.utime(left, (1, 1))
     prepared = prepare_data(tiny(tmp_path))
     assert store.folders() == ["data-2", "data-3"], "the living one tidies up after itself"
-    assert read_manifest(prepared.reference)["folder"] == "data-3"
-    assert [path.name for path in cache.iterdir()] == [store.uri.rsplit("/", 1)[-1]]
+    assert prepared.splits["train"].folder == "data-3"
+    assert {path.name for path in cache.iterdir()} == {"sets", *(s.fingerprint for s in prepared.splits.values())}
 
 
 def test_a_manifest_that_was_changed_is_refused(tmp_path: Path) -> None:
     config = tiny(tmp_path)
-    path = Path(prepare_data(config).reference.uri) / MANIFEST
+    train = prepare_data(config).splits["train"]
+    path = tmp_path / "cache" / "prepared" / train.fingerprint / MANIFEST
     plain = json.loads(path.read_bytes())
     for changed in ({**plain, "folder": "data-2"}, {"schema": plain["schema"]}):
         path.write_text(json.dumps(changed))
@@ -110,45 +125,62 @@ def test_a_manifest_that_was_changed_is_refused(tmp_path: Path) -> None:
         assert "delete that folder" in caught.value.remedy
 
 
-def test_an_object_store_is_copied_once_and_verified(made: tuple[RunConfig, Prepared], tmp_path: Path) -> None:
-    local = made[1].reference
-    remote = open_store("memory://prepared-test")
-    source = open_store(local.uri)
-    for info in source.list():
-        remote.put(info.key, source.get(info.key))
-    reference = Reference(remote.uri, local.digest)
-    folder = materialise(reference, tmp_path)
-    assert folder == tmp_path / local.digest
-    manifest = read_manifest(reference)
-    for name, record in manifest["files"].items():
-        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == record["sha256"]
-    name = next(iter(manifest["files"]))
-    (folder / name).write_bytes(b"damaged on the way")
-    assert materialise(reference, tmp_path) == folder
-    assert (folder / name).read_bytes() != b"damaged on the way"
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"folder": "../elsewhere"},
+        {"split": "a/b"},
+        {"num_rows": -1},
+        {"numbers": {"height": "|O8"}},
+        {"files": {"passwd": 1}},
+        {"shards": ["0" * 64 + ".shard"]},
+        {"facts": []},
+    ],
+)
+def test_a_manifest_is_hostile_until_it_was_checked(made: tuple[RunConfig, Prepared], change: dict[str, Any]) -> None:
+    root, train = open_store(made[0].root), made[1].splits["train"]
+    plain = json.loads(root.get(f"cache/prepared/{train.fingerprint}/{MANIFEST}"))
+    sealed = seal({key: value for key, value in {**plain, **change}.items() if key != "seal"})
+    with pytest.raises(DataError, match="fault"):
+        parse_manifest(json.dumps(sealed).encode(), "somewhere/abc")
 
 
-def test_damaged_and_missing_files_are_all_named(tmp_path: Path) -> None:
+def test_an_incomplete_split_is_refused_at_once_with_all_its_files(tmp_path: Path) -> None:
     prepared = prepare_data(tiny(tmp_path))
-    manifest = read_manifest(prepared.reference)
-    folder = Path(prepared.reference.uri) / manifest["folder"]
-    first, second = sorted(manifest["files"])[:2]
-    data = bytearray((folder / first).read_bytes())
+    train, val = prepared.splits["train"], prepared.splits["val"]
+    cache = tmp_path / "cache" / "prepared"
+    (cache / train.fingerprint / train.folder / train.shards[0]).unlink()
+    longer = cache / val.fingerprint / val.folder / val.shards[0]
+    longer.write_bytes(longer.read_bytes() + b"x")
+    with pytest.raises(DataError) as caught:
+        open_prepared(prepared.reference)
+    assert f"{train.shards[0]}: missing" in str(caught.value)
+    assert f"{val.shards[0]}: {val.sizes[val.shards[0]] + 1} bytes, expected {val.sizes[val.shards[0]]}" in str(
+        caught.value
+    )
+    assert open_prepared(prepared.reference, ["train-features"]).names == ("train-features",)
+
+
+def test_a_damaged_shard_is_refused_by_name_when_it_is_read(tmp_path: Path) -> None:
+    prepared = prepare_data(tiny(tmp_path))
+    train = prepared.splits["train"]
+    path = tmp_path / "cache" / "prepared" / train.fingerprint / train.folder / train.shards[0]
+    split = open_prepared(prepared.reference).split("train")
+    assert split.array(0, "mask").any()
+    data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
-    (folder / first).write_bytes(data)
-    (folder / second).unlink()
-    for look in (lambda: materialise(prepared.reference, tmp_path / "s"), lambda: refuse_damaged(prepared.reference)):
-        with pytest.raises(DataError) as caught:
-            look()
-        assert first in str(caught.value)
-        assert second in str(caught.value)
+    path.write_bytes(data)
+    damaged = open_prepared(prepared.reference)
+    assert len(damaged.split("val").arrays(0)) == 4
+    with pytest.raises(DataError, match=f"{train.shards[0]}: its hash is not its name"):
+        damaged.split("train").array(0, "mask")
 
 
 def test_a_reference_to_other_data_is_refused(made: tuple[RunConfig, Prepared], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="others than those named"):
-        materialise(Reference(made[1].reference.uri, "0" * 64), tmp_path)
+        read_prepared(Reference(made[1].reference.uri, "0" * 64))
     with pytest.raises(DataError, match="there are no prepared data"):
-        materialise(Reference(str(tmp_path / "nowhere"), "0" * 64), tmp_path)
+        read_prepared(Reference(str(tmp_path / "nowhere"), "0" * 64))
 
 
 def write_folder(folder: Path, **levels: int) -> None:
@@ -183,7 +215,7 @@ def test_reuse_of_folder_data_goes_by_bytes_not_by_time(tmp_path: Path) -> None:
     image.touch()
     forecast, reason = forecast_prepared(config, store)
     assert forecast is None
-    assert "source files changed: train/image/a.png" in reason
+    assert "train: source files changed: image/a.png" in reason
     assert prepare_data(config).reference == first.reference, "equal bytes are equal data"
     assert forecast_prepared(config, store)[0] is not None
 
@@ -215,6 +247,51 @@ def test_source_names_do_not_depend_on_where_the_data_lie(tmp_path: Path) -> Non
         write_folder(tmp_path / place / "train", a=1)
         write_folder(tmp_path / place / "val", a=1)
         config = folder_config(tmp_path, tmp_path / place)
-        names.append(sorted(source_names(family_config("film_flow").source_files(config))))
+        splits = run_splits(config, family_config("film_flow"))
+        names.append({split.name: sorted(source_names(split.source_files)) for split in splits})
     assert names[0] == names[1]
-    assert names[0] == ["train/image/a.png", "train/label/a.png", "val/image/a.png", "val/label/a.png"]
+    assert names[0]["val"] == ["image/a.png", "label/a.png"]
+
+
+def test_a_changed_test_split_prepares_nothing_else_and_leaves_stages_alone(tmp_path: Path) -> None:
+    data, root = tmp_path / "data", tmp_path / "root"
+    for split, level in (("train", 10), ("val", 20), ("test", 30)):
+        write_folder(data / split, **{split[0]: level})
+    overrides = (f"data.train_dir={data / 'train'}", f"data.val_dir={data / 'val'}", f"data.test_dir={data / 'test'}")
+    config = tiny(
+        root,
+        "data.name=folder",
+        *overrides,
+        "evaluate.split=test",
+        "model.vlm_film_config.prompt_template=vessels",
+    )
+    first = prepare_data(config)
+    assert set(first.splits) == {"train", "train-features", "val", "val-features", "test", "test-features"}
+    write_folder(data / "test", t=31)
+    found, reason = forecast_prepared(config, open_store(root))
+    assert found is None
+    assert "train" not in reason
+    second = prepare_data(config)
+    assert not second.reused
+    changed = {name for name in first.splits if first.splits[name] != second.splits[name]}
+    assert changed == {"test", "test-features"}
+    family = family_config("film_flow")
+    for stage in family.stages:
+        own = stage_config(config, stage)
+        assert stage_inputs(own, family, stage, first) == stage_inputs(own, family, stage, second)
+    assert evaluation_inputs(config, first) != evaluation_inputs(config, second)
+
+
+def test_another_encoder_makes_features_anew_and_no_picture(made: tuple[RunConfig, Prepared]) -> None:
+    config, first = made
+    second = prepare_data(tiny(config.root, "model.vlm_film_config.feature_dim=8", "run=other"))
+    changed = {name for name in first.splits if first.splits[name] != second.splits[name]}
+    assert changed == {"train-features", "val-features"}
+    family = family_config("film_flow")
+    backbone, film = (family.stages[name] for name in ("backbone", "film"))
+    assert stage_inputs(stage_config(config, backbone), family, backbone, first) == stage_inputs(
+        stage_config(config, backbone), family, backbone, second
+    )
+    assert stage_inputs(stage_config(config, film), family, film, first) != stage_inputs(
+        stage_config(config, film), family, film, second
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,14 @@ from stageline.checkpoint.layout import CheckpointRef, StageDir
 from stageline.checkpoint.lease import StageLease
 from stageline.checkpoint.metadata import BestRecord, GroupRecord, ParentRecord, Provenance
 from stageline.cli.configuration import raw_preset
-from stageline.config import RunConfig, seal
-from stageline.data.prepared import MANIFEST, PREPARED, SCHEMA, Prepared, find_prepared
+from stageline.config import RunConfig
+from stageline.data.prepared import PREPARED, Prepared, write_set
+from stageline.data.shards import SplitWriter
+from stageline.data.splits import MANIFEST, make_manifest
 from stageline.families import family_config, parse_config
 from stageline.stage import stage_config, stage_fingerprint, stage_settings
 from stageline.store import open_store
-from stageline.verbs.prepare import prepared_fingerprint
+from stageline.work.data import hash_sources, run_splits, split_fingerprints, stage_inputs
 
 
 @dataclass
@@ -36,15 +37,14 @@ class Lab:
 
     def prepare(self, config: RunConfig) -> Prepared:
         """Prepared data of a config without sources, committed."""
-        family = family_config(config.family)
-        key = prepared_fingerprint(config, family, {})
-        store = open_store(self.root).child(PREPARED, key)
-        facts = {"num_train": 192}
-        manifest = {"schema": SCHEMA, "family": family.name, "facts": facts, "folder": "data", "files": {}}
-        store.create(MANIFEST, json.dumps(seal(manifest)).encode())
-        found = find_prepared(open_store(self.root), key)
-        assert found is not None
-        return found
+        root, splits = open_store(self.root), run_splits(config, family_config(config.family))
+        keys = split_fingerprints(config, splits, hash_sources(splits))
+        for split in splits:
+            self.root.mkdir(parents=True, exist_ok=True)
+            writer = SplitWriter(self.root)
+            about = {"family": config.family, "split": split.name, "facts": {}, "folder": "data"}
+            root.child(PREPARED, keys[split.name]).create(MANIFEST, make_manifest({**about, **writer.finish()}))
+        return write_set(root, keys)
 
     def commit(
         self,
@@ -65,7 +65,7 @@ class Lab:
         family = family_config(config.family)
         stage = family.stages[name]
         own = stage_config(config, stage)
-        data = self.prepare(config).reference.digest
+        data = stage_inputs(own, family, stage, self.prepare(config))
         links = dict(parents or {})
         records = {
             role: ParentRecord(

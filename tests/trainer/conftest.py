@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -14,8 +13,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 
-from stageline.config import seal
+from stageline.data.prepared import write_set
 from stageline.families import FAMILIES, parse_config
+from stageline.store import open_store
 
 
 @pytest.fixture(autouse=True)
@@ -32,13 +32,8 @@ def _toy_family(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:
-    """Reference of prepared data without a file: the toy family makes its samples itself."""
-    folder = tmp_path / "cache" / "prepared" / "toy"
-    (folder / "data").mkdir(parents=True)
-    manifest = {"schema": "stageline-prepared/1", "family": "toy", "facts": {}, "folder": "data", "files": {}}
-    text = json.dumps(seal(manifest)).encode()
-    (folder / "manifest.json").write_bytes(text)
-    return f"{folder}@sha256:{hashlib.sha256(text).hexdigest()}"
+    """Reference of prepared data without a split: the toy family makes its samples itself."""
+    return str(write_set(open_store(tmp_path), {}).reference)
 
 
 @pytest.fixture

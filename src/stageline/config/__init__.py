@@ -40,7 +40,15 @@ from stageline.config.fields import (
     key_of,
     operational,
 )
-from stageline.config.settings import NAME_PATTERN, C, EvaluateBase, RetentionConfig, RunConfig, TrainerConfig
+from stageline.config.settings import (
+    NAME_PATTERN,
+    C,
+    DataSettings,
+    EvaluateBase,
+    RetentionConfig,
+    RunConfig,
+    TrainerConfig,
+)
 from stageline.config.spellings import KeyFault, KeySpellings, contradiction, get_key, note_once, put_key
 from stageline.config.validation import dotted_fields, json_schema, nearest, section_of, validate
 
@@ -49,6 +57,7 @@ __all__ = [
     "OPERATIONAL",
     "C",
     "ClusterConfig",
+    "DataSettings",
     "EvaluateBase",
     "KeyFault",
     "KeySpellings",

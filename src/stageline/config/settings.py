@@ -161,6 +161,13 @@ class EvaluateBase(Settings):
         return value
 
 
+class DataSettings(Settings):
+    """What the section `data` of every family has."""
+
+    cache_bytes: int | None = operational(None, ge=1)
+    """Most bytes that a pod keeps of what it fetched from an object store; null is half of its free scratch."""
+
+
 class RunConfig(Settings):
     """The sections every family has. A family's config adds `model`, `data`, `evaluate` and whatever it needs."""
 
@@ -182,12 +189,16 @@ class RunConfig(Settings):
     parents: dict[str, dict[str, str]] = Field(default_factory=dict)
     """Per stage and role, a checkpoint of another run to start from, by URI: `{film: {default: runs/a/backbone}}`;
     `none` starts from scratch, where the stage can."""
+    data: DataSettings = DataSettings()
     trainer: TrainerConfig = TrainerConfig()
     cluster: ClusterConfig = operational(ClusterConfig())
     """How stages run on Kubernetes; read by `stageline job`, `pipeline submit` and the launcher pytorchjob alone."""
 
     IDENTITY: ClassVar[tuple[str, ...]] = ("family", "seed", "model", "data")
     """Dotted keys whose values make up a run's identity; a family may name others."""
+
+    OF_EVALUATION: ClassVar[tuple[str, ...]] = ()
+    """Dotted keys beside the section `evaluate` that no stage's result depends on."""
 
     SPELLINGS: ClassVar[KeySpellings] = KeySpellings()
     """Other programs' spellings of the family's keys."""

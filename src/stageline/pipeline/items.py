@@ -88,10 +88,11 @@ def free_job(config: RunConfig, item: str) -> tuple[Job, ClusterConfig]:
 
 
 def _prepared_key(config: RunConfig, family: FamilyConfig) -> str:
-    from stageline.verbs.prepare import hash_sources, prepared_fingerprint
+    from stageline.work.data import hash_sources, prepared_fingerprint, run_splits
 
     try:
-        return prepared_fingerprint(config, family, hash_sources(config, family))
+        splits = run_splits(config, family)
+        return prepared_fingerprint(config, splits, hash_sources(splits))
     except StagelineError:  # source files that only pods see
         return ""
 
@@ -135,14 +136,15 @@ def resolved_job(config: RunConfig, item: str, root: Store) -> Prospect:
 
 
 def _data_of(config: RunConfig, root: Store) -> str:
-    from stageline.verbs.prepare import forecast_prepared
+    from stageline.data.prepared import write_set
+    from stageline.work.data import forecast_prepared
 
     found, why = forecast_prepared(config, root)
     if found is None:
         raise DataMissingError(
             f"the data of run {config.run!r} are not prepared ({why})", remedy="stageline job submit prepare_data"
         )
-    return str(found.reference)
+    return str(write_set(root, found.inputs(found.splits)).reference)
 
 
 class DataMissingError(PlanError):
@@ -151,10 +153,10 @@ class DataMissingError(PlanError):
 
 def _resolved_preparation(config: RunConfig, root: Store) -> Prospect:
     from stageline.data.prepared import find_prepared
-    from stageline.verbs.prepare import hash_sources, prepared_fingerprint
+    from stageline.work.data import hash_sources, prepared_fingerprint, run_splits
 
-    family = family_config(config.family)
-    key = prepared_fingerprint(config, family, hash_sources(config, family))
+    splits = run_splits(config, family_config(config.family))
+    key = prepared_fingerprint(config, splits, hash_sources(splits))
     found = find_prepared(root, key)
     probe = Probe(lambda: find_prepared(root, key) is not None)
     reference = str(found.reference) if found else ""
@@ -190,8 +192,9 @@ def _resolved_stage(config: RunConfig, planned: Item, data: str, root: Store) ->
 
 def _resolved_evaluation(config: RunConfig, data: str, root: Store) -> Prospect:
     from stageline.checkpoint.layout import resolve
+    from stageline.data.prepared import read_prepared
     from stageline.plan import make_plan
-    from stageline.store import Reference
+    from stageline.work.data import evaluation_inputs
     from stageline.work.evaluations import evaluation_fingerprint, find_evaluation
 
     last = family_config(config.family).selected(config)[-1].name
@@ -203,7 +206,9 @@ def _resolved_evaluation(config: RunConfig, data: str, root: Store) -> Prospect:
             remedy=f"stageline job submit {last}",
         )
     ref = resolve(planned.reference)
-    name = evaluation_fingerprint(config, ref.content, ref.metadata.facts, Reference.parse(data).digest)
+    name = evaluation_fingerprint(
+        config, ref.content, ref.metadata.facts, evaluation_inputs(config, read_prepared(data))
+    )
     folder = root.child("runs", config.run)
     found = find_evaluation(folder, name)
     arguments = ("evaluate", "--quiet", f"--checkpoint={ref.reference}", f"--data={data}")

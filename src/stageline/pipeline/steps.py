@@ -24,7 +24,7 @@ from stageline.pipeline.body import Body, step_body
 from stageline.pipeline.item_job import Probe, run_verb
 from stageline.pipeline.receipts import Receipt, below, question, read_receipt, rest_on, write_receipt
 from stageline.pipeline.request import Request, read_request
-from stageline.store import Reference, Store, open_store
+from stageline.store import Store, open_store
 from stageline.store.settings import apply_storage
 
 
@@ -117,17 +117,17 @@ def prepare_data(dataset: Artifact, **parameters: Any) -> tuple[str]:
 
 
 def _prepare(step: Step) -> dict[str, Any]:
-    from stageline.data.prepared import MANIFEST, find_prepared, refuse_damaged
+    from stageline.data.prepared import find_prepared, refuse_incomplete
     from stageline.families import family_config
-    from stageline.verbs.prepare import hash_sources, prepared_fingerprint
+    from stageline.work.data import hash_sources, prepared_fingerprint, run_splits
 
     body, root, typed = step.body, step.root, step.request.config
-    family = family_config(typed.family)
-    sources = hash_sources(typed, family)
-    key = prepared_fingerprint(typed, family, sources)
+    splits = run_splits(typed, family_config(typed.family))
+    sources = hash_sources(splits)
+    key = prepared_fingerprint(typed, splits, sources)
     found = find_prepared(root, key)
     if found:
-        refuse_damaged(found.reference)
+        refuse_incomplete(found)
         body.say("reused", _short(str(found.reference)), reference=str(found.reference))
     else:
         body.say("running", "preparing data")
@@ -146,8 +146,8 @@ def _prepare(step: Step) -> dict[str, Any]:
             "facts": json.dumps(dict(found.facts)),
         },
     }
-    if not sources:  # with source files only their bytes can tell: those are read again each time
-        step.leave(answer, rest_on(root, reference.uri, {MANIFEST: reference.digest, **found.hashes}))
+    if not any(sources.values()):  # with source files only their bytes can tell: those are read again each time
+        step.leave(answer, Receipt({}, found.hashes))
     return answer
 
 
@@ -242,6 +242,8 @@ def evaluate(metrics: MetricsArtifact, data: str, checkpoints: str, **parameters
 
 def _evaluate(step: Step, data: str, checkpoints: str) -> dict[str, Any]:
     from stageline.checkpoint.layout import resolve
+    from stageline.data.prepared import read_prepared
+    from stageline.work.data import evaluation_inputs
     from stageline.work.evaluations import evaluation_fingerprint, find_evaluation, refuse_damaged
 
     named = checkpoints.split()
@@ -249,7 +251,8 @@ def _evaluate(step: Step, data: str, checkpoints: str) -> dict[str, Any]:
         raise PlanError("there is no checkpoint to evaluate: no stage handed one on", remedy="select a stage")
     body = step.body
     ref = resolve(named[-1])
-    name = evaluation_fingerprint(step.request.config, ref.content, ref.metadata.facts, Reference.parse(data).digest)
+    inputs = evaluation_inputs(step.request.config, read_prepared(data))
+    name = evaluation_fingerprint(step.request.config, ref.content, ref.metadata.facts, inputs)
     folder = step.root.child("runs", step.run)
     found = find_evaluation(folder, name)
     if found:

@@ -6,14 +6,14 @@ from typing import Literal
 
 from stageline.checkpoint.identity import RUN_NAME, compare_run, read_run, refuse_alike
 from stageline.checkpoint.layout import CheckpointRef
-from stageline.config import RunConfig, flatten
+from stageline.config import RunConfig
 from stageline.contract import FamilyConfig
 from stageline.data.prepared import Prepared
-from stageline.errors import ConfigError, Faults, StagelineError, difference
+from stageline.errors import ConfigError, Faults, StagelineError
 from stageline.families import family_config
 from stageline.stage import Stage, stage_config
 from stageline.store import Store, open_store
-from stageline.verbs.prepare import forecast_prepared
+from stageline.work.data import evaluation_inputs, forecast_prepared
 from stageline.work.decision import Decision, Inputs, decide_stage
 from stageline.work.evaluations import evaluation_fingerprint, find_evaluation
 from stageline.work.record import Action, Item, Plan
@@ -36,7 +36,7 @@ def make_plan(config: RunConfig) -> Plan:
     if foreign:
         return Plan(family.name, config.run, run.uri, _all_blocked(family, selected, foreign))
 
-    data, data_item = _plan_data(config, family, selected, root)
+    data, data_item = _plan_data(config, root)
     items = [data_item]
     decisions: dict[str, Decision] = {}
     for stage in family.stages:
@@ -45,8 +45,7 @@ def make_plan(config: RunConfig) -> Plan:
             continue
         inputs = Inputs(
             root,
-            data.reference if data else None,
-            data.facts if data else {},
+            data,
             {name: decision.ref for name, decision in decisions.items()},
             frozenset(name for name, decision in decisions.items() if decision.item.action == "blocked"),
         )
@@ -77,38 +76,16 @@ def _all_blocked(family: FamilyConfig, selected: tuple[Stage, ...], lines: list[
     return tuple(items)
 
 
-def _plan_data(
-    config: RunConfig, family: FamilyConfig, selected: tuple[Stage, ...], root: Store
-) -> tuple[Prepared | None, Item]:
+def _plan_data(config: RunConfig, root: Store) -> tuple[Prepared | None, Item]:
     kind: Literal["prepare_data"] = "prepare_data"
     try:
-        faults = _stages_with_other_data(config, family, selected)
         found, reason = forecast_prepared(config, root)
     except StagelineError as error:
         return None, Item(kind, kind, "blocked", (error.message,), (error.remedy,) if error.remedy else ())
-    if faults:
-        return None, Item(kind, kind, "blocked", tuple(faults), ("change `data` for the whole run instead",))
     if found is None:
         return None, Item(kind, kind, "run", (reason,))
     why = f"equal data section and source files ({found.num_files} files)"
     return found, Item(kind, kind, "reuse", (why,), reference=str(found.reference), seconds=0.0)
-
-
-def _stages_with_other_data(config: RunConfig, family: FamilyConfig, selected: tuple[Stage, ...]) -> list[str]:
-    """Stages whose own config asks for other prepared data than the run's: all stages see the same data.
-
-    A stage that asks for less (no condition features without FiLM) is content with more.
-    """
-    faults = []
-    own = flatten(family.data_key(config))
-    for stage in selected:
-        try:
-            theirs = flatten(family.data_key(stage_config(config, stage)))
-        except StagelineError:  # the stage's own item says so
-            continue
-        shared = {key: value for key, value in own.items() if key in theirs}
-        faults += [f"stage {stage.name!r} asks for other data: {line}" for line in difference(shared, theirs)]
-    return faults
 
 
 def _plan_evaluation(config: RunConfig, run: Store, data: Prepared | None, last: Decision) -> Item:
@@ -117,7 +94,7 @@ def _plan_evaluation(config: RunConfig, run: Store, data: Prepared | None, last:
     ref: CheckpointRef | None = last.ref
     if ref is None or data is None:
         return Item("evaluate", "evaluate", "run", (f"stage {last.item.name!r} will be trained",))
-    name = evaluation_fingerprint(config, ref.content, ref.metadata.facts, data.reference.digest)
+    name = evaluation_fingerprint(config, ref.content, ref.metadata.facts, evaluation_inputs(config, data))
     found = find_evaluation(run, name)
     if found is None:
         return Item("evaluate", "evaluate", "run", ("this checkpoint was not evaluated with these settings",))

@@ -6,7 +6,7 @@ from stageline.config import RunConfig, TrainerConfig
 from stageline.errors import ConfigError, PlanError
 from stageline.jobs.environment import CONFIG_VARIABLE
 from stageline.pod.settings import Pod
-from stageline.store import Reference, open_store
+from stageline.store import open_store
 
 
 def find_finished(pod: Pod) -> str:
@@ -56,13 +56,16 @@ def _find_checkpoint(pod: Pod, config: RunConfig) -> str:
 
 def _find_evaluation(pod: Pod, config: RunConfig) -> str:
     from stageline.checkpoint.layout import resolve
+    from stageline.data.prepared import read_prepared
+    from stageline.work.data import evaluation_inputs
     from stageline.work.evaluations import evaluation_fingerprint, find_evaluation
 
     checkpoint, data = pod.options("checkpoint"), pod.options("data")
     if not checkpoint or not data:
         return ""
     ref = resolve(checkpoint[-1])
-    name = evaluation_fingerprint(config, ref.content, ref.metadata.facts, Reference.parse(data[-1]).digest)
+    inputs = evaluation_inputs(config, read_prepared(data[-1]))
+    name = evaluation_fingerprint(config, ref.content, ref.metadata.facts, inputs)
     _compare(pod, name)
     found = find_evaluation(open_store(config.root).child("runs", config.run), name)
     return "" if found is None else str(found.reference)

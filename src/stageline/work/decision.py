@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from stageline import contract
 from stageline.checkpoint.layout import CheckpointRef, StageDir, Survey
 from stageline.checkpoint.metadata import CheckpointMetadata, is_continuable
 from stageline.config import RunConfig
 from stageline.contract import FamilyConfig
+from stageline.data.prepared import Prepared
 from stageline.errors import StagelineError, difference
 from stageline.stage import Stage, num_steps, refuse_split, stage_config, stage_fingerprint, stage_settings
-from stageline.store import Reference, Store
+from stageline.store import Store
+from stageline.work.data import stage_inputs
 from stageline.work.parents import Parent, stage_parents
 from stageline.work.record import Item
 
@@ -22,14 +23,13 @@ from stageline.work.record import Item
 class Inputs:
     """What a stage is decided from.
 
-    data: the prepared data, None while they are still to be made.  data_facts: what their manifest says.
+    data: the prepared data, None while they are still to be made.
     handed_on: selected stage before this one -> the checkpoint it hands on, None while it is still to be trained.
     blocked: stages before this one that cannot run.
     """
 
     root: Store
-    data: Reference | None
-    data_facts: Mapping[str, Any]
+    data: Prepared | None
     handed_on: Mapping[str, CheckpointRef | None]
     blocked: frozenset[str] = frozenset()
 
@@ -66,7 +66,8 @@ def decide_stage(config: RunConfig, family: FamilyConfig, stage: Stage, inputs: 
             return Decision(Item(stage.name, "stage", "blocked", (f"parent {role}: {parent.stage!r} is blocked",)))
 
     newest = found.refs[-1].metadata if found.refs else None
-    steps = num_steps(own, stage, family.num_samples(own, stage, inputs.data_facts))
+    data_facts = inputs.data.facts if inputs.data else {}
+    steps = num_steps(own, stage, family.num_samples(own, stage, data_facts))
     item = Item(
         stage.name,
         "stage",
@@ -82,13 +83,17 @@ def decide_stage(config: RunConfig, family: FamilyConfig, stage: Stage, inputs: 
         changed = changed_fields(newest, own) if newest else ["never recorded"]
         return Decision(replace(item, reasons=(*changed, *data, *waiting)), parents=parents)
     contents = {role: p.ref.content for role, p in parents.items() if p.ref}
-    wanted = stage_fingerprint(own, stage, inputs.data.digest, contents)
+    try:
+        digest = stage_inputs(own, family, stage, inputs.data)
+    except StagelineError as error:
+        return Decision(_blocked(stage, [error]))
+    wanted = stage_fingerprint(own, stage, digest, contents)
     last = found.to_continue(wanted)
     if last is not None or found.is_finished(wanted):
         return replace(_take_up(item, stage, directory, found, wanted, parents), fingerprint=wanted)
     if newest is None:
         return Decision(replace(item, reasons=("never recorded",)), parents=parents, fingerprint=wanted)
-    reasons = changed_fields(newest, own) + changed_inputs(newest, inputs.data, parents)
+    reasons = changed_fields(newest, own) + changed_inputs(newest, digest, parents)
     if not is_continuable(newest):
         schema = f"schema {newest.schema_version}: what an earlier version saved is neither continued nor reused"
         reasons = [schema, *reasons]
@@ -148,11 +153,11 @@ def changed_fields(newest: CheckpointMetadata, own: RunConfig) -> list[str]:
     return difference(newest.settings, stage_settings(own))
 
 
-def changed_inputs(newest: CheckpointMetadata, data: Reference, parents: Mapping[str, Parent]) -> list[str]:
+def changed_inputs(newest: CheckpointMetadata, data: str, parents: Mapping[str, Parent]) -> list[str]:
     """The digests of data and parents in which the newest committed checkpoint differs."""
     lines = []
-    if newest.data_digest != data.digest:
-        lines.append(f"data: {newest.data_digest[:12]} -> {data.digest[:12]}")
+    if newest.data_digest != data:
+        lines.append(f"data: {newest.data_digest[:12]} -> {data[:12]}")
     for role in sorted({*newest.parents, *parents}):
         old = newest.parents[role].content[:12] if role in newest.parents else "from scratch"
         parent = parents.get(role)

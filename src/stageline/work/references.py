@@ -9,7 +9,7 @@ from typing import Any
 from stageline.checkpoint.layout import CheckpointRef, StageDir
 from stageline.checkpoint.verify import verify
 from stageline.config import RunConfig
-from stageline.data.prepared import read_manifest
+from stageline.data.prepared import read_prepared
 from stageline.errors import CheckpointError, Faults, PlanError
 from stageline.families import family_config, parse_config
 from stageline.stage import stage_config
@@ -45,9 +45,8 @@ def decide(raw: Mapping[str, Any], stage: str, data: str, parents: str) -> Stage
     own = family.stages[stage]
     given = {**parse_parents(parents), **config.parents.get(stage, {})}
     named = config.model_copy(update={"parents": {**config.parents, stage: given}}) if given else config
-    reference = Reference.parse(data)
-    facts = read_manifest(reference)["facts"]
-    decision = decide_stage(named, family, own, Inputs(open_store(config.root), reference, facts, {}))
+    prepared = read_prepared(Reference.parse(data))
+    decision = decide_stage(named, family, own, Inputs(open_store(config.root), prepared, {}))
     return StageDecision(
         stage_config(config, own), tuple(own.parents), decision.item, decision.ref, decision.fingerprint
     )

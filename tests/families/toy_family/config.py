@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stageline.config import RunConfig, Settings
+from stageline.config import DataSettings, RunConfig, Settings
 from stageline.contract import FamilyConfig, Parent
 from stageline.stage import Inheritance, Stage, Stages
 
@@ -14,7 +14,7 @@ class ToyModelConfig(Settings):
     declared: bool = False
 
 
-class ToyDataConfig(Settings):
+class ToyDataConfig(DataSettings):
     num_train: int = 22
     num_val: int = 7
     tokens: bool = True
@@ -78,8 +78,8 @@ FAMILY_CONFIG = FamilyConfig(
     facts=lambda _config, _stage: {"width": 8},
     fact_rules={},
     inherit=inherit,
-    data_key=lambda config: {"data": config.data.model_dump(mode="json")},
-    source_files=lambda _config: (),
+    splits=lambda _config, _stage: (),
+    evaluation_splits=lambda _config: (),
     check=lambda _config, _stage: None,
     may_lack_gradient=lambda config, _stage: ("unused.*",) if config.model.declared else (),
     run_name=lambda config: f"toy_S{config.seed}.W{config.trainer.batch_size}",

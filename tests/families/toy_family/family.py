@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from stageline.data.prepared import PreparedData
 from stageline.stage import Stage
 
 from .config import FAMILY_CONFIG, ToyConfig
@@ -17,7 +17,7 @@ CHANGE: list[Any] = []
 """Functions that get each new task before it trains."""
 
 
-def build_task(config: ToyConfig, stage: Stage, data_dir: Path) -> ToyTask:
+def build_task(config: ToyConfig, stage: Stage, data: PreparedData) -> ToyTask:
     data = config.data
     task = ToyTask(
         num_train=data.num_train,

@@ -7,7 +7,6 @@ evaluations, modes and gate stand beside the metrics. Predictions go through `sa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import nn
 
 from stageline.contract import Emit, Evaluation, Row, RowKey
 from stageline.data.batches import equal_batches
+from stageline.data.prepared import PreparedData
 from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.conditions.feedback import feedback_condition, open_feedback
 from stageline.families.film_flow.config import FilmFlowConfig, check_evaluation
@@ -54,12 +54,12 @@ HEAD_COUNTS = ("num_junctions_matched", "num_junctions_found", "num_junctions_tr
 def evaluate(
     config: FilmFlowConfig,
     model: nn.Module,
-    folder: Path,
+    data: PreparedData,
     finished: Mapping[RowKey, Row],
     emit: Emit,
     progress: Progress,
 ) -> Evaluation:
-    """Measure `model` on a split of the prepared data in `folder`; `config.evaluate` says how.
+    """Measure `model` on a split of prepared data; `config.evaluate` says how.
 
     Metrics of the mode that was asked for bear plain names (`dice`), those of the others a suffix (`dice_off`).
     finished: rows that are measured already. A batch with one that is not is predicted whole, so that its numbers do
@@ -67,7 +67,7 @@ def evaluate(
     """
     assert isinstance(model, FilmFlowModel)
     check_evaluation(config, model.plan.stages)
-    work = _Evaluator(config, model, folder, finished, emit)
+    work = _Evaluator(config, model, data, finished, emit)
     done, total = 0, len(work.cases) * len(work.comparison.modes)
     for index in work.batches():
         if work.is_finished(index):
@@ -89,10 +89,15 @@ class _Evaluator:
     """What one evaluation gathers."""
 
     def __init__(
-        self, config: FilmFlowConfig, model: FilmFlowModel, folder: Path, finished: Mapping[RowKey, Row], emit: Emit
+        self,
+        config: FilmFlowConfig,
+        model: FilmFlowModel,
+        data: PreparedData,
+        finished: Mapping[RowKey, Row],
+        emit: Emit,
     ) -> None:
         self.config, self.model = config, model.eval()
-        self.data = open_data(config, folder)
+        self.data = open_data(config, data)
         self.per_crop = is_per_crop(self.data.features.settings)
         self.feedback = open_feedback(config)
         with_pictures = self.per_crop or self.feedback is not None
@@ -104,7 +109,8 @@ class _Evaluator:
         self.sampling = evaluation_sampling(config)
         self.rows: dict[RowKey, dict[str, Any]] = {key: dict(row) for key, row in finished.items()}
         self.finished, self.emit = frozenset(finished), emit
-        self.label_word = "pseudo-label" if "pseudo" in str(self.data.record.get("labels", "")) else "truth"
+        self.facts = self.cases.split.pictures.facts
+        self.label_word = "pseudo-label" if "pseudo" in str(self.facts.get("labels", "")) else "truth"
 
     def batches(self) -> list[list[int]]:
         """Numbers of cases of one size each, in order."""
@@ -166,7 +172,7 @@ class _Evaluator:
     def is_first_of_picture(self, number: int) -> bool:
         """Whether no case before this one shows the same part of the same picture."""
         case, split = self.cases.case(number), self.cases.split
-        return all(n >= number or split.cases[n].box != case.box for n in split.cases_by_image[case.image])
+        return all(n >= number or split.cases[n].box != case.box for n in split.cases.of(case.image))
 
     def hand_over(self, index: list[int], batch: Batch, found: Mapping[Mode, Probability]) -> None:
         """Emit every new row of a batch, a case's picture with its first."""
@@ -268,9 +274,9 @@ class _Evaluator:
             "weights": asked.weights,
             "threshold": asked.threshold,
             "seed": self.config.seed,
-            "labels": self.data.record.get("labels", ""),
+            "labels": self.facts.get("labels", ""),
             "pictures": "compared masks: white found, orange missed, blue found where there is nothing",
-            "junctions": self.data.record.get("junctions", ""),
+            "junctions": self.facts.get("junctions", ""),
             "betti_matching": BETTI_MATCHING,
             "warnings": warnings,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stageline.contract import Family
 from stageline.families.film_flow.config import FAMILY_CONFIG
-from stageline.families.film_flow.data.sets import prepare
+from stageline.families.film_flow.data.preparation import check_sources, prepare
 from stageline.families.film_flow.evaluate import evaluate
 from stageline.families.film_flow.imports.legacy import import_files
 from stageline.families.film_flow.inheritance import section_of
@@ -15,10 +15,11 @@ from stageline.families.film_flow.task import build_task
 FAMILY = Family(
     config=FAMILY_CONFIG,
     build_model=lambda config, _stage: build_model(config),
-    build_task=lambda config, stage, folder: build_task(config, stage.name, folder),
+    build_task=lambda config, stage, data: build_task(config, stage.name, data),
     prepare=prepare,
     evaluate=evaluate,
     predict=predict,
     import_files=import_files,
     section_of=section_of,
+    check_sources=check_sources,
 )

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stageline.contract import ParameterGroup, SampleKey, Samples
+from stageline.data.prepared import PreparedData
 from stageline.families.film_flow import losses
 from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.config import FilmFlowConfig
@@ -196,6 +196,6 @@ class FilmFlowTask:
         return terms
 
 
-def build_task(config: FilmFlowConfig, stage: str, folder: Path) -> FilmFlowTask:
-    """The task of a stage over the prepared data in `folder`. Raises DataError where they are of another config."""
-    return FilmFlowTask(config, stage, open_data(config, folder))
+def build_task(config: FilmFlowConfig, stage: str, data: PreparedData) -> FilmFlowTask:
+    """The task of a stage over prepared data. Raises DataError where they are of another config."""
+    return FilmFlowTask(config, stage, open_data(config, data))

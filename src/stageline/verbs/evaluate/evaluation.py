@@ -11,7 +11,6 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from stageline import __version__
@@ -19,15 +18,15 @@ from stageline.checkpoint.layout import CheckpointRef, StageDir, resolve
 from stageline.checkpoint.lease import StageLease, await_free, lease_wait_seconds
 from stageline.config import RunConfig, seal
 from stageline.contract import Evaluation, Row
-from stageline.data.prepared import Progress, materialise, silent
+from stageline.data.prepared import PreparedData, Progress, open_prepared, read_prepared, silent
 from stageline.errors import CheckpointError, ConfigError, Faults
 from stageline.families import family_config, load_family
 from stageline.stage import stage_config
 from stageline.store import Reference, Store, open_store
-from stageline.store.scratch import scratch_folder
 from stageline.telemetry import finite_json
 from stageline.verbs.admitted import admit_model
 from stageline.verbs.evaluate.rows import RowLog, as_json, key_of_row, rows_to_csv
+from stageline.work.data import evaluation_inputs, evaluation_names
 from stageline.work.evaluations import (
     EVALUATIONS,
     METRICS,
@@ -59,7 +58,7 @@ def evaluate_checkpoint(
     reference = Reference.parse(data)
     run = open_store(config.root).child("runs", config.run)
     subjects = {name: (ref.content, ref.metadata.facts) for name, ref in refs.items()}
-    name = joint_fingerprint(config, subjects, reference.digest)
+    name = joint_fingerprint(config, subjects, evaluation_inputs(config, read_prepared(reference)))
     if found := _reused(run, name):
         return found
     store = run.child(EVALUATIONS, name)
@@ -68,11 +67,11 @@ def evaluate_checkpoint(
     with StageLease.acquire(place, f"{config.run}/evaluate") as lease:
         if found := _reused(run, name):  # made by whoever had the lease before
             return found
-        with RowLog(store, lease.check) as log, scratch_folder("data") as scratch:
+        with RowLog(store, lease.check) as log:
             if log.num_found:
                 print(f"evaluate: {log.num_found} rows are there already", file=sys.stderr, flush=True)
-            folder = materialise(reference, scratch)
-            parts = {key: _Part(config, ref, folder, log, key).make(progress) for key, ref in refs.items()}
+            opened = open_prepared(reference, evaluation_names(config), config.data.cache_bytes)
+            parts = {key: _Part(config, ref, opened, log, key).make(progress) for key, ref in refs.items()}
             log.flush()
             log.put({ROWS: rows_to_csv([_shown(key[0], row) for key, row in log.rows.items()])})
             plain = {
@@ -113,17 +112,17 @@ def _shown(checkpoint: str, row: Row) -> Row:
 class _Part:
     """The evaluation of one checkpoint.
 
-    folder: the prepared data.  log: gets rows and files.  name: what the checkpoint is called, "" for a single one.
+    data: the prepared data.  log: gets rows and files.  name: what the checkpoint is called, "" for a single one.
     """
 
-    def __init__(self, config: RunConfig, ref: CheckpointRef, folder: Path, log: RowLog, name: str) -> None:
-        self.config, self.ref, self.folder, self.log, self.name = config, ref, folder, log, name
+    def __init__(self, config: RunConfig, ref: CheckpointRef, data: PreparedData, log: RowLog, name: str) -> None:
+        self.config, self.ref, self.data, self.log, self.name = config, ref, data, log, name
 
     def make(self, progress: Progress) -> dict[str, Any]:
         """What metrics.json says of it. The model lives only in here."""
         own, model, notes = admit_model(self.config, self.ref)
         family = load_family(self.config.family)
-        found = family.evaluate(own, model, self.folder, self.log.of(self.name), self.emit, progress)
+        found = family.evaluate(own, model, self.data, self.log.of(self.name), self.emit, progress)
         self._take_rest(found)
         metadata = self.ref.metadata
         metrics = {name: as_json(value) for name, value in found.metrics.items()}

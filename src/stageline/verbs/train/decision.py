@@ -12,9 +12,11 @@ from typing import Literal
 from stageline.checkpoint.layout import CheckpointRef, StageDir, resolve
 from stageline.config import RunConfig
 from stageline.contract import FamilyConfig
+from stageline.data.prepared import read_prepared
 from stageline.errors import DataError, PlanError, StoreError
 from stageline.stage import FROM_SCRATCH, Stage, stage_fingerprint
 from stageline.store import Reference, open_store
+from stageline.work.data import stage_inputs
 
 Action = Literal["run", "reuse", "continue"]
 
@@ -55,11 +57,12 @@ def describe_work(
     if root.in_process and config.trainer.world_size > 1:
         raise StoreError(f"{config.root!r} lives in one process, the stage has several", remedy="use a path or s3://")
     try:
-        digest = Reference.parse(data).digest
+        reference = Reference.parse(data)
     except StoreError as error:
         raise DataError(
             f"{data!r} names no prepared data", remedy="give what `stageline prepare` printed: <uri>@sha256:<digest>"
         ) from error
+    digest = stage_inputs(config, family, stage, read_prepared(reference))
     found = _find_parents(config, family, stage, parents)
     contents = {role: ref.content for role, ref in found.items()}
     return Work(

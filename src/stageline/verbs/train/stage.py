@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -17,12 +16,11 @@ from stageline.checkpoint.layout import CheckpointRef, Damaged, resolve
 from stageline.checkpoint.verify import verify
 from stageline.config import RunConfig, flatten, to_yaml
 from stageline.contract import StageTask
-from stageline.data.prepared import materialise
+from stageline.data.prepared import PreparedData, open_prepared
 from stageline.errors import CheckpointError, difference
 from stageline.families import family_config, load_family
 from stageline.stage import num_epochs, num_steps, refuse_split, stage_config
 from stageline.store import Reference
-from stageline.store.scratch import scratch_folder
 from stageline.trainer.assembly import assemble
 from stageline.trainer.interruption import StopRequest
 from stageline.trainer.loop import FitResult, fit
@@ -118,8 +116,9 @@ def _train(session: Session, work: Work, data: str, stop: StopRequest) -> StageR
     if action == "reuse" and ref is not None:
         result = _result(work, "reuse", ref, None)
     else:
-        with scratch_folder("data") as scratch:
-            fitted = _fit(session, work, ranks, ref, materialise(data, scratch), stop)
+        names = [split.name for split in work.family.splits(work.config, work.stage)]
+        opened = open_prepared(data, names, work.config.data.cache_bytes)
+        fitted = _fit(session, work, ranks, ref, opened, stop)
         handed_on = resolve(ranks.first(lambda: str(hand_on(work).reference)))
         result = _result(work, action, handed_on, fitted)
     ranks.close()
@@ -149,12 +148,12 @@ def _begin(session: Session, work: Work) -> tuple[Action, str]:
 
 
 def _fit(
-    session: Session, work: Work, ranks: Ranks, ref: CheckpointRef | None, data_dir: Path, stop: StopRequest
+    session: Session, work: Work, ranks: Ranks, ref: CheckpointRef | None, data: PreparedData, stop: StopRequest
 ) -> FitResult:
     """Build, load and train, with the stage directory ours."""
     settings = work.config.trainer
     with memory_advice(settings, "building the model"):
-        task = _build_task(work, data_dir)
+        task = _build_task(work, data)
         if ref is None:
             parents, notices = seed_from_parents(work, task.model)
         else:
@@ -196,11 +195,11 @@ def _fit(
         saver.close()
 
 
-def _build_task(work: Work, data_dir: Path) -> StageTask:
+def _build_task(work: Work, data: PreparedData) -> StageTask:
     """The family's task; its facts must be those its config promises."""
     family = load_family(work.family.name)
     torch.manual_seed(work.config.seed)
-    task = family.build_task(work.config, work.stage, data_dir)
+    task = family.build_task(work.config, work.stage, data)
     refuse_data(task.train_set, task.val_set)
     lines = difference(task.facts(), work.family.facts(work.config, work.stage))
     if lines:

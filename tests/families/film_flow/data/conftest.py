@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stageline.data.prepared import PreparedData, open_prepared
 from stageline.families import parse_config
 from stageline.families.film_flow.config import FilmFlowConfig
+from stageline.verbs.prepare import prepare_data
 
 SMALL: dict[str, Any] = {
     "family": "film_flow",
@@ -29,6 +31,11 @@ def quiet(done: int, total: int, text: str) -> None:
     """Progress that shows nothing."""
     assert 0 <= done <= total
     assert text
+
+
+def make_data(config: FilmFlowConfig) -> PreparedData:
+    """The prepared data of a config, below its root."""
+    return open_prepared(prepare_data(config, quiet).reference)
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 
 from stageline.families.film_flow.data.augmentation import Transform, draw_transform
 from stageline.families.film_flow.data.scenes import make_prompted_scene
-from stageline.families.film_flow.data.sets import open_data, prepare
+from stageline.families.film_flow.data.sets import open_data
 
-from .conftest import quiet
+from .conftest import make_data
 
 
 @pytest.mark.parametrize("turns", range(4))
@@ -42,8 +42,7 @@ def test_train_samples_are_transforms_of_the_prepared_picture(make_config, make_
         "data.num_samples_per_image=6",
         "model.vlm_film_config.prompt_template=vessels",
     )
-    prepare(config, tmp_path / "out", quiet)
-    data = open_data(config, tmp_path / "out")
+    data = open_data(config, make_data(config))
     assert len(data.train_set) == 6
     split, seen = data.train_set.split, set()
     whole, case = split.mask(split.cases[0]), split.cases[0]

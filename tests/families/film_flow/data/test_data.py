@@ -19,12 +19,11 @@ from stageline.errors import ConfigError, DataError
 from stageline.families import parse_config
 from stageline.families.film_flow.conditions.encoder import encoder_settings
 from stageline.families.film_flow.data.junctions import find_junctions, junction_heat
-from stageline.families.film_flow.data.prepared import PreparedImage, PreparedSplit, SplitWriter
 from stageline.families.film_flow.data.scenes import PROMPTS, make_prompted_scene
-from stageline.families.film_flow.data.sets import Batch, collate, open_data, prepare, window_condition
+from stageline.families.film_flow.data.sets import Batch, collate, open_data, window_condition
 from stageline.families.film_flow.data.sources import find_prompt, make_target
 
-from .conftest import SMALL, quiet
+from .conftest import SMALL, make_data
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,19 @@ class Rectangle:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("small")
-    prepare(parse_config(SMALL, [f"root={root}"]), root / "data", quiet)
+    make_data(parse_config(SMALL, [f"root={root}"]))
     return root
 
 
 @pytest.fixture
 def data(prepared):
-    return open_data(parse_config(SMALL, [f"root={prepared}"]), prepared / "data")
+    return read(prepared)
+
+
+def read(root, *overrides):
+    """The data below a root, for a config with these overrides."""
+    config = parse_config(SMALL, [f"root={root}"])
+    return open_data(parse_config(SMALL, [f"root={root}", *overrides]), make_data(config))
 
 
 def digest(sample) -> str:
@@ -54,7 +59,7 @@ def digest(sample) -> str:
 
 def test_a_sample_is_the_same_alone_and_in_order(prepared, data):
     in_order = [digest(data.train_set[(epoch, index)]) for epoch in range(5) for index in range(3)]
-    again = open_data(parse_config(SMALL, [f"root={prepared}"]), prepared / "data")
+    again = read(prepared)
     assert digest(again.train_set[(4, 2)]) == in_order[4 * 3 + 2]
     assert len(set(in_order)) > 9
 
@@ -66,17 +71,19 @@ import numpy, torch
 def refuse(*args, **kwargs): raise SystemExit("a pickle was opened")
 pickle.load = pickle.loads = pickle.Unpickler = torch.load = refuse
 from stageline.families import parse_config
-from stageline.families.film_flow.data.sets import open_data, prepare
+from stageline.data.prepared import open_prepared
+from stageline.families.film_flow.data.sets import open_data
+from stageline.verbs.prepare import prepare_data
 root = Path(sys.argv[1])
 raw = json.loads(sys.argv[2])
-data = open_data(parse_config(raw, []), root / "data")
+def read(config): return open_data(config, open_prepared(prepare_data(config).reference))
+data = read(parse_config(raw, [f"root={root}"]))
 def digest(s):
     parts = (s.image, s.mask, s.target, s.heat, s.feature)
     return hashlib.sha256(b"".join(p.tobytes() for p in parts) + f"{s.id}{s.present}".encode()).hexdigest()
 print(digest(data.train_set[(4, 2)]), digest(data.val_set[3]))
 both = parse_config(raw, ["model.cond_source=image+text", f"root={root}/elsewhere"])
-prepare(both, root / "elsewhere" / "data", lambda *a: None)
-vectors, _ = open_data(both, root / "elsewhere" / "data").train_set.split.features
+vectors, _ = read(both).train_set.split.features
 print(hashlib.sha256(vectors.tobytes()).hexdigest())
 """
 
@@ -89,12 +96,11 @@ def test_another_process_makes_the_same_samples_and_opens_no_pickle(prepared, da
     samples, features = done.stdout.splitlines()
     assert samples.split() == [digest(data.train_set[(4, 2)]), digest(data.val_set[3])]
     config = make_config("model.cond_source=image+text")
-    prepare(config, tmp_path / "out", quiet)
-    vectors, _ = open_data(config, tmp_path / "out").train_set.split.features
+    vectors, _ = open_data(config, make_data(config)).train_set.split.features
     assert vectors.shape == (6, 32)
     assert features == hashlib.sha256(vectors.tobytes()).hexdigest()
     files = [path for path in (prepared / "elsewhere").rglob("*") if path.is_file() and path.name != ".lock"]
-    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert {path.suffix for path in files} == {".json", ".safetensors", ".shard", ".rows", ".lines"}
 
 
 def test_data_sets_travel_to_loader_workers(data):
@@ -107,13 +113,10 @@ def test_data_sets_travel_to_loader_workers(data):
 
 
 def test_preparing_twice_writes_the_same_bytes(prepared, tmp_path):
-    prepare(parse_config(SMALL, [f"root={tmp_path}"]), tmp_path / "data", quiet)
-    names = sorted(p.name for p in (prepared / "data").iterdir())
-    assert names == sorted(p.name for p in (tmp_path / "data").iterdir())
-    for name in names:
-        assert (tmp_path / "data" / name).read_bytes() == (prepared / "data" / name).read_bytes(), name
-    for path in (tmp_path / "data").iterdir():
-        assert path.suffix in (".json", ".safetensors")
+    first, second = (make_data(parse_config(SMALL, [f"root={root}"])).prepared for root in (prepared, tmp_path))
+    assert first.splits == second.splits  # files are named by their SHA-256
+    assert first.reference.digest == second.reference.digest
+    assert set(first.splits) == {"train", "val", "train-features", "val-features"}
 
 
 def test_every_validation_picture_appears_with_both_prompts(data):
@@ -152,8 +155,7 @@ def test_one_condition_per_image_for_crops_and_whole_pictures(make_config, make_
     train, val = make_folder("train", ("a", "b"), (60, 72)), make_folder("val", ("c",))
     named = ["data.name=folder", f"data.train_dir={train}", f"data.val_dir={val}", "model.cond_source=image"]
     config = make_config(*named, "data.num_samples_per_image=3")
-    prepare(config, tmp_path / "out", quiet)
-    data = open_data(config, tmp_path / "out")
+    data = open_data(config, make_data(config))
     vectors, _ = data.train_set.split.features
     for epoch in range(3):
         for index in range(6):
@@ -170,9 +172,9 @@ def test_crop_scope_gives_each_crop_and_window_its_own_condition(make_config, ma
     train, val = make_folder("train", ("a",), (60, 72)), make_folder("val", ("c",))
     named = ["data.name=folder", f"data.train_dir={train}", f"data.val_dir={val}", "model.cond_source=image"]
     config = make_config(*named, "model.vlm_scope=crop", "data.num_samples_per_image=3")
-    prepare(config, tmp_path / "out", quiet)
-    assert not (tmp_path / "out" / "train-features.safetensors").exists()
-    data = open_data(config, tmp_path / "out")
+    prepared = make_data(config)
+    assert set(prepared.names) == {"train", "val", "val-features"}
+    data = open_data(config, prepared)
     one, two = data.train_set[(0, 0)], data.train_set[(0, 1)]
     assert not np.array_equal(one.feature, two.feature)
     np.testing.assert_array_equal(data.train_set[(0, 0)].feature, one.feature)
@@ -180,7 +182,7 @@ def test_crop_scope_gives_each_crop_and_window_its_own_condition(make_config, ma
     assert len(entries) == 1  # the whole validation picture; random crops are not kept
     strict = replace_override(config, "model.vlm_film_config.cache_only=true")
     with pytest.raises(ConfigError, match="cache_only forbids"):
-        open_data(strict, tmp_path / "out")
+        open_data(strict, prepared)
     batch = data.collate([data.val_set[0]])
     condition = window_condition(batch, data.features)
     whole = condition(Rectangle(0, 0, 40, 48))
@@ -213,8 +215,7 @@ def test_pictures_of_different_sizes_do_not_fit_one_batch(data, make_config, mak
     config = make_config(
         "data.name=folder", f"data.train_dir={train}", f"data.val_dir={val}", "model.cond_source=image"
     )
-    prepare(config, tmp_path / "out", quiet)
-    odd = open_data(config, tmp_path / "out").val_set[0]
+    odd = open_data(config, make_data(config)).val_set[0]
     with pytest.raises(DataError, match="2 sizes: 32 x 32, 40 x 40"):
         collate([data.val_set[0], odd])
 
@@ -244,17 +245,16 @@ def test_targets_keep_the_mask_as_their_sign():
 @pytest.mark.parametrize("kind", ["soft", "distance"])
 def test_prepared_targets_reach_the_sample(make_config, tmp_path, kind):
     config = make_config(f"model.target_kind={kind}")
-    prepare(config, tmp_path / "out", quiet)
-    sample = open_data(config, tmp_path / "out").val_set[0]
+    sample = open_data(config, make_data(config)).val_set[0]
     assert len(np.unique(sample.target)) > 2
     np.testing.assert_array_equal(sample.target >= 0, sample.mask.astype(bool))
 
 
 def test_single_trees_have_one_case_per_picture(make_config, tmp_path):
     config = make_config("data.name=trees", "model.vlm_film_config.prompt_template=the tree")
-    facts = prepare(config, tmp_path / "out", quiet)
-    assert facts["splits"]["val"]["cases"] == 2
-    data = open_data(config, tmp_path / "out")
+    prepared = make_data(config)
+    assert prepared.prepared.splits["val"].facts["cases"] == 2
+    data = open_data(config, prepared)
     assert data.val_set[0].prompt == "the tree"
     assert find_prompt(make_config("model.vlm_film_config.prompt_templates={prompted_trees: x}"), "own") == "x"
     assert find_prompt(make_config(), "own") == "own"
@@ -262,16 +262,15 @@ def test_single_trees_have_one_case_per_picture(make_config, tmp_path):
 
 def test_data_without_encoder_have_no_condition(make_config, tmp_path):
     config = make_config("model.use_vlm_film=false")
-    prepare(config, tmp_path / "out", quiet)
-    data = open_data(config, tmp_path / "out")
-    assert data.feature_dim == 0
+    data = open_data(config, make_data(config))
+    assert set(data.data.names) == {"train", "val"}
     assert data.collate([data.val_set[0]]).condition is None
 
 
 def test_a_stage_without_film_reads_the_same_data(prepared):
     config = parse_config(SMALL, [f"root={prepared}", "model.use_vlm_film=false"])
     assert encoder_settings(config).encoder == "none"
-    data = open_data(config, prepared / "data")
+    data = read(prepared, "model.use_vlm_film=false")
     assert data.collate([data.train_set[(0, 0)]]).image.shape == (1, 1, 32, 32)
 
 
@@ -286,37 +285,18 @@ def test_a_stage_without_film_reads_the_same_data(prepared):
     ],
 )
 def test_data_made_for_another_config_are_refused(prepared, override, words):
-    config = parse_config(SMALL, [f"root={prepared}", override])
+    data = read(prepared, override)
     with pytest.raises(DataError) as caught:
-        open_data(config, prepared / "data")
+        _ = data.val_set
     assert words in str(caught.value)
 
 
 def test_missing_data_and_splits_are_named(prepared, data, tmp_path):
-    with pytest.raises(DataError, match="no prepared data"):
-        open_data(parse_config(SMALL, []), tmp_path)
-    with pytest.raises(DataError, match=r"no split 'test'; they have \['train', 'val'\]"):
+    with pytest.raises(DataError, match=r"no split 'test'; they have \['train', 'train-features', 'val', "):
         data.case_set("test")
     assert data.case_set("val") is data.val_set
     with pytest.raises(IndexError):
         data.train_set[(0, 3)]
-
-
-def test_large_splits_are_sharded(tmp_path, monkeypatch):
-    monkeypatch.setattr("stageline.families.film_flow.data.prepared.SHARD_BYTES", 10_000)
-    writer, scenes = SplitWriter(tmp_path, "train"), [make_prompted_scene(0, "train", n, 48) for n in range(5)]
-    for number, scene in enumerate(scenes):
-        heat = np.zeros((48, 48), np.float32)
-        image = PreparedImage(
-            f"i{number}", scene.pixels[..., None], 0, 255, heat, scene.nodes, scene.masks, PROMPTS, ("d", "b")
-        )
-        writer.add(image)
-    writer.finish(None, "float16")
-    assert len(list(tmp_path.glob("train-*.safetensors"))) == 5
-    split = PreparedSplit(tmp_path, "train")
-    for number, scene in enumerate(scenes):
-        np.testing.assert_array_equal(split.pixels(number)[..., 0], scene.pixels)
-        np.testing.assert_array_equal(split.mask(split.cases[2 * number + 1]), scene.masks[1])
 
 
 def test_exact_nodes_agree_with_the_union_of_both_masks(make_config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,9 +24,9 @@ from stageline.families.film_flow.conditions.cache import (
 from stageline.families.film_flow.conditions.encoder import EncoderSettings
 from stageline.families.film_flow.conditions.features import FeatureSource
 from stageline.families.film_flow.conditions.stub import StubEncoder
-from stageline.families.film_flow.data.sets import open_data, prepare
+from stageline.families.film_flow.data.sets import open_data
 
-from .conftest import quiet
+from .conftest import make_data
 
 SETTINGS = EncoderSettings("stub", source="image+text", feature_dim=8)
 PICTURES = [np.random.default_rng(n).integers(0, 255, (20, 24, 3), dtype=np.uint8) for n in range(4)]
@@ -188,15 +189,15 @@ def test_cache_only_misses_are_errors_and_load_nothing(tmp_path):
 
 def test_cache_only_through_prepare(make_config, tmp_path):
     first = make_config()
-    facts = prepare(first, tmp_path / "one", quiet)
+    made = make_data(first).prepared.splits["train-features"]
+    shutil.rmtree(tmp_path / "cache" / "prepared")
     strict = make_config("model.vlm_film_config.cache_only=true")
-    assert prepare(strict, tmp_path / "two", quiet) == facts
-    features = [(tmp_path / part / "train-features.safetensors").read_bytes() for part in ("one", "two")]
-    assert features[0] == features[1]
+    again = make_data(strict)
+    assert again.prepared.splits["train-features"] == made
     empty = make_config("model.vlm_film_config.cache_only=true", f"root={tmp_path / 'elsewhere'}")
     with pytest.raises(DataError, match="not in the cache"):
-        prepare(empty, tmp_path / "three", quiet)
-    assert open_data(first, tmp_path / "two").features.encoder_calls == 0
+        make_data(empty)
+    assert open_data(first, again).features.encoder_calls == 0
 
 
 def test_a_failed_answer_stays_absent(tmp_path):

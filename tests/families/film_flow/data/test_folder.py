@@ -20,9 +20,9 @@ from stageline.families.film_flow.data.pictures import (
     read_picture,
     to_channels,
 )
-from stageline.families.film_flow.data.sets import open_data, prepare
+from stageline.families.film_flow.data.sets import open_data
 
-from .conftest import quiet
+from .conftest import make_data, quiet
 
 
 def faults_of(splits, crop=32, channels=1) -> str:
@@ -231,17 +231,18 @@ def folder_config(make_config, make_folder, *overrides):
 
 def test_folders_are_prepared_and_read(make_config, make_folder, tmp_path):
     config = folder_config(make_config, make_folder)
-    facts = prepare(config, tmp_path / "out", quiet)
-    assert facts["labels"] == "label files"
-    assert facts["splits"]["train"] == {
+    facts = make_data(config).prepared.facts["splits"]
+    expected = {
+        "labels": "label files",
         "images": 2,
         "cases": 2,
         "sizes": ["40x48"],
         "foreground_fraction": pytest.approx(0.1083, abs=1e-3),
-        "junctions": 2,
-        "conditions_present": 2,
+        "num_junctions": 2,
     }
-    data = open_data(config, tmp_path / "out")
+    assert {key: facts["train"][key] for key in expected} == expected
+    assert facts["train-features"]["conditions_present"] == 2
+    data = open_data(config, make_data(config))
     sample = data.val_set[0]
     assert (sample.id, sample.prompt, sample.image.shape) == ("val/c", "vessels", (1, 40, 48))
     assert sample.nodes.shape == (1, 2)
@@ -251,14 +252,9 @@ def test_folders_are_prepared_and_read(make_config, make_folder, tmp_path):
 def test_nothing_is_written_when_a_file_is_bad(make_config, make_folder, tmp_path):
     config = folder_config(make_config, make_folder)
     (Path(config.data.train_dir) / "image" / "b.png").write_bytes(b"")
-    target = tmp_path / "out"
-    target.mkdir()
     with pytest.raises(DataError, match="empty file"):
-        prepare(config, target, quiet)
-    assert not any(target.iterdir())
-    (target / "leftover").write_text("x")
-    with pytest.raises(DataError, match="not empty"):
-        prepare(config, target, quiet)
+        make_data(config)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_prompts_file_names_every_fault(tmp_path):
@@ -279,8 +275,7 @@ def test_prompts_file_gives_each_image_its_prompt(make_config, make_folder, tmp_
     path = tmp_path / "prompts.json"
     path.write_text(json.dumps({"a.png": "first", "b.png": "second", "c.png": "third"}))
     config = folder_config(make_config, make_folder, f"data.prompts_file={path}")
-    prepare(config, tmp_path / "out", quiet)
-    data = open_data(config, tmp_path / "out")
+    data = open_data(config, make_data(config))
     assert [case.prompt for case in data.train_set.split.cases] == ["first", "second"]
     assert data.val_set[0].prompt == "third"
     vectors, _ = data.train_set.split.features

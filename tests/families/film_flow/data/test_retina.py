@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
@@ -18,9 +16,9 @@ from stageline.families.film_flow.data.retina import (
     make_pseudo_label,
     tile_boxes,
 )
-from stageline.families.film_flow.data.sets import open_data, prepare
+from stageline.families.film_flow.data.sets import open_data
 
-from .conftest import quiet
+from .conftest import make_data
 
 
 def test_pseudo_label_covers_a_tenth_of_the_field():
@@ -72,21 +70,22 @@ def test_pseudo_is_in_every_name_prompt_and_manifest(make_config, tmp_path):
         "model.image_size=64",
         "model.vlm_film_config.prompt_template=blood vessels",
         "data.num_test=1",
+        "evaluate.split=test",
         "data.num_val=5",
         "data.num_samples_per_image=4",
     )
-    facts = prepare(config, tmp_path / "out", quiet)
-    assert "pseudo" in facts["labels"]
-    assert "pseudo" in facts["junctions"]
-    assert "pseudo" in json.loads((tmp_path / "out" / "prepared.json").read_text())["labels"]
-    data = open_data(config, tmp_path / "out")
+    prepared = make_data(config)
+    for name in ("train", "test"):
+        assert "pseudo" in prepared.prepared.splits[name].facts["labels"]
+        assert "pseudo" in prepared.prepared.splits[name].facts["junctions"]
+    data = open_data(config, prepared)
     sets = (data.train_set.split, data.val_set.split, data.case_set("test").split)
     for split in sets:
         for case in split.cases:
             assert "pseudo" in case.id
             assert "pseudo" in case.prompt
-        for image in split.images:
-            assert "pseudo" in image["id"]
+        for image in range(split.num_images):
+            assert "pseudo" in split.id(image)
     assert data.train_set[(0, 0)].prompt == "blood vessels (pseudo-label)"
     assert len(data.val_set) == 5
     assert data.val_set[0].image.shape == (1, 64, 64)
@@ -101,5 +100,5 @@ def test_pseudo_is_in_every_name_prompt_and_manifest(make_config, tmp_path):
 def test_crops_larger_than_a_half_are_refused(make_config, tmp_path):
     config = make_config("data.name=retina", "model.image_size=344", "model.vlm_film_config.prompt_template=vessels")
     with pytest.raises(ConfigError, match="does not fit into a half"):
-        prepare(config, tmp_path / "out", quiet)
-    assert not (tmp_path / "out").exists()
+        make_data(config)
+    assert not (tmp_path / "cache").exists()

@@ -8,23 +8,21 @@ from typing import Any
 
 import pytest
 
-from stageline.families.film_flow.data.sets import prepare
+from stageline.data.prepared import PreparedData, open_prepared
 from stageline.families.film_flow.task import FilmFlowTask, build_task
+from stageline.verbs.prepare import prepare_data
 
 from .small import at_stage, make_config
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
     """Prepared data of the small config."""
-    root = tmp_path_factory.mktemp("prepared")
-    folder = root / "data"
-    prepare(make_config(root), folder, lambda *_: None)
-    return folder
+    return open_prepared(prepare_data(make_config(tmp_path_factory.mktemp("prepared"))).reference)
 
 
 @pytest.fixture
-def make_task(prepared: Path, tmp_path: Path) -> Callable[..., FilmFlowTask]:
+def make_task(prepared: PreparedData, tmp_path: Path) -> Callable[..., FilmFlowTask]:
     """make_task(stage, **dotted keys) over the small data."""
 
     def make(stage: str = "film", **dotted: Any) -> FilmFlowTask:

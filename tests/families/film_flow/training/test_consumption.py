@@ -124,6 +124,7 @@ READ_BY = {
     "model.vlm_film_config.cache_dir": "families/film_flow/data/preparation.py",
     "data.num_samples_per_image": "families/film_flow/data/sets.py",
     "data.flips": "families/film_flow/data/sets.py",
+    "data.cache_bytes": "verbs/train/stage.py",
     "evaluate.split": "families/film_flow/evaluate.py",
     "evaluate.weights": "families/film_flow/evaluate.py",
     "evaluate.film_mode": "families/film_flow/measures/modes.py",
@@ -145,6 +146,14 @@ COUNTED = {"model.patch_plan"}
 """Becomes data.num_samples_per_image; shown by `test_config`."""
 
 
+def keys_of_splits(film: FilmFlowConfig) -> dict[str, Any]:
+    """What prepared splits depend on: those that a stage reads and, where there is one, the test split."""
+    tested = film.data.num_test or film.data.test_dir
+    own = film.model_copy(update={"evaluate": film.evaluate.model_copy(update={"split": "test"})}) if tested else film
+    splits = family.FAMILY_CONFIG.splits(film, family.STAGES["film"]) + family.FAMILY_CONFIG.evaluation_splits(own)
+    return {split.name: dict(split.key) for split in splits}
+
+
 def arguments(config: FilmFlowConfig) -> dict[str, Any]:
     """Everything that is built from a config without data: by name of what takes it."""
     film = at_stage(config, "film")
@@ -154,7 +163,7 @@ def arguments(config: FilmFlowConfig) -> dict[str, Any]:
         "training": training_sampling(film),
         "evaluation": evaluation_sampling(film),
         "encoder": encoder_settings(film),
-        "data": family.data_key(config),
+        "data": keys_of_splits(film),
     }
 
 

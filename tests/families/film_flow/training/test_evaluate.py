@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from stageline.contract import Evaluation, Row, RowKey
+from stageline.data.prepared import PreparedData
 from stageline.errors import ConfigError, DataError
 from stageline.families.film_flow import evaluate as evaluation_module
 from stageline.families.film_flow.evaluate import evaluate
@@ -26,6 +27,10 @@ from .small import at_stage, kicked_model, make_config
 
 def nothing(*_: Any) -> None:
     """No progress."""
+
+
+def root_of(prepared: PreparedData) -> Path:
+    return Path(prepared.uri).parents[3]
 
 
 class Kept:
@@ -45,7 +50,7 @@ class Kept:
         self.pictures |= pictures or {}
 
 
-def measure(config: Any, model: Any, prepared: Path, finished: Kept | None = None) -> Evaluation:
+def measure(config: Any, model: Any, prepared: PreparedData, finished: Kept | None = None) -> Evaluation:
     """The evaluation with the rows and pictures it emitted, after those of an earlier attempt."""
     kept, before = Kept(), finished or Kept()
     found = evaluate(config, model, prepared, before.rows, kept, nothing)
@@ -53,12 +58,12 @@ def measure(config: Any, model: Any, prepared: Path, finished: Kept | None = Non
     return replace(found, rows=rows, panels={**before.pictures, **kept.pictures})
 
 
-def run(prepared: Path, stage: str = "film", finished: Kept | None = None, **keys: Any) -> Evaluation:
-    config = make_config(prepared.parent, model__timesteps=1, **keys)
+def run(prepared: PreparedData, stage: str = "film", finished: Kept | None = None, **keys: Any) -> Evaluation:
+    config = make_config(root_of(prepared), model__timesteps=1, **keys)
     return measure(at_stage(config, stage), kicked_model(config, stage), prepared, finished)
 
 
-def test_all_modes_stand_side_by_side_with_counts(prepared: Path) -> None:
+def test_all_modes_stand_side_by_side_with_counts(prepared: PreparedData) -> None:
     found = run(prepared)
     for name in ("dice", "cldice", "pooled_dice", "betti0_error", "betti1_error", "junction_f1"):
         for suffix in ("", "_off", "_shuffle", "_swapped"):
@@ -72,7 +77,7 @@ def test_all_modes_stand_side_by_side_with_counts(prepared: Path) -> None:
     assert "distractors" not in found.metrics
 
 
-def test_provenance_is_complete(prepared: Path) -> None:
+def test_provenance_is_complete(prepared: PreparedData) -> None:
     said = run(prepared, evaluate__film_active=[3], model__num_ensemble=2).provenance
     assert (said["film_stages"], said["film_stages_active"], said["ablation"]) == ([2, 3], [3], True)
     assert (said["film_mode"], said["film_strength"], said["nfe"], said["ensemble"]) == ("on", 1.0, 2, 2)
@@ -83,14 +88,14 @@ def test_provenance_is_complete(prepared: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["off", "shuffle"])
-def test_another_mode_is_measured_alone_and_equals_its_column(prepared: Path, mode: str) -> None:
+def test_another_mode_is_measured_alone_and_equals_its_column(prepared: PreparedData, mode: str) -> None:
     both, alone = run(prepared), run(prepared, evaluate__film_mode=mode)
     assert alone.provenance["film_mode"] == mode
     assert alone.metrics["dice"] == pytest.approx(both.metrics[f"dice_{mode}"], abs=1e-12)
     assert not [name for name in alone.metrics if name.endswith(("_off", "_shuffle", "_swapped"))]
 
 
-def test_results_do_not_depend_on_the_batch_size(prepared: Path) -> None:
+def test_results_do_not_depend_on_the_batch_size(prepared: PreparedData) -> None:
     one, many = run(prepared, evaluate__batch_size=1), run(prepared, evaluate__batch_size=4)
     for a, b in zip(
         sorted(one.rows, key=lambda r: (r["mode"], r["id"])),
@@ -103,11 +108,11 @@ def test_results_do_not_depend_on_the_batch_size(prepared: Path) -> None:
 
 @pytest.mark.parametrize("rows", [1, 5, 13])
 def test_an_interrupted_evaluation_is_continued_to_the_same_result(
-    prepared: Path, rows: int, monkeypatch: pytest.MonkeyPatch
+    prepared: PreparedData, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = {"evaluate__batch_size": 2, "evaluate__num_panels": 3, "model__num_ensemble": 2}
     whole = run(prepared, **keys)
-    config = make_config(prepared.parent, model__timesteps=1, **keys)
+    config = make_config(root_of(prepared), model__timesteps=1, **keys)
     kept = Kept(stop_at=rows)
     with pytest.raises(KeyboardInterrupt):
         evaluate(at_stage(config, "film"), kicked_model(config), prepared, {}, kept, nothing)
@@ -127,23 +132,23 @@ def test_an_interrupted_evaluation_is_continued_to_the_same_result(
     assert len(measured) == 24 - 8 * (rows // 8), "batches that were finished are not predicted again"
 
 
-def test_a_backbone_is_measured_without_film(prepared: Path) -> None:
+def test_a_backbone_is_measured_without_film(prepared: PreparedData) -> None:
     found = run(prepared, "backbone")
     assert found.provenance["film_stages"] == []
     assert "dice_off" not in found.metrics
     assert "condition_cosine" not in found.metrics
 
 
-def test_collapsed_conditions_are_called_so(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collapsed_conditions_are_called_so(prepared: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(prepared).provenance["warnings"] == []
     monkeypatch.setattr(evaluation_module, "COLLAPSE_COSINE", -1.0)
     (warning,) = run(prepared).provenance["warnings"]
     assert "collapsed" in warning
 
 
-def test_equal_conditions_have_a_likeness_of_one(prepared: Path) -> None:
-    config = at_stage(make_config(prepared.parent, model__timesteps=1), "film")
-    model = kicked_model(make_config(prepared.parent))
+def test_equal_conditions_have_a_likeness_of_one(prepared: PreparedData) -> None:
+    config = at_stage(make_config(root_of(prepared), model__timesteps=1), "film")
+    model = kicked_model(make_config(root_of(prepared)))
     assert model.cond is not None
     with torch.no_grad():
         for name, parameter in model.cond.named_parameters():
@@ -156,7 +161,7 @@ def test_equal_conditions_have_a_likeness_of_one(prepared: Path) -> None:
     assert "collapsed" in found.provenance["warnings"][0]
 
 
-def test_pictures_show_what_was_asked_for(prepared: Path) -> None:
+def test_pictures_show_what_was_asked_for(prepared: PreparedData) -> None:
     found = run(prepared, evaluate__num_panels=2)
     assert sorted(found.panels) == ["sample-000", "sample-001"]
     for pixels in found.panels.values():
@@ -174,12 +179,12 @@ def test_pictures_show_what_was_asked_for(prepared: Path) -> None:
         ({"evaluate__mask_feedback": "overlay"}, "mask_feedback"),
     ],
 )
-def test_evaluations_that_cannot_be_are_refused(prepared: Path, keys: dict[str, Any], part: str) -> None:
+def test_evaluations_that_cannot_be_are_refused(prepared: PreparedData, keys: dict[str, Any], part: str) -> None:
     with pytest.raises(ConfigError, match=part):
         run(prepared, **keys)
 
 
-def test_a_film_mode_without_film_is_refused(prepared: Path) -> None:
+def test_a_film_mode_without_film_is_refused(prepared: PreparedData) -> None:
     with pytest.raises(ConfigError, match="no FiLM"):
         run(prepared, "backbone", evaluate__film_mode="off")
 

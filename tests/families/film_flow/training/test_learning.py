@@ -15,15 +15,16 @@ import pytest
 import torch
 
 from stageline.contract import Evaluation
+from stageline.data.prepared import PreparedData, open_prepared
 from stageline.families import parse_config
 from stageline.families.film_flow.config import STAGES, FilmFlowConfig
 from stageline.families.film_flow.config.presets import PRESETS
-from stageline.families.film_flow.data.sets import prepare
 from stageline.families.film_flow.evaluate import evaluate
 from stageline.families.film_flow.sampling import predict_probability, training_sampling
 from stageline.families.film_flow.task import build_task
 from stageline.objectives.step import ValidationContext
 from stageline.stage import num_steps, stage_config
+from stageline.verbs.prepare import prepare_data
 
 from .plain_loop import Trained, train
 
@@ -39,25 +40,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tiny")
 
 
+def data_of(folder: Path) -> PreparedData:
+    config = parse_config(PRESETS["tiny"], [f"root={folder}"])
+    return open_prepared(prepare_data(config).reference)
+
+
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> Iterator[Trained]:
     torch.set_num_threads(1)
     config = parse_config(PRESETS["tiny"], [f"root={folder}"])
-    prepare(config, folder / "data", nothing)  # type: ignore[arg-type]
     film = STAGES["film"]
     own = stage_config(config, film)
     assert isinstance(own, FilmFlowConfig)
     assert own.model.vlm_film_decoder_stages == (2, 3)
     steps = num_steps(own, film)
     assert steps is not None
-    result = train(build_task(own, "film", folder / "data"), steps)
+    result = train(build_task(own, "film", data_of(folder)), steps)
     with result.averaged():
         yield result
 
 
 @pytest.fixture(scope="module")
 def evaluation(trained: Trained, folder: Path) -> Evaluation:
-    return evaluate(trained.task.config, trained.task.model, folder / "data", {}, nothing, nothing)
+    return evaluate(trained.task.config, trained.task.model, data_of(folder), {}, nothing, nothing)
 
 
 def test_the_loss_falls_to_a_quarter(trained: Trained) -> None:

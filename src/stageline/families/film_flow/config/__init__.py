@@ -22,7 +22,7 @@ from stageline.families.film_flow.config.presets import PRESETS
 from stageline.families.film_flow.config.rules import raise_faults
 from stageline.families.film_flow.config.sections import DataConfig, EvaluateConfig, ImportConfig
 from stageline.families.film_flow.config.spellings import SPELLINGS
-from stageline.families.film_flow.data.origin import data_key, source_files
+from stageline.families.film_flow.data.origin import evaluation_splits, splits
 from stageline.families.film_flow.facts import FACT_RULES, agree, facts, film_plan, summary
 from stageline.families.film_flow.inheritance import inherit
 from stageline.families.film_flow.words import WORDS
@@ -78,9 +78,12 @@ class FilmFlowConfig(RunConfig):
     """Answers for `stageline checkpoint import`."""
 
     IDENTITY: ClassVar[tuple[str, ...]] = (
-        *("family", "seed", "data"),
+        *("family", "seed"),
+        *(f"data.{key}" for key in DataConfig.model_fields if key not in ("num_test", "test_dir")),
         *(f"model.{key}" for key in ModelConfig.model_fields if key not in NO_IDENTITY),
     )
+
+    OF_EVALUATION: ClassVar[tuple[str, ...]] = ("data.num_test", "data.test_dir")
 
     SPELLINGS: ClassVar[KeySpellings] = SPELLINGS
 
@@ -187,8 +190,8 @@ FAMILY_CONFIG = FamilyConfig(
     facts=lambda config, _stage: facts(config),
     fact_rules=FACT_RULES,
     inherit=lambda parent, config, _stage: inherit(parent.facts, config),
-    data_key=data_key,
-    source_files=source_files,
+    splits=splits,
+    evaluation_splits=evaluation_splits,
     check=check,
     asked=asked,
     num_samples=lambda config, _stage, prepared: num_samples(config, prepared),

@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stageline.config import EvaluateBase, Settings, operational
+from stageline.config import DataSettings, EvaluateBase, Settings, operational
 from stageline.families.film_flow.config.rules import data_faults, raise_faults
 
 
-class DataConfig(Settings):
+class DataConfig(DataSettings):
     """Images and masks, made or read."""
 
     name: Literal["prompted_trees", "trees", "retina", "folder"] = "prompted_trees"

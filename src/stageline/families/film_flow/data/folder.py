@@ -7,7 +7,7 @@ without their suffix (`image/a.jpg` goes with `label/a.png`). No torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,16 +106,28 @@ def _size(pixels: NDArray[np.generic]) -> str:
     return f"{pixels.shape[0]} x {pixels.shape[1]} pixels (height x width)"
 
 
+def list_pairs(splits: Mapping[str, Path]) -> list[Pair]:
+    """The pairs of all splits in order, by their names alone; what has no partner is left out."""
+    return pair_files(splits, Faults(DataError, "image folders", REMEDY))
+
+
 def check_folders(
-    splits: Mapping[str, Path], channels: int, crop_size: int, progress: Callable[[int, int, str], None]
+    splits: Mapping[str, Path],
+    channels: int,
+    crop_size: int,
+    progress: Callable[[int, int, str], None],
+    only: Collection[str] | None = None,
 ) -> list[Pair]:
-    """All pairs of all splits, every file read once; raises one DataError that lists every fault of every file.
+    """The pairs of all splits, their files read once; raises one DataError that lists every fault of every file.
 
     crop_size: side of a training crop; training images must be at least so large, others may have any size.
+    only: the splits whose files are read; of the others the names count. None is all.
     """
     faults = Faults(DataError, "image folders", REMEDY)
-    pairs = pair_files(splits, faults)
-    owners: dict[Path, str] = {}
+    wanted = {split: root for split, root in splits.items() if only is None or split in only}
+    others = {split: root for split, root in splits.items() if split not in wanted}
+    pairs, named = pair_files(wanted, faults), list_pairs(others)
+    owners = {path.resolve(): pair.split for pair in named for path in (pair.image, pair.label)}
     for number, pair in enumerate(pairs):
         progress(number, len(pairs), f"checking {pair.split}/{pair.name}")
         for path in (pair.image.resolve(), pair.label.resolve()):
@@ -126,7 +138,7 @@ def check_folders(
         except DataError as error:
             faults.extend(line.removeprefix("  - ") for line in error.message.splitlines()[1:])
     faults.raise_if_any()
-    return pairs
+    return [*pairs, *named]
 
 
 def read_prompts(path: Path, names: set[str]) -> dict[str, str]:

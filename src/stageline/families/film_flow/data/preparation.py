@@ -6,27 +6,39 @@ on the config and the source files alone, not on what a feature cache happened t
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stageline.config import flatten
+from stageline.data.prepared import PreparedData
+from stageline.data.reading import SplitReader
+from stageline.data.shards import SplitWriter
+from stageline.data.splits import Split
 from stageline.errors import DataError
 from stageline.families.film_flow.conditions.cache import FeatureCache
 from stageline.families.film_flow.conditions.encoder import EncoderSettings, encoder_settings
 from stageline.families.film_flow.conditions.features import FeatureSource
+from stageline.families.film_flow.data import sources
+from stageline.families.film_flow.data.origin import FEATURES, has_features
 from stageline.families.film_flow.data.pictures import encoder_picture
-from stageline.families.film_flow.data.prepared import Case, PreparedImage, SplitWriter
-from stageline.families.film_flow.data.sources import Source, open_sources
+from stageline.families.film_flow.data.prepared import (
+    Case,
+    PreparedImage,
+    PreparedSplit,
+    cases_of,
+    write_feature,
+    write_picture,
+)
+from stageline.families.film_flow.data.sources import Source
 
 if TYPE_CHECKING:
     from stageline.families.film_flow.config import FilmFlowConfig
 
 Progress = Callable[[int, int, str], None]
-RECORD = "prepared.json"
 CHUNK_IMAGES = 64
 """Pictures held in memory between two calls of the encoder."""
 
@@ -58,69 +70,68 @@ def is_per_crop(settings: EncoderSettings) -> bool:
     return settings.scope == "crop" and settings.source != "text" and settings.encoder != "none"
 
 
-def prepare(config: FilmFlowConfig, target: Path, progress: Progress) -> dict[str, Any]:
-    """Write all splits of a config into the empty local folder `target`; returns facts for the manifest.
-
-    Raises DataError with every fault of every source file before the first byte is written.
-    """
-    if target.is_dir() and any(target.iterdir()):
-        raise DataError(f"{str(target)!r} is not empty", remedy="prepare into an empty folder")
-    features = open_features(config)
-    sources = open_sources(config, progress)
-    target.mkdir(parents=True, exist_ok=True)
-    facts: dict[str, Any] = {
-        "data": config.data.name,
-        "labels": sources.label_origin,
-        "junctions": sources.junction_origin,
-        "image_norm": config.data.image_norm,
-        "image_channels": config.model.image_channels,
-        "target_kind": config.model.target_kind,
-        "condition": features.settings.identity() if features.settings.encoder != "none" else None,
-        "feature_dim": features.settings.width,
-        "splits": {},
-    }
-    for source in sources.splits:
-        facts["splits"][source.split] = _write_split(config, source, target, features, progress)
-    (target / RECORD).write_text(json.dumps(facts, sort_keys=True, indent=1) + "\n", encoding="utf-8")
-    return facts
+def check_sources(config: FilmFlowConfig, splits: Sequence[Split], progress: Progress) -> None:
+    """Every fault of every source file of these splits, at once."""
+    sources.check_sources(config, {split.name.removesuffix(FEATURES) for split in splits}, progress)
 
 
-def _write_split(
-    config: FilmFlowConfig, source: Source, target: Path, features: FeatureSource, progress: Progress
-) -> dict[str, Any]:
-    """Write one split; returns its numbers."""
-    writer = SplitWriter(target, source.split)
-    # Random crops of training have features of their own, made when they are drawn.
-    wanted = features.settings.encoder != "none" and not (is_per_crop(features.settings) and source.split == "train")
-    vectors: list[NDArray[np.float32]] = []
-    present: list[NDArray[np.bool_]] = []
-    chunk: list[tuple[PreparedImage, list[Case]]] = []
-    pixels, vessel, sizes, num_nodes = 0, 0, set(), 0
+def prepare(config: FilmFlowConfig, split: Split, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
+    """Write the rows of a split, pictures or features; returns facts for its manifest."""
+    if split.name.endswith(FEATURES):
+        source = sources.open_source(config, split.name.removesuffix(FEATURES))
+        return _write_features(config, source, writer, progress)
+    return _write_pictures(config, sources.open_source(config, split.name), writer, progress)
+
+
+def _write_pictures(config: FilmFlowConfig, source: Source, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
+    num_cases, pixels, vessel, sizes, num_nodes = 0, 0, 0, set(), 0
     for number in range(source.num_images):
         progress(number, source.num_images, f"preparing {source.split}")
-        image = source.make(number)
-        chunk.append((image, writer.add(image)))
+        image = source.make(number, True)
+        num_cases += len(write_picture(writer, image))
         sizes.add(image.pixels.shape[:2])
         pixels += sum(mask.size for mask in image.masks)
         vessel += sum(int(mask.sum()) for mask in image.masks)
         num_nodes += len(image.nodes)
-        if wanted and (len(chunk) == CHUNK_IMAGES or number == source.num_images - 1):
-            part_vectors, part_present = _features_of(chunk, features)
-            vectors.append(part_vectors)
-            present.append(part_present)
-            chunk = []
-        elif not wanted:
-            chunk = []
     progress(source.num_images, source.num_images, f"prepared {source.split}")
-    made = (np.concatenate(vectors), np.concatenate(present)) if wanted else None
-    writer.finish(made, config.model.vlm_film_config.embedding_dtype)
     return {
+        "data": config.data.name,
+        "labels": source.label_origin,
+        "junctions": source.junction_origin,
+        "image_norm": config.data.image_norm,
+        "image_channels": config.model.image_channels,
+        "target_kind": config.model.target_kind,
         "images": source.num_images,
-        "cases": len(writer.cases),
+        "cases": num_cases,
         "sizes": sorted(f"{height}x{width}" for height, width in sizes),
         "foreground_fraction": round(vessel / pixels, 6) if pixels else 0.0,
-        "junctions": num_nodes,
-        "conditions_present": int(made[1].sum()) if made else 0,
+        "num_junctions": num_nodes,
+    }
+
+
+def _write_features(config: FilmFlowConfig, source: Source, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
+    features = open_features(config)
+    chunk: list[tuple[PreparedImage, list[Case]]] = []
+    num_present = 0
+    for number in range(source.num_images):
+        progress(number, source.num_images, f"encoding {source.split}")
+        image = source.make(number, False)
+        chunk.append((image, cases_of(image, number)))
+        if len(chunk) < CHUNK_IMAGES and number < source.num_images - 1:
+            continue
+        vectors, present = _features_of(chunk, features)
+        cases = [case for _, members in chunk for case in members]
+        for case, vector, there in zip(cases, vectors, present, strict=True):
+            dtype = config.model.vlm_film_config.embedding_dtype
+            write_feature(writer, case, vector, present=bool(there), dtype=dtype)
+        num_present += int(present.sum())
+        chunk = []
+    progress(source.num_images, source.num_images, f"encoded {source.split}")
+    return {
+        "condition": features.settings.identity(),
+        "feature_dim": features.settings.width,
+        "cases": writer.num_rows,
+        "conditions_present": num_present,
     }
 
 
@@ -143,30 +154,9 @@ def _features_of(
     return features.features(pictures, prompts, ids, boxes)
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """The facts written beside the splits."""
-    path = folder / RECORD
-    if not path.is_file():
-        raise DataError(
-            f"{str(folder)!r} holds no prepared data ({RECORD} is missing)", remedy="run `stageline prepare`"
-        )
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record
-
-
-def check_record(record: dict[str, Any], config: FilmFlowConfig, folder: Path) -> None:
-    """Refuse prepared data that were made for another config; a stage without FiLM reads data with features too."""
-    settings = encoder_settings(config)
-    expected = {
-        "data": config.data.name,
-        "image_norm": config.data.image_norm,
-        "image_channels": config.model.image_channels,
-        "target_kind": config.model.target_kind,
-    }
-    if settings.encoder != "none":
-        expected |= {f"condition.{key}": value for key, value in settings.identity().items()}
-    condition = record.get("condition") or {}
-    found = {**record, **{f"condition.{key}": value for key, value in condition.items()}}
+def check_facts(split: SplitReader, expected: Mapping[str, Any], where: str) -> None:
+    """Refuse a split that was made for another config. expected: dotted fact -> value."""
+    found = flatten(split.facts)
     wrong = [
         f"{key}: {found.get(key, 'absent')!r} -> {value!r}"
         for key, value in expected.items()
@@ -175,6 +165,25 @@ def check_record(record: dict[str, Any], config: FilmFlowConfig, folder: Path) -
     if wrong:
         lines = "\n".join(f"  - {line}" for line in wrong)
         raise DataError(
-            f"the prepared data at {str(folder)!r} were made for another config (prepared -> config):\n{lines}",
+            f"the split {split.name!r} of the prepared data at {where!r} was made for another config "
+            f"(prepared -> config):\n{lines}",
             remedy="prepare the data again with this config",
         )
+
+
+def open_split(config: FilmFlowConfig, data: PreparedData, name: str) -> PreparedSplit:
+    """A split with the features that the config asks for. DataError where it is absent or of another config."""
+    pictures = data.split(name)
+    expected = {
+        "data": config.data.name,
+        "image_norm": config.data.image_norm,
+        "image_channels": config.model.image_channels,
+        "target_kind": config.model.target_kind,
+    }
+    check_facts(pictures, expected, data.uri)
+    if not has_features(config, name):
+        return PreparedSplit(pictures)
+    features = data.split(f"{name}{FEATURES}")
+    identity = encoder_settings(config).identity()
+    check_facts(features, {f"condition.{key}": value for key, value in identity.items()}, data.uri)
+    return PreparedSplit(pictures, features)

@@ -1,31 +1,24 @@
-"""Prepared data on disk: pictures, masks, heat maps and condition features of one split, written once, read by index.
+"""Rows of a split as film_flow writes and reads them: a picture with its masks, heat and nodes; a case's features.
 
-A split is `<split>.json` (ids, sizes, levels, nodes, cases) beside sharded safetensors files with the arrays; a case is
-one thing to segment: a picture, one of its masks, its prompt, and a box where only a part is meant. No pickle. Readers
-open shards lazily and per process, so a split can be handed to loader workers.
+A case is one thing to segment: a picture, one of its masks, its prompt, and a box where only a part is meant. A split
+of pictures has a row per picture, a split of features one per case, in the order of the pictures and their cases.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 
-from stageline.errors import DataError
+from stageline.data.reading import SplitReader
+from stageline.data.shards import SplitWriter
 from stageline.families.film_flow.data.augmentation import Box
 from stageline.families.film_flow.data.pictures import Pixels
 
-FORMAT = 1
-SHARD_BYTES = 128 * 1024**2
-"""A shard is closed once it holds this much; a picture is never split."""
 Array = NDArray[Any]
 
 
@@ -64,171 +57,146 @@ class Case:
 
 
 def cases_of(image: PreparedImage, number: int) -> list[Case]:
-    """The cases of a picture: every prompt, every box."""
+    """The cases of a picture: every prompt, every box. number: the picture's."""
+    return list_cases({"id": image.id, "prompts": image.prompts, "names": image.names, "boxes": image.boxes}, number)
+
+
+def list_cases(fields: dict[str, Any], number: int) -> list[Case]:
+    """The same from the fields of the picture's row."""
     cases = []
-    for mask, (prompt, name) in enumerate(zip(image.prompts, image.names, strict=True)):
-        base = f"{image.id}/{name}" if name else image.id
-        if not image.boxes:
+    for mask, (prompt, name) in enumerate(zip(fields["prompts"], fields["names"], strict=True)):
+        base = f"{fields['id']}/{name}" if name else str(fields["id"])
+        if not fields["boxes"]:
             cases.append(Case(base, number, mask, prompt))
-        for box in image.boxes:
-            cases.append(Case(f"{base}/{box[0]:04d}-{box[1]:04d}", number, mask, prompt, box))
+        for top, left, height, width in fields["boxes"]:
+            cases.append(Case(f"{base}/{top:04d}-{left:04d}", number, mask, prompt, (top, left, height, width)))
     return cases
 
 
-@dataclass
-class SplitWriter:
-    """Writes one split into a folder; `finish` writes its index, without which the split does not exist."""
-
-    folder: Path
-    split: str
-    cases: list[Case] = field(default_factory=list)
-    _images: list[dict[str, Any]] = field(default_factory=list)
-    _arrays: dict[str, Array] = field(default_factory=dict)
-    _shards: int = 0
-    _bytes: int = 0
-
-    def add(self, image: PreparedImage) -> list[Case]:
-        """Add a picture; returns its cases."""
-        number = len(self._images)
-        arrays: dict[str, Array] = {f"pixels.{number}": image.pixels, f"heat.{number}": image.heat.astype(np.float16)}
-        arrays |= {f"mask.{number}.{k}": mask for k, mask in enumerate(image.masks)}
-        arrays |= {f"target.{number}.{k}": target.astype(np.float16) for k, target in enumerate(image.targets)}
-        self._arrays |= {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        self._bytes += sum(array.nbytes for array in arrays.values())
-        height, width, channels = image.pixels.shape
-        self._images.append(
-            {
-                "id": image.id,
-                "shard": self._shards,
-                "height": height,
-                "width": width,
-                "channels": channels,
-                "low": image.low,
-                "high": image.high,
-                "nodes": np.asarray(image.nodes, dtype=np.float64).round(4).tolist(),
-                "targets": len(image.targets),
-            }
-        )
-        cases = cases_of(image, number)
-        self.cases += cases
-        if self._bytes >= SHARD_BYTES:
-            self._flush()
-        return cases
-
-    def finish(self, features: tuple[NDArray[np.float32], NDArray[np.bool_]] | None, dtype: str) -> None:
-        """Write what is left, the features of all cases in their order (or None), and the index."""
-        self._flush()
-        if features is not None:
-            vectors, present = features
-            if len(vectors) != len(self.cases):
-                raise DataError(f"{len(vectors)} features for {len(self.cases)} cases of {self.split!r}")
-            arrays = {"vec": np.ascontiguousarray(vectors.astype(dtype)), "present": present.astype(np.uint8)}
-            save_file(arrays, self.folder / f"{self.split}-features.safetensors")
-        index = {
-            "format": FORMAT,
-            "split": self.split,
-            "features": features is not None,
-            "images": self._images,
-            "cases": [asdict(case) for case in self.cases],
-        }
-        (self.folder / f"{self.split}.json").write_text(json.dumps(index, sort_keys=True) + "\n", encoding="utf-8")
-
-    def _flush(self) -> None:
-        if self._arrays:
-            save_file(self._arrays, self.folder / shard_name(self.split, self._shards))
-            self._arrays, self._bytes = {}, 0
-            self._shards += 1
+def write_picture(writer: SplitWriter, image: PreparedImage) -> list[Case]:
+    """Add a picture to a split of pictures; returns its cases."""
+    arrays: dict[str, Array] = {
+        "pixels": image.pixels,
+        "heat": image.heat.astype(np.float16),
+        "mask": np.stack(image.masks),
+        "nodes": np.asarray(image.nodes, dtype=np.float64).round(4),
+    }
+    if image.targets:
+        arrays["target"] = np.stack([target.astype(np.float16) for target in image.targets])
+    cases = cases_of(image, writer.num_rows)
+    height, width = image.pixels.shape[:2]
+    fields = {"id": image.id, "prompts": image.prompts, "names": image.names, "boxes": image.boxes}
+    levels = {"low": float(image.low), "high": float(image.high)}
+    writer.add(arrays, fields, {"height": height, "width": width, "cases": len(cases), **levels})
+    return cases
 
 
-def shard_name(split: str, number: int) -> str:
-    """File name of one shard of a split."""
-    return f"{split}-{number:05d}.safetensors"
+def write_feature(writer: SplitWriter, case: Case, vector: NDArray[np.float32], *, present: bool, dtype: str) -> None:
+    """Add the feature (F,) of a case to a split of features. dtype: number format it is kept in."""
+    writer.add({"vec": vector.astype(dtype)}, {"id": case.id}, {"present": int(present)})
+
+
+class Cases(Sequence[Case]):
+    """The cases of a split, each made when it is asked for."""
+
+    def __init__(self, pictures: SplitReader) -> None:
+        self.pictures = pictures
+
+    @cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """Number of cases of the pictures up to each, itself included, (N,)."""
+        return np.cumsum(self.pictures.numbers("cases"), dtype=np.int64)
+
+    def of(self, image: int) -> range:
+        """Numbers of a picture's cases."""
+        return range(int(self.ends[image - 1]) if image else 0, int(self.ends[image]))
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    @overload
+    def __getitem__(self, number: int) -> Case: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Case]: ...
+    def __getitem__(self, number: int | slice) -> Case | list[Case]:
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(len(self)))]
+        if not 0 <= number < len(self):
+            raise IndexError(f"case {number} of {len(self)}")
+        image = int(np.searchsorted(self.ends, number, side="right"))
+        fields = self.pictures.fields(image)
+        return list_cases(fields, image)[number - self.of(image).start]
 
 
 class PreparedSplit:
-    """One split, read by index. Opens nothing but the JSON index until an array is asked for."""
+    """One split, read by index. Nothing is read before it is asked for.
 
-    def __init__(self, folder: Path, split: str) -> None:
-        path = folder / f"{split}.json"
-        if not path.is_file():
-            have = sorted(p.stem for p in folder.glob("*.json") if p.stem in ("train", "val", "test"))
-            raise DataError(
-                f"the prepared data at {str(folder)!r} have no split {split!r}; they have {have}",
-                remedy="set data.num_test or data.test_dir for a test split, or prepare the data again",
-            )
-        index = json.loads(path.read_text(encoding="utf-8"))
-        if index.get("format") != FORMAT:
-            raise DataError(f"{str(path)!r} has the format {index.get('format')!r}, this program reads {FORMAT}")
-        self.folder = folder
-        self.split = split
-        self.images: list[dict[str, Any]] = index["images"]
-        self.cases = [
-            Case(c["id"], c["image"], c["mask"], c["prompt"], tuple(c["box"]) if c["box"] else None)
-            for c in index["cases"]
-        ]
-        self.has_features: bool = index["features"]
-        self._opened: tuple[int, dict[int, Any]] = (0, {})
+    pictures: the rows of pictures.  feature_rows: the rows of features of their cases; None has none.
+    """
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What travels to another process: no open files."""
-        return {**self.__dict__, "_opened": (0, {})}
+    def __init__(self, pictures: SplitReader, feature_rows: SplitReader | None = None) -> None:
+        self.split = pictures.name
+        self.pictures = pictures
+        self.feature_rows = feature_rows
+        self.cases = Cases(pictures)
+
+    @property
+    def num_images(self) -> int:
+        return len(self.pictures)
+
+    def feature(self, case: int) -> tuple[NDArray[np.float32], bool]:
+        """(F,) float32 feature of a case and whether it is present; of no size where none were made."""
+        if self.feature_rows is None:
+            return np.zeros(0, dtype=np.float32), False
+        vector = self.feature_rows.array(case, "vec").astype(np.float32)
+        return vector, bool(self.feature_rows.numbers("present")[case])
 
     @cached_property
     def features(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """(N, F) float32 features and whether each is present, (N,); of no size where none were made."""
-        if not self.has_features:
-            return np.zeros((len(self.cases), 0), dtype=np.float32), np.zeros(len(self.cases), dtype=bool)
-        arrays = load_file(self.folder / f"{self.split}-features.safetensors")
-        return arrays["vec"].astype(np.float32), arrays["present"].astype(bool)
+        """(N, F) float32 features of all cases and whether each is present, (N,)."""
+        found = [self.feature(case) for case in range(len(self.cases))]
+        vectors = np.stack([vector for vector, _ in found]) if found else np.zeros((0, 0), dtype=np.float32)
+        return vectors, np.array([present for _, present in found], dtype=bool)
 
-    @cached_property
-    def cases_by_image(self) -> list[list[int]]:
-        """Numbers of each picture's cases."""
-        found: list[list[int]] = [[] for _ in self.images]
-        for number, case in enumerate(self.cases):
-            found[case.image].append(number)
-        return found
+    def id(self, image: int) -> str:
+        """A picture's name."""
+        return str(self.pictures.fields(image)["id"])
 
     def shape(self, image: int) -> tuple[int, int]:
         """(H, W) of a picture."""
-        return int(self.images[image]["height"]), int(self.images[image]["width"])
+        return int(self.pictures.numbers("height")[image]), int(self.pictures.numbers("width")[image])
 
     def levels(self, image: int) -> tuple[float, float]:
         """Pixel values that become -1 and 1."""
-        return float(self.images[image]["low"]), float(self.images[image]["high"])
+        return float(self.pictures.numbers("low")[image]), float(self.pictures.numbers("high")[image])
 
     def nodes(self, image: int) -> NDArray[np.float64]:
         """Junctions of a picture, (N, 3): row, column, local radius."""
-        return np.asarray(self.images[image]["nodes"], dtype=np.float64).reshape(-1, 3)
+        return np.array(self.pictures.array(image, "nodes"), dtype=np.float64).reshape(-1, 3)
 
     def pixels(self, image: int, box: Box | None = None) -> Pixels:
         """(h, w, C) pixels inside the box."""
-        part: Pixels = self._read(image, f"pixels.{image}", box)
+        part: Pixels = _inside(self.pictures.array(image, "pixels"), box)
         return part
 
     def mask(self, case: Case, box: Box | None = None) -> NDArray[np.uint8]:
         """(h, w) uint8 {0, 1} inside the box."""
-        return self._read(case.image, f"mask.{case.image}.{case.mask}", box)
+        return _inside(self.pictures.array(case.image, "mask")[case.mask], box)
 
     def heat(self, image: int, box: Box | None = None) -> NDArray[np.float32]:
         """(h, w) junction heat in [0, 1] inside the box."""
-        return self._read(image, f"heat.{image}", box).astype(np.float32)
+        return _inside(self.pictures.array(image, "heat"), box).astype(np.float32)
 
     def target(self, case: Case, box: Box | None = None) -> NDArray[np.float32]:
         """(h, w) flow target in [-1, 1] inside the box; 2 m - 1 where no other was prepared."""
-        if not self.images[case.image]["targets"]:
+        if self.pictures.facts["target_kind"] == "hard":
             return self.mask(case, box).astype(np.float32) * 2 - 1
-        return self._read(case.image, f"target.{case.image}.{case.mask}", box).astype(np.float32)
+        return _inside(self.pictures.array(case.image, "target")[case.mask], box).astype(np.float32)
 
-    def _read(self, image: int, name: str, box: Box | None) -> Array:
-        process, opened = self._opened
-        if process != os.getpid():
-            opened = {}
-            self._opened = (os.getpid(), opened)
-        shard = int(self.images[image]["shard"])
-        if shard not in opened:
-            opened[shard] = safe_open(self.folder / shard_name(self.split, shard), framework="numpy")
-        if box is None:
-            return np.asarray(opened[shard].get_tensor(name))
-        top, left, height, width = box
-        return np.asarray(opened[shard].get_slice(name)[top : top + height, left : left + width])
+
+def _inside(array: Array, box: Box | None) -> Array:
+    """A copy of (H, W, ...) inside the box: what a file holds is not to be written to."""
+    if box is None:
+        return np.array(array)
+    top, left, height, width = box
+    return np.array(array[top : top + height, left : left + width])

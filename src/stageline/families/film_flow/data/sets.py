@@ -8,27 +8,21 @@ Legend: B samples, C channels; images in [-1, 1].
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from stageline.data.prepared import PreparedData
 from stageline.errors import ConfigError, DataError
 from stageline.families.film_flow.conditions.encoder import encoder_settings
 from stageline.families.film_flow.conditions.features import FeatureSource
 from stageline.families.film_flow.data.augmentation import draw_transform
 from stageline.families.film_flow.data.batch import Batch, Sample, collate, window_condition
 from stageline.families.film_flow.data.pictures import encoder_picture, normalise
-from stageline.families.film_flow.data.preparation import (
-    check_record,
-    is_per_crop,
-    open_features,
-    prepare,
-    read_record,
-)
+from stageline.families.film_flow.data.preparation import is_per_crop, open_features, open_split
 from stageline.families.film_flow.data.prepared import Case, PreparedSplit
 from stageline.families.film_flow.data.seeding import numpy_rng
 
@@ -43,7 +37,6 @@ __all__ = [
     "TrainSet",
     "collate",
     "open_data",
-    "prepare",
     "window_condition",
 ]
 
@@ -64,10 +57,10 @@ class TrainSet(Dataset[Sample]):
         self.flips = config.data.flips
         self.num_samples_per_image = config.data.num_samples_per_image
         self.features = features
+        sides = np.minimum(split.pictures.numbers("height"), split.pictures.numbers("width"))
         small = [
-            f"{split.images[n]['id']}: {split.shape(n)[0]} x {split.shape(n)[1]}"
-            for n in range(len(split.images))
-            if min(split.shape(n)) < self.crop_size
+            f"{split.id(n)}: {split.shape(n)[0]} x {split.shape(n)[1]}"
+            for n in np.flatnonzero(sides < self.crop_size).tolist()
         ]
         if small:
             raise DataError(
@@ -76,15 +69,15 @@ class TrainSet(Dataset[Sample]):
             )
 
     def __len__(self) -> int:
-        return len(self.split.images) * self.num_samples_per_image
+        return self.split.num_images * self.num_samples_per_image
 
     def __getitem__(self, item: SampleKey) -> Sample:
         """The sample of (epoch, index)."""
         epoch, index = item
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        image = index % len(self.split.images)
-        numbers = self.split.cases_by_image[image]
+        image = index % self.split.num_images
+        numbers = self.split.cases.of(image)
         turn = int(numpy_rng("prompt", self.seed, index).integers(len(numbers)))
         number = numbers[(turn + epoch) % len(numbers)]
         case = self.split.cases[number]
@@ -92,7 +85,7 @@ class TrainSet(Dataset[Sample]):
         box, levels = transform.box, self.split.levels(image)
         pixels = self.split.pixels(image, box)
         if self.features is None:
-            feature, present = self._prepared(number)
+            feature, present = self.split.feature(number)
         else:
             # The crop as it lies in the picture: flips change the sample, not what is known of it.
             picture = encoder_picture(pixels, *levels)
@@ -108,10 +101,6 @@ class TrainSet(Dataset[Sample]):
             feature=feature,
             present=present,
         )
-
-    def _prepared(self, number: int) -> tuple[NDArray[np.float32], bool]:
-        vectors, present = self.split.features
-        return vectors[number], bool(present[number])
 
 
 class CaseSet(Dataset[Sample]):
@@ -138,7 +127,7 @@ class CaseSet(Dataset[Sample]):
         case = self.split.cases[index]
         levels = self.split.levels(case.image)
         pixels = self.split.pixels(case.image, case.box)
-        vectors, present = self.split.features
+        feature, present = self.split.feature(index)
         return Sample(
             id=case.id,
             prompt=case.prompt,
@@ -146,8 +135,8 @@ class CaseSet(Dataset[Sample]):
             mask=self.split.mask(case, case.box).astype(np.float32)[None],
             target=self.split.target(case, case.box)[None],
             heat=self.split.heat(case.image, case.box)[None],
-            feature=vectors[index],
-            present=bool(present[index]),
+            feature=feature,
+            present=present,
             nodes=_nodes_inside(self.split.nodes(case.image)[:, :2], case.box),
             picture=encoder_picture(pixels, *levels) if self.with_pictures else None,
         )
@@ -163,21 +152,35 @@ def _nodes_inside(nodes: NDArray[np.float64], box: tuple[int, int, int, int] | N
     return np.asarray(shifted[inside])
 
 
-@dataclass(frozen=True)
 class FilmFlowData:
-    """The sets of one prepared folder.
+    """The sets of prepared data for a config; each is opened when it is first asked for.
 
-    feature_dim: F of the prepared features, 0 without any.  features: for conditions that are not prepared (crops,
-    windows, new pictures); loads its encoder only when asked.  record: the facts written when the data were prepared.
+    features: for conditions that are not prepared (crops, windows, new pictures); loads its encoder only when asked.
+    source: what a condition is made from.
     """
 
-    train_set: TrainSet
-    val_set: CaseSet
-    feature_dim: int
-    features: FeatureSource
-    record: dict[str, Any]
-    folder: Path
-    source: str
+    def __init__(self, config: FilmFlowConfig, data: PreparedData) -> None:
+        settings = encoder_settings(config)
+        self.config, self.data = config, data
+        self.per_crop = is_per_crop(settings)
+        self.features = open_features(config)
+        self.source = settings.source
+        if self.per_crop and settings.cache_only:
+            raise ConfigError(
+                "vlm_scope 'crop' asks the encoder for every random crop of training, which cache_only forbids",
+                remedy="set model.vlm_scope: image, or model.vlm_film_config.cache_only: false",
+            )
+
+    @cached_property
+    def train_set(self) -> TrainSet:
+        """Random crops. Hardly any of them comes twice, so features of their own are not kept."""
+        features = FeatureSource(self.features.settings) if self.per_crop else None
+        return TrainSet(open_split(self.config, self.data, "train"), self.config, features)
+
+    @cached_property
+    def val_set(self) -> CaseSet:
+        """The cases of `val`."""
+        return CaseSet(open_split(self.config, self.data, "val"), with_pictures=self.per_crop)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Samples -> batch."""
@@ -185,27 +188,11 @@ class FilmFlowData:
 
     def case_set(self, split: str) -> CaseSet:
         """The cases of `val`, `test` or (for a look) `train`. Raises DataError for a split that was not prepared."""
-        if split == self.val_set.split.split:
+        if split == "val":
             return self.val_set
-        return CaseSet(PreparedSplit(self.folder, split), with_pictures=self.val_set.with_pictures)
+        return CaseSet(open_split(self.config, self.data, split), with_pictures=self.per_crop)
 
 
-def open_data(config: FilmFlowConfig, folder: Path) -> FilmFlowData:
-    """The data that `prepare` wrote into `folder`, for a stage config.
-
-    Raises DataError where they were made for another config; a stage without FiLM accepts data with features.
-    """
-    record = read_record(folder)
-    check_record(record, config, folder)
-    settings = encoder_settings(config)
-    per_crop = is_per_crop(settings)
-    features = open_features(config)
-    if per_crop and settings.cache_only:
-        raise ConfigError(
-            "vlm_scope 'crop' asks the encoder for every random crop of training, which cache_only forbids",
-            remedy="set model.vlm_scope: image, or model.vlm_film_config.cache_only: false",
-        )
-    # Hardly any random crop comes twice, so their features are not kept.
-    train = TrainSet(PreparedSplit(folder, "train"), config, FeatureSource(settings) if per_crop else None)
-    val = CaseSet(PreparedSplit(folder, "val"), with_pictures=per_crop)
-    return FilmFlowData(train, val, int(record["feature_dim"]), features, record, folder, settings.source)
+def open_data(config: FilmFlowConfig, data: PreparedData) -> FilmFlowData:
+    """Prepared data for a stage's config. DataError, when a set is asked for, where it was made for another config."""
+    return FilmFlowData(config, data)

@@ -1,12 +1,12 @@
 """Where pictures and masks come from: made trees, the retina with its pseudo-label, or folders of files.
 
-Each source gives, per split, a number of pictures and a function index -> `PreparedImage`; any picture can be made
-alone. Folders are checked as a whole first. No torch.
+A source gives the number of pictures of a split and a function index -> `PreparedImage`; any picture can be made alone.
+Folders are checked as a whole first. No torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from stageline.errors import ConfigError, Faults
-from stageline.families.film_flow.data.folder import Pair, check_folders, read_pair, read_prompts
+from stageline.families.film_flow.data.folder import Pair, check_folders, list_pairs, read_pair, read_prompts
 from stageline.families.film_flow.data.junctions import find_junctions, junction_heat
 from stageline.families.film_flow.data.pictures import Pixels, find_levels, to_channels
 from stageline.families.film_flow.data.prepared import PreparedImage
@@ -39,24 +39,21 @@ SOFT_SIGMA = 1.0
 """Blur in pixels that makes a soft label of a hard one, where the exact coverage of pixels is not known."""
 DISTANCE_PIXELS = 8.0
 """Distance at which the signed distance target is cut off: +1 inside, -1 outside."""
+NO_NODES = np.empty((0, 3))
 EXACT_NODES = "exact: recorded while the trees grew (bifurcations and crossings of the whole picture)"
 MASK_NODES = "from the skeleton of the mask"
 
 
 @dataclass(frozen=True)
 class Source:
-    """The pictures of one split. make(index) gives one of them."""
+    """The pictures of one split, and how their labels and junctions were made.
+
+    make(index, annotate): one of the pictures; without `annotate` heat, nodes and targets are left out.
+    """
 
     split: str
     num_images: int
-    make: Callable[[int], PreparedImage]
-
-
-@dataclass(frozen=True)
-class Sources:
-    """All splits of a data set, and how its labels and junctions were made."""
-
-    splits: tuple[Source, ...]
+    make: Callable[[int, bool], PreparedImage]
     label_origin: str
     junction_origin: str
 
@@ -89,15 +86,28 @@ def make_target(
     return (np.clip(np.where(mask != 0, inside, -outside) / DISTANCE_PIXELS, -1, 1).astype(np.float32),)
 
 
-def open_sources(config: FilmFlowConfig, progress: Progress) -> Sources:
-    """The sources of a config. Checks everything first: all faults at once, before any picture is made."""
-    if config.data.name == "prompted_trees":
-        return _tree_sources(config, prompted=True)
-    if config.data.name == "trees":
-        return _tree_sources(config, prompted=False)
+def check_sources(config: FilmFlowConfig, splits: Collection[str], progress: Progress) -> None:
+    """Raises DataError or ConfigError with every fault of everything that these splits are made from.
+
+    splits: names of splits of pictures.
+    """
     if config.data.name == "retina":
-        return _retina_sources(config)
-    return _folder_sources(config, progress)
+        _check_retina(config)
+    if config.data.name == "folder":
+        folders = _folders(config)
+        pairs = check_folders(folders, config.model.image_channels, config.data.image_size, progress, only=splits)
+        _prompts(config, pairs)
+
+
+def open_source(config: FilmFlowConfig, split: str) -> Source:
+    """The pictures of one split of a config, whose sources were checked."""
+    if config.data.name == "prompted_trees":
+        return _tree_source(config, split, prompted=True)
+    if config.data.name == "trees":
+        return _tree_source(config, split, prompted=False)
+    if config.data.name == "retina":
+        return _retina_source(config, split)
+    return _folder_source(config, split)
 
 
 def _finish(
@@ -111,6 +121,7 @@ def _finish(
     coverage: tuple[NDArray[np.float32], ...] = (),
     boxes: tuple[tuple[int, int, int, int], ...] = (),
     levels_of: Pixels | None = None,
+    annotate: bool = True,
 ) -> PreparedImage:
     """Channels, levels, heat and targets of one picture. levels_of: the picture this is a part of, if it is one."""
     pixels = to_channels(pixels, config.model.image_channels)
@@ -119,7 +130,9 @@ def _finish(
     radius = config.model.junction_gating_config.radius_px
     height, width = pixels.shape[:2]
     known: tuple[NDArray[np.float32] | None, ...] = coverage or (None,) * len(masks)
-    targets = [make_target(m, c, config.model.target_kind) for m, c in zip(masks, known, strict=True)]
+    kind = config.model.target_kind if annotate else "hard"
+    targets = [make_target(m, c, kind) for m, c in zip(masks, known, strict=True)]
+    nodes = nodes if annotate else NO_NODES
     return PreparedImage(
         id=name,
         pixels=pixels,
@@ -135,91 +148,98 @@ def _finish(
     )
 
 
-def _nodes_of(config: FilmFlowConfig, mask: NDArray[np.uint8]) -> NDArray[np.float64]:
+def _nodes_of(config: FilmFlowConfig, mask: NDArray[np.uint8], *, annotate: bool) -> NDArray[np.float64]:
     """Junctions (N, 3) of a mask whose exact nodes are not known."""
+    if not annotate:
+        return NO_NODES
     found = find_junctions(mask, degree_threshold=config.model.junction_gating_config.degree_threshold)
     return np.concatenate([found.points, found.radii[:, None]], axis=1)
 
 
-def _tree_sources(config: FilmFlowConfig, *, prompted: bool) -> Sources:
+def _tree_source(config: FilmFlowConfig, split: str, *, prompted: bool) -> Source:
     data = config.data
     look = SceneLook(distractors=data.distractors)
 
-    def make(split: str, index: int) -> PreparedImage:
+    def make(index: int, annotate: bool) -> PreparedImage:
         build = make_prompted_scene if prompted else make_tree_scene
         scene = build(config.seed, split, index, data.image_size, look)
         prompts = scene.prompts if prompted else (find_prompt(config, TREE_PROMPT),)
         names = tuple(text.replace(" ", "-") for text in scene.prompts) if prompted else ("",)
         name = f"{split}-{index:05d}"
-        return _finish(config, name, scene.pixels, scene.masks, scene.nodes, prompts, names, scene.coverage)
+        nodes, coverage = scene.nodes, scene.coverage
+        return _finish(config, name, scene.pixels, scene.masks, nodes, prompts, names, coverage, annotate=annotate)
 
     counts = {"train": data.num_train, "val": data.num_val, "test": data.num_test}
-    splits = tuple(
-        Source(split, count, lambda index, split=split: make(split, index))  # type: ignore[misc]
-        for split, count in counts.items()
-        if count
-    )
-    return Sources(splits, "exact: synthetic trees", EXACT_NODES)
+    return Source(split, counts[split], make, "exact: synthetic trees", EXACT_NODES)
 
 
-def _retina_sources(config: FilmFlowConfig) -> Sources:
-    """Left half for random training crops; tiles of the right half for validation, the whole of it for testing."""
+def _check_retina(config: FilmFlowConfig) -> None:
     size, largest = config.data.image_size, SIZE // 2 - MARGIN
     if size > largest:
         raise ConfigError(
             f"data.image_size {size} does not fit into a half of the retina picture ({SIZE} x {largest} pixels)",
             remedy=f"set data.image_size to {largest} or less",
         )
+
+
+def _retina_source(config: FilmFlowConfig, split: str) -> Source:
+    """Left half for random training crops; tiles of the right half for validation, the whole of it for testing."""
     prompt = find_prompt(config, PSEUDO_PROMPT)
     prompt = prompt if "pseudo" in prompt else f"{prompt} (pseudo-label)"
 
-    def make(split: str) -> PreparedImage:
+    def make(index: int, annotate: bool) -> PreparedImage:  # noqa: ARG001
         half, whole = load_half(split), load_pseudo_retina()
         # Green shows vessels best; it is the one channel of a grey model.
         shown = slice(1, 2) if config.model.image_channels == 1 else slice(None)
-        pixels = half.pixels[..., shown]
         boxes: list[tuple[int, int, int, int]] = []
         if split == "val":
-            boxes = tile_boxes(half.field, size)
+            boxes = tile_boxes(half.field, config.data.image_size)
             chosen = np.linspace(0, len(boxes) - 1, min(config.data.num_val, len(boxes)))
             boxes = [boxes[round(float(number))] for number in chosen]
-        name = f"{half.name}-{split}"
-        nodes = _nodes_of(config, half.mask)
-        # Both halves are parts of one picture and share its levels, or the darker one would gain contrast.
-        levels_of = whole.pixels[..., shown]
-        return _finish(config, name, pixels, (half.mask,), nodes, (prompt,), boxes=tuple(boxes), levels_of=levels_of)
+        return _finish(
+            config,
+            f"{half.name}-{split}",
+            half.pixels[..., shown],
+            (half.mask,),
+            _nodes_of(config, half.mask, annotate=annotate),
+            (prompt,),
+            boxes=tuple(boxes),
+            # Both halves are parts of one picture and share its levels, or the darker one would gain contrast.
+            levels_of=whole.pixels[..., shown],
+            annotate=annotate,
+        )
 
-    splits = ["train", "val", *(["test"] if config.data.num_test else [])]
-    sources = tuple(
-        Source(split, 1, lambda index, split=split: make(split))  # type: ignore[misc]  # noqa: ARG005
-        for split in splits
-    )
-    return Sources(sources, PSEUDO_ORIGIN, f"{MASK_NODES} (pseudo-label)")
+    return Source(split, 1, make, PSEUDO_ORIGIN, f"{MASK_NODES} (pseudo-label)")
 
 
-def _folder_sources(config: FilmFlowConfig, progress: Progress) -> Sources:
+def _folders(config: FilmFlowConfig) -> dict[str, Path]:
     data = config.data
     named = {"train": data.train_dir, "val": data.val_dir, "test": data.test_dir}
-    folders = {split: Path(folder) for split, folder in named.items() if folder}
-    channels, size = config.model.image_channels, data.image_size
-    pairs = check_folders(folders, channels, size, progress)
+    return {split: Path(folder) for split, folder in named.items() if folder}
+
+
+def _prompts(config: FilmFlowConfig, pairs: Sequence[Pair]) -> dict[str, str]:
+    """Prompts of pairs by name; refused where a text condition would have none."""
     prompts: dict[str, str] = {}
-    if data.prompts_file:
-        prompts = read_prompts(Path(data.prompts_file), {pair.name for pair in pairs})
-
-    def make(pair: Pair) -> PreparedImage:
-        pixels, mask = read_pair(pair, channels, 1)
-        prompt = prompts.get(pair.name) or find_prompt(config, "")
-        return _finish(config, f"{pair.split}/{pair.name}", pixels, (mask,), _nodes_of(config, mask), (prompt,))
-
+    if config.data.prompts_file:
+        prompts = read_prompts(Path(config.data.prompts_file), {pair.name for pair in pairs})
     if config.model.use_vlm_film and "text" in config.model.cond_source:
         faults = Faults(ConfigError, "prompts", "set data.prompts_file or model.vlm_film_config.prompt_template")
         if pairs and not prompts and not find_prompt(config, ""):
             faults.add(f"cond_source {config.model.cond_source!r} needs a prompt for each of {len(pairs)} images")
         faults.raise_if_any()
-    by_split = {split: [pair for pair in pairs if pair.split == split] for split in folders}
-    splits = tuple(
-        Source(split, len(members), lambda index, members=members: make(members[index]))  # type: ignore[misc]
-        for split, members in by_split.items()
-    )
-    return Sources(splits, "label files", MASK_NODES)
+    return prompts
+
+
+def _folder_source(config: FilmFlowConfig, split: str) -> Source:
+    pairs = list_pairs(_folders(config))
+    prompts, members = _prompts(config, pairs), [pair for pair in pairs if pair.split == split]
+
+    def make(index: int, annotate: bool) -> PreparedImage:
+        pair = members[index]
+        pixels, mask = read_pair(pair, config.model.image_channels, 1)
+        prompt = prompts.get(pair.name) or find_prompt(config, "")
+        nodes, name = _nodes_of(config, mask, annotate=annotate), f"{pair.split}/{pair.name}"
+        return _finish(config, name, pixels, (mask,), nodes, (prompt,), annotate=annotate)
+
+    return Source(split, len(members), make, "label files", MASK_NODES)

@@ -29,12 +29,12 @@ def deranged(count: int, seed: int) -> list[int]:
 def other_prompts(cases: CaseSet) -> dict[int, int]:
     """Case -> the case of the same picture and box with the next prompt; pictures with one prompt have none."""
     split, partners = cases.split, {}
-    for numbers in split.cases_by_image:
-        for number in numbers:
-            box, prompt = split.cases[number].box, split.cases[number].prompt
-            mates = [n for n in numbers if split.cases[n].box == box]
+    for image in range(split.num_images):
+        members = {number: split.cases[number] for number in split.cases.of(image)}
+        for number, case in members.items():
+            mates = [n for n, mate in members.items() if mate.box == case.box]
             after = mates[mates.index(number) + 1 :] + mates[: mates.index(number)]
-            other = next((n for n in after if split.cases[n].prompt != prompt), None)
+            other = next((n for n in after if members[n].prompt != case.prompt), None)
             if other is not None:
                 partners[number] = other
     return partners

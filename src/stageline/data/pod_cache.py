@@ -1,0 +1,182 @@
+"""Files of splits as local files: in place on disk, or fetched once per pod from an object store. No torch, no arrays.
+
+Both check a file's SHA-256 (its name) before its first use, and remember that: beside the file where it lies on disk,
+by its presence in the cache where it was fetched. Ranks of one pod share a folder below the temporary one and wait for
+each other by file locks, so that two of them fetch or check a file once. Nothing is ever read that nobody asked for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stageline.data.splits import REMEDY
+from stageline.errors import DataError, DiskFullError
+from stageline.store import NotFoundError, Store
+from stageline.store.keys import HIDDEN
+
+PARTIAL = ".partial"
+LOCK = ".lock"
+
+
+def pod_folder() -> Path:
+    """The folder that all processes of this user on this machine share for prepared data; made on first use."""
+    folder = Path(tempfile.gettempdir()) / f"stageline-data-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if folder.is_symlink() or status.st_uid != os.getuid():
+        raise DataError(
+            f"{str(folder)!r} belongs to somebody else", remedy="remove it, or point TMPDIR to another folder"
+        )
+    return folder
+
+
+@dataclass
+class SplitFiles:
+    """The files of one split, by name (`<sha256>.<kind>`).
+
+    store: the folder that holds them.  cache: folder for fetched files.  cache_bytes: most bytes kept there; None is
+    half of what is free.
+    """
+
+    store: Store
+    cache: Path = field(default_factory=pod_folder)
+    cache_bytes: int | None = None
+    _checked: dict[str, str] = field(default_factory=dict)
+
+    def local(self, name: str, size: int) -> Path:
+        """A local file with exactly these bytes; DataError that names a missing or damaged one.
+
+        size: bytes it must have.
+        """
+        path = self.store.local_path(name)
+        return self._fetched(name, size) if path is None else self._in_place(path, name, size)
+
+    def _in_place(self, path: Path, name: str, size: int) -> Path:
+        try:
+            stamp = _stamp(path)
+        except FileNotFoundError:
+            raise self._fault(name, "missing") from None
+        if self._checked.get(name) == stamp:
+            return path
+        marker = path.with_name(f"{HIDDEN}checked-{name}")
+        with self._locked(name):
+            if _read(marker) != stamp:
+                self._check(name, size, self.store.stream(name), None)
+                with suppress(OSError):  # a folder that is read-only: then each process checks by itself
+                    marker.write_text(stamp, encoding="ascii")
+        self._checked[name] = stamp
+        return path
+
+    def _fetched(self, name: str, size: int) -> Path:
+        path = self.cache / name
+        if self._is_cached(path, size):
+            return path
+        with self._locked(name):
+            if self._is_cached(path, size):
+                return path
+            partial = self.cache / f"{name}{PARTIAL}"
+            try:
+                self._make_room(name, size)
+                self._check(name, size, self.store.stream(name), partial)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+        return path
+
+    def _is_cached(self, path: Path, size: int) -> bool:
+        """Whether it was fetched before; then it now counts as used last."""
+        try:
+            if path.stat().st_size != size:
+                return False
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _check(self, name: str, size: int, chunks: Iterator[bytes], target: Path | None) -> None:
+        """Read a file once, into `target` if there is one; DataError unless size and hash are those of its name."""
+        digest, read = hashlib.sha256(), 0
+        try:
+            with (target or Path(os.devnull)).open("wb") as file:
+                for chunk in chunks:
+                    read += len(chunk)
+                    if read > size:
+                        break
+                    digest.update(chunk)
+                    file.write(chunk)
+        except NotFoundError:
+            raise self._fault(name, "missing") from None
+        if read != size:
+            raise self._fault(name, f"{'more than ' if read > size else ''}{min(read, size)} bytes, expected {size}")
+        if digest.hexdigest() != name.partition(".")[0]:
+            raise self._fault(name, "its hash is not its name")
+
+    def _make_room(self, name: str, size: int) -> None:
+        """Remove the files used longest ago until this one fits, and take its place at once."""
+        with self._locked("room"):
+            self._remove_left()
+            files = sorted((path for path in self.cache.iterdir() if _counts(path)), key=lambda p: p.stat().st_mtime)
+            held = sum(path.stat().st_size for path in files)
+            limit = self._limit(held)
+            if size > limit:
+                raise DiskFullError(
+                    f"a file of {size} bytes of the split at {self.store.uri!r} does not fit into the cache of "
+                    f"{limit} bytes in {str(self.cache)!r}",
+                    remedy="raise data.cache_bytes, or give the pod more scratch",
+                )
+            for path in files:
+                if held + size <= limit:
+                    break
+                if path.suffix != PARTIAL:
+                    held -= path.stat().st_size
+                    path.unlink()
+            with (self.cache / f"{name}{PARTIAL}").open("wb") as file:
+                file.truncate(size)
+
+    def _limit(self, held: int) -> int:
+        """Most bytes of the cache. held: those it has now."""
+        if self.cache_bytes is not None:
+            return self.cache_bytes
+        room = os.statvfs(self.cache)
+        return (room.f_bavail * room.f_frsize + held) // 2
+
+    def _remove_left(self) -> None:
+        """Unfinished files whose process died: nobody holds their lock."""
+        for partial in self.cache.glob(f"*{PARTIAL}"):
+            with (self.cache / f"{partial.name.removesuffix(PARTIAL)}{LOCK}").open("a") as lock, suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                partial.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        """One process of the pod at a time; the lock goes with the process."""
+        with (self.cache / f"{name}{LOCK}").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _fault(self, name: str, what: str) -> DataError:
+        return DataError(f"the split at {self.store.uri!r} is damaged: {name}: {what}", remedy=REMEDY)
+
+
+def _stamp(path: Path) -> str:
+    """What changes whenever a file is written again."""
+    status = path.stat()
+    return f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _counts(path: Path) -> bool:
+    return path.suffix != LOCK and path.is_file()

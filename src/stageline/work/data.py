@@ -1,0 +1,210 @@
+"""What the data of a run are made from: its splits, their source files, and what is prepared of them. No torch.
+
+The splits of a run are those that its selected stages and its evaluation read. Source files are hashed by whoever
+prepares; what they had then (size, time, hash) is noted, so that a plan can tell without reading gigabytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stageline.config import RunConfig, fingerprint, flatten
+from stageline.contract import FamilyConfig
+from stageline.data.prepared import Prepared, compose_set, set_fingerprint
+from stageline.data.splits import Progress, Split, SplitManifest, file_sha256, find_split, silent, split_fingerprint
+from stageline.errors import DataError, Faults, PlanError, difference
+from stageline.families import family_config
+from stageline.stage import Stage, stage_config
+from stageline.store import NotFoundError, Store
+
+SOURCES = "cache/sources"
+"""Hashes of source files with the size and time they had."""
+
+Hashes = dict[str, dict[str, str]]
+"""Split -> source file -> SHA-256."""
+
+
+@dataclass(frozen=True)
+class SplitForecast:
+    """What can be told of a split without reading its source files.
+
+    fingerprint: "" where the sources would have to be read first; then `reason` says why.
+    manifest: of the prepared split, None where it is still to be made.
+    """
+
+    split: Split
+    fingerprint: str
+    manifest: SplitManifest | None
+    reason: str = ""
+
+
+def stage_splits(config: RunConfig, family: FamilyConfig, stage: Stage) -> tuple[Split, ...]:
+    """What a stage reads. config: the run's."""
+    return family.splits(stage_config(config, stage), stage)
+
+
+def run_splits(config: RunConfig, family: FamilyConfig) -> tuple[Split, ...]:
+    """What the selected stages and the evaluation of a run read, each split once.
+
+    PlanError where two of them ask for other data under one name, with the keys that differ.
+    """
+    readers = {f"stage {stage.name!r}": stage_splits(config, family, stage) for stage in family.selected(config)}
+    readers["evaluate"] = family.evaluation_splits(config)
+    found: dict[str, Split] = {}
+    faults = Faults(PlanError, f"data of run {config.run!r}", "change `data` for the whole run instead")
+    for reader, splits in readers.items():
+        for split in splits:
+            first = found.setdefault(split.name, split)
+            lines = difference(flatten(first.key), flatten(split.key))
+            faults.extend(f"{reader} asks for other data: {line}" for line in lines)
+    faults.found = list(dict.fromkeys(faults.found))
+    faults.raise_if_any()
+    return tuple(found.values())
+
+
+def inputs_digest(inputs: Mapping[str, str]) -> str:
+    """One text for what a stage or an evaluation reads. inputs: split -> fingerprint of what it was made from."""
+    return fingerprint({"splits": dict(inputs)})
+
+
+def stage_inputs(config: RunConfig, family: FamilyConfig, stage: Stage, prepared: Prepared) -> str:
+    """The same for a stage over prepared data: of its own splits alone. config: the stage's own.
+
+    DataError where the data lack one of them.
+    """
+    names = [split.name for split in family.splits(config, stage)]
+    missing = [name for name in names if name not in prepared.splits]
+    if missing:
+        raise DataError(
+            f"the prepared data at {prepared.reference.uri!r} lack what stage {stage.name!r} reads: "
+            f"{', '.join(missing)}",
+            remedy="prepare the data again with this config",
+        )
+    return inputs_digest(prepared.inputs(names))
+
+
+def evaluation_inputs(config: RunConfig, prepared: Prepared) -> str:
+    """The same for an evaluation. config: the run's."""
+    return inputs_digest(prepared.inputs(evaluation_names(config)))
+
+
+def evaluation_names(config: RunConfig) -> tuple[str, ...]:
+    """Names of the splits that an evaluation reads. config: the run's."""
+    return tuple(split.name for split in family_config(config.family).evaluation_splits(config))
+
+
+def source_names(paths: tuple[Path, ...]) -> dict[str, Path]:
+    """Source files by their path below the folder they share, so that a data set that moves stays the same."""
+    if not paths:
+        return {}
+    absolute = [path.absolute() for path in paths]
+    shared = Path(os.path.commonpath([path.parent for path in absolute]))
+    return {path.relative_to(shared).as_posix(): path for path in absolute}
+
+
+def hash_sources(splits: tuple[Split, ...], progress: Progress = silent) -> Hashes:
+    """SHA-256 of every file the splits are made from, read anew, each once.
+
+    DataError lists every file that cannot be read.
+    """
+    paths = sorted({path.absolute() for split in splits for path in split.source_files})
+    hashes: dict[Path, str] = {}
+    faults = Faults(DataError, "source files that cannot be read", "mend or remove them")
+    for done, path in enumerate(paths, 1):
+        try:
+            hashes[path] = file_sha256(path)
+        except OSError as error:
+            faults.add(f"{str(path)!r}: {error.strerror or error}")
+        progress(done, len(paths), "hashing source files")
+    faults.raise_if_any()
+    return {
+        split.name: {name: hashes[path] for name, path in source_names(split.source_files).items()} for split in splits
+    }
+
+
+def split_fingerprints(config: RunConfig, splits: tuple[Split, ...], sources: Hashes) -> dict[str, str]:
+    """Split -> its fingerprint. sources: as `hash_sources` gives them."""
+    return {split.name: split_fingerprint(config.family, split, sources[split.name], {}) for split in splits}
+
+
+def prepared_fingerprint(config: RunConfig, splits: tuple[Split, ...], sources: Hashes) -> str:
+    """Name of the set of prepared splits that a config and its source files lead to."""
+    return set_fingerprint(split_fingerprints(config, splits, sources))
+
+
+def forecast(config: RunConfig, store: Store, splits: tuple[Split, ...] | None = None) -> tuple[SplitForecast, ...]:
+    """What preparing would find, split by split, without reading source files.
+
+    store: the root.  splits: None is all of the run.
+    Source files whose size and time are those noted count as unchanged; preparing hashes them.
+    """
+    if splits is None:
+        splits = run_splits(config, family_config(config.family))
+    return tuple(_forecast_split(config, store, split) for split in splits)
+
+
+def _forecast_split(config: RunConfig, store: Store, split: Split) -> SplitForecast:
+    never = "never prepared with this data section"
+    names = source_names(split.source_files)
+    sources: dict[str, str] = {}
+    if names:
+        noted = _read_note(store, config, split)
+        if noted is None:
+            return SplitForecast(split, "", None, never)
+        changed = [name for name, path in names.items() if noted.get(name, [])[:2] != _stamp(path)]
+        changed += sorted(set(noted) - set(names))
+        if changed:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            return SplitForecast(split, "", None, f"source files changed: {', '.join(changed[:3])}{more}")
+        sources = {name: str(noted[name][2]) for name in names}
+    key = split_fingerprint(config.family, split, sources, {})
+    manifest = find_split(store, key)
+    return SplitForecast(split, key, manifest, "" if manifest else never)
+
+
+def forecast_prepared(config: RunConfig, store: Store) -> tuple[Prepared | None, str]:
+    """The set of prepared splits that preparing would find, or None and why not: without reading source files."""
+    found = forecast(config, store)
+    missing = [part for part in found if part.manifest is None]
+    if not missing:
+        return compose_set(store, {part.split.name: part.fingerprint for part in found})[0], ""
+    reasons = {part.reason for part in missing}
+    if len(missing) == len(found) and len(reasons) == 1:
+        return None, reasons.pop()
+    return None, "; ".join(f"{part.split.name}: {part.reason}" for part in missing)
+
+
+def note_sources(store: Store, config: RunConfig, splits: tuple[Split, ...], sources: Hashes) -> None:
+    """Note size, time and hash of the source files of splits. store: the root."""
+    for split in splits:
+        names = source_names(split.source_files)
+        note = {name: [*_stamp(names[name]), sha] for name, sha in sources[split.name].items() if name in names}
+        if note:
+            store.put(_note_key(config, split), json.dumps(note).encode())
+
+
+def _read_note(store: Store, config: RunConfig, split: Split) -> dict[str, list[Any]] | None:
+    try:
+        note = json.loads(store.get(_note_key(config, split)))
+    except (NotFoundError, ValueError):  # a forecast only; preparing reads the files themselves
+        return None
+    whole = isinstance(note, dict) and all(isinstance(v, list) and len(v) == 3 for v in note.values())
+    return note if whole else None
+
+
+def _note_key(config: RunConfig, split: Split) -> str:
+    about: Mapping[str, Any] = {"family": config.family, "split": split.name, "key": dict(split.key)}
+    return f"{SOURCES}/{fingerprint(about)}.json"
+
+
+def _stamp(path: Path) -> list[int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
