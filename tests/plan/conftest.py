@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,14 @@ from stageline.checkpoint.lease import StageLease
 from stageline.checkpoint.metadata import BestRecord, GroupRecord, ParentRecord, Provenance
 from stageline.cli.configuration import raw_preset
 from stageline.config import RunConfig
-from stageline.data.prepared import PREPARED, Prepared, write_set
-from stageline.data.shards import SplitWriter
-from stageline.data.splits import MANIFEST, make_manifest
+from stageline.data.prepared import Prepared
 from stageline.families import family_config, parse_config
 from stageline.stage import stage_config, stage_fingerprint, stage_settings
 from stageline.store import open_store
-from stageline.work.data import hash_sources, run_splits, split_fingerprints, stage_inputs
+from stageline.work.data import stage_inputs
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.empty_splits import commit_empty_splits
 
 
 @dataclass
@@ -36,15 +38,8 @@ class Lab:
         return parse_config(raw, ["run=lab", f"root={self.root}", *overrides])
 
     def prepare(self, config: RunConfig) -> Prepared:
-        """Prepared data of a config without sources, committed."""
-        root, splits = open_store(self.root), run_splits(config, family_config(config.family))
-        keys = split_fingerprints(config, splits, hash_sources(splits))
-        for split in splits:
-            self.root.mkdir(parents=True, exist_ok=True)
-            writer = SplitWriter(self.root)
-            about = {"family": config.family, "split": split.name, "facts": {}, "folder": "data"}
-            root.child(PREPARED, keys[split.name]).create(MANIFEST, make_manifest({**about, **writer.finish()}))
-        return write_set(root, keys)
+        """Prepared data of a config without sources and rows, committed."""
+        return commit_empty_splits(config)
 
     def commit(
         self,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import yaml
 
 from stageline.checkpoint.layout import StageDir
-from stageline.config import seal
+from stageline.families import parse_config
 from stageline.work.references import decide
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -20,17 +19,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from pods import PodEnd, run_pod
 
 from tests.checkpoint.samples import provenance, snapshot, writing
+from tests.empty_splits import commit_empty_splits
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:
-    """Reference of prepared data without a file."""
-    folder = tmp_path / "root" / "cache" / "prepared" / "x"
-    (folder / "data").mkdir(parents=True)
-    manifest = {"schema": "stageline-prepared/1", "family": "film_flow", "facts": {}, "folder": "data", "files": {}}
-    text = json.dumps(seal(manifest)).encode()
-    (folder / "manifest.json").write_bytes(text)
-    return f"{folder}@sha256:{hashlib.sha256(text).hexdigest()}"
+    """Reference of prepared data without a row."""
+    return str(commit_empty_splits(parse_config(raw(tmp_path))).reference)
 
 
 def raw(root: Path, **trainer: Any) -> dict[str, Any]:
@@ -82,7 +77,7 @@ def test_the_spread_over_nodes_does_not_make_it_another_job(tmp_path: Path, data
 
 
 def test_data_that_are_gone_are_told_before_anything_starts(tmp_path: Path, data: str) -> None:
-    (tmp_path / "root" / "cache" / "prepared" / "x" / "manifest.json").unlink()
+    shutil.rmtree(tmp_path / "root" / "cache")
     end = start(tmp_path, raw(tmp_path), data)
     assert end.code == 3, end.output
     assert "a rank began" not in end.output
