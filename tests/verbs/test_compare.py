@@ -47,6 +47,7 @@ class Runs:
         checkpoint = {"run": run, "stage": "film", "step": 9, "uri": run, "digest": "d", "content": CONTENT[run[0]]}
         plain = {
             "schema": SCHEMA,
+            "family": "film_flow",
             "metrics": {metric: 0.0 for metric in rows[0] if metric not in ("id", "mode", "note")},
             "num_samples": {},
             "provenance": {},
@@ -215,6 +216,13 @@ def test_what_both_have_is_compared_where_it_is_asked_for(runs: Runs) -> None:
     made = runs.compare(a, b, intersect=True)
     assert made.plain["left_out"] == {"a": 3, "b": 0}
     assert {found.rows for found in made.differences} == {39, 38}
+
+
+def test_a_mode_that_only_one_has_is_left_out(runs: Runs) -> None:
+    a = runs.evaluation("a", some_rows())
+    made = runs.compare(a, runs.evaluation("b", [row for row in some_rows(0.1) if row["mode"] == "on"]))
+    assert made.plain["left_out"] == {"a": 40, "b": 0}
+    assert {found.mode for found in made.differences} == {"on"}
 
 
 def test_one_checkpoint_of_several_is_named(runs: Runs) -> None:

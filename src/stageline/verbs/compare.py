@@ -14,7 +14,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ class Side:
 
 @dataclass(frozen=True)
 class ComparisonRecord:
-    """A comparison and where it lies. family: of the first run.  plain: all of comparison.json."""
+    """A comparison and where it lies. family: of the first evaluation.  plain: all of comparison.json."""
 
     uri: str
     family: str
@@ -172,12 +172,13 @@ def compare_evaluations(
     refuse_itself(one, other)
     rows, others = one.rows(), other.rows()
     if not intersect:
-        refuse_others(one, other, rows, others)
+        modes = modes_of(rows) & modes_of(others)
+        refuse_others(one, other, *({key for key in side if key[1] in modes} for side in (rows, others)))
     shared = [key for key in sorted(rows) if key in others]
     if not shared:
         raise DataError(f"{one.title} and {other.title} have no sample in common", remedy="evaluate both on one split")
     names = [name for name in columns_of(rows) if name in one.metrics() & other.metrics()]
-    family = str(json.loads(one.run.get(RUN_NAME)).get("family", "")) if one.run.exists(RUN_NAME) else ""
+    family = one.record.family
     words = family_words(family)
     differences = differences_of(names, [rows[k] for k in shared], [others[k] for k in shared], how, words)
     if not differences:
@@ -285,15 +286,23 @@ def refuse_itself(one: Side, other: Side) -> None:
         )
 
 
-def refuse_others(one: Side, other: Side, rows: Mapping[Key, Any], others: Mapping[Key, Any]) -> None:
-    """DataError where the evaluations are over different data or different samples, with what differs."""
+def modes_of(rows: Iterable[Key]) -> set[str]:
+    """The modes that rows are in; one that only one evaluation has is left out of a comparison."""
+    return {mode for _, mode in rows}
+
+
+def refuse_others(one: Side, other: Side, rows: set[Key], others: set[Key]) -> None:
+    """DataError where the evaluations are over different data or different samples, with what differs.
+
+    rows, others: their samples in the modes that both have.
+    """
     faults = Faults(
         DataError, "evaluations to compare", "evaluate both on the same data, or say --intersect for what both have"
     )
     digests = [side.record.plain["data"]["digest"] for side in (one, other)]
     if digests[0] != digests[1]:
         faults.add(f"their data differ: {digests[0][:12]} of {one.title}, {digests[1][:12]} of {other.title}")
-    for side, lacking in ((one, others.keys() - rows.keys()), (other, rows.keys() - others.keys())):
+    for side, lacking in ((one, others - rows), (other, rows - others)):
         if lacking:
             some = ", ".join(f"{name} {mode}".strip() for name, mode in sorted(lacking)[:3])
             more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""

@@ -51,7 +51,7 @@ class EvaluationRecord:
     """A committed evaluation.
 
     reference: its folder, with the hash of metrics.json.
-    plain: all of metrics.json: metrics, reasons, num_samples, provenance, checkpoints, data, settings, files.
+    plain: all of metrics.json: family, metrics, reasons, num_samples, provenance, checkpoints, data, settings, files.
     """
 
     reference: Reference
@@ -62,6 +62,11 @@ class EvaluationRecord:
     def name(self) -> str:
         """Its fingerprint, which is the name of its folder."""
         return self.reference.uri.rsplit("/", 1)[-1]
+
+    @property
+    def family(self) -> str:
+        """Whose metrics these are; "" where the older schema does not say."""
+        return str(self.plain.get("family", ""))
 
     @property
     def hashes(self) -> dict[str, str]:

@@ -76,6 +76,7 @@ def evaluate_checkpoint(
             log.put({ROWS: rows_to_csv([_shown(key[0], row) for key, row in log.rows.items()])})
             plain = {
                 "schema": SCHEMA,
+                "family": config.family,
                 **_joined(parts),
                 "data": {"uri": reference.uri, "digest": reference.digest},
                 "settings": evaluation_settings(config),
