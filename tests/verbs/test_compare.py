@@ -53,7 +53,7 @@ class Runs:
             "provenance": {},
             "checkpoint": checkpoint,
             "checkpoints": {"": checkpoint},
-            "data": {"uri": "", "digest": "0" * 64},
+            "data": {"uri": "", "digest": run, "inputs": "0" * 64},
             "settings": {"split": "val"},
             "files": {
                 "rows.csv": {"sha256": hashlib.sha256(table).hexdigest(), "bytes": len(table), "type": "text/csv"}
@@ -170,7 +170,7 @@ def equal_rows(runs: Runs) -> tuple[str, str]:
 
 
 def other_data(runs: Runs) -> tuple[str, str]:
-    data = {"uri": "", "digest": "1" * 64}
+    data = {"uri": "", "digest": "a", "inputs": "1" * 64}
     return runs.evaluation("a", some_rows()), runs.evaluation("b", some_rows(0.1), data=data)
 
 

@@ -140,7 +140,7 @@ class Side:
             "evaluation": str(self.record.reference),
             "name": self.name,
             **{key: self.checkpoint.get(key) for key in keys},
-            "data": self.record.plain["data"]["digest"],
+            "data": self.record.inputs,
         }
 
 
@@ -277,8 +277,7 @@ def refuse_itself(one: Side, other: Side) -> None:
     same = one.record.name == other.record.name and one.name == other.name
     settings = [side.record.plain.get("settings") for side in (one, other)]
     equal = one.checkpoint.get("content") == other.checkpoint.get("content") and settings[0] == settings[1]
-    data = one.record.plain["data"]["digest"] == other.record.plain["data"]["digest"]
-    if same or (equal and data):
+    if same or (equal and one.record.inputs == other.record.inputs):
         why = "they are one evaluation" if same else "their checkpoints hold the same weights and were asked the same"
         raise PlanError(
             f"{one.title} and {other.title} are not compared: {why}",
@@ -299,7 +298,7 @@ def refuse_others(one: Side, other: Side, rows: set[Key], others: set[Key]) -> N
     faults = Faults(
         DataError, "evaluations to compare", "evaluate both on the same data, or say --intersect for what both have"
     )
-    digests = [side.record.plain["data"]["digest"] for side in (one, other)]
+    digests = [side.record.inputs for side in (one, other)]
     if digests[0] != digests[1]:
         faults.add(f"their data differ: {digests[0][:12]} of {one.title}, {digests[1][:12]} of {other.title}")
     for side, lacking in ((one, others - rows), (other, rows - others)):

@@ -69,6 +69,12 @@ class EvaluationRecord:
         return str(self.plain.get("family", ""))
 
     @property
+    def inputs(self) -> str:
+        """Digest of what was measured on: the evaluation's own splits, or all data where the file says no more."""
+        data: Mapping[str, str] = self.plain["data"]
+        return data.get("inputs", data["digest"])
+
+    @property
     def hashes(self) -> dict[str, str]:
         """File -> SHA-256, of every file of it."""
         files: Mapping[str, Any] = self.plain["files"]

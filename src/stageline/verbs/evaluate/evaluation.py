@@ -58,7 +58,8 @@ def evaluate_checkpoint(
     reference = Reference.parse(data)
     run = open_store(config.root).child("runs", config.run)
     subjects = {name: (ref.content, ref.metadata.facts) for name, ref in refs.items()}
-    name = joint_fingerprint(config, subjects, evaluation_inputs(config, read_prepared(reference)))
+    inputs = evaluation_inputs(config, read_prepared(reference))
+    name = joint_fingerprint(config, subjects, inputs)
     if found := _reused(run, name):
         return found
     store = run.child(EVALUATIONS, name)
@@ -78,7 +79,7 @@ def evaluate_checkpoint(
                 "schema": SCHEMA,
                 "family": config.family,
                 **_joined(parts),
-                "data": {"uri": reference.uri, "digest": reference.digest},
+                "data": {"uri": reference.uri, "digest": reference.digest, "inputs": inputs},
                 "settings": evaluation_settings(config),
                 "files": dict(sorted(log.files.items())),
                 "stageline_version": __version__,
