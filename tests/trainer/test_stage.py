@@ -65,7 +65,7 @@ def test_frozen_parameters_stay_bitwise_and_have_no_gradient(train, tmp_path):
     meta = resolve(str(tune.reference)).metadata
     assert meta.parents["default"].digest == base.reference.digest
     assert meta.parents["default"].weights == "ema"
-    assert [s["outcome"] for s in meta.parents["default"].sections] == ["load", "load"]
+    assert [s["outcome"] for s in meta.parents["default"].sections] == ["load", "load", "load"]
     assert meta.frozen["frozen"].parameters == 40
     seeded = [e for e in read_events(StageDir(str(tmp_path), "r", "tune").store) if e["event"] == "seeded"]
     assert seeded[0]["tensors"] == {"loaded": 7, "fresh": 0, "dropped": 0, "external": 0}

@@ -1,43 +1,32 @@
 """The check that a checkpoint may feed a stage or an evaluation, before anything is read into a model; no torch.
 
 Three verbs: **resume** continues the same stage (everything must be equal), **seed** starts another stage from weights,
-**evaluate** measures. Each fact of the family is compared as its rule for the verb says. `account` explains every
-tensor on both sides: loaded, fresh, dropped or external, each declared; nothing is cast, reshaped or left over.
+**evaluate** measures. Each fact of the family is compared as its rule for the verb says. `account` compares every
+tensor on both sides; nothing is cast, reshaped or left over. Where a stage's tensors come from says `ownership`.
 """
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stageline.checkpoint.layout import CheckpointRef, open_checkpoint
-from stageline.checkpoint.metadata import OPTIMIZER_FILE, STATE_FILE, TensorRecord, is_continuable
+from stageline.checkpoint.metadata import (
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    CheckpointMetadata,
+    TensorRecord,
+    is_continuable,
+    record_fault,
+)
 from stageline.checkpoint.verify import verify
 from stageline.errors import CheckpointError, Faults, difference
-from stageline.stage import Inheritance
 
 Verb = Literal["resume", "seed", "evaluate"]
 Rules = Mapping[str, Mapping[str, str]]
 NameFacts = Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Any]]
 """Facts that tensor names and shapes alone prove (which decoder stages have heads, how wide they are)."""
-
-
-@dataclass(frozen=True)
-class Accounting:
-    """What became of every tensor: names per outcome, sorted.
-
-    loaded: in both. fresh: in the model only. dropped: in the file only. external: from their own source.
-    """
-
-    loaded: tuple[str, ...]
-    fresh: tuple[str, ...]
-    dropped: tuple[str, ...]
-    external: tuple[str, ...]
-
-    def counts(self) -> dict[str, int]:
-        return {name: len(value) for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -50,67 +39,24 @@ class Admission:
 
 
 def account(
-    model: Mapping[str, TensorRecord],
-    file: Mapping[str, TensorRecord],
-    inheritance: Iterable[Inheritance] | None = None,
-    *,
-    where: str,
-) -> Accounting:
-    """Explain every tensor of the model and of the file, or raise one CheckpointError with all that is unexplained.
+    model: Mapping[str, TensorRecord], file: Mapping[str, TensorRecord], *, where: str, external: Collection[str] = ()
+) -> tuple[str, ...]:
+    """The names that both sides hold, sorted; one CheckpointError with every difference where they are not the same.
 
-    inheritance: sections with their patterns and outcomes; None means that both sides must be the same set. A name
-    that no section covers, or that two sections want different things for, is a fault; so is another dtype or shape.
+    where: the file, for the error.  external: names that files of others supply to the model.
     """
-    sections = None if inheritance is None else tuple(inheritance)
     faults = Faults(CheckpointError, where, "use a checkpoint of the same model, or change the config to match it")
-    outcomes: dict[str, list[str]] = {"loaded": [], "fresh": [], "dropped": [], "external": []}
     for name in sorted({*model, *file}):
-        wanted = _wanted(name, sections, faults)
-        if wanted is None:
-            continue
-        outcome, fault = _outcome(name, wanted, model.get(name), file.get(name))
-        if fault:
-            faults.add(fault)
-        if outcome:
-            outcomes[outcome].append(name)
+        own, other = model.get(name), file.get(name)
+        if name in external:
+            faults.extend([f"{name}: external weights, but the file holds them"] if other is not None else [])
+        elif own is None:
+            faults.add(f"{name}: in the file, not in the model")
+        else:
+            fault = record_fault(name, own, other, "the file")
+            faults.extend([fault] if fault else [])
     faults.raise_if_any()
-    return Accounting(**{key: tuple(names) for key, names in outcomes.items()})
-
-
-def _wanted(name: str, sections: tuple[Inheritance, ...] | None, faults: Faults) -> str | None:
-    """The declared outcome of a tensor, None (with a fault noted) where there is not exactly one."""
-    if sections is None:
-        return "load"
-    found = {s.outcome: s for s in sections if any(fnmatch.fnmatchcase(name, p) for p in s.patterns)}
-    if not found:
-        faults.add(f"{name}: belongs to no section; sections: {', '.join(s.section for s in sections) or 'none'}")
-        return None
-    if len(found) > 1:
-        said = ", ".join(f"{s.section} says {outcome}" for outcome, s in found.items())
-        faults.add(f"{name}: {said}")
-        return None
-    return next(iter(found))
-
-
-def _outcome(
-    name: str, wanted: str, own: TensorRecord | None, other: TensorRecord | None
-) -> tuple[str | None, str | None]:
-    """(outcome, fault) of one tensor."""
-    if wanted == "external":
-        return ("external", None) if other is None else (None, f"{name}: external weights, but the file holds them")
-    if wanted == "fresh":
-        return "fresh" if own is not None else "dropped", None
-    if wanted == "drop":
-        return ("dropped", None) if own is None else (None, f"{name}: to be dropped, but the model has it")
-    if own is None:
-        return None, f"{name}: in the file, not in the model"
-    if other is None:
-        return None, f"{name}: in the model, not in the file"
-    if own.dtype != other.dtype:
-        return None, f"{name}: dtype {other.dtype} in the file, {own.dtype} in the model"
-    if own.shape != other.shape:
-        return None, f"{name}: shape {list(other.shape)} in the file, {list(own.shape)} in the model"
-    return "loaded", None
+    return tuple(sorted(file))
 
 
 def fact_faults(
@@ -196,7 +142,7 @@ def admit(
     if not metadata.has_weights(weights):
         faults.add(f"it holds no {weights} weights")
     if name_facts is not None:
-        faults.extend(name_fact_faults(metadata.tensors, metadata.facts, name_facts))
+        faults.extend(name_fact_faults(metadata, name_facts))
     damage = verify(ref, hashes=hashes)
     if damage and not faults.found:
         faults = Faults(CheckpointError, what, "restore its files or use another checkpoint; no setting can allow this")
@@ -205,14 +151,12 @@ def admit(
     return Admission(ref, verb, tuple(notes))
 
 
-def name_fact_faults(
-    tensors: Mapping[str, Mapping[str, TensorRecord]], facts: Mapping[str, Any], name_facts: NameFacts
-) -> list[str]:
-    """In what the tensor names of the weights contradict the facts."""
-    faults = []
-    for group in sorted({"model", "ema"} & set(tensors)):
-        proven = name_facts({name: record.shape for name, record in tensors[group].items()})
-        for name, value in sorted(proven.items()):
-            if _plain(facts.get(name, "absent")) != _plain(value):
-                faults.append(f"{name}: tensor names of {group} say {value!r}, metadata {facts.get(name, 'absent')!r}")
+def name_fact_faults(metadata: CheckpointMetadata, name_facts: NameFacts) -> list[str]:
+    """In what the tensor names of the weights contradict the facts; averaged ones must be among the model's own."""
+    own, averaged = metadata.tensors.get("model", {}), metadata.tensors.get("ema", {})
+    faults = [f"{name}: averaged, but no own tensor of the model" for name in sorted(set(averaged) - set(own))]
+    proven = name_facts({name: record.shape for name, record in metadata.whole.items()})
+    for name, value in sorted(proven.items()):
+        if _plain(metadata.facts.get(name, "absent")) != _plain(value):
+            faults.append(f"{name}: tensor names say {value!r}, metadata {metadata.facts.get(name, 'absent')!r}")
     return faults

@@ -15,7 +15,7 @@ import math
 import shlex
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -67,6 +67,10 @@ ROOM_BYTES = 4 * 2**20
 MAX_ATTEMPTS = 1000
 
 
+Exports = Callable[[Mapping[str, Tensor]], Mapping[str, "bytes | Mapping[str, Tensor]"]]
+"""Own tensors on the CPU -> key of a derived file -> its bytes, or tensors for a safetensors file."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """What one save holds. All tensors on the CPU and no longer changed by anybody.
@@ -76,6 +80,7 @@ class Snapshot:
     header: further strings for the files' headers.  facts: what the model says about itself; must equal the
     provenance's.  metrics: of the validation at this step.  best: best so far.  is_best: this one is it.
     config_yaml: the resolved stage config, saved beside the weights.  timing: seconds.  notes: anything JSON.
+    exports: makes files for other programs from the weights, averaged ones where there are such; written at commit.
     """
 
     step: int
@@ -93,6 +98,7 @@ class Snapshot:
     config_yaml: str = ""
     timing: Mapping[str, float] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    exports: Exports | None = None
 
 
 def prune_command(stage_dir: str) -> str:
@@ -208,7 +214,7 @@ class CheckpointWriter:
         metadata = self._metadata(snapshot, {**files, **_write_texts(store, snapshot)}, tensors)
         if self.name_facts is not None:
             faults = Faults(CheckpointError, f"step {snapshot.step} can't be saved", "a fault in the family's code")
-            faults.extend(name_fact_faults(metadata.tensors, metadata.facts, self.name_facts))
+            faults.extend(name_fact_faults(metadata, self.name_facts))
             faults.raise_if_any()
         data = metadata.to_bytes()
         self.lease.check()

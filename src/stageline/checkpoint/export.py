@@ -1,5 +1,7 @@
-"""Checkpoints for other programs: one `model.safetensors` with its config and metadata in a folder. Loads no torch
-unless the checkpoint is sharded.
+"""Checkpoints for other programs: one self-contained `model.safetensors` with its config and metadata in a folder.
+
+What a parent holds of it goes into the file too; external weights stay with their source. Loads no torch where the
+checkpoint's own file is all there is to it.
 
 The metadata says `export_of`; no reader of ours takes an export for a checkpoint.
 """
@@ -48,18 +50,21 @@ def export(
     if CONFIG_FILE in ref.metadata.files:
         store.put(CONFIG_FILE, ref.store.get(CONFIG_FILE))
         files[CONFIG_FILE] = ref.metadata.files[CONFIG_FILE]
-    group = "model" if chosen == "raw" else "ema"
+    external = ref.metadata.external_names
+    held = {name: record for name, record in ref.metadata.whole.items() if name not in external}
     metadata = ref.metadata.model_copy(
-        update={"export_of": ref.digest, "files": files, "tensors": {"model": ref.metadata.tensors[group]}}
+        update={"export_of": ref.digest, "files": files, "tensors": {"model": held}, "referenced": {}}
     )
     store.put(METADATA_NAME, metadata.to_bytes())
     return path
 
 
 def _write_weights(ref: CheckpointRef, store: Store, weights: Literal["raw", "ema"]) -> FileRecord:
-    """Copy the weights' file; shards are joined."""
+    """Copy the weights' file; shards, an average and what parents hold are joined into one."""
     key = MODEL_FILE if weights == "raw" else EMA_FILE
-    if key in ref.metadata.files:
+    group = "model" if weights == "raw" else "ema"
+    held = set(ref.metadata.whole) - ref.metadata.external_names
+    if key in ref.metadata.files and set(ref.metadata.tensors[group]) == held:
         store.put(MODEL_FILE, ref.store.stream(key))
         total = hashlib.sha256()
         for chunk in store.stream(MODEL_FILE):

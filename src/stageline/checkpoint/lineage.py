@@ -23,6 +23,14 @@ def describe(target: CheckpointRef | Reference | str) -> dict[str, Any]:
         name: {"tensors": len(records), "parameters": sum(math.prod(r.shape) for r in records.values())}
         for name, records in metadata.tensors.items()
     }
+    others = [(f"referenced {role}", owner.tensors) for role, owner in metadata.referenced.items()]
+    others += [(f"external {key}", external.tensors) for key, external in metadata.externals.items()]
+    groups |= {
+        name: {"tensors": len(records), "parameters": sum(math.prod(r.shape) for r in records.values())}
+        for name, records in others
+    }
+    for owner in (*plain["referenced"].values(), *plain["externals"].values()):
+        owner.pop("tensors")
     total = sum(record.bytes for record in metadata.files.values())
     return {"uri": ref.uri, "digest": ref.digest, "content": ref.content, "bytes": total, "groups": groups, **plain}
 

@@ -216,6 +216,17 @@ class CheckpointMetadata(Provenance):
         return ("model" if weights == "raw" else "ema") in self.tensors
 
 
+def record_fault(name: str, own: TensorRecord, other: TensorRecord | None, file: str) -> str | None:
+    """In what a tensor of the model differs from the one in a file; None where they are alike. file: words for it."""
+    if other is None:
+        return f"{name}: in the model, not in {file}"
+    if own.dtype != other.dtype:
+        return f"{name}: dtype {other.dtype} in {file}, {own.dtype} in the model"
+    if own.shape != other.shape:
+        return f"{name}: shape {list(other.shape)} in {file}, {list(own.shape)} in the model"
+    return None
+
+
 def is_fence(data: bytes) -> bool:
     """Whether what stands in a metadata file's place says that nothing may be committed there (`fencing`)."""
     return data.startswith(b'{"fenced":')

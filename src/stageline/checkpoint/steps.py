@@ -172,6 +172,20 @@ def open_checkpoint(store: Store, digest: str | None = None) -> CheckpointRef:
     return CheckpointRef(store, found, metadata)
 
 
+def open_owner(ref: CheckpointRef, role: str) -> CheckpointRef:
+    """The parent that holds tensors a checkpoint uses; CheckpointError that names it where it is missing or another."""
+    owner = ref.metadata.referenced[role]
+    uri = ref.locate(owner.uri)
+    try:
+        return open_checkpoint(open_store(uri), owner.digest)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{ref.uri!r} needs {len(owner.tensors)} tensors of its parent {role!r}, {uri}@sha256:{owner.digest}: "
+            f"{error.message}",
+            remedy="bring that checkpoint back to where it was; copy whole roots, or files made by checkpoint export",
+        ) from error
+
+
 def look(store: Store) -> CheckpointRef | Damaged | None:
     """What a step directory holds: a checkpoint whose metadata, seal and sizes are right, a damaged one, or none.
 

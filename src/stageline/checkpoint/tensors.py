@@ -7,18 +7,18 @@ dtypes and shapes are compared with the metadata. Tensors are written contiguous
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from stageline.checkpoint.admission import Accounting, account
+from stageline.checkpoint.admission import account
 from stageline.checkpoint.header import MAX_HEADER_BYTES, Header, build_header, header_faults, parse_header
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.checkpoint.metadata import EMA_FILE, MODEL_FILE, FileRecord, TensorRecord
+from stageline.checkpoint.steps import open_owner
 from stageline.errors import CheckpointError, Faults, difference
-from stageline.stage import Inheritance
 from stageline.store import NotFoundError, Store
 
 DTYPES: dict[str, torch.dtype] = {
@@ -41,6 +41,7 @@ DTYPES: dict[str, torch.dtype] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 CHUNK_BYTES = 8 * 2**20
+Weights = Literal["raw", "ema"]
 DAMAGED = "the checkpoint is damaged; use another one (`stageline checkpoint verify` tells which are whole)"
 
 
@@ -143,13 +144,27 @@ class _Pieces:
             done += count
         return done
 
+    def skip(self, count: int) -> None:
+        """Read past so many bytes."""
+        scratch = memoryview(bytearray(min(count, CHUNK_BYTES)))
+        while count > 0:
+            done = self.fill(scratch[: min(count, len(scratch))])
+            if not done:
+                return
+            count -= done
+
     def drain(self) -> None:
         for _ in self._chunks:
             pass
 
 
-def read_file(store: Store, key: str, record: FileRecord) -> tuple[dict[str, Tensor], Header]:
-    """The tensors of a safetensors file whose bytes are exactly those of `record`, else CheckpointError."""
+def read_file(
+    store: Store, key: str, record: FileRecord, names: Collection[str] | None = None
+) -> tuple[dict[str, Tensor], Header]:
+    """The tensors of a safetensors file whose bytes are exactly those of `record`, else CheckpointError.
+
+    names: which of them are wanted, None for all; every byte is read and hashed either way.
+    """
     where = f"{store.uri}/{key}"
     info = store.stat(key)
     if info is None or info.size != record.bytes:
@@ -165,6 +180,9 @@ def read_file(store: Store, key: str, record: FileRecord) -> tuple[dict[str, Ten
         header = parse_header(bytes(length + text), record.bytes, where)
         tensors = {}
         for name, span in header.spans.items():
+            if names is not None and name not in names:
+                pieces.skip(span.end - span.start)
+                continue
             tensor = torch.empty(span.record.shape, dtype=DTYPES[span.record.dtype], device="cpu")
             pieces.fill(_bytes_of(tensor))
             tensors[name] = tensor
@@ -179,12 +197,17 @@ def read_file(store: Store, key: str, record: FileRecord) -> tuple[dict[str, Ten
     return tensors, header
 
 
-def read_named(ref: CheckpointRef, key: str, group: str, role: str) -> dict[str, Tensor]:
-    """One file of a checkpoint: hash, header and tensor names agree with the metadata, or CheckpointError."""
+def read_named(
+    ref: CheckpointRef, key: str, group: str, role: str, names: Collection[str] | None = None
+) -> dict[str, Tensor]:
+    """One file of a checkpoint: hash, header and tensor names agree with the metadata, or CheckpointError.
+
+    names: which tensors are wanted, None for all.
+    """
     record = ref.metadata.files.get(key)
     if record is None:
         raise CheckpointError(f"{ref.uri!r} has no {key}", remedy="use a checkpoint that has it")
-    tensors, header = read_file(ref.store, key, record)
+    tensors, header = read_file(ref.store, key, record, names)
     faults = Faults(CheckpointError, f"{ref.uri}/{key}", DAMAGED)
     faults.extend(header_faults(header, ref.metadata, role, key))
     faults.extend(record_faults(header.records, ref.metadata.tensors.get(group, {}), key))
@@ -198,17 +221,54 @@ def record_faults(found: Mapping[str, TensorRecord], expected: Mapping[str, Tens
     return [f"{where}: file against metadata: {line}" for line in difference(*shown)]
 
 
-def read_tensors(ref: CheckpointRef, weights: Literal["raw", "ema"] = "raw") -> dict[str, Tensor]:
-    """The model's tensors of a checkpoint, one file or shards; verified before anything is handed out."""
+def read_tensors(
+    ref: CheckpointRef, weights: Weights = "raw", names: Collection[str] | None = None
+) -> dict[str, Tensor]:
+    """The model's tensors of a checkpoint, but for external ones; verified before anything is handed out.
+
+    weights: raw, or ema for the averaged tensors in place of the trained ones.  names: which are wanted, None for all.
+    What it leaves to a parent is read there; a parent that is missing is refused by name.
+    """
+    tensors = read_own(ref, weights, names)
+    for role, owner in ref.metadata.referenced.items():
+        wanted = set(owner.tensors) if names is None else set(owner.tensors) & set(names)
+        if wanted:
+            found = read_tensors(open_owner(ref, role), owner.weights, wanted)
+            faults = Faults(CheckpointError, f"{ref.uri}: tensors of {role!r}", DAMAGED)
+            faults.extend(record_faults(records_of(found), {n: owner.tensors[n] for n in wanted}, owner.uri))
+            faults.raise_if_any()
+            tensors |= found
+    return tensors
+
+
+def read_own(ref: CheckpointRef, weights: Weights = "raw", names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """The tensors that a checkpoint's own files hold, one file or shards; averaged ones in place of trained ones."""
     if not ref.metadata.has_weights(weights):
         raise CheckpointError(
             f"{ref.uri!r} holds no {weights} weights", remedy="ask for weights=raw, or train with trainer.use_ema"
         )
-    key = MODEL_FILE if weights == "raw" else EMA_FILE
-    group = "model" if weights == "raw" else "ema"
+    wanted = set(ref.metadata.tensors["model"])
+    if names is not None:
+        wanted &= set(names)
+    if weights == "raw":
+        return _read_group(ref, MODEL_FILE, "model", "raw", wanted)
+    averaged = wanted & set(ref.metadata.tensors["ema"])
+    tensors = _read_group(ref, EMA_FILE, "ema", "ema", averaged)
+    return tensors | _read_group(ref, MODEL_FILE, "model", "raw", wanted - averaged)
+
+
+def read_group(ref: CheckpointRef, group: Literal["model", "ema"]) -> dict[str, Tensor]:
+    """Exactly what the file or shards of one group hold."""
+    key, role = (MODEL_FILE, "raw") if group == "model" else (EMA_FILE, "ema")
+    return _read_group(ref, key, group, role, set(ref.metadata.tensors[group]))
+
+
+def _read_group(ref: CheckpointRef, key: str, group: str, role: str, names: Collection[str]) -> dict[str, Tensor]:
+    if not names:
+        return {}
     if key in ref.metadata.files:
-        return read_named(ref, key, group, weights)
-    return join_shards(ref, group)
+        return read_named(ref, key, group, role, names)
+    return {name: tensor for name, tensor in join_shards(ref, group).items() if name in names}
 
 
 def join_shards(ref: CheckpointRef, group: str) -> dict[str, Tensor]:
@@ -250,15 +310,20 @@ def _overlap(a: tuple[int, ...], b: tuple[int, ...], c: tuple[int, ...], d: tupl
 
 
 def load_state(
-    module: nn.Module, tensors: Mapping[str, Tensor], inheritance: Iterable[Inheritance] | None = None, *, where: str
-) -> Accounting:
-    """Copy tensors into a module's own, after every tensor on both sides is accounted for.
+    module: nn.Module, tensors: Mapping[str, Tensor], *, where: str, external: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Copy tensors into a module's own, all of them, after both sides were compared; the names that were copied.
 
-    inheritance: what becomes of each section; None means that everything must load. where: names the source.
+    where: names the source.  external: tensors of the module that have another source.
     """
     own = module.state_dict()
-    accounting = account(records_of(own), records_of(tensors), inheritance, where=where)
+    names = account(records_of(own), records_of(tensors), where=where, external=external)
+    fill(own, {name: tensors[name] for name in names})
+    return names
+
+
+def fill(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors in place over those of the same names."""
     with torch.no_grad():
-        for name in accounting.loaded:
-            own[name].copy_(tensors[name])
-    return accounting
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from stageline.checkpoint.header import SHARDING_KEY, Header, header_faults, read_header
 from stageline.checkpoint.layout import CheckpointRef, open_checkpoint, resolve
-from stageline.checkpoint.metadata import CLAIM_NAME, METADATA_NAME, TensorRecord
-from stageline.checkpoint.steps import ASIDE_NAME
+from stageline.checkpoint.metadata import CLAIM_NAME, METADATA_NAME, TensorRecord, record_fault
+from stageline.checkpoint.steps import ASIDE_NAME, open_owner
 from stageline.errors import CheckpointError, difference
 from stageline.store import Reference
 
@@ -43,7 +43,24 @@ def verify(target: CheckpointRef | Reference | str, *, hashes: bool = True) -> l
             faults.extend(_header_faults(ref, name))
     if "model" not in metadata.tensors:
         faults.append("model: the metadata lists no weights")
+    for role in metadata.referenced:
+        faults.extend(_owner_faults(ref, role, hashes=hashes))
     return faults
+
+
+def _owner_faults(ref: CheckpointRef, role: str, *, hashes: bool) -> list[str]:
+    """What is wrong with the parent that holds tensors of this checkpoint."""
+    owner = ref.metadata.referenced[role]
+    try:
+        held = open_owner(ref, role)
+    except CheckpointError as error:
+        return [error.message]
+    faults = [f"parent {role!r}, {held.uri}: {fault}" for fault in verify(held, hashes=hashes)]
+    if held.content != owner.content:
+        faults.append(f"parent {role!r}, {held.uri}: content {held.content}, expected {owner.content}")
+    known = held.metadata.whole
+    lines = (record_fault(name, record, known.get(name), held.uri) for name, record in owner.tensors.items())
+    return faults + [line for line in lines if line]
 
 
 def group_of(name: str) -> str:

@@ -36,8 +36,8 @@ def _local(tensor: Tensor) -> Tensor:
 class Ema:
     """The average of a model's trained parameters.
 
-    model: whose `state_dict` names are used.  trained: names of the parameters that train; the others never change,
-    so the average holds them as they are.  decay: in [0, 1).
+    model: whose `state_dict` names are used.  trained: names of the parameters that train; the others never change
+    and are not averaged.  decay: in [0, 1).
     """
 
     def __init__(self, model: nn.Module, trained: Iterable[str], decay: float) -> None:
@@ -56,7 +56,7 @@ class Ema:
             _local(average).lerp_(_local(parameters[name].detach()).to(average.dtype), weight)
 
     def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
-        """Every tensor of the model's `state_dict`, the averaged ones in place of the trained ones.
+        """The averages by the names of the model's `state_dict`; what is not averaged stands in the model alone.
 
         A parameter that stands under several names (tied weights) has its one average under all of them.
         """
@@ -64,7 +64,8 @@ class Ema:
         names: dict[str, str] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             names[name] = first.setdefault(id(parameter), name)
-        return {name: self._average.get(names.get(name, name), tensor) for name, tensor in model.state_dict().items()}
+        found = ((name, names.get(name, name)) for name in model.state_dict())
+        return {name: self._average[own] for name, own in found if own in self._average}
 
     @torch.no_grad()
     def _exchange(self, model: nn.Module) -> None:

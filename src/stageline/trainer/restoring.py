@@ -9,14 +9,14 @@ import hashlib
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from stageline.checkpoint.admission import account
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.checkpoint.metadata import OPTIMIZER_FILE, STATE_FILE
 from stageline.checkpoint.sharded import load_sharded
-from stageline.checkpoint.tensors import join_shards, read_named, read_tensors, records_of
+from stageline.checkpoint.tensors import fill, join_shards, read_group, read_named, read_tensors, record_of, records_of
 from stageline.checkpoint.verify import group_of
 from stageline.errors import CheckpointError
 from stageline.trainer.assembly import Parts
@@ -29,10 +29,13 @@ OPTIMIZER_GROUP = group_of(OPTIMIZER_FILE)
 def restore(parts: Parts, ref: CheckpointRef) -> TrainingState:
     """Load an admitted checkpoint of this very stage into the parts; the state to go on from.
 
-    Every tensor on both sides is accounted for; CheckpointError otherwise.
+    Every tensor on both sides is accounted for; CheckpointError otherwise. What the checkpoint leaves to parents and
+    externals must be in the model already (`load_referenced`).
     """
     state = read_state(ref)
-    _restore_group(parts, ref, "model", parts.own.state_dict())
+    own = parts.own.state_dict()
+    others = set(ref.metadata.whole) - set(ref.metadata.tensors["model"])
+    _restore_group(parts, ref, "model", {name: tensor for name, tensor in own.items() if name not in others})
     if parts.ema is not None:
         _restore_group(parts, ref, "ema", parts.ema.state_dict(parts.own))
         parts.ema.updates = state.ema_updates
@@ -44,6 +47,19 @@ def restore(parts: Parts, ref: CheckpointRef) -> TrainingState:
     if parts.ranks.scaler is not None and state.scaler is not None:
         parts.ranks.scaler.load_state_dict(state.scaler)
     return state
+
+
+def load_referenced(model: nn.Module, ref: CheckpointRef) -> None:
+    """Copy into a model what a checkpoint of its stage leaves to its parents; before it is wrapped and cast."""
+    names = {name for owner in ref.metadata.referenced.values() for name in owner.tensors}
+    if names:
+        own = model.state_dict()
+        account(
+            {name: record_of(name, own[name]) for name in names if name in own},
+            {name: record for name, record in ref.metadata.whole.items() if name in names},
+            where=f"{ref.uri}: tensors of its parents",
+        )
+        fill(own, read_tensors(ref, "raw", names))
 
 
 def read_state(ref: CheckpointRef) -> TrainingState:
@@ -75,7 +91,7 @@ def _restore_group(parts: Parts, ref: CheckpointRef, group: str, own: Mapping[st
 
 def _read_whole(ref: CheckpointRef, group: str) -> dict[str, Tensor]:
     if group in ("model", "ema"):
-        return read_tensors(ref, "raw" if group == "model" else "ema")
+        return read_group(ref, "model" if group == "model" else "ema")
     if ref.metadata.is_sharded:
         return join_shards(ref, group)
     return read_named(ref, OPTIMIZER_FILE, group, "training")

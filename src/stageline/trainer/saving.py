@@ -13,12 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from stageline.checkpoint.commit import CheckpointWriter, Snapshot
+from stageline.checkpoint.commit import CheckpointWriter, Exports, Snapshot
 from stageline.checkpoint.layout import StageDir
+from stageline.checkpoint.ownership import Ownership
 from stageline.checkpoint.sharded import save_sharded
-from stageline.errors import CheckpointError
+from stageline.errors import CheckpointError, Faults
 from stageline.trainer.assembly import Parts
 from stageline.trainer.parameters import optimizer_tensors
 from stageline.trainer.ranks import Ranks
@@ -114,7 +116,8 @@ def host_copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class CheckpointSaver:
     """The real saver of one stage directory.
 
-    writer: on rank 0, None elsewhere.  steps: planned.  config_yaml: saved with every checkpoint.
+    writer: on rank 0, None elsewhere.  steps: planned.  config_yaml: saved with every checkpoint.  owned: which tensors
+    are saved here; None saves all.  exports: makes files for other programs from host copies of the own tensors.
     """
 
     def __init__(
@@ -126,7 +129,12 @@ class CheckpointSaver:
         steps: int,
         background: bool,
         config_yaml: str = "",
+        owned: Ownership | None = None,
+        exports: Exports | None = None,
     ) -> None:
+        self._owned = owned
+        self._exports = exports
+        self._guard: dict[str, Tensor] = {}
         self._stage_dir = stage_dir
         self._writer = writer
         self._ranks = ranks
@@ -142,15 +150,16 @@ class CheckpointSaver:
             return
         began = time.monotonic()
         self._queue.join()
+        self._refuse_changed(parts)
         snapshot = self._snapshot(parts, state, final=final, is_best=is_best, metrics=metrics)
-        groups = _groups(parts)
+        groups = _groups(parts, self._owned)
         saved = Saved(state.step, "", is_best, final)
         if self._ranks.sharded:
 
             def write() -> str:
                 return str(save_sharded(self._stage_dir, self._writer, snapshot, groups).reference)
         else:
-            writer, whole = self._writer, _whole(snapshot, groups)
+            writer, whole = self._writer, _whole(snapshot, groups, self._exports)
             assert writer is not None
 
             def write() -> str:
@@ -176,6 +185,26 @@ class CheckpointSaver:
             timing={"seconds": state.seconds, "step_seconds": state.seconds / max(1, state.step)},
         )
 
+    def watch(self, parts: Parts) -> None:
+        """Remember the buffers that parents hold, as they are now; a save that finds one changed is refused."""
+        if self._owned is not None:
+            held = {name: tensor for name, tensor in parts.own.named_buffers() if name in self._owned.referenced}
+            self._guard = {name: local_part(tensor).detach().clone() for name, tensor in held.items()}
+
+    def _refuse_changed(self, parts: Parts) -> None:
+        own = dict(parts.own.named_buffers()) if self._guard else {}
+        faults = Faults(
+            CheckpointError,
+            f"stage {parts.stage.name!r} can't be saved",
+            "keep frozen modules in eval mode, or let the section that holds these train; a fault in the family's code",
+        )
+        faults.extend(
+            f"{name}: a buffer that the parent {self._owned.referenced[name]!r} holds has changed"
+            for name, kept in self._guard.items()
+            if self._owned is not None and not torch.equal(local_part(own[name]), kept)
+        )
+        faults.raise_if_any()
+
     def finished(self) -> Sequence[Saved]:
         """See `Saver`."""
         return self._queue.take()
@@ -191,24 +220,33 @@ class CheckpointSaver:
         self._queue.join()
 
 
-def _groups(parts: Parts) -> dict[str, dict[str, Tensor]]:
-    """The tensors of a checkpoint by group, as they lie on this rank."""
-    groups = {"model": dict(parts.own.state_dict())}
+def local_part(tensor: Tensor) -> Tensor:
+    """The part of a tensor that lies on this rank."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
+
+
+def _groups(parts: Parts, owned: Ownership | None) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a checkpoint by group, as they lie on this rank: own ones, what is averaged, the optimizer's."""
+    state = parts.own.state_dict()
+    groups = {"model": dict(state) if owned is None else {name: state[name] for name in owned.own}}
     if parts.ema is not None:
         groups["ema"] = parts.ema.state_dict(parts.own)
-        if set(groups["ema"]) != set(groups["model"]):
-            raise CheckpointError("the averaged weights have other names than the model", remedy="a fault in the model")
+        strange = sorted(set(groups["ema"]) - set(groups["model"]))
+        if strange:
+            raise CheckpointError(f"averaged weights that are no own tensors: {strange}", remedy="a fault in the model")
     optimizer = optimizer_tensors(parts.optimizer, parts.own)
     if optimizer:
         groups[OPTIMIZER_GROUP] = optimizer
     return groups
 
 
-def _whole(snapshot: Snapshot, groups: Mapping[str, Mapping[str, Tensor]]) -> Snapshot:
+def _whole(snapshot: Snapshot, groups: Mapping[str, Mapping[str, Tensor]], exports: Exports | None) -> Snapshot:
     """The snapshot with host copies of the tensors."""
     return replace(
         snapshot,
         tensors=host_copy(groups["model"]),
         ema=host_copy(groups["ema"]) if "ema" in groups else None,
         training_tensors=host_copy(groups.get(OPTIMIZER_GROUP, {})),
+        exports=exports,
     )

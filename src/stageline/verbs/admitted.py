@@ -52,7 +52,7 @@ def admit_model(config: RunConfig, ref: CheckpointRef) -> tuple[RunConfig, nn.Mo
     raw = stated(own)
     asked = family.asked({**stage_raw(config, stage, with_defaults=False), "family": config.family})
     weights: Literal["raw", "ema"] = getattr(getattr(own, "evaluate", None), "weights", "ema")
-    shapes = {name: record.shape for name, record in ref.metadata.tensors.get("model", {}).items()}
+    shapes = {name: record.shape for name, record in ref.metadata.whole.items()}
     family.agree(asked, ref.metadata.facts, shapes, ref.uri)
     admission = admit(
         ref,
@@ -71,7 +71,7 @@ def admit_model(config: RunConfig, ref: CheckpointRef) -> tuple[RunConfig, nn.Mo
             merged[key] = raw[key]
     built = parse_config(merged, where=f"config of {ref.uri}")
     model = load_family(family.name).build_model(built, family.stages[ref.metadata.stage])
-    load_state(model, read_tensors(ref, weights), None, where=ref.uri)
+    load_state(model, read_tensors(ref, weights), where=ref.uri, external=ref.metadata.external_names)
     return built, _on_device(model.eval(), config), admission.notes
 
 

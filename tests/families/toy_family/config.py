@@ -65,7 +65,8 @@ STAGES = Stages(
 def inherit(parent: Parent, config: ToyConfig, stage: Stage) -> tuple[Inheritance, ...]:
     head = "fresh" if config.model.fresh_head else "load"
     return (
-        Inheritance("trunk", "load", "same shape", ("stem.*", "body.*", "strength")),
+        Inheritance("stem", "load", "same shape", ("stem.*",)),
+        Inheritance("trunk", "load", "same shape", ("body.*", "strength")),
         Inheritance("head", head, "as the config says", ("head.*",)),
     )
 

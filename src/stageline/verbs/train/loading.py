@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 
 from stageline.checkpoint.admission import admit
 from stageline.checkpoint.layout import CheckpointRef
-from stageline.checkpoint.metadata import ParentRecord
+from stageline.checkpoint.metadata import ExternalRecord, OwnerRecord, ParentRecord, TensorRecord
+from stageline.checkpoint.ownership import (
+    Origins,
+    Ownership,
+    external_records,
+    find_origins,
+    owner_records,
+    ownership,
+)
 from stageline.checkpoint.steps import relative_uri
-from stageline.checkpoint.tensors import load_state, read_tensors
+from stageline.checkpoint.tensors import fill, read_tensors, records_of
 from stageline.contract import Parent
-from stageline.stage import stage_settings
+from stageline.stage import Inheritance, stage_settings
+from stageline.trainer.assembly import Parts
 from stageline.verbs.train.decision import Work
 
 
@@ -38,12 +48,27 @@ def parent_weights(work: Work, role: str) -> Literal["raw", "ema"]:
     return declared if work.parents[role].metadata.has_weights(declared) else "raw"
 
 
-def seed_from_parents(work: Work, model: nn.Module) -> tuple[dict[str, ParentRecord], list[dict[str, Any]]]:
-    """Load what the family inherits from each parent into the model; (metadata records, one notice per parent)."""
-    records: dict[str, ParentRecord] = {}
-    notices: list[dict[str, Any]] = []
+@dataclass(frozen=True)
+class Seeding:
+    """What a starting stage took from whom.
+
+    parents: for the metadata.  owners: the same parents as holders of tensors, for those below the stage's own root.
+    origins: where every tensor comes from.  sections: by role.  notices: one per parent, for the log.
+    """
+
+    parents: dict[str, ParentRecord]
+    owners: dict[str, OwnerRecord]
+    origins: Origins
+    sections: dict[str, tuple[Inheritance, ...]]
+    notices: list[dict[str, Any]]
+
+
+def seed_from_parents(work: Work, model: nn.Module) -> Seeding:
+    """Load what the family inherits from all parents into the model, every tensor exactly once."""
+    notes: dict[str, list[str]] = {}
+    sections: dict[str, tuple[Inheritance, ...]] = {}
+    given: dict[str, dict[str, TensorRecord]] = {}
     for role, ref in work.parents.items():
-        weights = parent_weights(work, role)
         admission = admit(
             ref,
             "seed",
@@ -51,34 +76,81 @@ def seed_from_parents(work: Work, model: nn.Module) -> tuple[dict[str, ParentRec
             stages=list(work.stage.accepted(role)),
             facts=work.family.facts(work.config, work.stage),
             rules=work.family.fact_rules,
-            weights=weights,
+            weights=parent_weights(work, role),
             name_facts=work.family.name_facts,
             hashes=False,
         )
-        sections = work.family.inherit(Parent(role, ref.metadata.stage, ref.metadata.facts), work.config, work.stage)
-        accounting = load_state(model, read_tensors(ref, weights), sections, where=ref.uri)
-        records[role] = ParentRecord(
-            uri=relative_uri(ref.uri, work.stage_dir.root),
-            digest=ref.digest,
-            content=ref.content,
-            stage=ref.metadata.stage,
-            step=ref.metadata.step,
-            weights=weights,
-            sections=[section.to_json() for section in sections],
+        notes[role] = list(admission.notes)
+        sections[role] = work.family.inherit(
+            Parent(role, ref.metadata.stage, ref.metadata.facts), work.config, work.stage
         )
-        notices.append(
+        external = ref.metadata.external_names
+        given[role] = {name: record for name, record in ref.metadata.whole.items() if name not in external}
+    own = model.state_dict()
+    where = "; ".join(ref.uri for ref in work.parents.values()) or f"stage {work.stage.name!r}"
+    patterns = {external.name: external.patterns for external in work.family.externals(work.config, work.stage)}
+    partly = bool(set(work.stage.parents) - set(work.parents))
+    origins = find_origins(records_of(own), given, sections, patterns, where=where, partly=partly)
+    for role, ref in work.parents.items():
+        names = {name for name, giver in origins.loaded.items() if giver == role}
+        fill(own, read_tensors(ref, parent_weights(work, role), names))
+    records = {role: _parent_record(work, role, sections[role]) for role in work.parents}
+    return Seeding(
+        parents=records,
+        owners={role: _owner(records[role]) for role in work.parents if _is_inside(work, role)},
+        origins=origins,
+        sections=sections,
+        notices=[
             {
                 "role": role,
                 "reference": str(ref.reference),
-                "weights": weights,
-                "tensors": accounting.counts(),
-                "sections": {section.section: f"{section.outcome}: {section.reason}" for section in sections},
-                "notes": list(admission.notes),
+                "weights": records[role].weights,
+                "tensors": origins.counts(role),
+                "sections": {section.section: f"{section.outcome}: {section.reason}" for section in sections[role]},
+                "notes": notes[role],
             }
-        )
-    return records, notices
+            for role, ref in work.parents.items()
+        ],
+    )
 
 
-def parent_records(ref: CheckpointRef) -> dict[str, ParentRecord]:
-    """The parents a stage had when it began, as its own checkpoint tells: a resume goes on with them."""
-    return dict(ref.metadata.parents)
+def _is_inside(work: Work, role: str) -> bool:
+    """Whether a parent lies below the stage's own root, whose retention knows of it."""
+    ref, root = work.parents[role], work.stage_dir.root
+    return ref.root is not None and root is not None and ref.root.uri == root.uri
+
+
+def _parent_record(work: Work, role: str, sections: tuple[Inheritance, ...]) -> ParentRecord:
+    ref = work.parents[role]
+    return ParentRecord(
+        uri=relative_uri(ref.uri, work.stage_dir.root) if _is_inside(work, role) else ref.uri,
+        digest=ref.digest,
+        content=ref.content,
+        stage=ref.metadata.stage,
+        step=ref.metadata.step,
+        weights=parent_weights(work, role),
+        sections=[section.to_json() for section in sections],
+    )
+
+
+def _owner(parent: ParentRecord) -> OwnerRecord:
+    fields = {name: getattr(parent, name) for name in ("uri", "digest", "content", "weights")}
+    return OwnerRecord(**fields, tensors={})
+
+
+def owned_by(work: Work, seeding: Seeding, parts: Parts) -> tuple[Ownership, dict[str, Any]]:
+    """Whose each tensor of a starting stage is, and what its checkpoints say of the owners (fields of the metadata)."""
+    records = records_of(parts.own.state_dict())
+    buffers = set(records) - {name for name, _ in parts.own.named_parameters(remove_duplicate=False)}
+    inside = frozenset(seeding.owners)
+    trained = {name for name, p in parts.own.named_parameters(remove_duplicate=False) if p.requires_grad}
+    owned = ownership(records, trained, buffers, seeding.origins, seeding.sections, inside)
+    externals = {
+        external.name: ExternalRecord(name=external.name, source=external.source, revision=external.revision)
+        for external in work.family.externals(work.config, work.stage)
+    }
+    fields = {
+        "referenced": owner_records(owned, records, seeding.owners),
+        "externals": external_records(owned, records, externals),
+    }
+    return owned, fields

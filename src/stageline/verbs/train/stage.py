@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from stageline.build import image_reference
 from stageline.checkpoint.commit import CheckpointWriter
 from stageline.checkpoint.identity import claim_run
 from stageline.checkpoint.layout import CheckpointRef, Damaged, resolve
+from stageline.checkpoint.ownership import Ownership, recorded_ownership
 from stageline.checkpoint.verify import verify
 from stageline.config import RunConfig, flatten, to_yaml
 from stageline.contract import StageTask
@@ -21,18 +23,18 @@ from stageline.errors import CheckpointError, difference
 from stageline.families import family_config, load_family
 from stageline.stage import num_epochs, num_steps, refuse_split, stage_config
 from stageline.store import Reference
-from stageline.trainer.assembly import assemble
+from stageline.trainer.assembly import Parts, assemble
 from stageline.trainer.interruption import StopRequest
 from stageline.trainer.loop import FitResult, fit
 from stageline.trainer.memory import memory_advice
 from stageline.trainer.order import make_order
 from stageline.trainer.ranks import Ranks
 from stageline.trainer.refusals import refuse_data, refuse_settings
-from stageline.trainer.restoring import restore
+from stageline.trainer.restoring import load_referenced, restore
 from stageline.trainer.saving import CheckpointSaver
 from stageline.trainer.state import TrainingState
 from stageline.verbs.train.decision import Action, Work, decide, describe_work, hand_on
-from stageline.verbs.train.loading import admit_resume, parent_records, seed_from_parents
+from stageline.verbs.train.loading import Seeding, admit_resume, owned_by, seed_from_parents
 from stageline.verbs.train.session import Session, make_provenance
 
 
@@ -154,11 +156,12 @@ def _fit(
     settings = work.config.trainer
     with memory_advice(settings, "building the model"):
         task = _build_task(work, data)
+        seeding: Seeding | None = None
         if ref is None:
-            parents, notices = seed_from_parents(work, task.model)
+            seeding = seed_from_parents(work, task.model)
         else:
             admit_resume(work, ref)
-            parents, notices = parent_records(ref), []
+            load_referenced(task.model, ref)
         parts = assemble(
             task,
             settings,
@@ -168,15 +171,17 @@ def _fit(
             may_lack_gradient=work.family.may_lack_gradient(work.config, work.stage),
         )
         state = TrainingState() if ref is None else restore(parts, ref)
+    owned, holders = _owned(work, parts, seeding, ref)
     steps = planned_steps(work, task, ranks)
     writer: CheckpointWriter | None = None
     if ranks.is_first:
         assert session.lease is not None
         session.open_outlets(work, ref, steps)
-        for notice in notices:
+        for notice in () if seeding is None else seeding.notices:
             session.recorder.event("seeded", **notice)
             session.recorder.say(f"seeded from {notice['reference']} ({notice['weights']} weights)")
-        provenance = make_provenance(work, session.run, parts, parents, session.command)
+        provenance = make_provenance(work, session.run, parts, holders["parents"], session.command)
+        provenance = provenance.model_copy(update=holders)
         names = work.family.name_facts
         writer = CheckpointWriter(work.stage_dir, session.lease, provenance, settings.keep, name_facts=names)
     saver = CheckpointSaver(
@@ -186,13 +191,27 @@ def _fit(
         steps=steps,
         background=settings.async_checkpoint,
         config_yaml=to_yaml(work.config),
+        owned=owned,
     )
+    saver.watch(parts)
     try:
         return fit(
             parts, seed=work.config.seed, steps=steps, recorder=session.recorder, saver=saver, stop=stop, state=state
         )
     finally:
         saver.close()
+
+
+def _owned(
+    work: Work, parts: Parts, seeding: Seeding | None, ref: CheckpointRef | None
+) -> tuple[Ownership, dict[str, Any]]:
+    """Whose each tensor is, and who holds the others: from its parents at the start, as recorded when it goes on."""
+    if seeding is not None:
+        owned, holders = owned_by(work, seeding, parts)
+        return owned, {"parents": seeding.parents, **holders}
+    assert ref is not None
+    fields = {name: getattr(ref.metadata, name) for name in ("parents", "referenced", "externals")}
+    return recorded_ownership(ref.metadata), fields
 
 
 def _build_task(work: Work, data: PreparedData) -> StageTask:

@@ -89,7 +89,7 @@ def test_names_header_and_metadata_agree_and_reload_is_bitwise(
     assert facts["plan_fingerprint"] == (model.plan_fingerprint if stages else "")
     assert sorted({n.split(".")[1] for n in read_tensors(ref) if n.startswith("film.")}) == [str(s) for s in stages]
     again = build_model(config_of(stages)).eval()
-    load_state(again, read_tensors(ref), None, where=ref.uri)
+    load_state(again, read_tensors(ref), where=ref.uri)
     assert again.plan.stages == stages
     assert again.plan_fingerprint == model.plan_fingerprint
     condition = inputs.condition if stages else None
@@ -211,7 +211,7 @@ def test_no_route_puts_tensors_under_another_plan(commit: Any) -> None:
     with pytest.raises(CheckpointError):
         other.load_state_dict(tensors)
     with pytest.raises(CheckpointError):
-        load_state(other, tensors, None, where=ref.uri)
+        load_state(other, tensors, where=ref.uri)
     for verb in ("resume", "evaluate"):
         with pytest.raises(CheckpointError) as error:
             admit(

@@ -1,0 +1,188 @@
+"""A save holds what its stage trains; frozen tensors stay with the parent that has them, and all readers see one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from stageline.checkpoint.export import export
+from stageline.checkpoint.layout import CheckpointRef, StageDir, resolve
+from stageline.checkpoint.lineage import describe
+from stageline.checkpoint.retention import prune, prune_superseded
+from stageline.checkpoint.tensors import read_tensors
+from stageline.checkpoint.verify import verify
+from stageline.config import RetentionConfig
+from stageline.errors import CheckpointError, InterruptedRunError
+
+LARGE, HEAD = 200_000, 20_000
+"""Parameters added to the toy's frozen stem and to its trained head."""
+
+
+@pytest.fixture
+def family() -> Any:
+    from toy_family import family
+
+    return family
+
+
+def widen(task: Any) -> None:
+    """A large stem with a buffer of its own, and a head large enough that headers and metadata hardly count."""
+    task.model.stem.large = nn.Parameter(torch.linspace(0, 1, LARGE))
+    task.model.stem.register_buffer("mean", torch.ones(3))
+    task.model.head.large = nn.Parameter(torch.linspace(1, 2, HEAD))
+
+    def on_loss(summed: Any, context: Any) -> Any:
+        return summed + 1e-6 * (task.model.stem.large.sum() + task.model.head.large.sum())
+
+    task.on_loss = on_loss
+
+
+def stop_at(step: int) -> Any:
+    def change(task: Any) -> None:
+        before = task.on_loss
+
+        def on_loss(summed: Any, context: Any) -> Any:
+            if context.step == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return before(summed, context)
+
+        task.on_loss = on_loss
+
+    return change
+
+
+@pytest.fixture
+def tuned(train: Any, family: Any) -> tuple[CheckpointRef, CheckpointRef]:
+    """A large base and the head tuned on it."""
+    family.CHANGE[:] = [widen]
+    base, tune = train("base"), train("tune")
+    return resolve(str(base.reference)), resolve(str(tune.reference))
+
+
+def test_a_head_on_a_large_frozen_parent_costs_the_head(tuned: tuple[CheckpointRef, CheckpointRef]) -> None:
+    base, tune = tuned
+    own = {"body.0.weight", "body.0.bias", "head.weight", "head.bias", "head.large", "strength"}
+    assert set(tune.metadata.tensors["model"]) == own
+    assert set(tune.metadata.tensors["ema"]) == own - {"strength"}
+    owner = tune.metadata.referenced["default"]
+    assert set(owner.tensors) == {"stem.weight", "stem.bias", "stem.large", "stem.mean"}
+    assert (owner.digest, owner.content) == (base.digest, base.content)
+    assert owner.uri == f"runs/r/base/checkpoints/{base.name}"
+    sizes = {info.key: info.size for info in tune.store.list()}
+    head = 4 * (HEAD + 8 * 8 + 8 + 8 + 1 + 1)
+    assert sizes["model.safetensors"] <= 1.1 * head
+    assert sum(sizes.values()) <= 1.1 * (head + head + 2 * head)
+    assert base.metadata.files["model.safetensors"].bytes > 4 * LARGE
+
+
+def test_everybody_reads_the_whole(tuned: tuple[CheckpointRef, CheckpointRef], tmp_path: Path) -> None:
+    base, tune = tuned
+    parent, whole, raw = read_tensors(base, "ema"), read_tensors(tune, "ema"), read_tensors(tune)
+    assert set(whole) == set(raw) == set(parent) == set(tune.metadata.whole)
+    kept = [name for name in whole if name.startswith("stem") or name == "strength"]
+    assert [name for name in whole if torch.equal(whole[name], parent[name])] == kept
+    assert [name for name in whole if torch.equal(whole[name], raw[name])] == kept
+    assert verify(tune) == []
+    groups = describe(tune)["groups"]
+    assert groups["referenced default"]["parameters"] == LARGE + 4 * 8 + 8 + 3
+    one = load_file(export(tune, tmp_path / "out") / "model.safetensors")
+    assert set(one) == set(whole)
+    assert all(torch.equal(one[name], whole[name]) for name in one)
+
+
+def test_a_missing_or_changed_owner_is_refused_by_name(tuned: tuple[CheckpointRef, CheckpointRef]) -> None:
+    base, tune = tuned
+    path = Path(base.uri) / "ema.safetensors"
+    blob = path.read_bytes()
+    path.write_bytes(blob[:-1] + bytes([blob[-1] ^ 1]))
+    assert any("parent 'default'" in line and "its bytes changed" in line for line in verify(tune))
+    with pytest.raises(CheckpointError, match="its bytes changed"):
+        read_tensors(tune)
+    shutil.rmtree(base.uri)
+    for look in (lambda: read_tensors(tune), lambda: export(tune, Path(tune.uri).parents[3] / "out")):
+        with pytest.raises(CheckpointError, match="needs 4 tensors of its parent 'default'") as caught:
+            look()
+        assert base.uri in caught.value.message
+
+
+def test_what_is_referenced_is_never_pruned(train: Any, tuned: tuple[CheckpointRef, CheckpointRef]) -> None:
+    base, tune = tuned
+    train("base", **{"trainer.learning_rate": 0.01})
+    directory = StageDir.at(base.store)
+    directory = StageDir(str(Path(base.uri).parents[4]), "r", "base")
+    prune(directory, RetentionConfig(last=1, best=0, unfinished=0), dry_run=False)
+    prune_superseded(directory, dry_run=False)
+    assert read_tensors(tune)
+    assert verify(tune) == []
+
+
+def test_a_resumed_head_is_bitwise_the_uninterrupted_one(train: Any, family: Any, tmp_path: Path) -> None:
+    family.CHANGE[:] = [widen]
+    base = train("base")
+    settings = {"trainer.checkpoint_every_steps": 2, "parents.tune.default": str(base.reference)}
+    whole = resolve(str(train("tune", run="whole", **settings).reference))
+    family.CHANGE[:] = [widen, stop_at(3)]
+    with pytest.raises(InterruptedRunError):
+        train("tune", run="halves", **settings)
+    family.CHANGE[:] = [widen]
+    again = train("tune", run="halves", **settings)
+    assert again.action == "continue"
+    ref = resolve(str(again.reference))
+    assert ref.content == whole.content
+    assert ref.metadata.referenced == whole.metadata.referenced
+    assert ref.metadata.files["training/optimizer.safetensors"].sha256 == (
+        whole.metadata.files["training/optimizer.safetensors"].sha256
+    )
+    third = train("tune", run="third", **{**settings, "parents.tune.default": str(base.reference)})
+    assert resolve(str(third.reference)).content == whole.content
+
+
+def test_a_frozen_parent_below_another_root_is_own(train: Any, family: Any, tmp_path: Path) -> None:
+    family.CHANGE[:] = [widen]
+    base = train("base", root=str(tmp_path / "other"))
+    tune = resolve(str(train("tune", **{"parents.tune.default": str(base.reference)}).reference))
+    assert tune.metadata.referenced == {}
+    assert set(tune.metadata.tensors["model"]) == set(tune.metadata.whole)
+    assert tune.metadata.parents["default"].uri == base.reference.uri
+    shutil.rmtree(tmp_path / "other")
+    assert "stem.large" in read_tensors(tune, "ema")
+
+
+def test_a_changed_buffer_of_a_parent_refuses_the_save(train: Any, family: Any) -> None:
+    def drift(task: Any) -> None:
+        before = task.on_loss
+
+        def on_loss(summed: Any, context: Any) -> Any:
+            task.model.stem.mean += 1
+            return before(summed, context)
+
+        task.on_loss = on_loss
+
+    family.CHANGE[:] = [widen]
+    train("base")
+    family.CHANGE[:] = [widen, drift]
+    with pytest.raises(CheckpointError, match=r"stem\.mean: a buffer that the parent 'default' holds has changed"):
+        train("tune")
+
+
+def test_a_grandchild_reads_through_its_parents(train: Any, family: Any, tmp_path: Path) -> None:
+    """What a parent leaves to its own parent is read there; a copied root keeps working."""
+    family.CHANGE[:] = [widen]
+    train("base")
+    tune = train("tune")
+    family.CHANGE[:] = [widen]
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "runs", copy / "runs")
+    moved = resolve(f"{copy}/runs/r/tune")
+    one, other = read_tensors(moved, "ema"), read_tensors(resolve(str(tune.reference)), "ema")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    shutil.rmtree(tmp_path / "runs" / "r" / "base")
+    assert set(read_tensors(moved)) == set(one)
