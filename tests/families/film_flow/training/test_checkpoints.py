@@ -9,6 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from stageline.checkpoint.layout import resolve
 from stageline.checkpoint.metadata import CheckpointMetadata
+from stageline.config import to_yaml
 from stageline.errors import CheckpointError, ConfigError, PlanError, StagelineError
 from stageline.families.film_flow import evaluate as evaluation_module
 from stageline.families.film_flow.config import FilmFlowConfig
@@ -362,6 +367,27 @@ def test_an_interrupted_evaluation_is_continued_and_ends_bitwise_as_an_uninterru
     assert files_of(half) == files_of(whole)
     assert len(files_of(half)) == 2 + 6
     assert evaluate_checkpoint(config_at(done, run="half", **keys), film, data).reused
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_is_continued_by_another_process(done: Path, tmp_path: Path) -> None:
+    """SIGKILL between two segments of rows; its lease is taken over, since its holder is dead."""
+    keys: dict[str, Any] = {"data__num_val": 48, "evaluate__num_panels": 2}
+    film, data = str(film_of(done)), str(prepare_data(config_at(done, **keys)).reference)
+    whole = evaluate_checkpoint(config_at(done, run="whole-48", **keys), film, data)
+    config, file = config_at(done, run="killed", **keys), tmp_path / "killed.yaml"
+    file.write_text(to_yaml(config))
+    command = [sys.executable, "-m", "stageline", "evaluate", "-c", str(file), f"--checkpoint={film}", f"--data={data}"]
+    folder = done / "runs" / "killed" / "evaluations" / whole.name
+    with subprocess.Popen(command) as process:
+        while process.poll() is None and not (folder / "rows" / "00000001.jsonl").exists():
+            time.sleep(0.02)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL, "it was killed before it was finished"
+    assert not (folder / "metrics.json").exists()
+    again = evaluate_checkpoint(config, film, data)
+    assert not again.reused
+    assert files_of(again) == files_of(whole)
 
 
 def test_several_checkpoints_stand_in_one_evaluation(done: Path) -> None:
