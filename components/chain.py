@@ -38,7 +38,7 @@ def make_pipelines(family: str) -> tuple[Pipeline, Pipeline]:
             parents = " ".join(f"{role}={handed_on[source]}" for role, source in stage.parents.items())
             task = train_stage(**asked, stage=stage.name, data=data, parents=parents)
             handed_on[stage.name] = placed(task, f"train {stage.name}").outputs["reference"]
-        checkpoints = " ".join(str(reference) for reference in handed_on.values())
+        checkpoints = " ".join(f"{name}={reference}" for name, reference in handed_on.items())
         task = evaluate(**asked, data=data, checkpoints=checkpoints)
         evaluation = placed(task, "evaluate").outputs["reference"]
         placed(report(**asked, evaluation=evaluation), "report")

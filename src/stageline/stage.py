@@ -166,7 +166,7 @@ class Stages:
         config: the run's; its `stages`, and the stages and roles its other keys name.
         default: names of the stages that `stages: null` means; None means all that are not opt-in.
 
-        Whether a parent that is not selected can be had, only the store knows: `missing_parents` names them.
+        Whether a parent that is not selected can be had, only the store knows: the decision about each stage says it.
         """
         faults = Faults(ConfigError, "stages", f"stages of {config.family}: {', '.join(self.names)}")
         if default is None:
@@ -200,18 +200,6 @@ class Stages:
                     )
         faults.raise_if_any()
         return tuple(stage for stage in self if stage.name in wanted)
-
-    def missing_parents(self, config: RunConfig, selected: Collection[Stage]) -> list[str]:
-        """A sentence for each required parent that is neither selected nor named by the config."""
-        names = {stage.name for stage in selected}
-        return [
-            f"stages: {stage.name!r} needs {parent!r} before it, or parents.{stage.name}.{role}=<checkpoint>"
-            for stage in selected
-            for role, parent in stage.parents.items()
-            if parent not in names
-            and not config.parents.get(stage.name, {}).get(role)
-            and role not in stage.optional_parents
-        ]
 
 
 def stage_config(config: C, stage: Stage) -> C:
@@ -302,8 +290,19 @@ def stage_settings(config: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in flatten(plain).items() if key not in type(config).OF_EVALUATION}
 
 
-def stage_fingerprint(config: RunConfig, stage: Stage, data_digest: str, parents: Mapping[str, str]) -> str:
-    """What a stage's result depends on. config: the stage's own. parents: role -> content of the checkpoint used."""
-    return fingerprint(
-        {"stage": stage.name, "settings": stage_settings(config), "data": data_digest, "parents": dict(parents)}
-    )
+def stage_fingerprint(
+    config: RunConfig,
+    stage: Stage,
+    data: str,
+    parents: Mapping[str, str],
+    externals: Mapping[str, str] | None = None,
+) -> str:
+    """What a stage's result depends on.
+
+    config: the stage's own.
+    data: one text for the inputs of the splits that it reads.
+    parents: role -> content of the checkpoint used.
+    externals: name -> which weights of others; without any the fingerprint is what it was before there were some.
+    """
+    plain = {"stage": stage.name, "settings": stage_settings(config), "data": data, "parents": dict(parents)}
+    return fingerprint(plain | ({"externals": dict(externals)} if externals else {}))

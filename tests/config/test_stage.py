@@ -77,17 +77,6 @@ def test_an_optional_parent_may_be_absent() -> None:
     assert names(config_of(stages=["film"])) == ["film"]
 
 
-def test_required_parents_that_are_neither_in_the_run_nor_given_are_named() -> None:
-    def missing(**raw: Any) -> list[str]:
-        config = config_of(**raw)
-        return STAGES.missing_parents(config, STAGES.selected(config))
-
-    (sentence,) = missing(stages=["last"])
-    assert sentence == "stages: 'last' needs 'film' before it, or parents.last.default=<checkpoint>"
-    assert missing(stages=["last"], parents={"last": {"default": "runs/a/film"}}) == []
-    assert missing(stages=["film"]) == missing() == []
-
-
 def test_only_an_optional_parent_may_be_none() -> None:
     assert names(config_of(parents={"film": {"default": "none"}})) == ["backbone", "film", "last"]
     with pytest.raises(

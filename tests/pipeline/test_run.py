@@ -19,6 +19,7 @@ from PIL import Image
 
 import stageline
 from stageline.checkpoint.layout import StageDir, resolve
+from stageline.checkpoint.verify import refuse_damaged
 from stageline.cli import main
 from stageline.cli.configuration import raw_preset
 from stageline.errors import CheckpointError, DataError, PlanError
@@ -28,7 +29,6 @@ from stageline.plan import make_plan
 from stageline.signals import REPEAT_SECONDS
 from stageline.store import open_store
 from stageline.telemetry import read_events
-from stageline.work.references import refuse_damaged
 
 SMALL = (
     *("data.num_train=8", "data.num_val=2", "evaluate.compare_film=false", "evaluate.num_panels=1"),

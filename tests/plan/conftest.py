@@ -21,7 +21,8 @@ from stageline.data.prepared import Prepared
 from stageline.families import family_config, parse_config
 from stageline.stage import stage_config, stage_fingerprint, stage_settings
 from stageline.store import open_store
-from stageline.work.data import stage_inputs
+from stageline.work.data import inputs_digest
+from stageline.work.inputs import data_digest, given_data
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.empty_splits import commit_empty_splits
@@ -60,7 +61,9 @@ class Lab:
         family = family_config(config.family)
         stage = family.stages[name]
         own = stage_config(config, stage)
-        data = stage_inputs(own, family, stage, self.prepare(config))
+        prepared = self.prepare(config)
+        names = [split.name for split in family.splits(own, stage)]
+        inputs = prepared.inputs(names)
         links = dict(parents or {})
         records = {
             role: ParentRecord(
@@ -77,12 +80,13 @@ class Lab:
         provenance = Provenance(
             **{"family": family.name, "stage": name, "run": config.run} | said,
             identity="i" * 64,
-            stage_fingerprint=stage_fingerprint(own, stage, data, contents),
+            stage_fingerprint=stage_fingerprint(own, stage, inputs_digest(inputs), contents),
             settings=stage_settings(own),
             parents=records,
             facts=family.facts(own, stage),
             trained={"all": GroupRecord(tensors=1, parameters=1234)},
-            data_digest=data,
+            data_digest=data_digest(given_data(prepared.reference), inputs),
+            data_inputs=inputs,
         )
         directory = StageDir(open_store(self.root), config.run, name)
         tensors = {"backbone.weight": torch.full((2, 2), value + step)}

@@ -9,9 +9,10 @@ import pytest
 from stageline.config import RunConfig
 from stageline.errors import ConfigError, PlanError
 from stageline.jobs.cluster.render.pytorchjob import render_job
-from stageline.pipeline.items import DataMissingError, free_job, item_names, place_config, plain_config, resolved_job
+from stageline.pipeline.items import DataMissingError, free_job, item_names, place_config, resolved_job
 from stageline.store import open_store
-from stageline.work.references import decide
+from stageline.work.decision import decide
+from stageline.work.given import Given
 
 if TYPE_CHECKING:
     from conftest import Lab
@@ -52,7 +53,7 @@ def test_a_stage_names_data_and_parents_by_reference_and_its_end_by_the_store(la
     assert prospect.job.arguments == ("train", "film", f"--data={data}", f"--parent=default={backbone.reference}")
     assert (prospect.job.nodes, prospect.job.run, prospect.job.item) == (2, "lab", "film")
     assert (prospect.probe.finished(), prospect.probe.progress()) == (False, -1)
-    wanted = decide(plain_config(config), "film", str(data), f"default={backbone.reference}").fingerprint
+    wanted = decide(config, "film", root, Given(str(data), {"default": str(backbone.reference)})).fingerprint
     assert prospect.job.fingerprint == wanted
     lab.commit(config, "film", parents={"default": backbone}, step=4, final=False)
     assert (prospect.probe.finished(), prospect.probe.progress()) == (False, 4)

@@ -122,7 +122,7 @@ def test_other_data_are_the_reason(lab: Lab) -> None:
     assert make_plan(changed)["prepare_data"].action == "reuse"
     wider = make_plan(lab.config("run=lab", "data.num_train=96"))
     assert wider["prepare_data"].action == "run"
-    assert "the data will be prepared anew" in text(wider, "backbone")
+    assert "data.num_train: 192 -> 96" in text(wider, "backbone")
 
 
 def test_an_unselected_stage_is_shown_and_its_child_starts_from_scratch(lab: Lab) -> None:

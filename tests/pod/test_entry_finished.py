@@ -12,7 +12,8 @@ import yaml
 
 from stageline.checkpoint.layout import StageDir
 from stageline.families import parse_config
-from stageline.work.references import decide
+from stageline.work.decision import decide_stage
+from stageline.work.given import Given
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
@@ -51,7 +52,7 @@ def commit(root: Path, fingerprint: str, *, final: bool) -> None:
 @pytest.mark.parametrize("final", [True, False])
 def test_a_worker_started_alone_after_the_final_commit_ends_at_once(tmp_path: Path, data: str, final: bool) -> None:
     config = raw(tmp_path)
-    fingerprint = decide(config, "backbone", data, "").fingerprint
+    fingerprint = decide_stage(parse_config(config), "backbone", given=Given(data)).fingerprint
     commit(tmp_path, fingerprint, final=final)
     end = start(tmp_path, config, data, STAGELINE_FINGERPRINT=fingerprint)
     assert end.code == 0, end.output
@@ -60,7 +61,7 @@ def test_a_worker_started_alone_after_the_final_commit_ends_at_once(tmp_path: Pa
 
 
 def test_a_job_that_was_edited_is_refused(tmp_path: Path, data: str) -> None:
-    fingerprint = decide(raw(tmp_path), "backbone", data, "").fingerprint
+    fingerprint = decide_stage(parse_config(raw(tmp_path)), "backbone", given=Given(data)).fingerprint
     end = start(tmp_path, raw(tmp_path, learning_rate=0.5), data, STAGELINE_FINGERPRINT=fingerprint)
     assert end.code == 6, end.output
     assert fingerprint[:12] in end.message["sentence"]
@@ -69,7 +70,7 @@ def test_a_job_that_was_edited_is_refused(tmp_path: Path, data: str) -> None:
 
 
 def test_the_spread_over_nodes_does_not_make_it_another_job(tmp_path: Path, data: str) -> None:
-    fingerprint = decide(raw(tmp_path), "backbone", data, "").fingerprint
+    fingerprint = decide_stage(parse_config(raw(tmp_path)), "backbone", given=Given(data)).fingerprint
     end = start(tmp_path, raw(tmp_path, nodes=2, processes=1), data, STAGELINE_FINGERPRINT=fingerprint, PET_NNODES="2",
                 PET_NPROC_PER_NODE="1")  # fmt: skip
     assert end.code == 0, end.output

@@ -18,9 +18,10 @@ from guards import HANG_SECONDS
 
 from stageline.checkpoint.layout import CheckpointRef, StageDir
 from stageline.checkpoint.verify import verify
-from stageline.families import raw_preset
+from stageline.families import parse_config, raw_preset
 from stageline.jobs.processes import descendants
-from stageline.work.references import decide
+from stageline.work.decision import decide_stage
+from stageline.work.given import Given
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +44,7 @@ class Gang:
         self.port = free_port()
         self.attempts = 0
         self.pods: dict[int, subprocess.Popen[bytes]] = {}
-        self.fingerprint = decide(config, "backbone", data, "").fingerprint
+        self.fingerprint = decide_stage(parse_config(config), "backbone", given=Given(data)).fingerprint
 
     def start(self, index: int, **changes: str) -> None:
         self.attempts += 1

@@ -119,7 +119,7 @@ def test_out_of_memory_names_the_setting(train, tmp_path, family):
         pytest.param("whole", {}, ConfigError, "may not be split", id="loss that cannot split"),
         pytest.param("loose", {}, ConfigError, "'nothing.*' matches none of 6", id="pattern without match"),
         pytest.param("unmeasured", {}, TrainingError, "declares the metric 'absent'", id="metric not measured"),
-        pytest.param("tune", {}, PlanError, "needs a checkpoint of 'base'", id="parent missing"),
+        pytest.param("tune", {}, PlanError, "parent default: stage 'base' will be trained", id="parent missing"),
         pytest.param("nowhere", {}, ConfigError, "no stage 'nowhere'", id="no such stage"),
     ],
 )

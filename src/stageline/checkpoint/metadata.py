@@ -149,6 +149,9 @@ class Provenance(Record):
     trained: dict[str, GroupRecord] = Field(default_factory=dict)
     frozen: dict[str, GroupRecord] = Field(default_factory=dict)
     data_digest: str = ""
+    """Of the prepared data that were read; what they were made from is in `data_inputs`."""
+    data_inputs: dict[str, str] = Field(default_factory=dict)
+    """Split -> fingerprint of what it was made from."""
     environment: dict[str, Any] = Field(default_factory=dict)
     stageline_version: str = ""
     image: str = ""

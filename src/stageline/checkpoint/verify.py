@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from stageline.checkpoint.header import SHARDING_KEY, Header, header_faults, read_header
 from stageline.checkpoint.layout import CheckpointRef, open_checkpoint, resolve
 from stageline.checkpoint.metadata import CLAIM_NAME, METADATA_NAME, TensorRecord, record_fault
-from stageline.checkpoint.steps import ASIDE_NAME, open_owner
-from stageline.errors import CheckpointError, difference
+from stageline.checkpoint.steps import ASIDE_NAME, Damaged, open_owner
+from stageline.errors import CheckpointError, Faults, difference
 from stageline.store import Reference
 
 ROLES = {"model": "raw", "ema": "ema"}
@@ -61,6 +61,13 @@ def _owner_faults(ref: CheckpointRef, role: str, *, hashes: bool) -> list[str]:
     known = held.metadata.whole
     lines = (record_fault(name, record, known.get(name), held.uri) for name, record in owner.tensors.items())
     return faults + [line for line in lines if line]
+
+
+def refuse_damaged(ref: CheckpointRef) -> None:
+    """CheckpointError where a finished checkpoint is no longer what was committed; reads every byte."""
+    faults = Faults(CheckpointError, f"checkpoint {ref.uri}", Damaged(ref.store, "").remedy)
+    faults.extend(verify(ref))
+    faults.raise_if_any()
 
 
 def group_of(name: str) -> str:

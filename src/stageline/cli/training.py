@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,7 +21,7 @@ from stageline.cli.configuration import (
 )
 
 if TYPE_CHECKING:
-    from stageline.config import RunConfig, TrainerConfig
+    from stageline.config import RunConfig
     from stageline.plan import Plan
     from stageline.signals import CaughtSignals
 
@@ -148,13 +148,14 @@ def train(
     """Train one stage to its end, or continue it; a finished one is reused."""
     from stageline.families import family_config
     from stageline.stage import stage_config
+    from stageline.work.given import parse_pairs
 
     own = read_config(config, family, preset, overrides)
     declared = family_config(own.family).stages[stage]
-    parents = _parents(parent)
+    parents = None if parent is None else parse_pairs(parent)
     trainer = stage_config(own, declared).trainer
     if trainer.world_size > 1 and "LOCAL_RANK" not in os.environ:
-        _train_as_job(own, trainer, stage, data, parents)
+        _train_as_job(own, stage, data, parents)
         return
     from stageline.jobs.processes import die_with_parent
 
@@ -172,45 +173,23 @@ def train(
         print(result.reference)
 
 
-def _parents(words: list[str] | None) -> dict[str, str] | None:
-    from stageline.errors import ConfigError
-
-    if words is None:
-        return None
-    pairs = [word.partition("=") for word in words]
-    wrong = [word for word, (_, sign, _) in zip(words, pairs, strict=True) if not sign]
-    if wrong:
-        raise ConfigError(
-            f"--parent {wrong[0]!r} is not role=checkpoint", remedy="for example --parent default=runs/a/b"
-        )
-    return {role: name for role, _, name in pairs}
-
-
-def _train_as_job(
-    config: RunConfig, trainer: TrainerConfig, stage: str, data: str | None, parents: dict[str, str] | None
-) -> None:
-    """Several processes: start them with torchrun and follow. trainer: as the stage sees it."""
-    import json
-
-    from stageline.jobs.job import Job, job_name
+def _train_as_job(config: RunConfig, stage: str, data: str | None, parents: dict[str, str] | None) -> None:
+    """Several processes: start them with torchrun and follow."""
     from stageline.jobs.local import start_job
     from stageline.pipeline.body import cancellable
     from stageline.pipeline.item_job import run_job
+    from stageline.pipeline.items import work_job
     from stageline.verbs.prepare import prepare_data
+    from stageline.work.decision import decide_stage
+    from stageline.work.given import Given
+    from stageline.work.work import refuse_blocked, refuse_undecided
 
     with cancellable(stage) as body:
         reference = data or str(prepare_data(config, _progress).reference)
-        words = ["train", stage, f"--data={reference}"]
-        words += [f"--parent={role}={name}" for role, name in (parents or {}).items()]
-        raw: dict[str, Any] = json.loads(config.model_dump_json(exclude_unset=True, by_alias=True))
-        job = Job(
-            name=job_name(config.run, stage),
-            arguments=tuple(words),
-            config=raw,
-            nodes=trainer.nodes,
-            processes=trainer.processes,
-            shutdown_timeout_seconds=trainer.shutdown_timeout_seconds,
-        )
+        work = decide_stage(config, stage, given=Given(reference, parents))
+        refuse_blocked(work)
+        refuse_undecided(work)
+        job = work_job(config, work)
         run_job(body, job.name, lambda: start_job(job))
 
 
@@ -237,7 +216,7 @@ def evaluate(
 
     own = read_config(config, family, preset, overrides)
     with _ending_on_sigterm("run again to continue: finished rows are kept"):
-        named = named_checkpoints(own, checkpoint)  # before any data are made for it
+        named = named_checkpoints(own, checkpoint, data or "")  # before any data are made for it
         reference = data or str(prepare_data(own, _progress).reference)
         record = evaluate_checkpoint(own, named, reference, _progress)
     if quiet:

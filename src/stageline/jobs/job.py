@@ -17,9 +17,10 @@ from typing import Any
 
 from stageline.errors import EXIT_INTERRUPTED, InterruptedRunError, StagelineError, StepFailedError
 from stageline.telemetry import FailureRecord
+from stageline.work.record import EVALUATE_ITEM, PREPARE_ITEM
 
-PREPARE_ITEM = "prepare_data"
-EVALUATE_ITEM = "evaluate"
+__all__ = ["EVALUATE_ITEM", "PREPARE_ITEM", "Job", "Verdict", "job_name", "judge", "render_command"]
+
 LONGEST_NAME = 52
 """Characters of a job's name, so that `<name>-worker-999` fits into the 63 of a pod's host name."""
 _HASH_CHARACTERS = 8

@@ -1,4 +1,4 @@
-"""The items of a run as jobs that are started one by one: preparation, each stage, the evaluation. Loads no torch.
+"""The items of a run as jobs: preparation, each stage, the evaluation. Loads no torch.
 
 Where the store can be reached the job names its data and parents by reference, as a pipeline's step does. Where it
 cannot, the job stands for itself: its pod prepares the data and takes the parents that its run has.
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stageline.config import ClusterConfig, RunConfig, nearest
-from stageline.contract import FamilyConfig
 from stageline.errors import ConfigError, PlanError, StagelineError
 from stageline.families import family_config, parse_config
 from stageline.jobs.defaults import with_defaults
@@ -23,7 +22,9 @@ from stageline.stage import stage_config, stage_fingerprint
 from stageline.store import Store
 
 if TYPE_CHECKING:
-    from stageline.plan import Item
+    from stageline.work.data import Hashes
+    from stageline.work.given import Given
+    from stageline.work.work import Work
 
 SHORT_SHUTDOWN_SECONDS = 5
 """For what has nothing to commit when it is stopped."""
@@ -53,9 +54,9 @@ def place_config(config: RunConfig, defaults: Mapping[str, Any]) -> RunConfig:
 
 
 def plain_config(config: RunConfig) -> dict[str, Any]:
-    """What a config states, as plain JSON data, its run and family written out."""
+    """What a config states, as plain JSON data, its run, family and root written out."""
     raw: dict[str, Any] = json.loads(config.model_dump_json(exclude_unset=True, by_alias=True))
-    return {**raw, "family": config.family, "run": config.run}
+    return {**raw, "family": config.family, "run": config.run, "root": config.root}
 
 
 def item_names(config: RunConfig) -> tuple[str, ...]:
@@ -73,42 +74,41 @@ def check_item(config: RunConfig, item: str) -> None:
         raise ConfigError(f"run {config.run!r} has no {item!r}{hint}", remedy=f"it has: {', '.join(names)}")
 
 
-def free_job(config: RunConfig, item: str) -> tuple[Job, ClusterConfig]:
-    """The job of an item that stands for itself, whatever lies in the store. Reads nothing but source files."""
-    check_item(config, item)
-    family = family_config(config.family)
-    if item == PREPARE_ITEM:
-        return _job(config, item, ("prepare",), _prepared_key(config, family)), config.cluster
-    if item == EVALUATE_ITEM:
-        return _job(config, item, ("evaluate", "--quiet"), ""), config.cluster
-    stage = family.stages[item]
-    own = stage_config(config, stage)
-    job = _job(config, item, ("train", item), stage_fingerprint(own, stage, "", {}), own)
-    return job, own.cluster
+def work_job(config: RunConfig, work: Work) -> Job:
+    """The job of decided work, its inputs by reference where they are known. config: the run's."""
+    is_stage = work.kind == "stage"
+    return make_job(config, work.item, work.arguments(), work.fingerprint, work.config if is_stage else None)
 
 
-def _prepared_key(config: RunConfig, family: FamilyConfig) -> str:
-    from stageline.work.data import hash_sources, prepared_fingerprint, run_splits
+def work_probe(config: RunConfig, work: Work, given: Given | None) -> Probe:
+    """What of a job's result lies in the store. given: as the work was decided from."""
+    from stageline.work.decision import decide
+    from stageline.work.work import StageWork
 
-    try:
-        splits = run_splits(config, family)
-        return prepared_fingerprint(config, splits, hash_sources(splits))
-    except StagelineError:  # source files that only pods see
-        return ""
+    def finished() -> bool:
+        return bool(decide(config, work.item, work.root, given).result)
+
+    return Probe(finished, work.committed_step) if isinstance(work, StageWork) else Probe(finished)
 
 
-def _job(
+def make_job(
     config: RunConfig, item: str, arguments: tuple[str, ...], fingerprint: str, own: RunConfig | None = None
 ) -> Job:
-    """own: the config as the stage sees it; none where a single process does the work."""
+    """A job of a run.
+
+    config: the run's.  arguments: verb and options.  fingerprint: what its result depends on.
+    own: the config as the stage sees it; None where a single process does the work.
+    """
     trainer = own.trainer if own else None
+    variant = family_config(config.family).variant(own) if own else ""
     return Job(
-        name=job_name(config.run, item),
+        name=job_name(config.run, item, variant),
         arguments=arguments,
-        config={**plain_config(config), "root": config.root},
+        config=plain_config(config),
         run=config.run,
         item=item,
         family=config.family,
+        variant=variant,
         fingerprint=fingerprint,
         nodes=trainer.nodes if trainer else 1,
         processes=trainer.processes if trainer else 1,
@@ -116,102 +116,71 @@ def _job(
     )
 
 
-def resolved_job(config: RunConfig, item: str, root: Store) -> Prospect:
-    """The job of an item with its inputs by reference, and what the store says of its result.
-
-    PlanError for a stage that is blocked or whose inputs are not there yet.
-    """
-    from stageline.plan import make_plan
-    from stageline.work.references import refuse_blocked
-
+def free_job(config: RunConfig, item: str) -> tuple[Job, ClusterConfig]:
+    """The job of an item that stands for itself, whatever lies in the store. Reads nothing but source files."""
     check_item(config, item)
-    planned = make_plan(config)[item]
-    refuse_blocked(planned)
     if item == PREPARE_ITEM:
-        return _resolved_preparation(config, root)
-    data = _data_of(config, root)
+        return make_job(config, item, ("prepare",), _prepared_key(config)), config.cluster
     if item == EVALUATE_ITEM:
-        return _resolved_evaluation(config, data, root)
-    return _resolved_stage(config, planned, data, root)
+        return make_job(config, item, ("evaluate", "--quiet"), ""), config.cluster
+    stage = family_config(config.family).stages[item]
+    own = stage_config(config, stage)
+    return make_job(config, item, ("train", item), stage_fingerprint(own, stage, "", {}), own), own.cluster
 
 
-def _data_of(config: RunConfig, root: Store) -> str:
-    from stageline.data.prepared import write_set
-    from stageline.work.data import forecast_prepared
+def _prepared_key(config: RunConfig) -> str:
+    from stageline.work.data import hash_sources, prepared_fingerprint, run_splits
 
-    found, why = forecast_prepared(config, root)
-    if found is None:
-        raise DataMissingError(
-            f"the data of run {config.run!r} are not prepared ({why})", remedy="stageline job submit prepare_data"
-        )
-    return str(write_set(root, found.inputs(found.splits)).reference)
+    try:
+        splits = run_splits(config, family_config(config.family))
+        return prepared_fingerprint(config, splits, hash_sources(splits))
+    except StagelineError:  # source files that only pods see
+        return ""
 
 
 class DataMissingError(PlanError):
     """The data of a run have to be prepared before anything else."""
 
 
-def _resolved_preparation(config: RunConfig, root: Store) -> Prospect:
-    from stageline.data.prepared import find_prepared
-    from stageline.work.data import hash_sources, prepared_fingerprint, run_splits
+def resolved_job(config: RunConfig, item: str, root: Store) -> Prospect:
+    """The job of an item with its inputs by reference, and what the store says of its result.
 
-    splits = run_splits(config, family_config(config.family))
-    key = prepared_fingerprint(config, splits, hash_sources(splits))
-    found = find_prepared(root, key)
-    probe = Probe(lambda: find_prepared(root, key) is not None)
-    reference = str(found.reference) if found else ""
-    return Prospect(_job(config, PREPARE_ITEM, ("prepare",), key), config.cluster, probe, reference)
+    PlanError for an item that is blocked or whose inputs are not there yet.
+    """
+    from stageline.data.prepared import write_set
+    from stageline.work.decision import decide
+    from stageline.work.given import Given, given_by
+    from stageline.work.work import StageWork, refuse_blocked
 
-
-def _resolved_stage(config: RunConfig, planned: Item, data: str, root: Store) -> Prospect:
-    from stageline.checkpoint.layout import StageDir
-    from stageline.work.references import committed_step, decide, refuse_blocked
-
-    item, roles = planned.name, dict(planned.parents)
-    untrained = [role for role, reference in roles.items() if not reference]
-    if untrained:
-        why = "; ".join(reason for reason in planned.reasons if reason.startswith("parent "))
+    check_item(config, item)
+    given = Given(hashes=_source_hashes(config)) if item == PREPARE_ITEM else None
+    work = decide(config, item, root, given)
+    refuse_blocked(work)
+    prepared = work.data.prepared
+    if item != PREPARE_ITEM:
+        if prepared is None:
+            raise DataMissingError(
+                f"the data of run {config.run!r} are not prepared ({work.data.reason})",
+                remedy="stageline job submit prepare_data",
+            )
+        write_set(root, prepared.inputs(prepared.splits))  # what the job is told must be there
+    if not work.fingerprint:
+        if isinstance(work, StageWork):
+            raise PlanError(
+                f"stage {item!r} cannot start yet: {'; '.join(work.waiting)}",
+                remedy="submit the stage before it first, or the whole pipeline",
+            )
+        last = family_config(config.family).selected(config)[-1].name
         raise PlanError(
-            f"stage {item!r} cannot start yet: {why}", remedy="submit the stage before it first, or the whole pipeline"
+            f"there is nothing to evaluate yet: {'; '.join(work.reasons)}", remedy=f"stageline job submit {last}"
         )
-    raw = {**plain_config(config), "root": config.root}
-    words = " ".join(f"{role}={reference}" for role, reference in roles.items())
-    decision = decide(raw, item, data, words)
-    refuse_blocked(decision.item)
-    arguments: tuple[str, ...] = ("train", item, f"--data={data}")
-    arguments += tuple(f"--parent={role}={decision.item.parents.get(role, '')}" for role in decision.roles)
-    directory = StageDir(root, config.run, item)
-    probe = Probe(
-        lambda: decide(raw, item, data, words).ref is not None,
-        lambda: committed_step(directory, decision.fingerprint),
-    )
-    job = _job(config, item, arguments, decision.fingerprint, decision.config)
-    reference = str(decision.ref.reference) if decision.ref else ""
-    return Prospect(job, decision.config.cluster, probe, reference, "; ".join(decision.item.reasons))
+    given = given_by(work.arguments()) or given
+    why = "; ".join(work.reasons) if isinstance(work, StageWork) else ""
+    probe = work_probe(config, work, given)
+    return Prospect(work_job(config, work), work.config.cluster, probe, work.result, why)
 
 
-def _resolved_evaluation(config: RunConfig, data: str, root: Store) -> Prospect:
-    from stageline.checkpoint.layout import resolve
-    from stageline.data.prepared import read_prepared
-    from stageline.plan import make_plan
-    from stageline.work.data import evaluation_inputs
-    from stageline.work.evaluations import evaluation_fingerprint, find_evaluation
+def _source_hashes(config: RunConfig) -> Hashes:
+    from stageline.work.data import hash_sources, run_splits
 
-    last = family_config(config.family).selected(config)[-1].name
-    planned = make_plan(config)[last]
-    if planned.action != "reuse":
-        raise PlanError(
-            f"there is nothing to evaluate yet: stage {last!r} is not trained with these settings "
-            f"({'; '.join(planned.reasons)})",
-            remedy=f"stageline job submit {last}",
-        )
-    ref = resolve(planned.reference)
-    name = evaluation_fingerprint(
-        config, ref.content, ref.metadata.facts, evaluation_inputs(config, read_prepared(data))
-    )
-    folder = root.child("runs", config.run)
-    found = find_evaluation(folder, name)
-    arguments = ("evaluate", "--quiet", f"--checkpoint={ref.reference}", f"--data={data}")
-    probe = Probe(lambda: find_evaluation(folder, name) is not None)
-    job = _job(config, EVALUATE_ITEM, arguments, name)
-    return Prospect(job, config.cluster, probe, str(found.reference) if found else "")
+    return hash_sources(run_splits(config, family_config(config.family)))

@@ -1,4 +1,5 @@
-"""The bodies of the four components. What passes between them is a reference, `<uri>@sha256:<digest>`, or nothing.
+"""The bodies of the four components. What passes between them is a reference, `<uri>@sha256:<digest>`, percent-encoded,
+or nothing.
 
 Each works out the run's config from the pipeline's parameters, looks for a receipt (standard library and store only),
 then decides from config and checkpoints, and only then starts a job that trains, evaluates or prepares: a process
@@ -12,20 +13,24 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stageline.config.cluster import ClusterConfig
 from stageline.errors import PlanError, StepFailedError
-from stageline.jobs.job import Job, job_name
 from stageline.jobs.placement import check_mounted
 from stageline.jobs.step_lines import DRIVER_VARIABLE
 from stageline.pipeline.artifacts import Artifact, MetricsArtifact, log_metrics, show_answer
 from stageline.pipeline.body import Body, step_body
-from stageline.pipeline.item_job import Probe, run_verb
+from stageline.pipeline.item_job import run_verb
 from stageline.pipeline.receipts import Receipt, below, question, read_receipt, rest_on, write_receipt
 from stageline.pipeline.request import Request, read_request
+from stageline.stage import FROM_SCRATCH
 from stageline.store import Store, open_store
+from stageline.store.references import decode, encode, split_pairs
 from stageline.store.settings import apply_storage
+
+if TYPE_CHECKING:
+    from stageline.work.given import Given
+    from stageline.work.work import Work
 
 
 @dataclass(frozen=True)
@@ -38,40 +43,25 @@ class Step:
     asked: str
 
     @property
-    def raw(self) -> dict[str, Any]:
-        return dict(self.request.raw)
-
-    @property
-    def run(self) -> str:
+    def run_name(self) -> str:
         return self.request.config.run
 
-    def cluster(self, config: Any = None) -> ClusterConfig | None:
-        """Where jobs run: None is this machine. config: a stage's own, none is the run's."""
-        own: ClusterConfig = (config or self.request.config).cluster
-        return own if self.request.launcher == "pytorchjob" else None
+    def run(self, work: Work, given: Given | None) -> None:
+        """Run the job of decided work to its end. given: what its result is looked for with."""
+        from stageline.pipeline.items import work_job, work_probe
 
-    def job(self, arguments: tuple[str, ...], fingerprint: str, **fields: Any) -> Job:
-        """The job of this step; fields: nodes, processes, shutdown_timeout_seconds where they are not 1, 1 and 5."""
-        item = self.body.item
-        return Job(
-            name=job_name(self.run, item, ""),
-            arguments=arguments,
-            config=self.raw,
-            run=self.run,
-            item=item,
-            family=self.request.config.family,
-            fingerprint=fingerprint,
-            **{"shutdown_timeout_seconds": 5, **fields},
-        )
+        cluster = work.config.cluster if self.request.launcher == "pytorchjob" else None
+        job = work_job(self.request.config, work)
+        run_verb(self.body, job, work_probe(self.request.config, work, given), cluster)
 
     def leave(self, answer: dict[str, Any], rest: Receipt | None) -> None:
         """Leave a receipt for the next run; what lies outside the root is decided anew each time."""
         if rest is not None:
-            write_receipt(self.root, self.run, self.body.item, self.asked, Receipt(answer, rest.hashes))
+            write_receipt(self.root, self.run_name, self.body.item, self.asked, Receipt(answer, rest.hashes))
 
     def take_receipt(self) -> dict[str, Any] | None:
         """The answer given before to the same question, said aloud."""
-        receipt = read_receipt(self.root, self.run, self.body.item, self.asked)
+        receipt = read_receipt(self.root, self.run_name, self.body.item, self.asked)
         if receipt is None:
             return None
         answer = dict(receipt.answer)
@@ -113,33 +103,36 @@ def prepare_data(dataset: Artifact, **parameters: Any) -> tuple[str]:
         step = open_step(body, parameters)
         answer = step.take_receipt() or _prepare(step)
         show_answer(dataset, answer)
-        return (str(answer["reference"]),)
+        return (encode(str(answer["reference"])),)
 
 
 def _prepare(step: Step) -> dict[str, Any]:
-    from stageline.data.prepared import find_prepared, refuse_incomplete
+    from stageline.data.prepared import refuse_incomplete, write_set
     from stageline.families import family_config
-    from stageline.work.data import hash_sources, prepared_fingerprint, run_splits
+    from stageline.work.data import hash_sources, run_splits
+    from stageline.work.decision import decide_data
+    from stageline.work.given import Given
+    from stageline.work.work import refuse_blocked
 
     body, root, typed = step.body, step.root, step.request.config
-    splits = run_splits(typed, family_config(typed.family))
-    sources = hash_sources(splits)
-    key = prepared_fingerprint(typed, splits, sources)
-    found = find_prepared(root, key)
-    if found:
-        refuse_incomplete(found)
-        body.say("reused", _short(str(found.reference)), reference=str(found.reference))
+    sources = hash_sources(run_splits(typed, family_config(typed.family)))
+    given = Given(hashes=sources)
+    work = decide_data(typed, root, given)
+    refuse_blocked(work)
+    if work.prepared is not None:
+        refuse_incomplete(write_set(root, work.prepared.inputs(work.prepared.splits)))
+        body.say("reused", _short(work.reference), reference=work.reference)
     else:
         body.say("running", "preparing data")
-        probe = Probe(lambda: find_prepared(root, key) is not None)
-        run_verb(body, step.job(("prepare",), key), probe, step.cluster())
-        found = find_prepared(root, key)
-        if found is None:
+        step.run(work, given)
+        work = decide_data(typed, root, given)
+        if work.prepared is None:
             raise PlanError("the source files changed while the data were prepared", remedy="run again")
-        body.say("done", f"{found.num_files} files, {found.num_bytes} bytes, {_short(str(found.reference))}")
-    reference = found.reference
+        made = work.prepared
+        body.say("done", f"{made.num_files} files, {made.num_bytes} bytes, {_short(work.reference)}")
+    found = work.prepared
     answer = {
-        "reference": str(reference),
+        "reference": work.reference,
         "metadata": {
             "num_files": found.num_files,
             "num_bytes": found.num_bytes,
@@ -154,66 +147,57 @@ def _prepare(step: Step) -> dict[str, Any]:
 def train_stage(
     checkpoint: Artifact, metrics: MetricsArtifact, stage: str, data: str, parents: str, **parameters: Any
 ) -> tuple[str]:
-    """Train, continue or reuse one stage; returns the checkpoint it hands on, or "" where it is not selected.
+    """Train, continue or reuse one stage; returns the checkpoint it hands on, or "" where there is none.
 
-    parents: `role=reference` words, as handed on by the stages before; an empty reference is none.
+    A stage that is not selected hands on what it finished before with these settings.
+    data, parents: as the steps before hand them on, encoded; parents as `role=reference` words, an empty one is none.
     """
     with step_body(stage) as body:
         step = open_step(body, parameters, data, parents)
-        selected = step.request.config.stages
-        if selected is not None and stage not in selected:
-            body.say("skipped", "not selected by `stages`")
-            answer: dict[str, Any] = {"reference": "", "metadata": {"selected": False}, "metrics": {}}
-        else:
-            answer = step.take_receipt() or _train(step, stage, data, parents)
+        answer = step.take_receipt() or _train(step, stage, decode(data), split_pairs(parents))
         show_answer(checkpoint, answer)
         show_answer(metrics, {**answer, "metadata": {}})
         log_metrics(metrics, answer)
-        return (str(answer["reference"]),)
+        return (encode(str(answer["reference"])),)
 
 
-def _train(step: Step, stage: str, data: str, parents: str) -> dict[str, Any]:
-    from stageline.checkpoint.layout import StageDir
+def _train(step: Step, stage: str, data: str, parents: Mapping[str, str]) -> dict[str, Any]:
     from stageline.checkpoint.metadata import METADATA_NAME
-    from stageline.work.references import committed_step, decide, refuse_blocked, refuse_damaged
+    from stageline.checkpoint.verify import refuse_damaged
+    from stageline.work.decision import decide_stage, hand_on
+    from stageline.work.given import given_by, given_to_stage
+    from stageline.work.work import refuse_blocked
 
-    body, raw = step.body, step.raw
-    decision = decide(raw, stage, data, parents)
-    refuse_blocked(decision.item)
-    ref = decision.ref
-    if ref is not None:
-        refuse_damaged(ref)
-        body.say("reused", _short(str(ref.reference)))
+    body, config = step.body, step.request.config
+    given = given_to_stage(config, stage, data, parents)
+    work = hand_on(config, stage, step.root, given)
+    if work.action == "not selected":
+        body.say("skipped", "not selected by `stages`, and not finished with these settings")
+        return {"reference": "", "metadata": {"selected": False}, "metrics": {}}
+    refuse_blocked(work)
+    if work.finished is not None:
+        refuse_damaged(work.finished)
+        selected = "" if work.action == "reuse" else "not selected by `stages`; finished before, "
+        body.say("reused", f"{selected}{_short(work.reference)}")
     else:
-        verb = "continuing" if decision.item.action == "continue" else "training"
-        steps = f" {decision.item.steps} steps" if decision.item.steps else ""
-        start = f" from step {decision.item.from_step}" if decision.item.from_step else ""
-        body.say("running", f"{verb}{steps}{start}: {'; '.join(decision.item.reasons)}")
-        trainer = decision.config.trainer
-        words = [f"--parent={role}={decision.item.parents.get(role, '')}" for role in decision.roles]
-        job = step.job(
-            ("train", stage, f"--data={data}", *words),
-            decision.fingerprint,
-            nodes=trainer.nodes,
-            processes=trainer.processes,
-            shutdown_timeout_seconds=trainer.shutdown_timeout_seconds,
-        )
-        directory = StageDir(step.root, step.run, stage)
-        probe = Probe(
-            lambda: decide(raw, stage, data, parents).ref is not None,
-            lambda: committed_step(directory, decision.fingerprint),
-        )
-        run_verb(body, job, probe, step.cluster(decision.config))
-        after = decide(raw, stage, data, parents)
-        ref = after.ref
-        if ref is None:
-            why = "; ".join(after.item.reasons)
+        verb = "continuing" if work.action == "continue" else "training"
+        steps = f" {work.steps} steps" if work.steps else ""
+        start = f" from step {work.from_step}" if work.from_step else ""
+        body.say("running", f"{verb}{steps}{start}: {'; '.join(work.reasons)}")
+        given = given_by(work.arguments()) or given
+        step.run(work, given)
+        work = decide_stage(config, stage, step.root, given)
+        if work.finished is None:
+            why = "; ".join(work.reasons)
             raise StepFailedError(f"stage {stage!r} ended without a final checkpoint ({why})", exit_code=1)
-        body.say("done", f"{ref.metadata.step} steps, {_best(ref.metadata)}{_short(str(ref.reference))}")
+        made = work.finished
+        end = work.diverged or _best(made.metadata)
+        body.say("done", f"{made.metadata.step} steps, {end}{_short(work.reference)}")
+    ref = work.finished
     metadata = ref.metadata
     best = metadata.best
     answer = {
-        "reference": str(ref.reference),
+        "reference": work.reference,
         "metadata": {
             "family": metadata.family,
             "stage": metadata.stage,
@@ -222,56 +206,67 @@ def _train(step: Step, stage: str, data: str, parents: str) -> dict[str, Any]:
             "content": ref.content,
             "stage_fingerprint": metadata.stage_fingerprint,
             "facts": json.dumps(metadata.facts),
+            **({"diverged": work.diverged} if work.diverged else {}),
         },
         "metrics": {"step": metadata.step, **({best.metric: best.value} if best else {}), **metadata.metrics},
     }
-    hashes = {METADATA_NAME: ref.digest, **{name: record.sha256 for name, record in metadata.files.items()}}
-    step.leave(answer, rest_on(step.root, ref.uri, hashes))
+    if not _moves(config.parents.get(stage, {})):
+        hashes = {METADATA_NAME: ref.digest, **{name: record.sha256 for name, record in metadata.files.items()}}
+        step.leave(answer, rest_on(step.root, ref.uri, hashes))
     return answer
 
 
+def _moves(named: Mapping[str, str]) -> bool:
+    """Whether a parent is named in a way that can mean another checkpoint tomorrow. named: role -> name."""
+    return any(name != FROM_SCRATCH and "@sha256:" not in name for name in named.values())
+
+
 def evaluate(metrics: MetricsArtifact, data: str, checkpoints: str, **parameters: Any) -> tuple[str]:
-    """Evaluate the last checkpoint named, or reuse its evaluation; returns the reference of that."""
+    """Evaluate what the config says, the last selected stage by default, or reuse its evaluation; returns where it is.
+
+    data, checkpoints: as the steps before hand them on, encoded; checkpoints as `stage=reference` words.
+    """
     with step_body("evaluate") as body:
         step = open_step(body, parameters, data, checkpoints)
-        answer = step.take_receipt() or _evaluate(step, data, checkpoints)
+        answer = step.take_receipt() or _evaluate(step, decode(data), split_pairs(checkpoints))
         show_answer(metrics, answer)
         log_metrics(metrics, answer)
-        return (str(answer["reference"]),)
+        return (encode(str(answer["reference"])),)
 
 
-def _evaluate(step: Step, data: str, checkpoints: str) -> dict[str, Any]:
-    from stageline.checkpoint.layout import resolve
-    from stageline.data.prepared import read_prepared
-    from stageline.work.data import evaluation_inputs
-    from stageline.work.evaluations import evaluation_fingerprint, find_evaluation, refuse_damaged
+def _evaluate(step: Step, data: str, stages: Mapping[str, str]) -> dict[str, Any]:
+    from stageline.families import family_config
+    from stageline.work.decision import decide_evaluation
+    from stageline.work.evaluations import asked_checkpoints, refuse_damaged
+    from stageline.work.given import Given, given_by
+    from stageline.work.work import refuse_blocked
 
-    named = checkpoints.split()
-    if not named:
-        raise PlanError("there is no checkpoint to evaluate: no stage handed one on", remedy="select a stage")
-    body = step.body
-    ref = resolve(named[-1])
-    inputs = evaluation_inputs(step.request.config, read_prepared(data))
-    name = evaluation_fingerprint(step.request.config, ref.content, ref.metadata.facts, inputs)
-    folder = step.root.child("runs", step.run)
-    found = find_evaluation(folder, name)
-    if found:
-        refuse_damaged(folder, found)
-        body.say("reused", _short(str(found.reference)), reference=str(found.reference))
+    body, config, folder = step.body, step.request.config, step.root.child("runs", step.run_name)
+    given = Given(data, stages=stages)
+    work = decide_evaluation(config, step.root, given)
+    refuse_blocked(work)
+    if work.found is not None:
+        refuse_damaged(folder, work.found)
+        body.say("reused", _short(work.reference), reference=work.reference)
     else:
-        body.say("running", f"evaluating {ref.metadata.stage} step {ref.metadata.step}")
-        words = ("evaluate", "--quiet", f"--checkpoint={ref.reference}", f"--data={data}")
-        run_verb(body, step.job(words, name), Probe(lambda: find_evaluation(folder, name) is not None), step.cluster())
-        found = find_evaluation(folder, name)
-        if found is None:
+        what = ", ".join(f"{ref.metadata.stage} step {ref.metadata.step}" for ref in work.checkpoints.values())
+        body.say("running", f"evaluating {what}")
+        given = given_by(work.arguments()) or given
+        step.run(work, given)
+        work = decide_evaluation(config, step.root, given)
+        if work.found is None:
             raise StepFailedError("the evaluation ended without its metrics", exit_code=1)
-        body.say("done", _short(str(found.reference)), reference=str(found.reference))
+        body.say("done", _short(work.reference), reference=work.reference)
+    found = work.found
+    refs = [str(ref.reference) for ref in work.checkpoints.values()]
     answer = {
-        "reference": str(found.reference),
-        "metadata": {"num_samples": json.dumps(dict(found.num_samples)), "checkpoint": str(ref.reference)},
+        "reference": work.reference,
+        "metadata": {"num_samples": json.dumps(dict(found.num_samples)), "checkpoint": " ".join(map(encode, refs))},
         "metrics": dict(found.metrics),
     }
-    step.leave(answer, rest_on(step.root, found.reference.uri, found.hashes))
+    known = family_config(config.family).stages
+    if not _moves({name: target for name, target in asked_checkpoints(config).items() if target not in known}):
+        step.leave(answer, rest_on(step.root, found.reference.uri, found.hashes))
     return answer
 
 
@@ -283,7 +278,7 @@ def report(page: Artifact, evaluation: str, **parameters: Any) -> tuple[str]:
         if answer is None:
             from stageline.verbs.report import build_report
 
-            uri = str(build_report(step.root.child("runs", step.run).uri))
+            uri = str(build_report(step.root.child("runs", step.run_name).uri))
             key = below(step.root, uri)
             digest = hashlib.sha256(step.root.get(key)).hexdigest() if key else ""
             answer = {"reference": uri, "metadata": {"sha256": digest}}
@@ -291,7 +286,7 @@ def report(page: Artifact, evaluation: str, **parameters: Any) -> tuple[str]:
             body.say("done", uri)
         key = below(step.root, str(answer["reference"]))
         show_answer(page, answer, step.root.get(key) if key else None)
-        return (str(answer["reference"]),)
+        return (encode(str(answer["reference"])),)
 
 
 def _short(reference: str) -> str:

@@ -1,9 +1,6 @@
 """What a run will do, computed from stages, config and what lies in the store. Writes nothing, loads no torch.
 
-record     a plan and its items as data
-parents    the checkpoints a stage starts from
-decision   one stage: run, reuse, continue or blocked, and why
-making     all of them in order
+making     all items of a run in order, as `work` decides them
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def run_pod(course: Course) -> FailureRecord | None:
     settings = check_ranks(pod)
     if settings is not None:
         course.lease_wait_seconds += settings.process_group_timeout_seconds
-    done = find_finished(pod)
+    done = find_finished(pod, before=True)
     if done:
         course.output.say(f"{pod.item} is committed already: {done}")
         return None

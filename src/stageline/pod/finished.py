@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from stageline.config import RunConfig, TrainerConfig
+from stageline.config import TrainerConfig
 from stageline.errors import ConfigError, PlanError
 from stageline.jobs.environment import CONFIG_VARIABLE
 from stageline.pod.settings import Pod
-from stageline.store import open_store
 
 
-def find_finished(pod: Pod) -> str:
+def find_finished(pod: Pod, *, before: bool = False) -> str:
     """The reference of what this pod would make, "" if it is not there yet.
 
-    Preparation is not asked here: it looks for itself, and would read every source file twice.
+    before: asked before anything ran. A job that stands for itself then decides by itself, after its own preparation.
+    Preparation is never asked here: it looks for itself, and would read every source file twice.
     PlanError where the job was made for something else than its config and arguments say.
     """
     if not pod.config or pod.verb not in ("train", "evaluate"):
         return ""
     from stageline.families import parse_config
+    from stageline.work.decision import decide_evaluation, decide_stage
+    from stageline.work.given import given_by
+    from stageline.work.work import Work, refuse_blocked
 
+    given = given_by(pod.arguments)
+    if given is None and before:
+        return ""
     config = parse_config(pod.config, where=CONFIG_VARIABLE)
-    return _find_checkpoint(pod, config) if pod.verb == "train" else _find_evaluation(pod, config)
+    work: Work = (
+        decide_stage(config, pod.stage, given=given) if pod.verb == "train" else decide_evaluation(config, given=given)
+    )
+    refuse_blocked(work)
+    if given is not None:
+        _compare(pod, work.fingerprint)
+    return work.result
 
 
 def check_ranks(pod: Pod) -> TrainerConfig | None:
@@ -39,36 +51,6 @@ def check_ranks(pod: Pod) -> TrainerConfig | None:
             remedy="the job was changed by hand: delete it and submit it again",
         )
     return wanted
-
-
-def _find_checkpoint(pod: Pod, config: RunConfig) -> str:
-    from stageline.plan import make_plan
-    from stageline.work.references import decide
-
-    given = pod.options("data")
-    if not given:  # a job that finds data and parents itself was rendered before anybody knew them
-        item = make_plan(config)[pod.stage]
-        return item.reference if item.action == "reuse" else ""
-    decision = decide(pod.config, pod.stage, given[-1], " ".join(pod.options("parent")))
-    _compare(pod, decision.fingerprint)
-    return "" if decision.ref is None else str(decision.ref.reference)
-
-
-def _find_evaluation(pod: Pod, config: RunConfig) -> str:
-    from stageline.checkpoint.layout import resolve
-    from stageline.data.prepared import read_prepared
-    from stageline.work.data import evaluation_inputs
-    from stageline.work.evaluations import evaluation_fingerprint, find_evaluation
-
-    checkpoint, data = pod.options("checkpoint"), pod.options("data")
-    if not checkpoint or not data:
-        return ""
-    ref = resolve(checkpoint[-1])
-    inputs = evaluation_inputs(config, read_prepared(data[-1]))
-    name = evaluation_fingerprint(config, ref.content, ref.metadata.facts, inputs)
-    _compare(pod, name)
-    found = find_evaluation(open_store(config.root).child("runs", config.run), name)
-    return "" if found is None else str(found.reference)
 
 
 def _compare(pod: Pod, fingerprint: str) -> None:

@@ -1,182 +1,256 @@
-"""One stage: run, reuse, continue or blocked, and why."""
+"""The one decision about every item of a run: parents, fingerprint, and run, reuse, continue or blocked. No torch.
+
+Plan, pipeline steps, `stageline train` and `evaluate`, jobs, a pod's entry and each rank ask here, and nobody else
+looks for parents, computes a fingerprint or picks a checkpoint.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import cached_property
 
-from stageline import contract
-from stageline.checkpoint.layout import CheckpointRef, StageDir, Survey
-from stageline.checkpoint.metadata import CheckpointMetadata, is_continuable
+from stageline.checkpoint.identity import RUN_NAME, compare_run, read_run, refuse_alike
+from stageline.checkpoint.layout import CheckpointRef, resolve
 from stageline.config import RunConfig
 from stageline.contract import FamilyConfig
-from stageline.data.prepared import Prepared
-from stageline.errors import StagelineError, difference
-from stageline.stage import Stage, num_steps, refuse_split, stage_config, stage_fingerprint, stage_settings
-from stageline.store import Store
-from stageline.work.data import stage_inputs
-from stageline.work.parents import Parent, stage_parents
-from stageline.work.record import Item
+from stageline.data.prepared import set_fingerprint
+from stageline.errors import DataError, PlanError, StagelineError, StoreError
+from stageline.families import family_config
+from stageline.stage import Stage
+from stageline.store import Reference, Store, open_store
+from stageline.work.data import inputs_digest
+from stageline.work.evaluations import asked_checkpoints, find_evaluation, joint_fingerprint
+from stageline.work.given import Given
+from stageline.work.inputs import RunData, data_inputs, forecast_data, given_data
+from stageline.work.parents import refuse_other
+from stageline.work.record import EVALUATE_ITEM, PREPARE_ITEM, REPORT_ITEM
+from stageline.work.stages import decide_selected
+from stageline.work.work import EvaluationWork, PrepareWork, StageWork, Work, blocked
+
+REPORT = "report.html"
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a stage is decided from.
+def decide(config: RunConfig, item: str, store: Store | None = None, given: Given | None = None) -> Work:
+    """Everything about one item of a run.
 
-    data: the prepared data, None while they are still to be made.
-    handed_on: selected stage before this one -> the checkpoint it hands on, None while it is still to be trained.
-    blocked: stages before this one that cannot run.
+    config: the run's.  item: `prepare_data`, a stage, `evaluate` or `report`.  store: the root, None opens it.
+    given: references that are handed on; None leaves all to config and store.
+    ConfigError for stages, overrides or parents that do not exist; what keeps the item from starting is in the answer.
     """
-
-    root: Store
-    data: Prepared | None
-    handed_on: Mapping[str, CheckpointRef | None]
-    blocked: frozenset[str] = frozenset()
+    return RunDecision(config, store, given, item).decide(item)
 
 
-@dataclass(frozen=True)
-class Decision:
-    """The item of a stage, the checkpoint it hands on if that exists already, and the parents it starts from.
+def decide_stage(config: RunConfig, stage: str, store: Store | None = None, given: Given | None = None) -> StageWork:
+    """The same for a stage that somebody asks for by name, whether or not `stages` selects it."""
+    run = RunDecision(config, store, given, stage)
+    return run.as_selected(run.family.stages[stage].name)
 
-    fingerprint: what the stage's result depends on; empty while its inputs are still to be made.
+
+def hand_on(config: RunConfig, stage: str, store: Store | None = None, given: Given | None = None) -> StageWork:
+    """What the pipeline's step of a stage does: the stage's work, or what a stage that is not selected hands on.
+
+    PlanError where that stage was trained otherwise and a selected one would start from it.
     """
-
-    item: Item
-    ref: CheckpointRef | None = None
-    parents: Mapping[str, Parent] = field(default_factory=dict)
-    fingerprint: str = ""
-
-
-def decide_stage(config: RunConfig, family: FamilyConfig, stage: Stage, inputs: Inputs) -> Decision:
-    """Compare what the stage depends on with what its committed checkpoints were made from."""
-    try:
-        own = stage_config(config, stage)
-        refuse_split(stage, own.trainer)
-        family.check(own, stage)
-        parents, faults = stage_parents(config, family, stage, inputs.handed_on)
-        faults += _refusals(own, family, stage, parents)
-        directory = StageDir(inputs.root, config.run, stage.name)
-        found = directory.survey()
-    except StagelineError as error:
-        return Decision(_blocked(stage, [error]))
-    if faults:
-        return Decision(_blocked(stage, faults))
-    for role, parent in parents.items():
-        if parent.ref is None and parent.stage in inputs.blocked:
-            return Decision(Item(stage.name, "stage", "blocked", (f"parent {role}: {parent.stage!r} is blocked",)))
-
-    newest = found.refs[-1].metadata if found.refs else None
-    data_facts = inputs.data.facts if inputs.data else {}
-    steps = num_steps(own, stage, family.num_samples(own, stage, data_facts))
-    item = Item(
-        stage.name,
-        "stage",
-        "run",
-        steps=steps,
-        parents={role: str(p.ref.reference) if p.ref else "" for role, p in parents.items()},
-        parameters=recorded_parameters(newest) if newest else None,
-        seconds=expected_seconds(newest, steps, 0) if newest else None,
-    )
-    waiting = [f"parent {role}: stage {p.stage!r} will be trained" for role, p in parents.items() if p.ref is None]
-    if inputs.data is None or waiting:
-        data = [] if inputs.data else ["the data will be prepared anew"]
-        changed = changed_fields(newest, own) if newest else ["never recorded"]
-        return Decision(replace(item, reasons=(*changed, *data, *waiting)), parents=parents)
-    contents = {role: p.ref.content for role, p in parents.items() if p.ref}
-    try:
-        digest = stage_inputs(own, family, stage, inputs.data)
-    except StagelineError as error:
-        return Decision(_blocked(stage, [error]))
-    wanted = stage_fingerprint(own, stage, digest, contents)
-    last = found.to_continue(wanted)
-    if last is not None or found.is_finished(wanted):
-        return replace(_take_up(item, stage, directory, found, wanted, parents), fingerprint=wanted)
-    if newest is None:
-        return Decision(replace(item, reasons=("never recorded",)), parents=parents, fingerprint=wanted)
-    reasons = changed_fields(newest, own) + changed_inputs(newest, digest, parents)
-    if not is_continuable(newest):
-        schema = f"schema {newest.schema_version}: what an earlier version saved is neither continued nor reused"
-        reasons = [schema, *reasons]
-    if not reasons:
-        version = newest.stageline_version or "another version"
-        reasons = [f"stage fingerprint: {newest.stage_fingerprint[:12]} (stageline {version}) -> {wanted[:12]}"]
-    return Decision(replace(item, reasons=tuple(reasons)), parents=parents, fingerprint=wanted)
+    run = RunDecision(config, store, given, stage)
+    work = run.stage(stage)
+    if work.action == "not selected":
+        refuse_other(run, stage)
+    return work
 
 
-def _take_up(
-    item: Item, stage: Stage, directory: StageDir, found: Survey, wanted: str, parents: Mapping[str, Parent]
-) -> Decision:
-    """Reuse or continue checkpoints that were made from the same settings, data and parents."""
-    last = found.to_continue(wanted)
-    if found.is_finished(wanted):
-        try:
-            ref = directory.handed_on(stage.parent_checkpoint, wanted, found)
-        except StagelineError as error:
-            return Decision(_blocked(stage, [error]))
-        assert ref is not None
-        step = max(ref.metadata.step, 0 if last is None else last.metadata.step)
-        why = f"finished at step {step} with equal settings, data and parents"
-        return Decision(
-            replace(item, action="reuse", reasons=(why,), reference=str(ref.reference), seconds=0.0), ref, parents
+def decide_evaluation(config: RunConfig, store: Store | None = None, given: Given | None = None) -> EvaluationWork:
+    """The same for the evaluation."""
+    return RunDecision(config, store, given, EVALUATE_ITEM).evaluation
+
+
+def decide_data(config: RunConfig, store: Store | None = None, given: Given | None = None) -> PrepareWork:
+    """The same for the preparation of the data."""
+    return RunDecision(config, store, given, PREPARE_ITEM).preparation
+
+
+class RunDecision:
+    """The decisions about one run, each made once."""
+
+    def __init__(
+        self, config: RunConfig, store: Store | None = None, given: Given | None = None, item: str = ""
+    ) -> None:
+        """item: which one `given` is meant for."""
+        self.config = config
+        self.family: FamilyConfig = family_config(config.family)
+        self.selected: tuple[Stage, ...] = self.family.selected(config)
+        self.root = open_store(config.root) if store is None else store
+        self.run = self.root.child("runs", config.run)
+        self.given = given or Given()
+        self.item = item
+        self._stages: dict[str, StageWork] = {}
+
+    def decide(self, item: str) -> Work:
+        """The decision about one item."""
+        if item == PREPARE_ITEM:
+            return self.preparation
+        if item == EVALUATE_ITEM:
+            return self.evaluation
+        if item == REPORT_ITEM:
+            return self.report
+        return self.stage(item)
+
+    @cached_property
+    def foreign(self) -> list[str]:
+        """In what the run that has this name is another one."""
+        if not self.run.exists(RUN_NAME):
+            refuse_alike(self.root, self.config.run)
+        record = read_run(self.root, self.config.run)
+        return compare_run(record, self.config) if record else []
+
+    @cached_property
+    def data(self) -> RunData:
+        """What is known of the data; DataError for sources or references that are not there."""
+        if self.given.data:
+            try:
+                reference = Reference.parse(self.given.data)
+            except StoreError as error:
+                raise DataError(
+                    f"{self.given.data!r} names no prepared data",
+                    remedy="give what `stageline prepare` printed: <uri>@sha256:<digest>",
+                ) from error
+            return given_data(reference)
+        recorded = any(self.run.folders(stage.name) for stage in self.family.stages)
+        return forecast_data(self.config, self.family, self.root, hashes=self.given.hashes, read=recorded)
+
+    @cached_property
+    def preparation(self) -> PrepareWork:
+        work = PrepareWork(
+            item=PREPARE_ITEM,
+            kind=PREPARE_ITEM,
+            config=self.config,
+            family=self.family,
+            root=self.root,
+            action="run",
         )
-    assert last is not None
-    step = last.metadata.step
-    why = f"stopped at step {step} of {last.metadata.steps}; settings, data and parents are equal"
-    seconds = expected_seconds(last.metadata, item.steps, step)
-    reference = str(last.reference)
-    return Decision(
-        replace(item, action="continue", reasons=(why,), from_step=step, reference=reference, seconds=seconds),
-        parents=parents,
-    )
-
-
-def _refusals(
-    own: RunConfig, family: FamilyConfig, stage: Stage, parents: Mapping[str, Parent]
-) -> list[StagelineError]:
-    """What the family itself refuses about its parents, before anything runs."""
-    faults = []
-    for parent in parents.values():
+        if self.foreign:
+            why = ("the run has another identity", *self.foreign)
+            remedy = "start a new run with run=<new name>, or undo the change"
+            return replace(work, action="blocked", reasons=why, remedies=(remedy,), faults=self.foreign_faults)
         try:
-            family.inherit(contract.Parent(parent.role, parent.stage, parent.facts), own, stage)
+            data = self.data
         except StagelineError as error:
-            faults.append(error)
-    return faults
+            return blocked(work, [error])
+        work = replace(work, data=data, fingerprint=set_fingerprint(data.inputs) if data.is_decided else "")
+        found = data.prepared
+        if found is None:
+            return replace(work, reasons=(data.reason,))
+        same = f"equal data section and source files ({found.num_files} files)"
+        reference = str(found.reference)
+        return replace(work, action="reuse", reasons=(same,), reference=reference, seconds=0.0, prepared=found)
 
+    def stage(self, name: str) -> StageWork:
+        """The decision about a stage: as if it were selected, then said if it is not."""
+        work = self.as_selected(name)
+        if self.is_selected(name):
+            return work
+        why = f"stages: {[stage.name for stage in self.selected]}"
+        if work.action == "reuse":
+            return replace(work, action="reuse (not selected)", reasons=(why, *work.reasons), remedies=())
+        ref = None if work.action == "continue" else work.ref
+        return replace(work, action="not selected", reasons=(why,), remedies=(), faults=(), reference="", ref=ref)
 
-def _blocked(stage: Stage, faults: list[StagelineError]) -> Item:
-    sentences = tuple(f"{f.code}: {f.message}" if f.code else f.message for f in faults)
-    return Item(stage.name, "stage", "blocked", sentences, tuple(f.remedy for f in faults if f.remedy))
+    def is_selected(self, name: str) -> bool:
+        """Whether a stage is one of this run's."""
+        return any(stage.name == name for stage in self.selected)
 
+    def as_selected(self, name: str) -> StageWork:
+        """What is decided about a stage if it is selected."""
+        if name not in self._stages:
+            self._stages[name] = decide_selected(self, self.family.stages[name])
+        return self._stages[name]
 
-def changed_fields(newest: CheckpointMetadata, own: RunConfig) -> list[str]:
-    """The settings in which the newest committed checkpoint differs, `key: old -> new`."""
-    return difference(newest.settings, stage_settings(own))
+    @cached_property
+    def evaluation(self) -> EvaluationWork:
+        work = EvaluationWork(
+            item=EVALUATE_ITEM,
+            kind=EVALUATE_ITEM,
+            config=self.config,
+            family=self.family,
+            root=self.root,
+            action="run",
+        )
+        if self.given.checkpoints is None and self.foreign:  # any checkpoint may be measured with any settings
+            return replace(
+                work, action="blocked", reasons=("the run has another identity",), faults=self.foreign_faults
+            )
+        try:
+            checkpoints, waiting, missing = self._evaluated()
+            data = self.data
+            if missing:
+                return replace(work, action="blocked", reasons=tuple(missing), faults=(PlanError("; ".join(missing)),))
+            work = replace(work, checkpoints={} if waiting else checkpoints, data=data)
+            splits = self.family.evaluation_splits(self.config)
+            inputs = data_inputs(data, splits, self.config, self.root, reader="the evaluation")
+            if waiting or inputs is None:
+                return replace(work, reasons=tuple(waiting) or (data.reason,))
+            subjects = {name: (ref.content, ref.metadata.facts) for name, ref in checkpoints.items()}
+            work = replace(work, inputs=inputs_digest(inputs))
+            name = joint_fingerprint(self.config, subjects, work.inputs)
+            found = find_evaluation(self.run, name)
+        except StagelineError as error:
+            return blocked(work, [error])
+        work = replace(work, fingerprint=name, found=found)
+        if found is None:
+            return replace(work, reasons=("this checkpoint was not evaluated with these settings",))
+        why = "equal checkpoint, settings and data"
+        return replace(work, action="reuse", reasons=(why,), reference=str(found.reference), seconds=0.0)
 
+    def _evaluated(self) -> tuple[dict[str, CheckpointRef], list[str], list[str]]:
+        """(name -> checkpoint, what is still to be trained, what cannot be had) of what is to be evaluated."""
+        if self.given.checkpoints is not None:
+            return {name: resolve(uri) for name, uri in self.given.checkpoints.items()}, [], []
+        asked = asked_checkpoints(self.config) or {"": self.selected[-1].name}
+        refs: dict[str, CheckpointRef] = {}
+        waiting, missing = [], []
+        for name, target in asked.items():
+            if target not in self.family.stages:
+                refs[name] = resolve(target)
+                continue
+            if self.given.stages is not None:
+                if self.given.stages.get(target):
+                    refs[name] = resolve(self.given.stages[target])
+                else:
+                    missing.append(f"the step of stage {target!r} handed on no checkpoint")
+                continue
+            work = self.stage(target)
+            if work.finished is not None:
+                refs[name] = work.finished
+            elif work.action == "blocked":
+                missing.append(f"stage {target!r} is blocked")
+            elif work.action == "not selected":
+                missing.append(f"stage {target!r} is not selected, and not finished with these settings")
+            else:
+                waiting.append(f"stage {target!r} will be trained")
+        return refs, waiting, missing
 
-def changed_inputs(newest: CheckpointMetadata, data: str, parents: Mapping[str, Parent]) -> list[str]:
-    """The digests of data and parents in which the newest committed checkpoint differs."""
-    lines = []
-    if newest.data_digest != data:
-        lines.append(f"data: {newest.data_digest[:12]} -> {data[:12]}")
-    for role in sorted({*newest.parents, *parents}):
-        old = newest.parents[role].content[:12] if role in newest.parents else "from scratch"
-        parent = parents.get(role)
-        new = parent.ref.content[:12] if parent and parent.ref else "from scratch"
-        if old != new:
-            lines.append(f"parent {role}: {old} -> {new}")
-    return lines
+    @cached_property
+    def report(self) -> Work:
+        items = (self.preparation, *(self.stage(name) for name in self.family.stages.names), self.evaluation)
+        actions = {work.action for work in items}
+        work = Work(
+            item=REPORT_ITEM,
+            kind=REPORT_ITEM,
+            config=self.config,
+            family=self.family,
+            root=self.root,
+            action="run",
+            reasons=("something before it is made anew",),
+        )
+        if "blocked" in actions:
+            return replace(work, action="blocked", reasons=("something before it is blocked",))
+        if actions <= {"reuse", "not selected", "reuse (not selected)"} and self.run.exists(REPORT):
+            uri = f"{self.run.uri}/{REPORT}"
+            return replace(work, action="reuse", reasons=("nothing before it changes",), reference=uri)
+        return work
 
-
-def recorded_parameters(metadata: CheckpointMetadata) -> dict[str, int] | None:
-    """Tensor elements an earlier run recorded, trained and in all."""
-    trained = sum(group.parameters for group in metadata.trained.values())
-    frozen = sum(group.parameters for group in metadata.frozen.values())
-    return {"trained": trained, "total": trained + frozen} if trained + frozen else None
-
-
-def expected_seconds(metadata: CheckpointMetadata, steps: int | None, from_step: int) -> float | None:
-    """Seconds for the steps still to do, at the pace an earlier run recorded."""
-    pace = metadata.timing.get("step_seconds")
-    if steps is None or pace is None:
-        return None
-    return max(steps - from_step, 0) * pace
+    @cached_property
+    def foreign_faults(self) -> tuple[PlanError, ...]:
+        """The same as an error."""
+        lines = "; ".join(self.foreign)
+        remedy = "start a new run with run=<new name>, or undo the change"
+        return (PlanError(f"the run {self.config.run!r} has another identity: {lines}", remedy=remedy),)

@@ -10,9 +10,7 @@ from typing import Any
 
 from stageline.config import RunConfig, fingerprint, is_sealed, semantic
 from stageline.errors import DataError, Faults
-from stageline.families import family_config
-from stageline.stage import stage_config
-from stageline.store import NotFoundError, Reference, Store, open_store
+from stageline.store import NotFoundError, Reference, Store
 
 SCHEMA = "stageline-evaluation/2"
 READABLE = (SCHEMA, "stageline-evaluation/1")
@@ -110,21 +108,12 @@ class EvaluationRecord:
 
 
 def asked_checkpoints(config: RunConfig) -> dict[str, str]:
-    """Name -> URI of the checkpoints that `evaluate.checkpoints` names; {} where the run's last stage is meant.
+    """Name -> URI, or stage of the config's own run, of what `evaluate.checkpoints` names.
 
-    A stage's name stands for that stage of the config's own run.
+    {} where the run's last selected stage is meant.
     """
     asked: Mapping[str, str] = getattr(getattr(config, "evaluate", None), "checkpoints", {})
-    family = family_config(config.family)
-    run = open_store(config.root).child("runs", config.run)
-
-    def uri(name: str) -> str:
-        if name not in family.stages.names:
-            return name
-        variant = family.variant(stage_config(config, family.stages[name]))
-        return run.child(name, variant).uri
-
-    return {name: uri(target) for name, target in asked.items()}
+    return dict(asked)
 
 
 def evaluation_settings(config: RunConfig) -> dict[str, Any]:

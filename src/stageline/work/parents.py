@@ -1,26 +1,221 @@
-"""The checkpoints a stage starts from: given by the config, or handed on by another stage of the run."""
+"""The checkpoints a stage starts from, role by role: named by the config, of this run's selected stages, or found.
+
+In this order: what is given or named; the run's own stage if it is selected; a stage that is not selected but finished
+under the very fingerprint that it would have. Work under another fingerprint blocks; nothing at all is from scratch for
+an optional role.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from stageline import contract
+from stageline.checkpoint.admission import fact_faults
 from stageline.checkpoint.layout import CheckpointRef, resolve
+from stageline.checkpoint.metadata import is_continuable
 from stageline.config import RunConfig
-from stageline.contract import FamilyConfig
-from stageline.errors import PlanError, StagelineError
-from stageline.stage import FROM_SCRATCH, Stage, stage_config
+from stageline.errors import CheckpointError, PlanError, StagelineError
+from stageline.stage import FROM_SCRATCH, Stage
+from stageline.work.differences import changes, divergence, old_schema
+from stageline.work.work import ParentWork, StageWork
+
+if TYPE_CHECKING:
+    from stageline.work.decision import RunDecision
 
 
-@dataclass(frozen=True)
-class Parent:
-    """One parent of a stage. ref is None where the parent is still to be trained; facts are then those it will have."""
+@dataclass
+class Found:
+    """What came of looking for the parents of a stage.
 
-    role: str
-    stage: str
-    ref: CheckpointRef | None
-    facts: Mapping[str, Any]
+    waiting: which are trained first.  undecided: which can only be told once the data are prepared.
+    blocked: which cannot be had because their stage is blocked.
+    """
+
+    parents: dict[str, ParentWork] = field(default_factory=dict)
+    faults: list[StagelineError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    waiting: tuple[str, ...] = ()
+    undecided: tuple[str, ...] = ()
+    blocked: tuple[str, ...] = ()
+    blocked_faults: tuple[StagelineError, ...] = ()
+
+
+def find_parents(run: RunDecision, work: StageWork) -> Found:
+    """Every parent of a stage, and what is wrong with those that cannot be had. work: the stage, its config its own."""
+    found = Found()
+    given = run.given.parents if run.item == work.item else None
+    stage = work.stage
+    strangers = sorted(set(given or {}) - set(stage.parents))
+    if strangers:
+        known = ", ".join(stage.parents) or "none"
+        found.faults.append(PlanError(f"stage {stage.name!r} has no parent {strangers[0]!r}; roles: {known}"))
+    for role in stage.parents:
+        try:
+            parent = _parent(run, work, role, given, found)
+            if parent is not None:
+                _check(work, parent, found)
+                found.parents[role] = parent
+        except StagelineError as error:
+            found.faults.append(error)
+    return found
+
+
+def _parent(
+    run: RunDecision, work: StageWork, role: str, given: Mapping[str, str] | None, found: Found
+) -> ParentWork | None:
+    """The parent of one role; None where the stage starts without it."""
+    stage = work.stage
+    named = run.config.parents.get(stage.name, {}).get(role, "")
+    if given is not None and role in given:
+        return _at(run, stage, role, given[role], found, named=bool(named))
+    if named:
+        return _at(run, stage, role, "" if named == FROM_SCRATCH else named, found, named=True)
+    if given is not None:
+        return _absent(stage, role, found)
+    return _of_run(run, stage, role, found)
+
+
+def _at(run: RunDecision, stage: Stage, role: str, name: str, found: Found, *, named: bool) -> ParentWork | None:
+    """The parent that somebody names. named: whether the config does."""
+    if not name:
+        return _absent(stage, role, found)
+    ref = named_checkpoint(run, stage, role, name)
+    diverged = "" if named else _diverged(run, ref)
+    if diverged:
+        raise _refuse_diverged(stage, role, ref, diverged)
+    return ParentWork(role, ref.metadata.stage, ref, ref.metadata.facts)
+
+
+def _absent(stage: Stage, role: str, found: Found) -> ParentWork | None:
+    """No parent: None, from scratch, where the stage may."""
+    source = stage.parents[role]
+    if role not in stage.optional_parents:
+        raise PlanError(
+            f"stage {stage.name!r} needs a checkpoint of {source!r} (role {role!r}) and has none",
+            remedy=f"train {source} first, or set parents.{stage.name}.{role}=<checkpoint>",
+        )
+    found.notes.append(f"parent {role}: from scratch")
+    return None
+
+
+def _of_run(run: RunDecision, stage: Stage, role: str, found: Found) -> ParentWork | None:
+    """The parent that the run's own stage hands on, selected or finished before."""
+    source = stage.parents[role]
+    work = run.as_selected(source)
+    if run.is_selected(source):
+        if work.action == "blocked":
+            found.blocked = (*found.blocked, f"parent {role}: {source!r} is blocked")
+            found.blocked_faults = (*found.blocked_faults, *work.faults)
+        elif work.finished is None:
+            found.waiting = (*found.waiting, f"parent {role}: stage {source!r} will be trained")
+        return _taken(stage, role, work)
+    survey = work.stage_dir.survey()
+    if work.finished is not None:
+        found.notes.append(f"parent {role}: {source!r} is not selected, and finished with these settings")
+        return _taken(stage, role, work)
+    if not survey.refs and not survey.damaged:
+        return _absent(stage, role, found)
+    if work.action == "blocked":
+        raise PlanError(
+            f"parent {role}: stage {source!r} is not selected and cannot be taken: {'; '.join(work.reasons)}",
+            remedy=" ".join((*work.remedies, _ways_out(run, stage, role))),
+        )
+    if not work.fingerprint:
+        sentence = f"parent {role}: stage {source!r} is not selected; whether it is finished with these settings is not"
+        found.undecided = (*found.undecided, f"{sentence} known yet")
+        return ParentWork(role, source, None, run.family.facts(work.config, work.stage), selected=False)
+    raise _refuse_other(run, stage, role, work)
+
+
+def refuse_other(run: RunDecision, source: str) -> None:
+    """PlanError where a selected stage starts from one that is not selected and that was trained otherwise.
+
+    source: the stage that is not selected.
+    """
+    survey = run.as_selected(source).stage_dir.survey()
+    if not survey.refs and not survey.damaged:
+        return
+    for stage in run.selected:
+        for role, name in stage.parents.items():
+            if name == source and not run.config.parents.get(stage.name, {}).get(role):
+                _of_run(run, stage, role, Found())
+
+
+def _taken(stage: Stage, role: str, work: StageWork) -> ParentWork:
+    """A stage of this run as a parent, with the facts that its checkpoint has or will have."""
+    ref = work.finished
+    if ref is not None and work.diverged:
+        raise _refuse_diverged(stage, role, ref, work.diverged)
+    facts = ref.metadata.facts if ref else work.family.facts(work.config, work.stage) if _is_own(work) else {}
+    return ParentWork(role, work.item, ref, facts)
+
+
+def _is_own(work: StageWork) -> bool:
+    """Whether a work's config is the stage's own: one that is blocked early still has the run's."""
+    return work.action != "blocked"
+
+
+def _refuse_diverged(stage: Stage, role: str, ref: CheckpointRef, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"parent {role}: stage {ref.metadata.stage!r} {why}; {stage.name!r} does not start from it",
+        remedy=f"change what {ref.metadata.stage} trains with, or name it: parents.{stage.name}.{role}={ref.uri}",
+    )
+
+
+def _diverged(run: RunDecision, ref: CheckpointRef) -> str:
+    """Why a checkpoint that a step hands on is worth nothing; "" else."""
+    name = ref.metadata.stage
+    if name not in run.family.stages or not ref.metadata.final:
+        return ""
+    return divergence(ref.metadata, run.family.stages[name].metric)
+
+
+def _refuse_other(run: RunDecision, stage: Stage, role: str, work: StageWork) -> PlanError:
+    """A stage that is not selected and was trained with something else, or not to its end."""
+    recorded = work.recorded
+    if work.action == "continue":
+        why = f"is unfinished: {'; '.join(work.reasons)}"
+    elif recorded is None:
+        why = "is damaged"
+    elif not is_continuable(recorded):
+        why = f"was trained by an earlier version ({old_schema(recorded)})"
+    else:
+        assert work.inputs is not None
+        lines = changes(recorded, work.config, work.inputs, work.sources) or list(work.reasons)
+        why = f"was trained otherwise: {'; '.join(lines)}"
+    return PlanError(
+        f"parent {role}: stage {work.item!r} is not selected, and what the run has of it {why}",
+        remedy=_ways_out(run, stage, role),
+    )
+
+
+def _ways_out(run: RunDecision, stage: Stage, role: str) -> str:
+    source = stage.parents[role]
+    names = [one.name for one in run.family.stages if one.name == source or run.is_selected(one.name)]
+    key = f"parents.{stage.name}.{role}"
+    scratch = f", or start from scratch with {key}={FROM_SCRATCH}" if role in stage.optional_parents else ""
+    return (
+        f"train it too with stages=[{','.join(names)}], or take what is there with "
+        f"{key}=runs/{run.config.run}/{source}{scratch}"
+    )
+
+
+def _check(work: StageWork, parent: ParentWork, found: Found) -> None:
+    """What the family itself refuses about a parent, and the facts that differ, before anything runs."""
+    family = work.family
+    if not parent.facts and parent.ref is None:  # its stage is blocked
+        return
+    family.inherit(contract.Parent(parent.role, parent.stage, parent.facts), work.config, work.stage)
+    own = family.facts(work.config, work.stage)
+    faults, notes = fact_faults(parent.facts, own, family.fact_rules, "seed")
+    found.notes += [f"parent {parent.role}: {note}" for note in notes]
+    if faults:
+        raise CheckpointError(
+            f"parent {parent.role}: stage {parent.stage!r} may not seed {work.item!r}: {'; '.join(faults)}",
+            remedy="use a checkpoint that fits, or change the config to what the checkpoint was trained with",
+        )
 
 
 def locate(config: RunConfig, name: str) -> str:
@@ -30,50 +225,27 @@ def locate(config: RunConfig, name: str) -> str:
     return f"{config.root.rstrip('/')}/{name}"
 
 
-def given_parent(config: RunConfig, family: FamilyConfig, stage: Stage, role: str, name: str) -> Parent:
-    """The parent that config or pipeline names. PlanError for the wrong family or stage, CheckpointError for none."""
-    source = family.stages[stage.parents[role]]
-    ref = resolve(locate(config, name), prefer=source.parent_checkpoint)
+def named_checkpoint(run: RunDecision, stage: Stage, role: str, name: str) -> CheckpointRef:
+    """The checkpoint that somebody names for a role.
+
+    PlanError for one of the wrong family or stage, CheckpointError for none.
+    """
+    source = run.family.stages[stage.parents[role]]
+    ref = resolve(locate(run.config, name), prefer=source.parent_checkpoint)
     metadata = ref.metadata
-    if metadata.family != family.name:
+    key = f"parents.{stage.name}.{role}"
+    if metadata.family != run.family.name:
         raise PlanError(
-            f"parent {role!r} of stage {stage.name!r} is of family {metadata.family!r}, expected {family.name!r}: "
-            f"{ref.uri}",
-            remedy=f"give parents.{stage.name}.{role} a checkpoint of {family.name}",
+            f"parent {role!r} of stage {stage.name!r} is of family {metadata.family!r}, expected "
+            f"{run.family.name!r}: {ref.uri}",
+            remedy=f"give {key} a checkpoint of {run.family.name}",
         )
     accepted = stage.accepted(role)
     if metadata.stage not in accepted:
-        named = " or ".join(repr(name) for name in accepted)
+        wanted = " or ".join(repr(name) for name in accepted)
         raise PlanError(
-            f"parent {role!r} of stage {stage.name!r} is a checkpoint of stage {metadata.stage!r}, "
-            f"expected {named}: {ref.uri}",
-            remedy=f"give parents.{stage.name}.{role} a checkpoint of stage {' or '.join(accepted)}",
+            f"parent {role!r} of stage {stage.name!r} is a checkpoint of stage {metadata.stage!r}, expected {wanted}: "
+            f"{ref.uri}",
+            remedy=f"give {key} a checkpoint of stage {' or '.join(accepted)}",
         )
-    return Parent(role, metadata.stage, ref, metadata.facts)
-
-
-def stage_parents(
-    config: RunConfig, family: FamilyConfig, stage: Stage, handed_on: Mapping[str, CheckpointRef | None]
-) -> tuple[dict[str, Parent], list[StagelineError]]:
-    """Every parent by role, and what is wrong with those that cannot be had.
-
-    handed_on: selected stage -> the checkpoint it hands on, None while it is still to be trained. What the config names
-    comes before what the run hands on; an optional role without either starts from scratch.
-    """
-    parents: dict[str, Parent] = {}
-    faults: list[StagelineError] = []
-    for role, source in stage.parents.items():
-        name = config.parents.get(stage.name, {}).get(role)
-        try:
-            if name == FROM_SCRATCH:
-                continue
-            if name:
-                parents[role] = given_parent(config, family, stage, role, name)
-            elif source in handed_on:
-                ref = handed_on[source]
-                own = family.stages[source]
-                facts = ref.metadata.facts if ref else family.facts(stage_config(config, own), own)
-                parents[role] = Parent(role, source, ref, facts)
-        except StagelineError as error:
-            faults.append(error)
-    return parents, faults
+    return ref

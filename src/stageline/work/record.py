@@ -8,10 +8,15 @@ from typing import Any, Literal
 
 from stageline.errors import PlanError
 
+PREPARE_ITEM: Literal["prepare_data"] = "prepare_data"
+EVALUATE_ITEM: Literal["evaluate"] = "evaluate"
+REPORT_ITEM: Literal["report"] = "report"
 PLAN = "plan.json"
 """Where the plan of the newest command lies in a run."""
 
-Action = Literal["run", "reuse", "continue", "blocked", "not selected"]
+Action = Literal["run", "reuse", "continue", "depends", "blocked", "not selected", "reuse (not selected)"]
+"""depends: only once its data are prepared can anybody say whether it is made anew or reused."""
+Kind = Literal["prepare_data", "stage", "evaluate", "report"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,7 @@ class Item:
 
     reasons: why this action, one sentence each; `key: old -> new` where a setting changed.
     remedies: what lifts a block, one sentence each.
+    notes: what is worth knowing beforehand: reported facts, what trains, superseded work that is kept.
     steps: optimizer steps of the stage; None where it is none or the number of samples is not known yet.
     from_step: where a continued stage goes on.
     reference: what is reused or continued, as `<uri>@sha256:<digest>`.
@@ -28,10 +34,11 @@ class Item:
     """
 
     name: str
-    kind: Literal["prepare_data", "stage", "evaluate", "report"]
+    kind: Kind
     action: Action
     reasons: tuple[str, ...] = ()
     remedies: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     steps: int | None = None
     from_step: int = 0
     reference: str = ""
@@ -46,6 +53,7 @@ class Item:
             "action": self.action,
             "reasons": list(self.reasons),
             "remedies": list(self.remedies),
+            "notes": list(self.notes),
             "steps": self.steps,
             "from_step": self.from_step,
             "reference": self.reference,

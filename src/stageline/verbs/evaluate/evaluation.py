@@ -18,15 +18,15 @@ from stageline.checkpoint.layout import CheckpointRef, StageDir, resolve
 from stageline.checkpoint.lease import StageLease, await_free, lease_wait_seconds
 from stageline.config import RunConfig, seal
 from stageline.contract import Evaluation, Row
-from stageline.data.prepared import PreparedData, Progress, open_prepared, read_prepared, silent
-from stageline.errors import CheckpointError, ConfigError, Faults
-from stageline.families import family_config, load_family
-from stageline.stage import stage_config
+from stageline.data.prepared import PreparedData, Progress, open_prepared, silent
+from stageline.errors import CheckpointError, ConfigError, Faults, PlanError
+from stageline.families import load_family
 from stageline.store import Reference, Store, open_store
 from stageline.telemetry import finite_json
 from stageline.verbs.admitted import admit_model
 from stageline.verbs.evaluate.rows import RowLog, as_json, key_of_row, rows_to_csv
-from stageline.work.data import evaluation_inputs, evaluation_names
+from stageline.work.data import evaluation_names
+from stageline.work.decision import decide_evaluation
 from stageline.work.evaluations import (
     EVALUATIONS,
     METRICS,
@@ -37,9 +37,10 @@ from stageline.work.evaluations import (
     asked_checkpoints,
     evaluation_settings,
     find_evaluation,
-    joint_fingerprint,
     refuse_damaged,
 )
+from stageline.work.given import Given
+from stageline.work.work import refuse_blocked
 
 
 def evaluate_checkpoint(
@@ -53,13 +54,11 @@ def evaluate_checkpoint(
     makes this very evaluation.
     """
     named = {"": checkpoint} if isinstance(checkpoint, str) else dict(checkpoint)
-    refs = {name: resolve(uri) for name, uri in named.items()}
-    _refuse_foreign(config, refs)
-    reference = Reference.parse(data)
     run = open_store(config.root).child("runs", config.run)
-    subjects = {name: (ref.content, ref.metadata.facts) for name, ref in refs.items()}
-    inputs = evaluation_inputs(config, read_prepared(reference))
-    name = joint_fingerprint(config, subjects, inputs)
+    work = decide_evaluation(config, given=Given(data, checkpoints=named))
+    refuse_blocked(work)
+    refs, name, reference = work.checkpoints, work.fingerprint, Reference.parse(data)
+    _refuse_foreign(config, refs)
     if found := _reused(run, name):
         return found
     store = run.child(EVALUATIONS, name)
@@ -79,7 +78,7 @@ def evaluate_checkpoint(
                 "schema": SCHEMA,
                 "family": config.family,
                 **_joined(parts),
-                "data": {"uri": reference.uri, "digest": reference.digest, "inputs": inputs},
+                "data": {"uri": reference.uri, "digest": reference.digest, "inputs": work.inputs},
                 "settings": evaluation_settings(config),
                 "files": dict(sorted(log.files.items())),
                 "stageline_version": __version__,
@@ -197,11 +196,13 @@ def panel_to_png(pixels: Any) -> bytes:
     return buffer.getvalue()
 
 
-def named_checkpoints(config: RunConfig, checkpoint: str | None = None) -> dict[str, str]:
+def named_checkpoints(config: RunConfig, checkpoint: str | None = None, data: str = "") -> dict[str, str]:
     """Name -> reference of what is to be evaluated.
 
     checkpoint: any name of a checkpoint; it contradicts `evaluate.checkpoints`. None takes those, or else the last
-    selected stage of the config's own run.
+    selected stage of the config's own run, as it was trained with these settings.
+    data: reference of prepared data; "" goes by what preparing would find.
+    PlanError where a stage that is meant is not trained with these settings.
     """
     asked = asked_checkpoints(config)
     if asked and checkpoint is not None:
@@ -209,13 +210,13 @@ def named_checkpoints(config: RunConfig, checkpoint: str | None = None) -> dict[
             f"--checkpoint and evaluate.checkpoints ({', '.join(asked)}) contradict each other",
             remedy="give one of them",
         )
-    chosen = asked or {"": checkpoint or default_checkpoint(config)}
-    return {name: str(resolve(uri).reference) for name, uri in chosen.items()}
-
-
-def default_checkpoint(config: RunConfig) -> str:
-    """The URI of the last selected stage of the config's own run."""
-    family = family_config(config.family)
-    last = family.selected(config)[-1]
-    variant = family.variant(stage_config(config, last))
-    return open_store(config.root).child("runs", config.run, last.name, variant).uri
+    if checkpoint is not None:
+        return {"": str(resolve(checkpoint).reference)}
+    work = decide_evaluation(config, given=Given(data))
+    refuse_blocked(work)
+    if not work.checkpoints:
+        raise PlanError(
+            f"there is nothing to evaluate yet: {'; '.join(work.reasons)}",
+            remedy="train it first, undo the change, or name a checkpoint with --checkpoint",
+        )
+    return {name: str(ref.reference) for name, ref in work.checkpoints.items()}

@@ -23,10 +23,10 @@ from stageline.checkpoint.tensors import fill, read_tensors, records_of
 from stageline.contract import Parent
 from stageline.stage import Inheritance, stage_settings
 from stageline.trainer.assembly import Parts
-from stageline.verbs.train.decision import Work
+from stageline.work.work import StageWork
 
 
-def admit_resume(work: Work, ref: CheckpointRef) -> None:
+def admit_resume(work: StageWork, ref: CheckpointRef) -> None:
     """Raise unless a checkpoint is this very stage's, whole, and equal in every fact."""
     admit(
         ref,
@@ -42,10 +42,10 @@ def admit_resume(work: Work, ref: CheckpointRef) -> None:
     )
 
 
-def parent_weights(work: Work, role: str) -> Literal["raw", "ema"]:
+def parent_weights(work: StageWork, role: str) -> Literal["raw", "ema"]:
     """Which weights of a parent are taken: what its stage declares; raw where it was trained without an average."""
     declared = work.family.stages[work.stage.parents[role]].parent_weights
-    return declared if work.parents[role].metadata.has_weights(declared) else "raw"
+    return declared if work.sources[role].metadata.has_weights(declared) else "raw"
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class Seeding:
     notices: list[dict[str, Any]]
 
 
-def seed_from_parents(work: Work, model: nn.Module) -> Seeding:
+def seed_from_parents(work: StageWork, model: nn.Module) -> Seeding:
     """Load what the family inherits from all parents into the model, every tensor exactly once."""
     notes: dict[str, list[str]] = {}
     sections: dict[str, tuple[Inheritance, ...]] = {}
     given: dict[str, dict[str, TensorRecord]] = {}
-    for role, ref in work.parents.items():
+    for role, ref in work.sources.items():
         admission = admit(
             ref,
             "seed",
@@ -87,17 +87,17 @@ def seed_from_parents(work: Work, model: nn.Module) -> Seeding:
         external = ref.metadata.external_names
         given[role] = {name: record for name, record in ref.metadata.whole.items() if name not in external}
     own = model.state_dict()
-    where = "; ".join(ref.uri for ref in work.parents.values()) or f"stage {work.stage.name!r}"
+    where = "; ".join(ref.uri for ref in work.sources.values()) or f"stage {work.stage.name!r}"
     patterns = {external.name: external.patterns for external in work.family.externals(work.config, work.stage)}
-    partly = bool(set(work.stage.parents) - set(work.parents))
+    partly = bool(set(work.stage.parents) - set(work.sources))
     origins = find_origins(records_of(own), given, sections, patterns, where=where, partly=partly)
-    for role, ref in work.parents.items():
+    for role, ref in work.sources.items():
         names = {name for name, giver in origins.loaded.items() if giver == role}
         fill(own, read_tensors(ref, parent_weights(work, role), names))
-    records = {role: _parent_record(work, role, sections[role]) for role in work.parents}
+    records = {role: _parent_record(work, role, sections[role]) for role in work.sources}
     return Seeding(
         parents=records,
-        owners={role: _owner(records[role]) for role in work.parents if _is_inside(work, role)},
+        owners={role: _owner(records[role]) for role in work.sources if _is_inside(work, role)},
         origins=origins,
         sections=sections,
         notices=[
@@ -109,19 +109,19 @@ def seed_from_parents(work: Work, model: nn.Module) -> Seeding:
                 "sections": {section.section: f"{section.outcome}: {section.reason}" for section in sections[role]},
                 "notes": notes[role],
             }
-            for role, ref in work.parents.items()
+            for role, ref in work.sources.items()
         ],
     )
 
 
-def _is_inside(work: Work, role: str) -> bool:
+def _is_inside(work: StageWork, role: str) -> bool:
     """Whether a parent lies below the stage's own root, whose retention knows of it."""
-    ref, root = work.parents[role], work.stage_dir.root
+    ref, root = work.sources[role], work.stage_dir.root
     return ref.root is not None and root is not None and ref.root.uri == root.uri
 
 
-def _parent_record(work: Work, role: str, sections: tuple[Inheritance, ...]) -> ParentRecord:
-    ref = work.parents[role]
+def _parent_record(work: StageWork, role: str, sections: tuple[Inheritance, ...]) -> ParentRecord:
+    ref = work.sources[role]
     return ParentRecord(
         uri=relative_uri(ref.uri, work.stage_dir.root) if _is_inside(work, role) else ref.uri,
         digest=ref.digest,
@@ -138,7 +138,7 @@ def _owner(parent: ParentRecord) -> OwnerRecord:
     return OwnerRecord(**fields, tensors={})
 
 
-def owned_by(work: Work, seeding: Seeding, parts: Parts) -> tuple[Ownership, dict[str, Any]]:
+def owned_by(work: StageWork, seeding: Seeding, parts: Parts) -> tuple[Ownership, dict[str, Any]]:
     """Whose each tensor of a starting stage is, and what its checkpoints say of the owners (fields of the metadata)."""
     records = records_of(parts.own.state_dict())
     buffers = set(records) - {name for name, _ in parts.own.named_parameters(remove_duplicate=False)}

@@ -35,7 +35,7 @@ from stageline.trainer.interruption import StopRequest
 from stageline.trainer.parameters import count_parameters
 from stageline.trainer.progress import ProgressView
 from stageline.trainer.recorder import Recorder, open_tensorboard
-from stageline.verbs.train.decision import Work
+from stageline.work.work import StageWork
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Session:
 
     rank: int
     job: Mapping[str, str] = field(default_factory=dict)
-    work: Work | None = None
+    work: StageWork | None = None
     run: RunRecord | None = None
     owned: bool = False
     lease: StageLease | None = None
@@ -60,7 +60,7 @@ class Session:
         """How this process was started, for people."""
         return shlex.join(sys.argv)
 
-    def await_lease(self, work: Work, stop: StopRequest) -> None:
+    def await_lease(self, work: StageWork, stop: StopRequest) -> None:
         """Where the environment says how long: wait until a former attempt's lease has run out."""
         limit = lease_wait_seconds()
 
@@ -75,7 +75,7 @@ class Session:
                 remedy="start it again",
             )
 
-    def take_lease(self, work: Work) -> None:
+    def take_lease(self, work: StageWork) -> None:
         """Rank 0: become the one writer of the stage directory and void what an earlier attempt said of failing."""
         holder = f"{work.config.run}/{work.stage.name}"
         self.lease = StageLease.acquire(work.stage_dir, holder)
@@ -92,7 +92,7 @@ class Session:
             print(f"set aside, damaged: {damaged.uri}: {damaged.reason}", flush=True)
             self.aside.append(damaged)
 
-    def open_outlets(self, work: Work, ref: CheckpointRef | None, steps: int) -> None:
+    def open_outlets(self, work: StageWork, ref: CheckpointRef | None, steps: int) -> None:
         """Rank 0: events, endpoint, TensorBoard and lines; earlier events after the starting step become void."""
         step = 0 if ref is None else ref.metadata.step
         settings, store = work.config.trainer, work.stage_dir.store
@@ -138,7 +138,7 @@ class Session:
 
 
 def make_provenance(
-    work: Work, run: RunRecord | None, parts: Parts, parents: Mapping[str, ParentRecord], command: str
+    work: StageWork, run: RunRecord | None, parts: Parts, parents: Mapping[str, ParentRecord], command: str
 ) -> Provenance:
     """What every checkpoint of this stage says about itself."""
     own, trained = parts.own, set(parts.trained)
@@ -156,6 +156,7 @@ def make_provenance(
     return Provenance(
         family=work.family.name,
         stage=work.stage.name,
+        variant=work.variant,
         run=work.config.run,
         identity="" if run is None else run.fingerprint,
         stage_fingerprint=work.fingerprint,
@@ -165,6 +166,7 @@ def make_provenance(
         trained={name: GroupRecord(**counts) for name, counts in groups.items() if counts["tensors"]},
         frozen={"frozen": GroupRecord(**count_parameters(own, frozen))} if frozen else {},
         data_digest=work.data_digest,
+        data_inputs=dict(work.inputs or {}),
         environment=environment,
         stageline_version=__version__,
         image=build.image,

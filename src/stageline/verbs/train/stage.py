@@ -19,10 +19,10 @@ from stageline.checkpoint.verify import verify
 from stageline.config import RunConfig, flatten, to_yaml
 from stageline.contract import StageTask
 from stageline.data.prepared import PreparedData, open_prepared
-from stageline.errors import CheckpointError, difference
-from stageline.families import family_config, load_family
-from stageline.stage import num_epochs, num_steps, refuse_split, stage_config
-from stageline.store import Reference
+from stageline.errors import CheckpointError, StoreError, difference
+from stageline.families import load_family
+from stageline.stage import num_epochs, num_steps
+from stageline.store import Reference, open_store
 from stageline.trainer.assembly import Parts, assemble
 from stageline.trainer.interruption import StopRequest
 from stageline.trainer.loop import FitResult, fit
@@ -33,9 +33,12 @@ from stageline.trainer.refusals import refuse_data, refuse_settings
 from stageline.trainer.restoring import load_referenced, restore
 from stageline.trainer.saving import CheckpointSaver
 from stageline.trainer.state import TrainingState
-from stageline.verbs.train.decision import Action, Work, decide, describe_work, hand_on
 from stageline.verbs.train.loading import Seeding, admit_resume, owned_by, seed_from_parents
 from stageline.verbs.train.session import Session, make_provenance
+from stageline.work.decision import decide_stage
+from stageline.work.given import Given
+from stageline.work.record import Action
+from stageline.work.work import StageWork, refuse_blocked, refuse_undecided
 
 
 @dataclass(frozen=True)
@@ -74,20 +77,20 @@ def train_stage(
     """
     session = Session(rank=int(os.environ.get("RANK", "0")), job=job or {})
     try:
-        family = family_config(config.family)
-        stage = family.stages[stage_name]
-        own = stage_config(config, stage)
+        root = open_store(config.root)
+        work = decide_stage(config, stage_name, root, Given(data, parents))
+        refuse_blocked(work)
+        own = work.config
         refuse_settings(own.trainer, has_cuda=torch.cuda.is_available())
-        refuse_split(stage, own.trainer)
-        family.check(own, stage)
-        work = describe_work(own, family, stage, data=data, parents=parents)
+        _refuse_in_process(work)
+        refuse_undecided(work)
         session.work = work
         if session.rank == 0:
-            stages, image = family.stages.names, image_reference()
-            session.run = claim_run(own.root, config, session.command, stages=stages, image=image)
+            stages, image = work.family.stages.names, image_reference()
+            session.run = claim_run(root, config, session.command, stages=stages, image=image)
         torch.set_num_threads(own.trainer.threads)
         with StopRequest(own.trainer.max_seconds) as stop:
-            return _train(session, work, data, stop)
+            return _train(session, config, work, data, stop)
     except BaseException as error:
         session.fail(error)
         raise
@@ -95,11 +98,15 @@ def train_stage(
         session.close()
 
 
-def _train(session: Session, work: Work, data: str, stop: StopRequest) -> StageResult:
+def _refuse_in_process(work: StageWork) -> None:
+    if work.root.in_process and work.config.trainer.world_size > 1:
+        raise StoreError(f"{work.root.uri!r} lives in one process, the stage has several", remedy="use a path or s3://")
+
+
+def _train(session: Session, config: RunConfig, work: StageWork, data: str, stop: StopRequest) -> StageResult:
     # Before any rank waits for another: one that was started alone after the end must find the end and go.
-    decision = decide(work)
-    if decision.action == "reuse" and decision.ref is not None:
-        return _result(work, "reuse", decision.ref, None)
+    if work.finished is not None:
+        return _result(work, "reuse", work.finished, None)
     # Every rank waits by itself: in a process group those that are ready would run into its time-out.
     session.await_lease(work, stop)
     ranks = Ranks(work.config.trainer)
@@ -112,7 +119,7 @@ def _train(session: Session, work: Work, data: str, stop: StopRequest) -> StageR
         "version": __version__,
     }
     ranks.agree("the config", flatten(agreed))
-    action, name = ranks.first(lambda: _begin(session, work))
+    action, name = ranks.first(lambda: _begin(session, config, work))
     session.owned = True
     ref = resolve(name) if name else None
     if action == "reuse" and ref is not None:
@@ -121,36 +128,54 @@ def _train(session: Session, work: Work, data: str, stop: StopRequest) -> StageR
         names = [split.name for split in work.family.splits(work.config, work.stage)]
         opened = open_prepared(data, names, work.config.data.cache_bytes)
         fitted = _fit(session, work, ranks, ref, opened, stop)
-        handed_on = resolve(ranks.first(lambda: str(hand_on(work).reference)))
+        handed_on = resolve(ranks.first(lambda: _hand_on(session, config, work)))
         result = _result(work, action, handed_on, fitted)
     ranks.close()
     return result
 
 
-def _begin(session: Session, work: Work) -> tuple[Action, str]:
+def _again(config: RunConfig, work: StageWork) -> StageWork:
+    """The decision about the same stage over the same data and parents, now."""
+    refs = {role: str(ref.reference) for role, ref in work.sources.items()}
+    given = Given(str(work.data.reference), {role: refs.get(role, "") for role in work.stage.parents})
+    again = decide_stage(config, work.item, work.root, given)
+    refuse_blocked(again)
+    return again
+
+
+def _begin(session: Session, config: RunConfig, work: StageWork) -> tuple[Action, str]:
     """Rank 0: take the stage directory and look again what there is to do, now that nobody else writes there.
 
     A checkpoint to continue is read whole once; what is damaged is set aside and the one before it taken.
     """
     session.take_lease(work)
-    decision = decide(work)
-    if decision.action != "reuse":
+    again = _again(config, work)
+    if again.finished is None:
         found = work.stage_dir.survey()
         unread = [damaged for damaged in found.damaged if damaged.metadata is None]
         session.set_aside([*unread, *found.damaged_of(work.fingerprint)])
-    while decision.action == "continue" and decision.ref is not None:
-        faults = verify(decision.ref)
+    while again.action == "continue" and again.ref is not None:
+        faults = verify(again.ref)
         if not faults:
             break
-        session.set_aside([Damaged(decision.ref.store, "; ".join(faults), decision.ref.metadata)])
-        decision = decide(work)
-    if decision.ref is None:
-        work.stage_dir.record_parents({role: ref.reference for role, ref in work.parents.items()})
-    return decision.action, "" if decision.ref is None else str(decision.ref.reference)
+        session.set_aside([Damaged(again.ref.store, "; ".join(faults), again.ref.metadata)])
+        again = _again(config, work)
+    if again.ref is None:
+        work.stage_dir.record_parents({role: ref.reference for role, ref in work.sources.items()})
+    return again.action, again.reference
+
+
+def _hand_on(session: Session, config: RunConfig, work: StageWork) -> str:
+    """Rank 0: the reference of what the finished stage hands on; says where it is worth nothing."""
+    done = _again(config, work)
+    assert done.finished is not None, "a finished stage has committed something"
+    if done.diverged:
+        session.recorder.say(f"{work.item} {done.diverged}; nothing starts from it unless `parents` names it")
+    return done.reference
 
 
 def _fit(
-    session: Session, work: Work, ranks: Ranks, ref: CheckpointRef | None, data: PreparedData, stop: StopRequest
+    session: Session, work: StageWork, ranks: Ranks, ref: CheckpointRef | None, data: PreparedData, stop: StopRequest
 ) -> FitResult:
     """Build, load and train, with the stage directory ours."""
     settings = work.config.trainer
@@ -203,7 +228,7 @@ def _fit(
 
 
 def _owned(
-    work: Work, parts: Parts, seeding: Seeding | None, ref: CheckpointRef | None
+    work: StageWork, parts: Parts, seeding: Seeding | None, ref: CheckpointRef | None
 ) -> tuple[Ownership, dict[str, Any]]:
     """Whose each tensor is, and who holds the others: from its parents at the start, as recorded when it goes on."""
     if seeding is not None:
@@ -214,7 +239,7 @@ def _owned(
     return recorded_ownership(ref.metadata), fields
 
 
-def _build_task(work: Work, data: PreparedData) -> StageTask:
+def _build_task(work: StageWork, data: PreparedData) -> StageTask:
     """The family's task; its facts must be those its config promises."""
     family = load_family(work.family.name)
     torch.manual_seed(work.config.seed)
@@ -229,7 +254,7 @@ def _build_task(work: Work, data: PreparedData) -> StageTask:
     return task
 
 
-def planned_steps(work: Work, task: StageTask, ranks: Ranks) -> int:
+def planned_steps(work: StageWork, task: StageTask, ranks: Ranks) -> int:
     """Optimizer steps of the stage, now that data and ranks are known."""
     settings = work.config.trainer
     epochs = num_epochs(work.config, work.stage)
@@ -241,7 +266,7 @@ def planned_steps(work: Work, task: StageTask, ranks: Ranks) -> int:
     return steps
 
 
-def _result(work: Work, action: Action, ref: CheckpointRef, fitted: FitResult | None) -> StageResult:
+def _result(work: StageWork, action: Action, ref: CheckpointRef, fitted: FitResult | None) -> StageResult:
     best = ref.metadata.best
     return StageResult(
         stage=work.stage.name,

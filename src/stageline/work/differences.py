@@ -1,0 +1,80 @@
+"""In which settings, data and parents recorded work differs from what is asked for, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from stageline.checkpoint.layout import CheckpointRef
+from stageline.checkpoint.metadata import CheckpointMetadata, is_continuable
+from stageline.config import RunConfig
+from stageline.errors import difference
+from stageline.stage import stage_settings
+
+
+def changes(
+    recorded: CheckpointMetadata, own: RunConfig, inputs: Mapping[str, str], parents: Mapping[str, CheckpointRef]
+) -> list[str]:
+    """Every difference of a recorded checkpoint, one line each: `key: old -> new`.
+
+    own: the stage's config.  inputs: split -> what it is made from.  parents: role -> checkpoint it starts from.
+    """
+    lines = [] if is_continuable(recorded) else [old_schema(recorded)]
+    return lines + changed_fields(recorded, own) + changed_inputs(recorded, inputs) + changed_parents(recorded, parents)
+
+
+def old_schema(recorded: CheckpointMetadata) -> str:
+    """Why what an earlier version saved is no result of this one."""
+    return f"schema {recorded.schema_version}: what an earlier version saved is neither continued nor reused"
+
+
+def changed_fields(recorded: CheckpointMetadata, own: RunConfig) -> list[str]:
+    """The settings that differ."""
+    return difference(recorded.settings, stage_settings(own))
+
+
+def changed_inputs(recorded: CheckpointMetadata, inputs: Mapping[str, str]) -> list[str]:
+    """The splits whose source files or settings differ."""
+    old = recorded.data_inputs
+    if not old:
+        return []
+    return [
+        f"data {name}: {old.get(name, 'none')[:12]} -> {inputs.get(name, 'none')[:12]}"
+        for name in sorted({*old, *inputs})
+        if old.get(name) != inputs.get(name)
+    ]
+
+
+def changed_parents(recorded: CheckpointMetadata, parents: Mapping[str, CheckpointRef]) -> list[str]:
+    """The roles whose checkpoint has another content."""
+    lines = []
+    for role in sorted({*recorded.parents, *parents}):
+        old = recorded.parents[role].content[:12] if role in recorded.parents else "from scratch"
+        new = parents[role].content[:12] if role in parents else "from scratch"
+        if old != new:
+            lines.append(f"parent {role}: {old} -> {new}")
+    return lines
+
+
+def recorded_parameters(metadata: CheckpointMetadata) -> dict[str, int] | None:
+    """Tensor elements an earlier run recorded, trained and in all."""
+    trained = sum(group.parameters for group in metadata.trained.values())
+    frozen = sum(group.parameters for group in metadata.frozen.values())
+    return {"trained": trained, "total": trained + frozen} if trained + frozen else None
+
+
+def expected_seconds(metadata: CheckpointMetadata, steps: int | None, from_step: int) -> float | None:
+    """Seconds for the steps still to do, at the pace an earlier run recorded."""
+    pace = metadata.timing.get("step_seconds")
+    if steps is None or pace is None:
+        return None
+    return max(steps - from_step, 0) * pace
+
+
+def divergence(metadata: CheckpointMetadata, metric: str) -> str:
+    """A sentence where a finished stage is worth nothing: its metric was measured and never finite; "" else."""
+    if metadata.best is not None or metric not in metadata.metrics:
+        return ""
+    value = metadata.metrics[metric]
+    if value is not None:
+        return ""
+    return f"diverged: its metric {metric!r} was never finite"

@@ -1,0 +1,172 @@
+"""The decision about one stage: what of it is there under the fingerprint that its inputs lead to. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from stageline.checkpoint.layout import Survey
+from stageline.checkpoint.retention import superseded
+from stageline.errors import CheckpointError, StagelineError
+from stageline.stage import Stage, num_steps, refuse_split, stage_config, stage_fingerprint
+from stageline.work.data import inputs_digest
+from stageline.work.differences import (
+    changed_fields,
+    changes,
+    divergence,
+    expected_seconds,
+    recorded_parameters,
+)
+from stageline.work.inputs import data_inputs, external_inputs
+from stageline.work.parents import find_parents
+from stageline.work.work import StageWork, blocked
+
+if TYPE_CHECKING:
+    from stageline.work.decision import RunDecision
+
+
+def decide_selected(run: RunDecision, stage: Stage) -> StageWork:
+    """What is decided about a stage if it is selected. run: the decisions about its run."""
+    work = StageWork(
+        item=stage.name,
+        kind="stage",
+        config=run.config,
+        family=run.family,
+        root=run.root,
+        action="run",
+        stage=stage,
+    )
+    if run.foreign:
+        return replace(work, action="blocked", reasons=("the run has another identity",), faults=run.foreign_faults)
+    try:
+        own = stage_config(run.config, stage)
+        refuse_split(stage, own.trainer)
+        run.family.check(own, stage)
+        work = replace(work, config=own, externals=run.family.externals(own, stage))
+        survey = work.stage_dir.survey()
+    except StagelineError as error:
+        return blocked(work, [error])
+    found = find_parents(run, work)
+    work = replace(work, parents=found.parents, notes=(*_notes(work, survey), *found.notes))
+    if found.faults:
+        return blocked(work, found.faults)
+    if found.blocked:
+        return replace(work, action="blocked", reasons=found.blocked, faults=found.blocked_faults)
+    try:
+        data = run.data
+        reader = f"stage {stage.name!r}" if run.item == stage.name or run.is_selected(stage.name) else ""
+        inputs = data_inputs(data, run.family.splits(own, stage), run.config, run.root, reader=reader)
+        steps = num_steps(own, stage, run.family.num_samples(own, stage, data.facts))
+    except StagelineError as error:
+        return blocked(work, [error])
+    recorded = survey.refs[-1].metadata if survey.refs else None
+    work = replace(
+        work,
+        data=data,
+        inputs=inputs,
+        steps=steps,
+        recorded=recorded,
+        parameters=recorded_parameters(recorded) if recorded else None,
+        seconds=expected_seconds(recorded, steps, 0) if recorded else None,
+    )
+    if found.waiting or found.undecided or work.inputs is None:
+        return _undecided(work, found.waiting, found.undecided)
+    return _compare(work, survey)
+
+
+def _undecided(work: StageWork, waiting: Sequence[str], undecided: Sequence[str]) -> StageWork:
+    """A stage whose fingerprint nobody can know yet: a parent is trained first, or source files were never read."""
+    recorded = work.recorded
+    changed = changed_fields(recorded, work.config) if recorded else ["never recorded"]
+    if work.inputs is None:
+        waiting = (f"the data will be prepared anew: {work.data.reason}", *waiting)
+    sentences = (*waiting, *undecided)
+    maybe = undecided or (work.inputs is None and not waiting[1:] and not changed)
+    work = replace(work, waiting=sentences, reasons=(*changed, *sentences))
+    return replace(work, action="depends") if maybe else work
+
+
+def _compare(work: StageWork, survey: Survey) -> StageWork:
+    """Decide by fingerprint: reuse, continue or run."""
+    inputs = work.inputs
+    assert inputs is not None
+    contents = {role: ref.content for role, ref in work.sources.items()}
+    externals = external_inputs(work.externals)
+    wanted = stage_fingerprint(work.config, work.stage, inputs_digest(inputs), contents, externals)
+    work = replace(work, fingerprint=wanted)
+    last = survey.to_continue(wanted)
+    if survey.is_finished(wanted):
+        return _reuse(work, survey)
+    if last is not None:
+        step = last.metadata.step
+        recorded = last.metadata.data_digest
+        if recorded and work.data_digest and recorded != work.data_digest:
+            return blocked(work, [_other_bytes(work, recorded, step)])
+        why = f"stopped at step {step} of {last.metadata.steps}; settings, data and parents are equal"
+        seconds = expected_seconds(last.metadata, work.steps, step)
+        reference = str(last.reference)
+        return replace(
+            work, action="continue", reasons=(why,), from_step=step, reference=reference, ref=last, seconds=seconds
+        )
+    if work.recorded is None:
+        return replace(work, reasons=("never recorded",))
+    reasons = changes(work.recorded, work.config, inputs, work.sources)
+    if not reasons:
+        version = work.recorded.stageline_version or "another version"
+        old = work.recorded.stage_fingerprint[:12]
+        reasons = [f"stage fingerprint: {old} (stageline {version}) -> {wanted[:12]}"]
+    return replace(work, reasons=tuple(reasons))
+
+
+def _reuse(work: StageWork, survey: Survey) -> StageWork:
+    try:
+        ref = work.stage_dir.handed_on(work.stage.parent_checkpoint, work.fingerprint, survey)
+    except CheckpointError as error:
+        return blocked(work, [error])
+    assert ref is not None, "a finished stage has committed something"
+    last = survey.to_continue(work.fingerprint)
+    step = max(ref.metadata.step, 0 if last is None else last.metadata.step)
+    diverged = divergence((last or ref).metadata, work.stage.metric)
+    why = f"finished at step {step} with equal settings, data and parents"
+    return replace(
+        work,
+        action="reuse",
+        reasons=(why, *([diverged] if diverged else [])),
+        reference=str(ref.reference),
+        ref=ref,
+        seconds=0.0,
+        diverged=diverged,
+    )
+
+
+def _other_bytes(work: StageWork, recorded: str, step: int) -> CheckpointError:
+    return CheckpointError(
+        f"stage {work.item!r} stopped at step {step} with prepared data of digest {recorded[:12]}, and those that the "
+        f"same inputs lead to now have {work.data_digest[:12]}: it would go on with other data",
+        remedy="restore the prepared data, or start a new run with run=<new name>",
+    )
+
+
+def _notes(work: StageWork, survey: Survey) -> tuple[str, ...]:
+    """What trains, what is damaged, and what superseded work is kept."""
+    lines = []
+    trains = work.family.trains(work.config, work.stage)
+    if trains.include:
+        without = f" without {', '.join(trains.exclude)}" if trains.exclude else ""
+        lines.append(f"trains {', '.join(trains.include)}{without}")
+    lines += [f"damaged: {item.name}: {item.reason}" for item in survey.damaged]
+    return tuple(lines)
+
+
+def kept_note(work: StageWork) -> tuple[str, ...]:
+    """What its directory keeps of other settings, in one line; nothing where there is none."""
+    rows = superseded(work.stage_dir, work.fingerprint)
+    if not rows:
+        return ()
+    finished = sum(row.finished for row in rows)
+    size = sum(row.bytes for row in rows)
+    return (
+        f"keeps {len(rows)} superseded trainings ({finished} finished, {size} bytes): `stageline checkpoint prune "
+        f"--superseded` frees them",
+    )
