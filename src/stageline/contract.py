@@ -295,6 +295,8 @@ class Family:
     import_files(paths, config_raw, stage): files of another program -> (raw config, tensors, report); weights_only.
         stage: "" where the files themselves say it.
     section_of(name): which section of the checkpoint a tensor belongs to.
+    exports(config, stage, tensors): files for other programs, made of the stage's own tensors (averaged ones where
+        there are such) on the CPU: key below the checkpoint -> bytes, or tensors for a safetensors file. Pure.
     check_sources(config, splits, progress): every fault of the source files of the splits that are to be made, at once;
         called before any of them is.
     """
@@ -309,5 +311,8 @@ class Family:
         [Sequence[Path], Mapping[str, Any], str], tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]
     ]
     section_of: Callable[[str], str]
+    exports: Callable[[Any, Stage, Mapping[str, Tensor]], Mapping[str, bytes | Mapping[str, Tensor]]] = (
+        lambda _config, _stage, _tensors: {}
+    )
     begin: Callable[[Any, Workspace], None] = lambda _task, _workspace: None
     check_sources: Callable[[Any, Sequence[Split], Progress], None] = lambda _config, _splits, _progress: None

@@ -15,7 +15,7 @@ import math
 import shlex
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ from typing import Any
 from torch import Tensor
 
 from stageline.checkpoint.admission import NameFacts, name_fact_faults
+from stageline.checkpoint.derived import Exports, show_best, write_derived
 from stageline.checkpoint.fencing import fence_leftovers
 from stageline.checkpoint.header import header_texts
 from stageline.checkpoint.layout import (
@@ -65,10 +66,6 @@ from stageline.store.holder import this_process
 ROOM_BYTES = 4 * 2**20
 """Asked for besides the tensors: metadata, headers, state, what the file system adds."""
 MAX_ATTEMPTS = 1000
-
-
-Exports = Callable[[Mapping[str, Tensor]], Mapping[str, "bytes | Mapping[str, Tensor]"]]
-"""Own tensors on the CPU -> key of a derived file -> its bytes, or tensors for a safetensors file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +151,9 @@ class CheckpointWriter:
             name = self.claim(snapshot.step)
             try:
                 files = self._write_tensor_files(self.stage_dir.step_store(name), snapshot)
+                if snapshot.exports is not None:
+                    own = {**snapshot.tensors, **(snapshot.ema or {})}
+                    files |= write_derived(self.stage_dir.step_store(name), snapshot.exports(own))
                 tensors = {"model": records_of(snapshot.tensors)}
                 if snapshot.ema is not None:
                     tensors["ema"] = records_of(snapshot.ema)
@@ -251,7 +251,7 @@ class CheckpointWriter:
             step=snapshot.step,
             steps=snapshot.steps,
             final=snapshot.final,
-            files={name: record.model_copy(update={"kind": kind_of(name)}) for name, record in files.items()},
+            files={name: record.as_kind(record.kind or kind_of(name)) for name, record in files.items()},
             tensors={group: dict(records) for group, records in tensors.items()},
             metrics={k: float(v) if math.isfinite(v) else None for k, v in snapshot.metrics.items()},
             best=snapshot.best,
@@ -283,8 +283,7 @@ class CheckpointWriter:
             same = [other for other in self.stage_dir.survey().refs if other.metadata.stage_fingerprint == wanted]
             best = best_of(same) or ref
         self._set_pointer("best", best)
-        exported = best.metadata.model_copy(update={"export_of": best.digest})
-        self.stage_dir.store.put(METADATA_NAME, exported.to_bytes())
+        show_best(self.stage_dir, best)
 
     def _set_pointer(self, name: Pointer, ref: CheckpointRef) -> None:
         if not self.stage_dir.set_pointer(name, ref, self.lease.check):

@@ -50,6 +50,10 @@ def export(
     if CONFIG_FILE in ref.metadata.files:
         store.put(CONFIG_FILE, ref.store.get(CONFIG_FILE))
         files[CONFIG_FILE] = ref.metadata.files[CONFIG_FILE]
+    for name, record in ref.metadata.files.items():
+        if record.kind == "derived":
+            store.put(name, ref.store.stream(name))
+            files[name] = record
     external = ref.metadata.external_names
     held = {name: record for name, record in ref.metadata.whole.items() if name not in external}
     metadata = ref.metadata.model_copy(

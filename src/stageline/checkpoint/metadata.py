@@ -56,6 +56,10 @@ class FileRecord(Record):
     sha256: str = Field(pattern=HASH)
     kind: FileKind | Literal[""] = ""
 
+    def as_kind(self, kind: FileKind) -> FileRecord:
+        """The record with its kind."""
+        return self.model_copy(update={"kind": kind})
+
     def is_same(self, other: FileRecord) -> bool:
         """Whether two records are of the same bytes."""
         return (self.bytes, self.sha256) == (other.bytes, other.sha256)

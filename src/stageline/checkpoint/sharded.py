@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_distribut
 
 from stageline.checkpoint.admission import account
 from stageline.checkpoint.commit import CheckpointWriter, Snapshot, prune_command
+from stageline.checkpoint.derived import write_derived
 from stageline.checkpoint.layout import CheckpointRef, StageDir, open_checkpoint
 from stageline.checkpoint.metadata import FileRecord
 from stageline.checkpoint.tensors import CHUNK_BYTES, DAMAGED, records_of
@@ -120,6 +121,11 @@ def save_sharded(
         written: dict[str, FileRecord] = {}
         for folder, tensors in groups.items():
             written |= _write_shards(store, folder, tensors, group)
+        if snapshot.exports is not None:
+            exports = snapshot.exports
+            own = _whole({**groups["model"], **groups.get("ema", {})}, keep=writer is not None, group=group)
+            derived = _together(lambda: write_derived(store, exports(own)) if writer else {}, group)
+            written |= derived[0]
         records = {folder: records_of(tensors) for folder, tensors in groups.items()}
         digests = _together(lambda: writer.commit(name, snapshot, written, records).digest if writer else "", group)
     except StagelineError:
@@ -127,6 +133,23 @@ def save_sharded(
             writer.abandon(name)
         raise
     return open_checkpoint(store, digests[0])
+
+
+def _whole(tensors: Mapping[str, Tensor], *, keep: bool, group: Group) -> dict[str, Tensor]:
+    """Whole tensors in host memory on the rank that keeps them; every rank takes part."""
+
+    def gather() -> dict[str, Tensor]:
+        found = {}
+        for name, tensor in tensors.items():
+            full = getattr(tensor, "full_tensor", None)
+            whole = full() if full else tensor
+            if keep:
+                found[name] = whole.detach().to("cpu", copy=True).contiguous()
+        return found
+
+    held: dict[str, Tensor] = {}
+    _together(lambda: held.update(gather()), group)
+    return held
 
 
 def _local(tensor: Tensor) -> Tensor:

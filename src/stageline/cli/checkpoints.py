@@ -83,20 +83,22 @@ def lineage(target: Target, as_json: AsJson = False) -> None:
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="A .ckpt or .pt file of another program.")],
+    words: Annotated[
+        list[str], typer.Argument(metavar="FILE... [KEY=VALUE]...", help="Files of one training; settings.")
+    ],
     to: Annotated[str, typer.Option("--to", help="Name of the run that gets the checkpoint.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    stage: Annotated[str, typer.Option(help="Of which stage they are, where they do not say it.")] = "",
     config: ConfigFile = None,
     family: FamilyName = None,
     preset: PresetName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring in a file of another program as a finished checkpoint; nothing in it is executed."""
+    """Bring in files of another program as one finished checkpoint; nothing in them is executed."""
     import json
 
-    from stageline.cli.imports import import_file
+    from stageline.cli.imports import import_files
 
-    answer = import_file(file, to, overrides or [], config=config, family=family, preset=preset)
+    answer = import_files(words, to, stage=stage, config=config, family=family, preset=preset)
     if as_json:
         print(json.dumps(answer, indent=1, ensure_ascii=False, default=str))
         return

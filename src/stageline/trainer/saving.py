@@ -16,7 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stageline.checkpoint.commit import CheckpointWriter, Exports, Snapshot
+from stageline.checkpoint.commit import CheckpointWriter, Snapshot
+from stageline.checkpoint.derived import Exports
 from stageline.checkpoint.layout import StageDir
 from stageline.checkpoint.ownership import Ownership
 from stageline.checkpoint.sharded import save_sharded
@@ -117,7 +118,7 @@ class CheckpointSaver:
     """The real saver of one stage directory.
 
     writer: on rank 0, None elsewhere.  steps: planned.  config_yaml: saved with every checkpoint.  owned: which tensors
-    are saved here; None saves all.  exports: makes files for other programs from host copies of the own tensors.
+    are saved here; None saves all.  exports: makes files for other programs.
     """
 
     def __init__(
@@ -159,7 +160,7 @@ class CheckpointSaver:
             def write() -> str:
                 return str(save_sharded(self._stage_dir, self._writer, snapshot, groups).reference)
         else:
-            writer, whole = self._writer, _whole(snapshot, groups, self._exports)
+            writer, whole = self._writer, _whole(snapshot, groups)
             assert writer is not None
 
             def write() -> str:
@@ -182,6 +183,7 @@ class CheckpointSaver:
             best=state.best,
             is_best=is_best,
             config_yaml=self._config_yaml,
+            exports=self._exports,
             timing={"seconds": state.seconds, "step_seconds": state.seconds / max(1, state.step)},
         )
 
@@ -241,12 +243,11 @@ def _groups(parts: Parts, owned: Ownership | None) -> dict[str, dict[str, Tensor
     return groups
 
 
-def _whole(snapshot: Snapshot, groups: Mapping[str, Mapping[str, Tensor]], exports: Exports | None) -> Snapshot:
+def _whole(snapshot: Snapshot, groups: Mapping[str, Mapping[str, Tensor]]) -> Snapshot:
     """The snapshot with host copies of the tensors."""
     return replace(
         snapshot,
         tensors=host_copy(groups["model"]),
         ema=host_copy(groups["ema"]) if "ema" in groups else None,
         training_tensors=host_copy(groups.get(OPTIMIZER_GROUP, {})),
-        exports=exports,
     )

@@ -10,6 +10,7 @@ from stageline.stage import Inheritance, Stage, Stages
 class ToyModelConfig(Settings):
     dropout: float = 0.0
     fresh_head: bool = False
+    exported: bool = False
     unused: bool = False
     declared: bool = False
 

@@ -217,6 +217,7 @@ def _fit(
         background=settings.async_checkpoint,
         config_yaml=to_yaml(work.config),
         owned=owned,
+        exports=lambda tensors: load_family(work.family.name).exports(work.config, work.stage, tensors),
     )
     saver.watch(parts)
     try:

@@ -14,6 +14,8 @@ from stageline.checkpoint.verify import verify
 from stageline.cli import main
 from stageline.errors import CheckpointError, PlanError
 
+TO = ("--to", "old", "--family", "film_flow")
+
 
 @pytest.mark.parametrize(("stages", "name"), [((1, 3), "film"), ((), "backbone")], ids=["film", "no-film"])
 def test_an_imported_file_is_a_whole_checkpoint_of_its_stage(
@@ -25,14 +27,21 @@ def test_an_imported_file_is_a_whole_checkpoint_of_its_stage(
     name: str,
 ) -> None:
     path = write_legacy(legacy_model(stages))
-    command = ["checkpoint", "import", str(path), "--to", "old", f"root={tmp_path}", "data.image_size=32"]
+    command = [
+        "checkpoint",
+        "import",
+        str(path),
+        *TO,
+        f"root={tmp_path}",
+        "data.image_size=32",
+    ]
     assert main(command) == 0, capsys.readouterr().err
     reference = capsys.readouterr().out.splitlines()[-1]
     ref = resolve(reference)
     assert ref.uri.startswith(str(tmp_path / "runs" / "old" / name))
     assert ref.metadata.final
     assert ref.metadata.facts["vlm_film_trained_stages"] == list(stages)
-    assert ref.metadata.notes["import"]["file"] == "old.ckpt"
+    assert ref.metadata.notes["import"]["files"] == ["old.ckpt"]
     assert verify(ref) == []
     assert set(read_tensors(ref)) == set(legacy_model(stages).state_dict())
     assert resolve(str(tmp_path / "runs" / "old" / name)).digest == ref.digest
@@ -48,7 +57,7 @@ def test_a_file_with_left_over_tensors_commits_nothing(
     plain = torch.load(path, weights_only=True)
     plain["state_dict"]["unet.base_unet.surplus.weight"] = torch.zeros(3)
     torch.save(plain, path)
-    assert main(["checkpoint", "import", str(path), "--to", "old", f"root={tmp_path}"]) == CheckpointError.exit_code
+    assert main(["checkpoint", "import", str(path), *TO, f"root={tmp_path}"]) == CheckpointError.exit_code
     assert "surplus" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
@@ -60,7 +69,14 @@ def test_an_import_under_another_runs_name_is_blocked(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = write_legacy(legacy_model(()))
-    command = ["checkpoint", "import", str(path), "--to", "old", f"root={tmp_path}", "data.image_size=32"]
+    command = [
+        "checkpoint",
+        "import",
+        str(path),
+        *TO,
+        f"root={tmp_path}",
+        "data.image_size=32",
+    ]
     assert main(command) == 0
     assert main([*command, "seed=3"]) == PlanError.exit_code
     assert "seed: 0 -> 3" in capsys.readouterr().err
