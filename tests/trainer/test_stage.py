@@ -13,7 +13,7 @@ from ranks import free_port
 from stageline.checkpoint.layout import StageDir, resolve
 from stageline.checkpoint.tensors import read_tensors
 from stageline.config import parse_yaml
-from stageline.errors import PlanError
+from stageline.errors import ConfigError, PlanError
 from stageline.telemetry import METRICS, read_events
 
 
@@ -69,6 +69,46 @@ def test_frozen_parameters_stay_bitwise_and_have_no_gradient(train, tmp_path):
     assert meta.frozen["frozen"].parameters == 40
     seeded = [e for e in read_events(StageDir(str(tmp_path), "r", "tune").store) if e["event"] == "seeded"]
     assert seeded[0]["tensors"] == {"loaded": 7, "fresh": 0, "dropped": 0, "external": 0}
+
+
+def test_a_frozen_part_may_be_held_in_bf16_and_is_saved_as_it_was(train):
+    from toy_family import family
+
+    casts = {"model.cast": "stem.*"}
+    base = train("base", **casts)
+    tune = train("tune", **casts)
+    task, workspace = family.BEGUN[-1]
+    assert task is family.TASKS[-1]
+    assert workspace.contents == {"default": resolve(str(base.reference)).content}
+    assert {p.dtype for p in task.model.stem.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in [*task.model.body.parameters(), *task.model.head.parameters()]} == {torch.float32}
+    start, end = read_tensors(resolve(str(base.reference)), "ema"), read_tensors(resolve(str(tune.reference)), "raw")
+    assert torch.equal(start["stem.weight"], end["stem.weight"])
+    assert torch.equal(start["stem.weight"].bfloat16(), task.model.stem.weight)
+    assert not torch.equal(start["stem.weight"], task.model.stem.weight.float())
+    for pattern, words in (("neck.*", "matches none"), ("body.*", "'body.0.weight' trains and matches 'body.")):
+        with pytest.raises(ConfigError, match=words):
+            train("base", run=pattern[:4], **{"model.cast": pattern})
+            train("tune", run=pattern[:4], **{"model.cast": pattern})
+
+
+def test_modules_in_which_nothing_trains_are_in_eval_mode(train):
+    from toy_family import family
+
+    modes: list[dict[str, bool]] = []
+
+    def look(task: Any) -> None:
+        def on_loss(summed: Any, context: Any) -> Any:
+            modes.append({name: module.training for name, module in task.model.named_children()})
+            return summed
+
+        task.on_loss = on_loss
+
+    train("base")
+    family.CHANGE[:] = [look]
+    train("tune", **{"trainer.validate_every_steps": 2})
+    assert len(modes) > 6
+    assert all(mode == {"stem": False, "body": True, "head": True} for mode in modes)
 
 
 def test_a_fresh_section_starts_at_its_own_initialisation(train):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from stageline.config import TrainerConfig
-from stageline.contract import StageTask
+from stageline.contract import Cast, StageTask
 from stageline.errors import ConfigError, Faults
 from stageline.layers.ema import Ema
 from stageline.stage import Stage, Trains
@@ -29,6 +30,7 @@ class Parts:
     step_optimizer: the wrapped optimizer, whose `step` knows about precision.
     trained: names of the parameters that train.
     may_lack_gradient: patterns of those that the first steps may leave without a gradient.
+    uncast: frozen tensors as they were loaded, on the CPU, where the model holds them in a smaller number format.
     """
 
     task: StageTask
@@ -42,6 +44,11 @@ class Parts:
     ema: Ema | None
     trained: tuple[str, ...]
     may_lack_gradient: tuple[str, ...] = ()
+    uncast: dict[str, Tensor] = field(default_factory=dict)
+
+    def as_loaded(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by name with those that were cast for training as they were loaded: what is saved."""
+        return {name: self.uncast.get(name, tensor) for name, tensor in state.items()}
 
     def set_train_mode(self) -> None:
         """The task's train mode, with every module in eval mode in which nothing trains."""
@@ -121,3 +128,28 @@ def assemble(
         trained=trained,
         may_lack_gradient=may_lack_gradient,
     )
+
+
+@torch.no_grad()
+def cast_frozen(parts: Parts, casts: Mapping[str, Cast]) -> None:
+    """Hold frozen tensors in a smaller number format while the stage trains; after weights are loaded or restored.
+
+    casts: `fnmatch` pattern of parameters and buffers -> format; the first pattern that matches a name counts.
+
+    ConfigError for a pattern that matches nothing or something that trains, and where the model is sharded.
+    """
+    if not casts:
+        return
+    faults = Faults(ConfigError, f"stage {parts.stage.name}: casts", "mend the family's patterns")
+    tensors = {**dict(parts.own.named_parameters()), **dict(parts.own.named_buffers())}
+    faults.extend(unmatched(casts, tensors))
+    chosen = {name: pattern for name in tensors for pattern in reversed(list(casts)) if fnmatchcase(name, pattern)}
+    faults.extend(f"{name!r} trains and matches {chosen[name]!r}" for name in parts.trained if name in chosen)
+    if parts.ranks.sharded:
+        faults.add("a model that is sharded (trainer.strategy=fsdp2) holds one format only; use ddp")
+    faults.raise_if_any()
+    for name, pattern in chosen.items():
+        tensor = tensors[name]
+        if tensor.is_floating_point():
+            parts.uncast[name] = tensor.detach().to("cpu", copy=True)
+            tensor.data = tensor.data.to(getattr(torch, casts[pattern]))

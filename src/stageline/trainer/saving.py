@@ -230,8 +230,8 @@ def local_part(tensor: Tensor) -> Tensor:
 
 def _groups(parts: Parts, owned: Ownership | None) -> dict[str, dict[str, Tensor]]:
     """The tensors of a checkpoint by group, as they lie on this rank: own ones, what is averaged, the optimizer's."""
-    state = parts.own.state_dict()
-    groups = {"model": dict(state) if owned is None else {name: state[name] for name in owned.own}}
+    state = parts.as_loaded(parts.own.state_dict())
+    groups = {"model": state if owned is None else {name: state[name] for name in owned.own}}
     if parts.ema is not None:
         groups["ema"] = parts.ema.state_dict(parts.own)
         strange = sorted(set(groups["ema"]) - set(groups["model"]))

@@ -13,6 +13,7 @@ class ToyModelConfig(Settings):
     exported: bool = False
     unused: bool = False
     declared: bool = False
+    cast: str = ""
 
 
 class ToyDataConfig(DataSettings):
@@ -84,5 +85,6 @@ FAMILY_CONFIG = FamilyConfig(
     evaluation_splits=lambda _config: (),
     check=lambda _config, _stage: None,
     may_lack_gradient=lambda config, _stage: ("unused.*",) if config.model.declared else (),
+    casts=lambda config, stage: {config.model.cast: "bfloat16"} if config.model.cast and stage.name == "tune" else {},
     run_name=lambda config: f"toy_S{config.seed}.W{config.trainer.batch_size}",
 )

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from stageline.contract import Workspace
 from stageline.data.prepared import PreparedData
 from stageline.errors import CheckpointError
 from stageline.stage import Stage
@@ -67,6 +68,13 @@ def import_files(
     return dict(raw), tensors, {"parts": len(paths), "asked": stage}
 
 
+BEGUN: list[tuple[ToyTask, Workspace]] = []
+"""What `begin` was called with."""
 FAMILY = SimpleNamespace(
-    config=FAMILY_CONFIG, build_model=build_model, build_task=build_task, exports=exports, import_files=import_files
+    config=FAMILY_CONFIG,
+    build_model=build_model,
+    build_task=build_task,
+    exports=exports,
+    import_files=import_files,
+    begin=lambda task, workspace: BEGUN.append((task, workspace)),
 )

@@ -32,7 +32,8 @@ class ToyModel(nn.Module):
                 parameter.copy_(torch.randn(parameter.shape, generator=seeded(seed, name)) * 0.3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.head(self.body(self.stem(x)))
+        seen = self.stem(x.to(self.stem.weight.dtype)).to(x.dtype)  # a frozen stem may be held in bf16
+        out: torch.Tensor = self.head(self.body(seen))
         return out
 
 
@@ -118,7 +119,7 @@ class ToyTask:
 
     def validate(self, model: nn.Module, batch: Any, context: ValidationContext) -> Mapping[str, tuple[float, float]]:
         # A unit by itself, before the whole: families do so (a head that is asked once per sample).
-        assert bool(torch.isfinite(self.model.stem(batch["x"])).all())
+        assert bool(torch.isfinite(self.model.stem(batch["x"].to(self.model.stem.weight.dtype))).all())
         noise = torch.stack([torch.randn(4, generator=context.rng(row)) for row in range(len(context.samples))])
         error = (model(batch["x"] + 0.1 * noise) - batch["target"]).square()
         return {"error": (float(error.sum()), float(error.numel()))}

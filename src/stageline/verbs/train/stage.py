@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,13 +18,13 @@ from stageline.checkpoint.layout import CheckpointRef, Damaged, resolve
 from stageline.checkpoint.ownership import Ownership, recorded_ownership
 from stageline.checkpoint.verify import verify
 from stageline.config import RunConfig, flatten, to_yaml
-from stageline.contract import StageTask
+from stageline.contract import StageTask, Workspace
 from stageline.data.prepared import PreparedData, open_prepared
 from stageline.errors import CheckpointError, StoreError, difference
 from stageline.families import load_family
 from stageline.stage import num_epochs, num_steps
 from stageline.store import Reference, open_store
-from stageline.trainer.assembly import Parts, assemble
+from stageline.trainer.assembly import Parts, assemble, cast_frozen
 from stageline.trainer.interruption import StopRequest
 from stageline.trainer.loop import FitResult, fit
 from stageline.trainer.memory import memory_advice
@@ -197,6 +198,11 @@ def _fit(
         )
         state = TrainingState() if ref is None else restore(parts, ref)
     owned, holders = _owned(work, parts, seeding, ref)
+    family = load_family(work.family.name)
+    with memory_advice(settings, "preparing the model"):
+        cast_frozen(parts, work.family.casts(work.config, work.stage))
+        contents = {role: record.content for role, record in holders["parents"].items()}
+        family.begin(task, Workspace(open_store(work.config.root), contents, ranks.rank, ranks.size))
     steps = planned_steps(work, task, ranks)
     writer: CheckpointWriter | None = None
     if ranks.is_first:
@@ -217,7 +223,7 @@ def _fit(
         background=settings.async_checkpoint,
         config_yaml=to_yaml(work.config),
         owned=owned,
-        exports=lambda tensors: load_family(work.family.name).exports(work.config, work.stage, tensors),
+        exports=partial(family.exports, work.config, work.stage),
     )
     saver.watch(parts)
     try:
