@@ -294,8 +294,6 @@ class Family:
         same as without them, bit for bit, so all randomness is a function of seed and row. emit: takes each new row.
     predict(config, model, inputs, target, progress): whatever the family makes of inputs (paths or texts, read by
         itself) as files in the folder `target`; one mapping per result, with the paths of its files as text.
-    exports(config, stage, tensors): files for other programs made from the own tensors on the host, name -> bytes, or
-        tensors for a safetensors file; pure, written with every checkpoint and listed in it as derived.
     import_files(paths, config_raw, stage): files of another program -> (raw config, tensors, report); weights_only.
         stage: "" where the files themselves say it.
     section_of(name): which section of the checkpoint a tensor belongs to.
