@@ -250,9 +250,9 @@ def test_a_stamp_says_who_owns_the_job_until_when_and_for_which_kfp_run() -> Non
     ("job", "settings", "sentences"),
     [
         pytest.param({}, {"image": ""}, ["cluster.image is empty"], id="no-image"),
-        pytest.param({"config": {}}, {"storage": {}}, ["'.' would be a folder inside one pod"], id="no-storage"),
-        pytest.param({"config": {"root": "runs"}}, {}, ["does not lie in the claim"], id="relative-root"),
-        pytest.param({"config": {"root": "/stagelinex"}}, {}, ["does not lie in the claim"], id="beside-the-claim"),
+        pytest.param({"config": {}}, {"storage": {}}, ["'.' is a folder of one machine"], id="no-storage"),
+        pytest.param({"config": {"root": "runs"}}, {}, ["lies outside '/stageline'"], id="relative-root"),
+        pytest.param({"config": {"root": "/stagelinex"}}, {}, ["lies outside '/stageline'"], id="beside-the-claim"),
         pytest.param({"config": {"root": "memory://x"}}, {}, ["is not shared by pods"], id="memory"),
         pytest.param(
             {"config": {"root": "/stageline", "x": "y" * 100_001}},

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from stageline.errors import ClusterUnavailableError, DoctorError, StagelineError
+from stageline.kube.refusals import is_silent_webhook
 
 State = Literal["ok", "wrong", "unknown"]
 
@@ -48,7 +49,7 @@ def line_of_error(name: str, error: StagelineError) -> Line:
     """What may not be seen from here is unknown; an API server that does not answer has a line of its own."""
     if error.code == "E_FORBIDDEN":
         return unknown(name, f"can't be seen from here: {error.message}", error.remedy)
-    if isinstance(error, ClusterUnavailableError) and "webhook" not in error.message:
+    if isinstance(error, ClusterUnavailableError) and not is_silent_webhook(error):
         return unknown(name, "the API server did not answer, see `api`")
     if error.code == "E_UNAUTHORIZED":
         return unknown(name, "the API server does not know us, see `api`")

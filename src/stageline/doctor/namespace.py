@@ -32,7 +32,7 @@ from stageline.kube.keys import (
     SECRETS,
     label,
 )
-from stageline.kube.refusals import AbsentError
+from stageline.kube.refusals import AbsentError, is_silent_webhook
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 NAMESPACED = frozenset({"job admission", "pod security", "service account", "claim", "secrets", "queue"})
@@ -84,7 +84,7 @@ def _job_admission(name: str, api: Api, manifest: dict[str, Any]) -> Line:
     try:
         api.create(JOBS, manifest, dry_run=True)
     except ClusterUnavailableError as error:
-        if "webhook" not in error.message:
+        if not is_silent_webhook(error):
             raise
         remedy = "kubectl get deployments --all-namespaces -l control-plane=kubeflow-training-operator"
         return wrong(name, error.message, remedy)

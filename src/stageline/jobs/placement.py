@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stageline.config import RunConfig
-from stageline.config.cluster import StorageConfig
+from stageline.config.cluster import ClusterConfig, StorageConfig
 from stageline.errors import ConfigError, Faults, PlanError
+
+SHARED = ("s3://", "gs://")
+"""Roots that every pod reaches without a claim."""
 
 
 def place_root(raw: Mapping[str, Any]) -> str | None:
@@ -27,21 +30,37 @@ def place_root(raw: Mapping[str, Any]) -> str | None:
 def check_on_cluster(config: RunConfig) -> None:
     """ConfigError with everything that keeps the stages of a config from being jobs."""
     faults = Faults(ConfigError, "stages as jobs on a cluster", "docs/pipeline.md shows both ways to store a run")
-    if not config.cluster.image:
-        faults.add("cluster.image is empty: give the trainer image, best by digest, as name@sha256:…")
-    if "://" not in config.root:
-        storage = config.cluster.storage
-        path, mount = PurePosixPath(config.root), PurePosixPath(storage.mount_path)
-        if not storage.claim:
-            faults.add(
-                f"root {config.root!r} is a folder of one machine: give root=s3://bucket/folder, or a claim "
-                "(cluster.storage.claim)"
-            )
-        elif not path.is_relative_to(mount):
-            faults.add(
-                f"root {config.root!r} lies outside {str(mount)!r}, where the claim {storage.claim!r} is mounted"
-            )
+    faults.extend(image_faults(config.cluster))
+    faults.extend(root_faults(config.root, config.cluster.storage))
     faults.raise_if_any()
+
+
+def image_faults(cluster: ClusterConfig) -> Iterator[str]:
+    """Why a section `cluster` names nothing that a pod could start."""
+    if not cluster.image:
+        yield "cluster.image is empty: give the trainer image of this version, best by digest, as name@sha256:…"
+
+
+def root_faults(root: str, storage: StorageConfig) -> Iterator[str]:
+    """Why pods, and whoever reads their results, would not find the same root.
+
+    root: as pods get it.
+    storage: what is mounted into them.
+    """
+    path, mount = PurePosixPath(root), PurePosixPath(storage.mount_path)
+    if "://" in root:
+        if not root.startswith(SHARED):
+            yield f"root {root!r} is not shared by pods: expected {' or '.join(SHARED)}, or a folder of a claim"
+    elif not storage.claim:
+        yield (
+            f"root {root!r} is a folder of one machine, or of one pod and gone with it: give root=s3://bucket/folder, "
+            "or cluster.storage.claim=<PersistentVolumeClaim>"
+        )
+    elif not path.is_relative_to(mount):
+        yield (
+            f"root {root!r} lies outside {str(mount)!r}, where pods see the claim {storage.claim!r}: "
+            f"give root={mount}/<folder>"
+        )
 
 
 def check_mounted(config: RunConfig) -> None:

@@ -25,12 +25,23 @@ _DENIED = re.compile(
     r'User "(?P<user>[^"]*)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)" in API group "(?P<group>[^"]*)"'
     r'(?: in the namespace "(?P<namespace>[^"]*)")?'
 )
-_QUOTA = re.compile(r"exceeded quota: (?P<quota>[^,]+), (?P<amounts>.*)")
-_WEBHOOK = re.compile(r'admission webhook "(?P<webhook>[^"]+)" denied the request:? ?(?P<words>.*)', re.DOTALL)
-_POLICY = re.compile(
-    r"ValidatingAdmissionPolicy '(?P<webhook>[^']+)'.* denied request:? ?(?P<words>.*)", re.DOTALL | re.IGNORECASE
-)
-_CALL = re.compile(r'failed calling webhook "(?P<webhook>[^"]+)": (?P<words>.*)', re.DOTALL)
+QUOTA = r"exceeded quota: (?P<quota>[^,]+), (?P<amounts>.*)"
+SECURITY = r'violates PodSecurity "(?P<level>[^"]+)": (?P<why>.*)'
+WEBHOOK = r'admission webhook "(?P<name>[^"]+)" denied the request:? ?(?P<why>.*)'
+POLICY = r"ValidatingAdmissionPolicy '(?P<name>[^']+)'.* denied request:? ?(?P<why>.*)"
+SILENT_WEBHOOK = r'failed calling webhook "(?P<name>[^"]+)": (?P<why>.*)'
+"""Why an object is not created, in the words of a response and of an Event alike; `jobs` explains Events by them."""
+NO_LOG = ("is waiting to start", "is not available", "ContainerCreating", "previous terminated container", "not found")
+"""What the API server says of a container that has no log yet, or none any more."""
+
+
+def _find(pattern: str, message: str) -> re.Match[str] | None:
+    return re.search(pattern, message, re.IGNORECASE | re.DOTALL)
+
+
+def is_silent_webhook(error: StagelineError) -> bool:
+    """Whether a webhook did not answer: its server is at fault, not the API server."""
+    return isinstance(error, ClusterUnavailableError) and "the webhook " in error.message
 
 
 class AbsentError(ClusterError):
@@ -70,14 +81,14 @@ def explain(status: int, body: str, *, verb: str, what: str, namespace: str) -> 
         return kind(f"{head}: {message}", remedy="look again and start again")
     if status == 410:
         return ExpiredError(f"{head}: {message}", remedy="list again")
-    if called := _CALL.search(message):
+    if called := _find(SILENT_WEBHOOK, message):
         return ClusterUnavailableError(
-            f"{head}: the webhook {called['webhook']!r} does not answer: {called['words']}",
+            f"{head}: the webhook {called['name']!r} does not answer: {called['why']}",
             remedy="its server must run before anything is created: kubectl get deployments --all-namespaces",
         )
-    if refused := _WEBHOOK.search(message) or _POLICY.search(message):
+    if refused := _find(WEBHOOK, message) or _find(POLICY, message):
         return ClusterError(
-            f"{head}: the admission webhook {refused['webhook']!r} refuses it: {refused['words']}",
+            f"{head}: the admission webhook {refused['name']!r} refuses it: {refused['why']}",
             remedy="change what it objects to, or ask whoever runs the cluster for an exception",
             code="E_WEBHOOK",
         )
@@ -121,7 +132,7 @@ def _absent(head: str, message: str, details: Mapping[str, Any], namespace: str)
 
 
 def _forbidden(head: str, message: str, namespace: str) -> StagelineError:
-    if quota := _QUOTA.search(message):
+    if quota := _find(QUOTA, message):
         return ClusterError(
             f"{head}: the quota {quota['quota']!r} is exceeded ({quota['amounts']})",
             remedy=f"wait for other work to end, ask for less, or raise it: kubectl -n {namespace} describe quota",

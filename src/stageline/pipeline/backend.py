@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from stageline.errors import ClusterError, ClusterUnavailableError, ConfigError
+from stageline.kube.refusals import TRY_AGAIN
 
 ENDPOINT_VARIABLE = "KF_PIPELINES_ENDPOINT"
 """kfp's own name for it, which its command line reads too."""
 ENDED = frozenset({"SUCCEEDED", "FAILED", "ERROR", "CANCELED", "SKIPPED"})
-TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Backend:
                 "no Kubeflow Pipelines endpoint given",
                 remedy=f"--endpoint https://… or {ENDPOINT_VARIABLE}; in the cluster http://ml-pipeline.kubeflow:8888",
             )
-        with warnings.catch_warnings(), _in_words(endpoint, "reach"):
+        with warnings.catch_warnings(), _kfp_errors(endpoint, "reach"):
             warnings.simplefilter("ignore")
             from kfp import Client
 
@@ -82,7 +82,7 @@ class Backend:
         self, pipeline: Path, arguments: Mapping[str, Any], *, name: str, experiment: str, service_account: str
     ) -> str:
         """Create a run with KFP's caching off; returns its id. The experiment is created if there is none."""
-        with warnings.catch_warnings(), _in_words(self.endpoint, "create a run at"):
+        with warnings.catch_warnings(), _kfp_errors(self.endpoint, "create a run at"):
             warnings.simplefilter("ignore")
             found = self._client.create_experiment(name=experiment, namespace=self._namespace)
             run = self._client.run_pipeline(
@@ -97,28 +97,28 @@ class Backend:
 
     def state(self, run_id: str) -> RunState:
         """How a run goes."""
-        with _in_words(self.endpoint, "ask for a run at"):
+        with _kfp_errors(self.endpoint, "ask for a run at"):
             run = self._client.get_run(run_id)
         details = run.run_details.task_details if run.run_details and run.run_details.task_details else ()
         tasks = [
-            TaskState(str(task.display_name), str(task.state), _words(task.error))
+            TaskState(str(task.display_name), str(task.state), _message(task.error))
             for task in details
             if task.display_name and task.state
         ]
-        return RunState(str(run.state), tuple(tasks), _words(run.error))
+        return RunState(str(run.state), tuple(tasks), _message(run.error))
 
     def terminate(self, run_id: str) -> None:
         """Ask the backend to end a run."""
-        with _in_words(self.endpoint, "terminate a run at"):
+        with _kfp_errors(self.endpoint, "terminate a run at"):
             self._client.terminate_run(run_id)
 
 
-def _words(error: Any) -> str:
+def _message(error: Any) -> str:
     return str(getattr(error, "message", "") or "")
 
 
 @contextmanager
-def _in_words(endpoint: str, verb: str) -> Iterator[None]:
+def _kfp_errors(endpoint: str, verb: str) -> Iterator[None]:
     """Failures of kfp's client as ours."""
     from kfp_server_api import ApiException
     from urllib3.exceptions import HTTPError
@@ -138,7 +138,7 @@ def _refusal(error: Any, endpoint: str, verb: str) -> ClusterError | ClusterUnav
     status = error.status or 0
     reason = _reason(error)
     head = f"could not {verb} {endpoint}: {status} {error.reason}{': ' + reason if reason else ''}"
-    if status in TRY_AGAIN:
+    if status in TRY_AGAIN | {408}:
         return ClusterUnavailableError(head, remedy="try again; if it stays so, look into the API server's log")
     remedies = {
         401: "log in: --token, or the cookie of the login page in kfp's context file",

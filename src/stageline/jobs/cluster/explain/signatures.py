@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from stageline.errors import ClusterError, DiskFullError, OutOfMemoryError, PeerLostError
+from stageline.kube.refusals import POLICY, QUOTA, SECURITY, SILENT_WEBHOOK, WEBHOOK
 
 
 @dataclass(frozen=True)
@@ -40,31 +41,31 @@ def match(text: str, table: Iterable[Signature]) -> tuple[Signature, str, str] |
 
 REFUSED = (
     _sign(
-        r"exceeded quota: (?P<quota>[^,]+), (?P<amounts>.*)",
+        QUOTA,
         "quota",
         "the namespace's quota {quota!r} is exceeded: {amounts}",
         "wait for other work to end, ask for less (cluster.resources), or have it raised: kubectl describe quota",
     ),
     _sign(
-        r'violates PodSecurity "(?P<level>[^"]+)": (?P<why>.*)',
+        SECURITY,
         "pod_security",
         "the namespace's pod security level {level!r} refuses the pod: {why}",
         "pods of stageline pass `restricted`: something changed them, a webhook or an edited job",
     ),
     _sign(
-        r'admission webhook "(?P<name>[^"]+)" denied the request: ?(?P<why>.*)',
+        WEBHOOK,
         "webhook",
         "the admission webhook {name!r} refuses the pod: {why}",
         "change what it objects to, or ask whoever runs the cluster for an exception",
     ),
     _sign(
-        r"ValidatingAdmissionPolicy '(?P<name>[^']+)'.* denied request: ?(?P<why>.*)",
+        POLICY,
         "webhook",
         "the admission policy {name!r} refuses the pod: {why}",
         "change what it objects to, or ask whoever runs the cluster for an exception",
     ),
     _sign(
-        r'failed calling webhook "(?P<name>[^"]+)": (?P<why>.*)',
+        SILENT_WEBHOOK,
         "webhook",
         "the admission webhook {name!r} does not answer, and pods are not created without it: {why}",
         "its server must run: kubectl get deployments --all-namespaces",

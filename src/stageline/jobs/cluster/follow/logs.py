@@ -16,15 +16,13 @@ from stageline.errors import ClusterUnavailableError, StagelineError
 from stageline.jobs.cluster.explain.describe import pod_label
 from stageline.kube.keys import CONTAINER, PODS, Plain
 from stageline.kube.log_cursor import Gap, Timeline
-from stageline.kube.refusals import AbsentError
+from stageline.kube.refusals import NO_LOG, AbsentError
 
 RETRY_SECONDS = 0.2
 LONGEST_RETRY_SECONDS = 3.0
 """Between attempts to open a stream that was refused: doubled from the first to this."""
 PATIENCE_CUTS = 5
 """Streams in a row that may be cut where a log is read without following."""
-NOT_YET = ("is waiting to start", "is not available", "ContainerCreating", "previous terminated container", "not found")
-"""What the API server says of a container that has no log yet, or none any more."""
 
 
 class LogStream(Protocol):
@@ -171,7 +169,7 @@ class _Reader(threading.Thread):
             except ClusterUnavailableError:
                 cuts += 1
             except StagelineError as error:
-                if not any(word in error.message for word in NOT_YET):
+                if not any(word in error.message for word in NO_LOG):
                     self._follower.refuse(error)
                     return
                 whole = restarted or over  # such an instance has no log, or none any more

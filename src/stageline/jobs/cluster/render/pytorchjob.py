@@ -10,8 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import PurePosixPath
+from collections.abc import Mapping
 from typing import Any
 
 from stageline.config import ClusterConfig
@@ -28,6 +27,7 @@ from stageline.jobs.environment import (
     write_environment,
 )
 from stageline.jobs.job import Job
+from stageline.jobs.placement import image_faults, root_faults
 from stageline.kube.keys import (
     ANNOTATION_DEADLINE,
     ANNOTATION_FINGERPRINT,
@@ -86,33 +86,13 @@ def render_job(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
 def check_job(job: Job, cluster: ClusterConfig) -> None:
     """ConfigError with everything that keeps a job from running as pods."""
     faults = Faults(ConfigError, f"job {job.name!r}", "set these keys in the config, or behind the command")
-    if not cluster.image:
-        faults.add("cluster.image is empty: expected the trainer image of this version, best as name@sha256:…")
+    faults.extend(image_faults(cluster))
     if job.arguments[:1] != ("trial",):
-        faults.extend(_root_faults(str(job.config.get("root", ".")), cluster))
+        faults.extend(root_faults(str(job.config.get("root", ".")), cluster.storage))
     size = len(config_to_text(pod_config(job)).encode())
     if size > LARGEST_CONFIG_BYTES:
         faults.add(f"the config has {size} bytes, and a pod takes {LARGEST_CONFIG_BYTES}: keep long lists in a file")
     faults.raise_if_any()
-
-
-def _root_faults(root: str, cluster: ClusterConfig) -> Iterator[str]:
-    """Whether all pods, and whoever reads the result, find the same root."""
-    storage = cluster.storage
-    if "://" in root:
-        if not root.startswith(("s3://", "gs://")):
-            yield f"root {root!r} is not shared by pods: expected s3://, gs:// or a folder of cluster.storage.claim"
-        return
-    if not storage.claim:
-        yield (
-            f"root {root!r} would be a folder inside one pod, gone with it: give root=s3://bucket/folder, or "
-            "cluster.storage.claim=<PersistentVolumeClaim>"
-        )
-    elif not PurePosixPath(root).is_relative_to(storage.mount_path):
-        yield (
-            f"root {root!r} does not lie in the claim {storage.claim!r}, which pods see at {storage.mount_path!r}: "
-            f"give root={storage.mount_path}"
-        )
 
 
 def own_labels(job: Job) -> dict[str, str]:
