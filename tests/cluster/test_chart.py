@@ -257,7 +257,7 @@ def test_the_role_suffices_to_make_a_job_and_to_end_it(
     own = tmp_path / "kubeconfig"
     own.write_text(yaml.safe_dump(config))
     program = Path(sys.executable).with_name("stageline")
-    words = [program, "trial", f"cluster.namespace={namespace}", "cluster.pending_seconds=10"]
+    words = [program, "trial", "--family", "film_flow", f"cluster.namespace={namespace}", "cluster.pending_seconds=10"]
     environment = {**os.environ, "KUBECONFIG": str(own)}
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120, env=environment)
     assert done.returncode == 16, done.stdout + done.stderr

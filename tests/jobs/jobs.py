@@ -131,7 +131,7 @@ JOBS: Mapping[str, tuple[Job, ClusterConfig]] = {
         cluster({"prepare_resources": {"limits": {"cpu": 4}}, "resources": {"limits": {"nvidia.com/gpu": 1}}}),
     ),
     "trial": (
-        stage_job("film_flow", "backbone", arguments=("trial", "backbone"), config={"family": "film_flow"}),
+        stage_job("film_flow", "backbone", arguments=("trial", "backbone", "--family=film_flow"), config={}),
         cluster({"storage": {}}),
     ),
 }

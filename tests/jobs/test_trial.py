@@ -8,15 +8,17 @@ from stageline.jobs.trial import TrialProbe, trial_job
 
 
 def test_a_trial_needs_neither_config_nor_storage() -> None:
-    job = render_job(trial_job("backbone", "trainer:1"), ClusterConfig(image="trainer:1"))
+    job = render_job(trial_job("toy", "backbone", "trainer:1"), ClusterConfig(image="trainer:1"))
     container = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
-    assert container["command"] == ["stageline-entry", "trial", "backbone"]
+    assert container["command"] == ["stageline-entry", "trial", "backbone", "--family=toy"]
     assert job["metadata"]["name"] == "stageline-trial-backbone"
 
 
 def test_trials_of_one_image_are_one_job_and_of_two_are_not() -> None:
-    assert trial_job("backbone", "trainer:1") == trial_job("backbone", "trainer:1")
-    assert trial_job("backbone", "trainer:1").fingerprint != trial_job("backbone", "trainer:2").fingerprint
+    assert trial_job("toy", "backbone", "trainer:1") == trial_job("toy", "backbone", "trainer:1")
+    assert (
+        trial_job("toy", "backbone", "trainer:1").fingerprint != trial_job("toy", "backbone", "trainer:2").fingerprint
+    )
 
 
 def test_nothing_is_finished_before_it_was_started() -> None:

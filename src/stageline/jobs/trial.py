@@ -42,21 +42,28 @@ class TrialProbe:
         return -1
 
 
-def trial_job(stage: str, image: str) -> Job:
-    """The job. Two trials of one image are the same job, which the second one follows too."""
+def trial_job(family: str, stage: str, image: str) -> Job:
+    """The job. Two trials of one family, stage and image are the same job, which the second one follows too."""
     return Job(
         name=job_name(RUN, stage),
-        arguments=("trial", stage),
+        arguments=("trial", stage, f"--family={family}"),
         run=RUN,
         item=stage,
-        fingerprint=hashlib.sha256(f"{stage}\0{image}".encode()).hexdigest(),
+        family=family,
+        fingerprint=hashlib.sha256(f"{family}\0{stage}\0{image}".encode()).hexdigest(),
         shutdown_timeout_seconds=10,
     )
 
 
-def run_trial(cluster: ClusterConfig, stage: str, say: Callable[[str], None], on_line: Callable[[str], None]) -> None:
+def run_trial(
+    cluster: ClusterConfig, family: str, stage: str, say: Callable[[str], None], on_line: Callable[[str], None]
+) -> None:
     """Start the job, follow it to its end, and delete it if all went well; what failed stays to be looked at.
 
+    cluster: where it runs.
+    family, stage: what is trained, after the stage's parents.
+    say: told what happens to the job.
+    on_line: told what its pod prints.
     Raises StepFailedError with the pod's own sentence, or what kept the job from being made.
     """
     from stageline.jobs.cluster.follow.launcher import start_on_cluster
@@ -65,7 +72,7 @@ def run_trial(cluster: ClusterConfig, stage: str, say: Callable[[str], None], on
     made: list[ClusterJob] = []
     with _cancelled_by_signals(made):
         probe.started = started = start_on_cluster(
-            trial_job(stage, cluster.image), cluster, probe, say, announce=made.append
+            trial_job(family, stage, cluster.image), cluster, probe, say, announce=made.append
         )
         verdict = started.follow(on_line)
     if verdict.exit_code:

@@ -11,7 +11,7 @@ from stageline.errors import ConfigError
 from stageline.jobs.environment import NODE_NAME, POD_NAME, POD_UID, read_environment
 
 VERBS = ("train", "prepare", "evaluate", "trial")
-USAGE = "stageline-entry train <stage> --data=… | prepare | evaluate --checkpoint=… --data=… | trial <stage>"
+USAGE = "stageline-entry train <stage> --data=… | prepare | evaluate --checkpoint=… --data=… | trial <stage> --family=…"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A trial of an installation: prepare data, train one stage and check its checkpoint, in one pod on its own disk.
 
-`helm test` runs it. Nothing outside the pod's scratch space is read or written; the config is the family's smallest
-preset unless the pod was given one.
+`helm test` runs it. Nothing outside the pod's scratch space is read or written; the config is the smallest preset of
+the family that the job names, unless the pod was given one.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stageline.errors import StagelineError
+from stageline.errors import ConfigError, StagelineError
 from stageline.pod.attempt import Course, run_program, write_config
+from stageline.pod.settings import USAGE
 from stageline.telemetry import FailureRecord
 
-FAMILY, PRESET = "film_flow", "tiny"
+PRESET = "tiny"
+"""Every family has it: seconds of training on data it makes itself."""
 
 
 def run_trial(course: Course) -> FailureRecord | None:
@@ -25,7 +27,10 @@ def run_trial(course: Course) -> FailureRecord | None:
     from stageline.families import family_config, parse_config, raw_preset
 
     root = course.scratch / "trial"
-    config = trial_config(course.pod.config or raw_preset(FAMILY, PRESET), root)
+    family = course.pod.options("family")
+    if not course.pod.config and not family:
+        raise ConfigError("a trial of which family? the job names none", remedy=USAGE)
+    config = trial_config(course.pod.config or raw_preset(family[-1], PRESET), root)
     typed = parse_config(config, where="the trial's config")
     stages = family_config(typed.family).stages
     file = str(write_config(course.scratch, config))
