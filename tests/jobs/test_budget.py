@@ -5,59 +5,59 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stageline.jobs.cluster.follow.budget import Ledger, StartClock, over_budget, pending_error
+from stageline.jobs.cluster.follow.budget import SeenPods, StartClock, over_budget, pending_error
 
 
-def restarted(ledger: Ledger, times: int, step: int = -1, index: str = "0") -> Ledger:
+def restarted(seen_pods: SeenPods, times: int, step: int = -1, index: str = "0") -> SeenPods:
     for number in range(times):
-        ledger = ledger.with_pod(index, f"{index}-{step}-{number}-uid", step)
-    return ledger
+        seen_pods = seen_pods.with_pod(index, f"{index}-{step}-{number}-uid", step)
+    return seen_pods
 
 
 def test_the_first_pods_are_no_restart():
-    ledger = Ledger().with_pod("0", "aaaaaaaa-1", -1).with_pod("1", "bbbbbbbb-1", -1)
-    assert ledger.restarts == 0
+    seen_pods = SeenPods().with_pod("0", "aaaaaaaa-1", -1).with_pod("1", "bbbbbbbb-1", -1)
+    assert seen_pods.restarts == 0
 
 
 def test_a_pod_seen_twice_counts_once():
-    ledger = Ledger().with_pod("0", "aaaaaaaa-1", -1)
-    assert ledger.with_pod("0", "aaaaaaaa-1", -1) == ledger
+    seen_pods = SeenPods().with_pod("0", "aaaaaaaa-1", -1)
+    assert seen_pods.with_pod("0", "aaaaaaaa-1", -1) == seen_pods
 
 
 def test_a_gang_that_is_started_again_is_one_restart():
-    ledger = Ledger()
+    seen_pods = SeenPods()
     for generation in "abc":
         for index in "01":
-            ledger = ledger.with_pod(index, f"{generation}{index}-uid-long", -1)
-    assert ledger.restarts == 2
+            seen_pods = seen_pods.with_pod(index, f"{generation}{index}-uid-long", -1)
+    assert seen_pods.restarts == 2
 
 
 def test_the_budget_allows_its_number_and_not_one_more():
-    assert over_budget(restarted(Ledger(), 4), 3, "") is None
-    error = over_budget(restarted(Ledger(), 5), 3, "worker-0 exit code 137")
+    assert over_budget(restarted(SeenPods(), 4), 3, "") is None
+    error = over_budget(restarted(SeenPods(), 5), 3, "worker-0 exit code 137")
     assert error is not None
     assert "4 times" in error.message
     assert "exit code 137" in error.message
 
 
 def test_a_new_checkpoint_forgives():
-    ledger = restarted(Ledger(), 4)
-    ledger = ledger.with_pod("0", "zzzzzzzz", 10)
-    assert (ledger.step, ledger.restarts) == (10, 1)
-    assert ledger.with_pod("0", "yyyyyyyy", 10).restarts == 2
+    seen_pods = restarted(SeenPods(), 4)
+    seen_pods = seen_pods.with_pod("0", "zzzzzzzz", 10)
+    assert (seen_pods.step, seen_pods.restarts) == (10, 1)
+    assert seen_pods.with_pod("0", "yyyyyyyy", 10).restarts == 2
 
 
 @given(st.lists(st.tuples(st.sampled_from("012"), st.uuids().map(str), st.integers(-1, 5)), max_size=20))
 def test_the_annotation_says_all(pods):
-    ledger = Ledger()
+    seen_pods = SeenPods()
     for index, uid, step in pods:
-        ledger = ledger.with_pod(index, uid, step)
-    assert Ledger.read(ledger.text()) == ledger
+        seen_pods = seen_pods.with_pod(index, uid, step)
+    assert SeenPods.read(seen_pods.text()) == seen_pods
 
 
 def test_an_annotation_that_is_none_counts_as_empty():
     for text in ("", "no json", "[]", '{"step": "x"}', '{"step": 1}', '{"step": 1, "pods": 3}'):
-        assert Ledger.read(text) == Ledger()
+        assert SeenPods.read(text) == SeenPods()
 
 
 def test_the_clock_runs_from_the_creation_and_stops_when_all_run():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stageline.errors import ClusterError
 from stageline.jobs.cluster.follow import logs as logs_module
 from stageline.jobs.cluster.follow.logs import LogFollower
-from stageline.kube.log_cursor import Gap, Timeline
+from stageline.kube.log_cursor import Gap, LogCursor
 
 from .served_logs import START, Cut, Line, ServedLogs, Stream, stamped
 
@@ -208,17 +208,17 @@ def test_closing_ends_the_threads_and_delivers_nothing_more() -> None:
 
 
 def test_the_kubelets_own_words_are_no_lines_of_the_program() -> None:
-    timeline = Timeline()
-    assert list(timeline.take(b"unable to retrieve container logs for containerd://0123")) == []
-    assert list(timeline.take(b"2026-09-21T14:13")) == []
-    assert list(timeline.take(b"a program that prints without the kubelet's time")) != []
+    cursor = LogCursor()
+    assert list(cursor.take(b"unable to retrieve container logs for containerd://0123")) == []
+    assert list(cursor.take(b"2026-09-21T14:13")) == []
+    assert list(cursor.take(b"a program that prints without the kubelet's time")) != []
 
 
 def test_times_with_an_offset_and_fewer_digits_are_understood() -> None:
-    timeline = Timeline()
-    assert list(timeline.take(b"2026-09-21T16:13:20.5+02:00 a")) == ["a"]
-    assert timeline.last == START * 10**9 + 500_000_000
-    assert timeline.resume() == "2026-09-21T14:13:20Z"
-    last = timeline.last
+    cursor = LogCursor()
+    assert list(cursor.take(b"2026-09-21T16:13:20.5+02:00 a")) == ["a"]
+    assert cursor.last == START * 10**9 + 500_000_000
+    assert cursor.resume() == "2026-09-21T14:13:20Z"
+    last = cursor.last
     assert last is not None
-    assert list(timeline.take(b"2026-09-21T14:13:21Z b")) == [Gap(last, last + 500_000_000), "b"]
+    assert list(cursor.take(b"2026-09-21T14:13:21Z b")) == [Gap(last, last + 500_000_000), "b"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stageline.config import ClusterConfig
 from stageline.jobs.cluster.render.pytorchjob import render_job
-from stageline.jobs.trial import TrialProbe, trial_job
+from stageline.jobs.trial import TrialResult, trial_job
 
 
 def test_a_trial_needs_neither_config_nor_storage() -> None:
@@ -22,4 +22,4 @@ def test_trials_of_one_image_are_one_job_and_of_two_are_not() -> None:
 
 
 def test_nothing_is_finished_before_it_was_started() -> None:
-    assert TrialProbe().finished() is False
+    assert TrialResult().finished() is False

@@ -113,7 +113,7 @@ def _say(text: str) -> None:
 def _prospect(config: RunConfig, item: str) -> Prospect:
     """The job of an item: by what lies in the store, or, where this machine does not reach that, one by itself."""
     from stageline.errors import PlanError, StagelineError
-    from stageline.jobs.cluster.follow.job_result import JobProbe
+    from stageline.jobs.cluster.follow.results import SucceededJob
     from stageline.pipeline.items import Prospect, free_job, resolved_job
     from stageline.pipeline.submission import reach_store
 
@@ -124,7 +124,7 @@ def _prospect(config: RunConfig, item: str) -> Prospect:
     except StagelineError as error:
         _say(f"the store is not looked into: {error.message}; the job finds data and parents by itself")
         job, cluster = free_job(config, item)
-        return Prospect(job, cluster, JobProbe(job.name, job.fingerprint, cluster))  # type: ignore[arg-type]  # the same two questions
+        return Prospect(job, cluster, SucceededJob(job.name, job.fingerprint, cluster))  # type: ignore[arg-type]  # the same two questions
     return resolved_job(config, item, root)
 
 
@@ -181,10 +181,12 @@ def logs(
     ] = "",
 ) -> None:
     """Print what the pods of a job wrote, every line once; with --follow until the job ends."""
-    from stageline.jobs.cluster.inspect.namespace_jobs import look_at_logs
+    from stageline.jobs.cluster.inspect.namespace_jobs import hand_over_logs
     from stageline.kube.client import Api
 
-    look_at_logs(Api.connect(namespace, context), job, lambda line: print(line, flush=True), _say, since, follow=follow)
+    hand_over_logs(
+        Api.connect(namespace, context), job, lambda line: print(line, flush=True), _say, since, follow=follow
+    )
 
 
 def cancel(

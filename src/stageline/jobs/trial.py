@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 RUN = "stageline-trial"
 
 
-class TrialProbe:
+class TrialResult:
     """A trial leaves nothing in a store: its result is that its pod, which checks the checkpoint, ended with 0."""
 
     def __init__(self) -> None:
@@ -68,11 +68,11 @@ def run_trial(
     """
     from stageline.jobs.cluster.follow.launcher import start_on_cluster
 
-    probe = TrialProbe()
+    result = TrialResult()
     made: list[ClusterJob] = []
     with _cancelled_by_signals(made):
-        probe.started = started = start_on_cluster(
-            trial_job(family, stage, cluster.image), cluster, probe, say, announce=made.append
+        result.started = started = start_on_cluster(
+            trial_job(family, stage, cluster.image), cluster, result, say, announce=made.append
         )
         verdict = started.follow(on_line)
     if verdict.exit_code:

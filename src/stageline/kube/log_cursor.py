@@ -36,7 +36,7 @@ def clock(nanoseconds: int) -> str:
 
 
 @dataclass
-class Timeline:
+class LogCursor:
     """What was delivered of one container instance. Feed `take` every line of every stream, each begun by `resume`."""
 
     last: int | None = None

@@ -21,11 +21,11 @@ from stageline.errors import (
 )
 from stageline.jobs.environment import RENDEZVOUS_VARIABLE, rank_environment
 from stageline.pod.finished import find_finished
-from stageline.pod.log_segments import LogSegments
 from stageline.pod.memory import count_oom_kills
-from stageline.pod.program import Ended, Program, watch
+from stageline.pod.program import Program, ProgramEnd, watch
 from stageline.pod.rank import RANK_PREFIX
 from stageline.pod.settings import Pod
+from stageline.pod.sinks import LogSegments
 from stageline.pod.verdict import is_rendezvous_failure, judge
 from stageline.signals import CaughtSignals
 from stageline.store import Store
@@ -82,10 +82,18 @@ class Output:
 
 
 @dataclass
-class Course:
-    """What an attempt works with.
+class Attempt:
+    """One attempt of a pod at its work, and what it works with.
 
-    python: the interpreter of the ranks.  command: what a rank runs, before its words.
+    pod: what it was told.
+    output: takes its lines.
+    asked: the signals that ask it to stop.
+    scratch: a folder that goes with it.
+    python: the interpreter of the ranks.
+    command: what a rank runs before its verb; None is `python -m stageline`.
+    store: where log and record are kept; None for nowhere.
+    count_kills: how often the kernel has killed here for want of memory; None where nobody says.
+    lease_wait_seconds: how long ranks wait for the lease of an attempt before this one.
     """
 
     pod: Pod
@@ -113,85 +121,88 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> Path:
     return path
 
 
-def check_result(course: Course) -> FailureRecord | None:
+def check_result(attempt: Attempt) -> FailureRecord | None:
     """Success is what is committed, whatever the exit codes said."""
-    pod = course.pod
-    if not pod.config or pod.verb == "prepare" or course.command is not None:
+    pod = attempt.pod
+    if not pod.config or pod.verb == "prepare" or attempt.command is not None:
         return None
     try:
         if find_finished(pod):
             return None
     except StoreUnavailableError as error:
-        course.output.say(f"the ranks ended well; their result cannot be looked up: {error.message}")
+        attempt.output.say(f"the ranks ended well; their result cannot be looked up: {error.message}")
         return None
     sentence = f"{pod.item} ended well, and its result is not in the store"
     return FailureRecord.of(StagelineError(sentence, remedy="see the log of this pod"))
 
 
-def run_program(course: Course, words: Sequence[str], world_size: int) -> FailureRecord | None:
+def run_program(attempt: Attempt, words: Sequence[str], world_size: int) -> FailureRecord | None:
     """Start the ranks of this node and judge their end; a rendezvous that fails is tried again for a while."""
-    pod = course.pod
+    pod = attempt.pod
     limit = float(os.environ.get(RENDEZVOUS_VARIABLE, "") or RENDEZVOUS_SECONDS)
     end = time.monotonic() + limit
-    kills = course.count_kills()
-    attempt = 0
+    kills = attempt.count_kills()
+    tries = 0
     while True:
-        refuse_start(course)
-        attempt += 1
-        program = make_program(course, words, world_size, attempt, max(1.0, end - time.monotonic()))
-        ended = watch(program, course.asked, course.output.line if program.num_ranks == 0 else course.output.sort)
+        refuse_start(attempt)
+        tries += 1
+        program = make_program(attempt, words, world_size, tries, max(1.0, end - time.monotonic()))
+        ended = watch(program, attempt.asked, attempt.output.line if program.num_ranks == 0 else attempt.output.sort)
         if is_rendezvous_failure(ended) and time.monotonic() + AGAIN_SECONDS < end:
-            course.output.say(f"the ranks did not find each other yet (attempt {attempt}); trying again")
+            attempt.output.say(f"the ranks did not find each other yet (attempt {tries}); trying again")
             time.sleep(AGAIN_SECONDS)
             continue
-        say_end(course, ended)
+        say_end(attempt, ended)
         return judge(
-            ended, course.records, memory_ran_out=(course.count_kills() or 0) > (kills or 0), world_size=pod.world_size
+            ended,
+            attempt.records,
+            memory_ran_out=(attempt.count_kills() or 0) > (kills or 0),
+            world_size=pod.world_size,
         )
 
 
-def refuse_start(course: Course) -> None:
+def refuse_start(attempt: Attempt) -> None:
     """Raise where there is a reason not to start anything."""
-    if course.asked.first_name:
-        raise InterruptedRunError(f"stopped by {course.asked.first_name} before it began", remedy="start it again")
-    deadline = course.pod.deadline
+    if attempt.asked.first_name:
+        raise InterruptedRunError(f"stopped by {attempt.asked.first_name} before it began", remedy="start it again")
+    deadline = attempt.pod.deadline
     if deadline is not None and time.time() >= deadline:
         raise DeadlineError(
             f"the deadline came {time.time() - deadline:.0f} s before this pod began", remedy="submit it again"
         )
 
 
-def say_end(course: Course, ended: Ended) -> None:
+def say_end(attempt: Attempt, ended: ProgramEnd) -> None:
     if ended.late:
-        course.output.say("the deadline came: the ranks were asked to commit and end")
+        attempt.output.say("the deadline came: the ranks were asked to commit and end")
     if ended.hung:
-        course.output.say("the ranks were gone and torchrun did not follow: it was ended")
+        attempt.output.say("the ranks were gone and torchrun did not follow: it was ended")
     if not ended.ranks:
-        course.output.say("no rank was started; torchrun's last lines:")
-        for text in ended.last_words:
-            course.output.line(text)
+        attempt.output.say("no rank was started; torchrun's last lines:")
+        for text in ended.last_lines:
+            attempt.output.line(text)
 
 
-def make_program(course: Course, words: Sequence[str], world_size: int, attempt: int, join_seconds: float) -> Program:
+def make_program(attempt: Attempt, words: Sequence[str], world_size: int, number: int, join_seconds: float) -> Program:
     """The program of this node: torchrun with nothing but PET_* variables, or the only rank itself."""
-    pod = course.pod
+    pod = attempt.pod
     # A trial starts several programs one after another, each with its first attempt.
-    notes = Path(tempfile.mkdtemp(prefix=f"notes-{attempt}-", dir=course.scratch))
-    course.records.mkdir(exist_ok=True)
-    command = course.rank_command(words)
+    notes = Path(tempfile.mkdtemp(prefix=f"notes-{number}-", dir=attempt.scratch))
+    attempt.records.mkdir(exist_ok=True)
+    command = attempt.rank_command(words)
     if world_size > 1:
-        command = [course.python, "-m", "torch.distributed.run", "-m", "stageline.pod.rank", *command]
+        command = [attempt.python, "-m", "torch.distributed.run", "-m", "stageline.pod.rank", *command]
     environment = rank_environment(
         os.environ,
         pod.arguments,
-        str(course.records),
-        lease_wait_seconds=course.lease_wait_seconds,
+        str(attempt.records),
+        lease_wait_seconds=attempt.lease_wait_seconds,
         join_seconds=join_seconds if world_size > 1 else None,
     )
     return Program(
         command=command,
         environment=environment,
-        mark=f"{FAILURE_DIR_VARIABLE}={course.records}",
+        mark=f"{FAILURE_DIR_VARIABLE}={attempt.records}",
         notes=notes,
         num_ranks=pod.processes if world_size > 1 else 0,
         deadline=pod.deadline,

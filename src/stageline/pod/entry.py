@@ -12,12 +12,11 @@ from contextlib import ExitStack
 from stageline.build import find_build
 from stageline.errors import StagelineError
 from stageline.jobs.processes import adopt_orphans
-from stageline.pod.attempt import Course, Output, check_result, run_program, write_config
+from stageline.pod.attempt import Attempt, Output, check_result, run_program, write_config
 from stageline.pod.finished import check_ranks, find_finished
-from stageline.pod.log_segments import LogSegments
 from stageline.pod.memory import count_oom_kills
-from stageline.pod.records import clear_record, job_store, leave_record
 from stageline.pod.settings import Pod, read_pod
+from stageline.pod.sinks import LogSegments, clear_record, job_store, leave_record
 from stageline.pod.trial import run_trial
 from stageline.signals import CaughtSignals
 from stageline.store import Store
@@ -50,8 +49,8 @@ def run_entry(
                 folder = store.child("logs", pod.label)
                 output.keep(LogSegments(folder, lambda text: print(f"[stageline-entry] {text}", flush=True)))
             scratch = stack.enter_context(scratch_folder("entry"))
-            course = Course(pod, output, asked, scratch, python, command, store, count_kills)
-            record = run_pod(course)
+            attempt = Attempt(pod, output, asked, scratch, python, command, store, count_kills)
+            record = run_pod(attempt)
         except StagelineError as error:
             record = FailureRecord.of(error)
         except Exception as error:  # noqa: BLE001  # told in the record, like every other end of this pod
@@ -101,20 +100,20 @@ def _in_time(do: Callable[[], None], limit_seconds: float = 10.0) -> None:
     thread.join(limit_seconds)
 
 
-def run_pod(course: Course) -> FailureRecord | None:
+def run_pod(attempt: Attempt) -> FailureRecord | None:
     """Do what the pod is for; None for success. StagelineError for what is wrong before anything is started."""
-    pod = course.pod
+    pod = attempt.pod
     if pod.verb == "trial":
-        return run_trial(course)
+        return run_trial(attempt)
     settings = check_ranks(pod)
     if settings is not None:
-        course.lease_wait_seconds += settings.process_group_timeout_seconds
+        attempt.lease_wait_seconds += settings.process_group_timeout_seconds
     done = find_finished(pod, before=True)
     if done:
-        course.output.say(f"{pod.item} is committed already: {done}")
+        attempt.output.say(f"{pod.item} is committed already: {done}")
         return None
     words = list(pod.arguments)
     if pod.config:
-        words += ["-c", str(write_config(course.scratch, pod.config))]
-    record = run_program(course, words, pod.world_size)
-    return check_result(course) if record is None else record
+        words += ["-c", str(write_config(attempt.scratch, pod.config))]
+    record = run_program(attempt, words, pod.world_size)
+    return check_result(attempt) if record is None else record

@@ -43,7 +43,7 @@ class RankEnd:
 
 
 @dataclass(frozen=True)
-class Ended:
+class ProgramEnd:
     """How a program ended. returncode: its own.  ranks: those that were started here.  hung: it had to be ended.
 
     asked: the signal that asked this pod to stop, "" if none did.  late: the deadline came.
@@ -57,7 +57,7 @@ class Ended:
     tail: tuple[str, ...] = ()
 
     @property
-    def last_words(self) -> list[str]:
+    def last_lines(self) -> list[str]:
         """The last lines of the ranks, or of torchrun where no rank said anything."""
         return ([line for line in self.tail if line.startswith("[rank ")] or list(self.tail))[-RECORD_LINES:]
 
@@ -80,7 +80,7 @@ class Program:
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
 
 
-def watch(program: Program, asked: CaughtSignals, on_line: Callable[[str], None]) -> Ended:
+def watch(program: Program, asked: CaughtSignals, on_line: Callable[[str], None]) -> ProgramEnd:
     """Start a program and stay with it to its end; nothing it started is alive afterwards."""
     process = subprocess.Popen(
         program.command,
@@ -94,7 +94,7 @@ def watch(program: Program, asked: CaughtSignals, on_line: Callable[[str], None]
     assert process.stdout is not None
     reader = threading.Thread(target=_read, args=(process.stdout, program.tail, on_line), daemon=True)
     reader.start()
-    watched = _Watched(program, process, asked)
+    watched = _RunningProgram(program, process, asked)
     try:
         watched.follow()
     finally:
@@ -104,10 +104,10 @@ def watch(program: Program, asked: CaughtSignals, on_line: Callable[[str], None]
             process.wait()
         reader.join(LAST_LINES_SECONDS)
     ranks = _ends(program.notes) if program.num_ranks else (RankEnd(0, process.returncode, time.time()),)
-    return Ended(process.returncode, ranks, asked.first_name, watched.late, watched.hung, tuple(program.tail))
+    return ProgramEnd(process.returncode, ranks, asked.first_name, watched.late, watched.hung, tuple(program.tail))
 
 
-class _Watched:
+class _RunningProgram:
     """A program that runs."""
 
     def __init__(self, program: Program, process: subprocess.Popen[bytes], asked: CaughtSignals) -> None:

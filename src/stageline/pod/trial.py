@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stageline.errors import ConfigError, StagelineError
-from stageline.pod.attempt import Course, run_program, write_config
+from stageline.pod.attempt import Attempt, run_program, write_config
 from stageline.pod.settings import USAGE
 from stageline.telemetry import FailureRecord
 
@@ -20,33 +20,33 @@ PRESET = "tiny"
 """Every family has it: seconds of training on data it makes itself."""
 
 
-def run_trial(course: Course) -> FailureRecord | None:
+def run_trial(attempt: Attempt) -> FailureRecord | None:
     """None for success."""
     from stageline.checkpoint.layout import StageDir
     from stageline.checkpoint.verify import verify
     from stageline.families import family_config, parse_config, raw_preset
 
-    root = course.scratch / "trial"
-    family = course.pod.options("family")
-    if not course.pod.config and not family:
+    root = attempt.scratch / "trial"
+    family = attempt.pod.options("family")
+    if not attempt.pod.config and not family:
         raise ConfigError("a trial of which family? the job names none", remedy=USAGE)
-    config = trial_config(course.pod.config or raw_preset(family[-1], PRESET), root)
+    config = trial_config(attempt.pod.config or raw_preset(family[-1], PRESET), root)
     typed = parse_config(config, where="the trial's config")
     stages = family_config(typed.family).stages
-    file = str(write_config(course.scratch, config))
-    own = replace(course, pod=replace(course.pod, nodes=1, processes=1))
-    wanted = _with_parents(stages, course.pod.stage)
+    file = str(write_config(attempt.scratch, config))
+    own = replace(attempt, pod=replace(attempt.pod, nodes=1, processes=1))
+    wanted = _with_parents(stages, attempt.pod.stage)
     for words in (["prepare"], *(["train", name] for name in wanted)):
-        course.output.say(f"trial: {' '.join(words)}")
+        attempt.output.say(f"trial: {' '.join(words)}")
         record = run_program(own, [*words, "-c", file], 1)
         if record is not None:
             return record
-    ref = StageDir(typed.root, typed.run, course.pod.stage).newest()
+    ref = StageDir(typed.root, typed.run, attempt.pod.stage).newest()
     faults = ["there is none"] if ref is None else verify(ref)
     if ref is None or faults or not ref.metadata.final:
         sentence = f"the checkpoint of the trial is not sound: {'; '.join(faults) or 'it is not final'}"
         return FailureRecord.of(StagelineError(sentence, remedy="see the log of this pod"))
-    course.output.say(f"trial: {course.pod.stage} trained {ref.metadata.step} steps; its checkpoint is sound")
+    attempt.output.say(f"trial: {attempt.pod.stage} trained {ref.metadata.step} steps; its checkpoint is sound")
     return None
 
 

@@ -21,7 +21,7 @@ from stageline.errors import (
     PeerLostError,
     StagelineError,
 )
-from stageline.pod.program import Ended, RankEnd
+from stageline.pod.program import ProgramEnd, RankEnd
 from stageline.telemetry import FailureRecord, first_cause, read_failures
 
 RENDEZVOUS = re.compile(r"(?i)rendezvous|tcpstore|dist(network|store)error|getaddrinfo|name or service not known")
@@ -38,7 +38,7 @@ CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.S
 """Signals by which a program ends itself: they would come again. 128 + n would say "try again"."""
 
 
-def judge(ended: Ended, records: Path, *, memory_ran_out: bool, world_size: int = 1) -> FailureRecord | None:
+def judge(ended: ProgramEnd, records: Path, *, memory_ran_out: bool, world_size: int = 1) -> FailureRecord | None:
     """The failure record of this pod, None for success. records: folder of the ranks' own."""
     own = read_records(records)
     if ended.ranks and all(end.returncode == 0 for end in ended.ranks):
@@ -63,10 +63,12 @@ def judge(ended: Ended, records: Path, *, memory_ran_out: bool, world_size: int 
             ),
             ended,
         )
-    return replace(record, log_tail=record.log_tail or tuple(ended.last_words))
+    return replace(record, log_tail=record.log_tail or tuple(ended.last_lines))
 
 
-def judge_rank(end: RankEnd, own: FailureRecord | None, ended: Ended, *, memory_ran_out: bool) -> FailureRecord | None:
+def judge_rank(
+    end: RankEnd, own: FailureRecord | None, ended: ProgramEnd, *, memory_ran_out: bool
+) -> FailureRecord | None:
     """The record of one rank, None for success. own: what it left itself."""
     if end.returncode == 0:
         return None
@@ -92,7 +94,7 @@ def _signal_of(returncode: int | None) -> int:
     return -returncode if returncode < 0 else 0
 
 
-def _killed(end: RankEnd, signum: int, ended: Ended) -> FailureRecord:
+def _killed(end: RankEnd, signum: int, ended: ProgramEnd) -> FailureRecord:
     known = signum in {item.value for item in signal.Signals}
     name = signal.Signals(signum).name if known else f"signal {signum}"
     if signum == signal.SIGABRT and NCCL_ABORT.search("\n".join(ended.tail)):
@@ -118,7 +120,7 @@ def _killed(end: RankEnd, signum: int, ended: Ended) -> FailureRecord:
     return _plain(end, "killed", sentence, remedy, 128 + signum)
 
 
-def _out_of_memory(who: str, ended: Ended) -> FailureRecord:
+def _out_of_memory(who: str, ended: ProgramEnd) -> FailureRecord:
     error = OutOfMemoryError(
         f"{who} killed by the kernel: the memory of its container ran out",
         remedy="raise cluster.resources.limits.memory, or lower trainer.batch_size or trainer.num_workers",
@@ -126,7 +128,7 @@ def _out_of_memory(who: str, ended: Ended) -> FailureRecord:
     return _record(error, ended)
 
 
-def _judge_program(ended: Ended) -> FailureRecord:
+def _judge_program(ended: ProgramEnd) -> FailureRecord:
     """The record of a program none of whose ranks says anything: mostly torchrun before it started any."""
     if ended.asked or ended.late:
         why = ended.asked or "the deadline"
@@ -155,7 +157,7 @@ def _judge_program(ended: Ended) -> FailureRecord:
     return _record(error, ended)
 
 
-def is_rendezvous_failure(ended: Ended) -> bool:
+def is_rendezvous_failure(ended: ProgramEnd) -> bool:
     """Whether torchrun gave up before it had started a rank, for want of its peers: worth another try in this pod."""
     wanted = not ended.ranks and ended.returncode != 0 and not ended.asked and not ended.late
     return wanted and bool(RENDEZVOUS.search("\n".join(ended.tail)))
@@ -186,5 +188,5 @@ def _plain(end: RankEnd, kind: str, sentence: str, remedy: str, exit_code: int) 
     return FailureRecord(kind, sentence, remedy, exit_code, rank=end.rank, time=end.time)
 
 
-def _record(error: StagelineError, ended: Ended) -> FailureRecord:
-    return FailureRecord.of(error, log_tail=ended.last_words)
+def _record(error: StagelineError, ended: ProgramEnd) -> FailureRecord:
+    return FailureRecord.of(error, log_tail=ended.last_lines)

@@ -97,7 +97,7 @@ def is_suspended(job: Plain) -> bool:
     return bool(((job.get("spec") or {}).get("runPolicy") or {}).get("suspend"))
 
 
-def essence(job: Plain) -> dict[str, str]:
+def executed_parts(job: Plain) -> dict[str, str]:
     """What must not change while a job runs, as text: number of pods and, of each container, what it executes.
 
     Not the whole spec: queues rewrite node selectors and suspension of running jobs, rightly.
@@ -113,8 +113,8 @@ def essence(job: Plain) -> dict[str, str]:
 
 
 def spec_digest(job: Plain) -> str:
-    """A short digest of `essence`."""
-    return hashlib.sha256(json.dumps(essence(job), sort_keys=True).encode()).hexdigest()[:16]
+    """A short digest of `executed_parts`."""
+    return hashlib.sha256(json.dumps(executed_parts(job), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def adoption_patch(live: Plain, *, launcher: str, owner: Plain | None) -> dict[str, Any]:

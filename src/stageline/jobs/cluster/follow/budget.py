@@ -17,17 +17,18 @@ UID_CHARACTERS = 8
 
 
 @dataclass(frozen=True)
-class Ledger:
-    """The pods seen since the newest committed checkpoint.
+class SeenPods:
+    """The pods of a job seen since its newest committed checkpoint.
 
-    step: of that checkpoint, -1 before the first.  pods: index -> uids, the oldest first, shortened.
+    step: of that checkpoint, -1 before the first.
+    pods: index of a worker -> uids of its pods, the oldest first, shortened.
     """
 
     step: int = -1
     pods: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, text: str) -> Ledger:
+    def read(cls, text: str) -> SeenPods:
         """From the annotation; what is not one counts as empty."""
         try:
             plain = json.loads(text)
@@ -43,15 +44,15 @@ class Ledger:
     def knows(self, index: str, uid: str) -> bool:
         return uid[:UID_CHARACTERS] in self.pods.get(index, ())
 
-    def with_pod(self, index: str, uid: str, step: int) -> Ledger:
+    def with_pod(self, index: str, uid: str, step: int) -> SeenPods:
         """After a new pod at `index`, when `step` was the newest committed one. Progress forgives what was before."""
         if self.knows(index, uid):
             return self
-        ledger = self
+        seen_pods = self
         if step > self.step:
-            ledger = Ledger(step, {key: uids[-1:] for key, uids in self.pods.items()})
-        uids = (*ledger.pods.get(index, ()), uid[:UID_CHARACTERS])
-        return replace(ledger, pods={**ledger.pods, index: uids})
+            seen_pods = SeenPods(step, {key: uids[-1:] for key, uids in self.pods.items()})
+        uids = (*seen_pods.pods.get(index, ()), uid[:UID_CHARACTERS])
+        return replace(seen_pods, pods={**seen_pods.pods, index: uids})
 
     @property
     def restarts(self) -> int:
@@ -59,13 +60,15 @@ class Ledger:
         return max((len(uids) for uids in self.pods.values()), default=1) - 1
 
 
-def over_budget(ledger: Ledger, budget: int, why: str) -> RestartBudgetError | None:
+def over_budget(seen_pods: SeenPods, budget: int, why: str) -> RestartBudgetError | None:
     """The error once there were more restarts than the budget. why: how the last pod ended, "" if unknown."""
-    if ledger.restarts <= budget:
+    if seen_pods.restarts <= budget:
         return None
-    since = f"since the checkpoint of step {ledger.step}" if ledger.step >= 0 else "without any committed checkpoint"
+    since = (
+        f"since the checkpoint of step {seen_pods.step}" if seen_pods.step >= 0 else "without any committed checkpoint"
+    )
     return RestartBudgetError(
-        f"pods were started again {ledger.restarts} times {since}, cluster.restart_budget is {budget}: "
+        f"pods were started again {seen_pods.restarts} times {since}, cluster.restart_budget is {budget}: "
         "the job was ended" + (f"; the last one: {why}" if why else ""),
         remedy="mend what ends them and start again; it continues from the last checkpoint",
         code="E_RESTART_BUDGET",

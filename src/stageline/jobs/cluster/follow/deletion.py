@@ -1,4 +1,7 @@
-"""Waiting until a job that was deleted and the pods it had are gone: a new gang must not meet the old one's pods.
+"""Deleting a job: asked for by a signal handler, and awaited until its pods are gone too.
+
+A handler must be fast, and a launcher whose own pod is only being moved leaves the job alone. A new gang must not meet
+the old one's pods.
 
 The job's object goes at once, its pods live on through their grace and may still write; one on a node that went silent
 stays until somebody frees it, which is told after a stated time.
@@ -6,13 +9,17 @@ stays until somebody frees it, which is told after a stated time.
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from stageline.errors import ClusterError, NodeLostError, StagelineError
 from stageline.jobs.cluster.explain.describe import pod_label, pod_node
+from stageline.jobs.cluster.follow.job_lease import Holder
 from stageline.kube.client import Api
 from stageline.kube.keys import JOBS, LABEL_JOB, PODS
 from stageline.kube.refusals import AbsentError
@@ -23,8 +30,15 @@ POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Departure:
-    """check: called while waiting; raises where waiting was cancelled."""
+class JobDeletion:
+    """Waits until a deleted job and its pods are gone.
+
+    api: the job's API server and namespace.
+    name: of the job.
+    grace_seconds: how long its pods may take to end.
+    say: told once for which pods it waits.
+    check: called while waiting; raises where waiting was cancelled.
+    """
 
     api: Api
     name: str
@@ -83,3 +97,61 @@ class Departure:
             f"kubectl -n {self.api.namespace} delete pod {first} --force --grace-period=0",
             code="E_OLD_PODS",
         )
+
+
+MOVED_SECONDS = 0.3
+"""How long a SIGTERM waits for the own pod's conditions: a KFP step has about one second in all."""
+
+
+def was_moved(api: Api, holder: Holder) -> bool:
+    """Whether our own pod is being drained, evicted or preempted, so that a retried step will adopt the job.
+
+    Asked when SIGTERM comes rather than watched: the condition is written before the signal is sent, so one GET cannot
+    be behind as a watch can, and it costs milliseconds. No answer in time, or no pod: False, and the job is deleted.
+    """
+    if not holder.pod:
+        return False
+    try:
+        pod = api.get(PODS, holder.pod, namespace=holder.pod_namespace, seconds=MOVED_SECONDS)
+    except StagelineError:
+        return False
+    return any(
+        condition.get("type") == "DisruptionTarget" and condition.get("status") == "True"
+        for condition in (pod.get("status") or {}).get("conditions") or []
+    )
+
+
+class Cancellation:
+    """Runs `fire` in a thread of its own as soon as `request` is called, which a signal handler may do.
+
+    A pipe and nothing else: locks and events must not be touched by a handler that may have interrupted their holder.
+    """
+
+    def __init__(self, fire: Callable[[], None]) -> None:
+        self.requested = 0
+        self.done = threading.Event()
+        self._fire = fire
+        self._reader, self._writer = os.pipe()
+        threading.Thread(target=self._wait, name="cancellation", daemon=True).start()
+
+    def request(self) -> None:
+        self.requested += 1
+        with suppress(OSError):
+            os.write(self._writer, b"x")
+
+    def _wait(self) -> None:
+        word = os.read(self._reader, 1)
+        try:
+            if word == b"x":
+                self._fire()
+        finally:
+            self.done.set()
+            os.close(self._reader)
+
+    def close(self) -> None:
+        """End the thread of a job that nobody will cancel any more."""
+        writer, self._writer = self._writer, -1
+        if writer >= 0:
+            with suppress(OSError):
+                os.write(writer, b".")
+            os.close(writer)

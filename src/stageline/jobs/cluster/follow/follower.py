@@ -1,7 +1,7 @@
 """Following a job: three watches and the logs of its pods in one loop, each change said once, and one verdict.
 
 Success is what the store holds, never a condition: the operator's words decide only when to look. Everything that may
-end the job from here (restart budget, time to start, deadline, a silent node) is judged in `scene` and `budget`.
+end the job from here (restart budget, time to start, deadline, a silent node) is judged in `observed` and `budget`.
 """
 
 from __future__ import annotations
@@ -11,23 +11,25 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
-from stageline.errors import ClusterError, ClusterUnavailableError, StagelineError
+from stageline.config import ClusterConfig
+from stageline.errors import ClusterError, ClusterUnavailableError, InterruptedRunError, StagelineError
 from stageline.jobs.cluster.explain.describe import pod_node
 from stageline.jobs.cluster.explain.silent_nodes import node_lost_error, node_state
 from stageline.jobs.cluster.follow.adoption import lost_to, outcome
 from stageline.jobs.cluster.follow.logs import LogFollower
-from stageline.jobs.cluster.follow.observed import Scene
-from stageline.jobs.cluster.follow.target import Followed, ask_store, interrupted
-from stageline.jobs.job import Verdict
+from stageline.jobs.cluster.follow.observed import ObservedJob
+from stageline.jobs.cluster.follow.results import JobResult, ask_store
+from stageline.jobs.job import Job, Verdict
 from stageline.kube.client import Api
 from stageline.kube.keys import ANNOTATION_PODS_SEEN, ANNOTATION_SPEC, EVENTS, JOBS, LABEL_JOB, NODES, PODS
 from stageline.kube.refusals import AbsentError, ConflictError
 from stageline.kube.watches import Watch
 from stageline.telemetry import FailureRecord
 
-Word = tuple[str, Any]
+Message = tuple[str, Any]
 """What threads tell the loop: (`job` | `pod` | `event`, Change), (`cancelled`, moved), (`lost` | `error`, error)."""
 
 PATIENCE_SECONDS = 300.0
@@ -41,16 +43,53 @@ UNNOTICED_SECONDS = 20.0
 """For the operator to notice that all pods succeeded, before the store is asked without it."""
 
 
+@dataclass(frozen=True)
+class FollowedJob:
+    """A job and what following it takes.
+
+    job: as it was asked for.
+    cluster: the section `cluster` of its item.
+    result: what lies in the store of its result.
+    say: told what happens to it, one sentence each.
+    live: the job's object, as it was created or adopted.
+    launcher: name of our holder of its Lease.
+    is_cancelled: whether somebody asked us to delete it.
+    """
+
+    job: Job
+    cluster: ClusterConfig
+    result: JobResult
+    say: Callable[[str], None]
+    live: dict[str, Any]
+    launcher: str
+    is_cancelled: Callable[[], bool]
+
+    @property
+    def uid(self) -> str:
+        return str(self.live["metadata"]["uid"])
+
+
+def interrupted(sentence: str, remedy: str) -> Verdict:
+    """The verdict on a job that was asked to stop, or left running."""
+    return Verdict.of(InterruptedRunError(sentence, remedy=remedy))
+
+
 class Follower:
-    """One following; `run` once, from the thread that signals interrupt."""
+    """Follows one job to its end; `run` once, from the thread that signals interrupt.
+
+    api: the job's API server and namespace.
+    task: the job.
+    messages: what other threads tell this one.
+    on_line: gets every line of every pod as it comes.
+    """
 
     def __init__(
-        self, api: Api, task: Followed, words: queue.SimpleQueue[Word], on_line: Callable[[str], None]
+        self, api: Api, task: FollowedJob, messages: queue.SimpleQueue[Message], on_line: Callable[[str], None]
     ) -> None:
         self._api = api
         self._task = task
-        self._words = words
-        self.scene = Scene(task.job, task.cluster, task.live)
+        self._messages = messages
+        self.observed = ObservedJob(task.job, task.cluster, task.live)
         self._silence = ""
         self._cancelled = False
         self._hurry = False
@@ -82,27 +121,27 @@ class Follower:
         """In a thread: a watch's changes as words."""
         try:
             for change in watch.changes():
-                self._words.put((source, change))
+                self._messages.put((source, change))
         except StagelineError as error:
             if source == "event" and isinstance(error, ClusterError):
-                self._words.put(("note", f"events cannot be read, so less can be explained: {error.message}"))
+                self._messages.put(("note", f"events cannot be read, so less can be explained: {error.message}"))
             else:
-                self._words.put(("error", error))
+                self._messages.put(("error", error))
         except Exception as error:  # noqa: BLE001  # a fault of ours must end the following, not hang it
-            self._words.put(("error", ClusterError(f"watching {source}s failed: {type(error).__name__}: {error}")))
+            self._messages.put(("error", ClusterError(f"watching {source}s failed: {type(error).__name__}: {error}")))
 
     def _server_silent(self, text: str) -> None:
         if text and not self._silence:
-            self._words.put(("note", f"{text}; trying for {PATIENCE_SECONDS:.0f} s, the job runs on meanwhile"))
+            self._messages.put(("note", f"{text}; trying for {PATIENCE_SECONDS:.0f} s, the job runs on meanwhile"))
         elif not text and self._silence:
-            self._words.put(("note", "the API server answers again"))
+            self._messages.put(("note", "the API server answers again"))
         self._silence = text
 
     def _loop(self) -> Verdict:
         next_tick = 0.0
         while True:
             with suppress(queue.Empty):
-                verdict = self._take(*self._words.get(timeout=TICK_SECONDS))
+                verdict = self._take(*self._messages.get(timeout=TICK_SECONDS))
                 if verdict:
                     return verdict
             if time.monotonic() >= next_tick:
@@ -123,9 +162,9 @@ class Follower:
         elif source == "cancelled":
             return self._take_cancelled(moved=value)
         elif value.kind == "synced":
-            self.scene.synced.add(source)
+            self.observed.synced.add(source)
         elif source == "event":
-            for text in self.scene.take_event(value.object):
+            for text in self.observed.take_event(value.object):
                 say(text)
         elif source == "pod":
             self._take_pod(value.kind, value.object)
@@ -143,64 +182,64 @@ class Follower:
 
     def _take_job(self, kind: str, job: dict[str, Any]) -> Verdict | None:
         if kind == "deleted":
-            self.scene.is_gone = True
+            self.observed.is_gone = True
             return None
         taken = lost_to(job, self._task.launcher)
         if taken:
             raise taken
-        for text in self.scene.take_job(job):
+        for text in self.observed.take_job(job):
             self._task.say(text)
         return None
 
     def _take_pod(self, kind: str, pod: dict[str, Any]) -> None:
-        if not self.scene.is_ours(pod):
+        if not self.observed.is_ours(pod):
             return
         if kind == "deleted":
             self._logs.ended(pod)
         else:
             self._logs.update(pod)
-        is_new = kind != "deleted" and self.scene.is_new(pod)
+        is_new = kind != "deleted" and self.observed.is_new(pod)
         step = self._progress() if is_new else -1
-        for text in self.scene.take_pod(kind, pod, step):
+        for text in self.observed.take_pod(kind, pod, step):
             self._task.say(text)
 
     def _progress(self) -> int:
         try:
-            return ask_store(self._task.probe.progress, self._task.is_cancelled)
+            return ask_store(self._task.result.progress, self._task.is_cancelled)
         except StagelineError as error:
             self._task.say(f"the store did not answer: {error.message}")
-            return self.scene.ledger.step
+            return self.observed.seen_pods.step
 
     def _tick(self) -> Verdict | None:
         """What time brings: limits, the end, notes kept on the job."""
-        if self._cancelled or self.scene.is_gone:
+        if self._cancelled or self.observed.is_gone:
             return self._after_deletion()
-        if {"job", "pod"} - self.scene.synced:
+        if {"job", "pod"} - self.observed.synced:
             return None
-        ended = outcome(self.scene.job)
+        ended = outcome(self.observed.job)
         if ended:
             return self._conclude(ended)
         self._keep_notes()
         now = time.time()
-        error = self.scene.over_limit(now) or self._silent_node(now)
+        error = self.observed.over_limit(now) or self._silent_node(now)
         if error:
             return self._end(error)
         return self._unnoticed_success()
 
     def _silent_node(self, now: float) -> StagelineError | None:
-        for text in self.scene.silence(now):
+        for text in self.observed.silence(now):
             self._task.say(text)
-        pods = self.scene.lost_pods
-        if not pods or self.scene.silent_seconds < self._task.cluster.node_lost_seconds:
+        pods = self.observed.lost_pods
+        if not pods or self.observed.silent_seconds < self._task.cluster.node_lost_seconds:
             return None
         state = "unknown: this account may not read nodes"
         with suppress(StagelineError):
             state = node_state(self._api.get(NODES, pod_node(pods[0]), seconds=5.0))
-        return node_lost_error(pods, self.scene.silent_seconds, self._api.namespace, state)
+        return node_lost_error(pods, self.observed.silent_seconds, self._api.namespace, state)
 
     def _unnoticed_success(self) -> Verdict | None:
         """All pods done and the result in the store, but no word from the operator: it is down; do not wait for it."""
-        if not self.scene.all_succeeded:
+        if not self.observed.all_succeeded:
             self._succeeded_since = None
             return None
         self._succeeded_since = self._succeeded_since or time.monotonic()
@@ -210,11 +249,11 @@ class Follower:
 
     def _keep_notes(self) -> None:
         """Write what a later launcher must know into the job's annotations, when it changed."""
-        notes = {ANNOTATION_PODS_SEEN: self.scene.ledger.text(), ANNOTATION_SPEC: self.scene.submitted}
+        notes = {ANNOTATION_PODS_SEEN: self.observed.seen_pods.text(), ANNOTATION_SPEC: self.observed.submitted}
         text = str(notes)
-        if text == self._written or "uid" not in self.scene.job.get("metadata", {}):
+        if text == self._written or "uid" not in self.observed.job.get("metadata", {}):
             return
-        metadata = self.scene.job["metadata"]
+        metadata = self.observed.job["metadata"]
         change = {"metadata": {"resourceVersion": metadata["resourceVersion"], "annotations": notes}}
         try:
             self._api.patch(JOBS, self._task.job.name, change)
@@ -230,11 +269,11 @@ class Follower:
         with suppress(AbsentError, ConflictError):
             self._api.delete(JOBS, self._task.job.name, uid=self._task.uid)
         self._logs.drain(1.0)
-        return Verdict.of(self.scene.place(FailureRecord.of(error)))
+        return Verdict.of(self.observed.place(FailureRecord.of(error)))
 
     def _finished(self) -> bool:
         try:
-            return ask_store(self._task.probe.finished, self._task.is_cancelled)
+            return ask_store(self._task.result.finished, self._task.is_cancelled)
         except StagelineError as error:
             self._task.say(f"the store did not answer: {error.message}")
             return False
@@ -242,7 +281,7 @@ class Follower:
     def _conclude(self, ended: str) -> Verdict:
         """The verdict on a job that the operator, or its pods, call ended."""
         self._logs.drain(DRAIN_SECONDS)
-        self._drain_words()
+        self._drain_messages()
         end = time.monotonic() + (STORE_SECONDS if ended == "Succeeded" else 2.0)
         while not self._finished():
             if time.monotonic() > end:
@@ -253,10 +292,10 @@ class Follower:
         return Verdict(0)
 
     def _failed(self, ended: str) -> Verdict:
-        return Verdict.of(self.scene.failure(ended, self._nodes()))
+        return Verdict.of(self.observed.failure(ended, self._nodes()))
 
     def _nodes(self) -> list[Mapping[str, Any]] | None:
-        names = {pod_node(pod) for pod in self.scene.every_pod()} - {""}
+        names = {pod_node(pod) for pod in self.observed.every_pod()} - {""}
         found: list[Mapping[str, Any]] = []
         try:
             for name in sorted(names)[:20]:
@@ -266,12 +305,12 @@ class Follower:
             return None
         return found
 
-    def _drain_words(self) -> None:
+    def _drain_messages(self) -> None:
         """Take in what the watches have still to tell about how pods ended."""
         end = time.monotonic() + 1.0
         while time.monotonic() < end:
             try:
-                source, value = self._words.get(timeout=0.2)
+                source, value = self._messages.get(timeout=0.2)
             except queue.Empty:
                 return
             if source in ("pod", "event", "note"):
@@ -281,7 +320,9 @@ class Follower:
         """The job is deleted, by us or by somebody: wait for its pods to end, their last lines and their commit."""
         self._cancelled = self._cancelled or self._task.is_cancelled()
         limit = self._task.cluster.grace_for(self._task.job.shutdown_timeout_seconds) + DRAIN_SECONDS
-        waiting = self.scene.living_pods() and not self._hurry and self.scene.deleted_for(time.monotonic()) < limit
+        waiting = (
+            self.observed.living_pods() and not self._hurry and self.observed.deleted_for(time.monotonic()) < limit
+        )
         if waiting:
             return None
         self._logs.drain(1.0)

@@ -64,7 +64,7 @@ def this_holder(namespace: str, environ: Mapping[str, str] = os.environ) -> Hold
     return Holder(f"{pod}/{uid}/{nonce}", marks, owner if where == namespace else None, pod, where)
 
 
-def standing(
+def lease_state(
     lease: Mapping[str, Any], me: str, *, now: float, alive: bool | None, still_seconds: float, renewed: bool
 ) -> Literal["ours", "free", "busy", "wait"]:
     """What a Lease that is there means to us. Pure.
@@ -83,7 +83,7 @@ def standing(
     return "busy" if renewed or (alive and age < ttl) else "wait"
 
 
-def runs(pod: Mapping[str, Any], uid: str) -> bool | None:
+def is_launcher_running(pod: Mapping[str, Any], uid: str) -> bool | None:
     """Whether the launcher in the pod of that uid still runs; None while the pod is being stopped. Pure."""
     status = pod.get("status") or {}
     containers: list[Mapping[str, Any]] = status.get("containerStatuses") or []
@@ -102,13 +102,21 @@ def _seconds(text: str) -> float:
         return 0.0
 
 
-def moment(seconds: float) -> str:
+def micro_time(seconds: float) -> str:
     """A wall-clock time as Kubernetes writes a MicroTime."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-class Lifeline:
-    """The Lease of one job, renewed by a thread. on_lost: called from that thread once somebody else has it."""
+class JobLease:
+    """The Lease of one job, renewed by a thread.
+
+    api: the job's API server and namespace.
+    name: of the job, and of the Lease.
+    holder: who we are.
+    labels: of the Lease.
+    on_lost: called from that thread once somebody else has it.
+    ttl_seconds: how long it counts without being renewed.
+    """
 
     def __init__(
         self,
@@ -148,7 +156,7 @@ class Lifeline:
             renewal = f"{spec.get('holderIdentity')} {spec.get('renewTime')}"
             if not first:
                 first = renewal
-            verdict = standing(
+            verdict = lease_state(
                 found,
                 self._holder.name,
                 now=time.time(),
@@ -165,7 +173,7 @@ class Lifeline:
             if time.monotonic() - since < LOOK_SECONDS:
                 say(f"waiting up to {self._ttl_seconds} s to see whether launcher {spec.get('holderIdentity')} lives")
             self._ended.wait(LOOK_SECONDS)
-        self._thread = threading.Thread(target=self._keep, name="lifeline", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name="job-lease", daemon=True)
         self._thread.start()
 
     def _read(self) -> dict[str, Any] | None:
@@ -175,7 +183,7 @@ class Lifeline:
             return None
 
     def _manifest(self, before: Mapping[str, Any] | None) -> dict[str, Any]:
-        now = moment(time.time())
+        now = micro_time(time.time())
         spec = (before or {}).get("spec") or {}
         same = spec.get("holderIdentity") == self._holder.name
         metadata: dict[str, Any] = {
@@ -221,7 +229,7 @@ class Lifeline:
             if "uid" not in marks:
                 return True if marks["host"] == self._holder.marks["host"] else None
             if marks["namespace"] == self._api.namespace:
-                return runs(self._api.get(PODS, marks["pod"]), str(marks["uid"]))
+                return is_launcher_running(self._api.get(PODS, marks["pod"]), str(marks["uid"]))
         except AbsentError:
             return False
         except (KeyError, ValueError, TypeError, ClusterError):

@@ -1,7 +1,7 @@
 """A job on a cluster: started, or adopted where it runs already, followed, cancelled. One job whatever is killed when.
 
 The name is the identity, the fingerprint says whether what runs is what is wanted (`adoption`), a Lease says who
-follows it (`lifeline`). Nothing is created before the Lease is ours, and a creation whose answer got lost is looked up.
+follows it (`job_lease`). Nothing is created before the Lease is ours, and a creation whose answer is lost is looked up.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 from stageline.config.syntax import OWN_PREFIX
 from stageline.errors import ClusterUnavailableError, InterruptedRunError, StagelineError
 from stageline.jobs.cluster.follow.adoption import adoption_patch, decide
-from stageline.jobs.cluster.follow.cancellation import Cancellation, was_moved
-from stageline.jobs.cluster.follow.deletion import Departure
-from stageline.jobs.cluster.follow.follower import Follower, Word
-from stageline.jobs.cluster.follow.job_lease import Holder, Lifeline, this_holder
+from stageline.jobs.cluster.follow.deletion import Cancellation, JobDeletion, was_moved
+from stageline.jobs.cluster.follow.follower import FollowedJob, Follower, Message
+from stageline.jobs.cluster.follow.job_lease import Holder, JobLease, this_holder
 from stageline.jobs.cluster.follow.permission import refuse_without_permission
-from stageline.jobs.cluster.follow.target import Followed, Probe, ask_store
+from stageline.jobs.cluster.follow.results import JobResult, ask_store
 from stageline.jobs.cluster.render.pytorchjob import render_job, stamp
 from stageline.jobs.job import Job, Verdict
 from stageline.kube.client import Api
@@ -55,7 +54,7 @@ class ClusterJob:
         self,
         job: Job,
         cluster: ClusterConfig,
-        probe: Probe,
+        result: JobResult,
         say: Say,
         *,
         api: Api | None = None,
@@ -63,20 +62,20 @@ class ClusterJob:
     ) -> None:
         self.job = job
         self.cluster = cluster
-        self.probe = probe
+        self.result = result
         self.say = say
         self.api = api or Api.connect(cluster.namespace, cluster.context)
         self.holder = holder or this_holder(self.api.namespace)
         self.live: dict[str, Any] = {}
         self.manifest = render_job(job, cluster)
         self.manifest["metadata"]["namespace"] = self.api.namespace
-        self._words: queue.SimpleQueue[Word] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._uid = ""
         self._gate = threading.Lock()
         self._sent = threading.Event()
         self._sent.set()
         self._cancellation = Cancellation(self._fire)
-        self._lifeline = Lifeline(self.api, job.name, self.holder, self._labels(), self._lost)
+        self._job_lease = JobLease(self.api, job.name, self.holder, self._labels(), self._lost)
 
     def _labels(self) -> dict[str, str]:
         labels = self.manifest["metadata"]["labels"]
@@ -86,12 +85,12 @@ class ClusterJob:
         return bool(self._cancellation.requested)
 
     def _lost(self, error: StagelineError) -> None:
-        self._words.put(("lost", error))
+        self._messages.put(("lost", error))
 
     def start(self) -> None:
         """Make the job run, or find it running, or find its result there (then `follow` says so at once)."""
         try:
-            self._lifeline.acquire(self.say, self._is_cancelled)
+            self._job_lease.acquire(self.say, self._is_cancelled)
             while not self._step():
                 self._refuse_cancelled()
         except BaseException as error:
@@ -106,13 +105,13 @@ class ClusterJob:
     def _step(self) -> bool:
         """One look at what is there and one answer to it; whether the job runs now (or need not)."""
         live = self._read()
-        decision = decide(live, self.manifest, finished=ask_store(self.probe.finished, self._is_cancelled))
+        decision = decide(live, self.manifest, finished=ask_store(self.result.finished, self._is_cancelled))
         where = f"{self.api.namespace}/{self.job.name}"
         if decision.action == "nothing":
             self.say(f"job {where} need not start: {decision.why}")
             return True
         if live is None:
-            self._departure().await_pods()
+            self._deletion().await_pods()
             return self._create()
         if decision.action == "adopt":
             return self._adopt(live)
@@ -120,12 +119,12 @@ class ClusterJob:
         if decision.action == "replace":
             with suppress(AbsentError, ConflictError):
                 self.api.delete(JOBS, self.job.name, uid=live["metadata"]["uid"])
-        self._departure().await_job(live["metadata"]["uid"])
+        self._deletion().await_job(live["metadata"]["uid"])
         return False
 
-    def _departure(self) -> Departure:
+    def _deletion(self) -> JobDeletion:
         grace = self.cluster.grace_for(self.job.shutdown_timeout_seconds)
-        return Departure(self.api, self.job.name, grace, self.say, self._refuse_cancelled)
+        return JobDeletion(self.api, self.job.name, grace, self.say, self._refuse_cancelled)
 
     def _read(self) -> dict[str, Any] | None:
         try:
@@ -237,10 +236,10 @@ class ClusterJob:
         try:
             if not self.live:
                 return Verdict(0)
-            followed = Followed(
-                self.job, self.cluster, self.probe, self.say, self.live, self.holder.name, self._is_cancelled
+            followed = FollowedJob(
+                self.job, self.cluster, self.result, self.say, self.live, self.holder.name, self._is_cancelled
             )
-            return Follower(self.api, followed, self._words, on_line).run()
+            return Follower(self.api, followed, self._messages, on_line).run()
         finally:
             self._close()
 
@@ -254,7 +253,7 @@ class ClusterJob:
 
     def _close(self) -> None:
         self._cancellation.close()
-        self._lifeline.release()
+        self._job_lease.release()
 
     def cancel(self) -> None:
         """Delete the job now, its pods commit and end; unless our own pod is only being moved. For signal handlers.
@@ -263,7 +262,7 @@ class ClusterJob:
         """
         self._cancellation.request()
         if self._cancellation.requested > 1:
-            self._words.put(("hurry", None))
+            self._messages.put(("hurry", None))
 
     def _set_free(self) -> None:
         """Let the job outlive our pod: it would be collected with it before the next launcher adopts it."""
@@ -281,12 +280,12 @@ class ClusterJob:
                 if found is not None and annotation(found, ANNOTATION_LAUNCHER) == self.holder.name:
                     self._uid = found["metadata"]["uid"]
         if not self._uid:
-            self._words.put(("cancelled", False))
+            self._messages.put(("cancelled", False))
             return
         if was_moved(self.api, self.holder):
             with suppress(StagelineError):
                 self._set_free()
-            self._words.put(("cancelled", True))
+            self._messages.put(("cancelled", True))
             return
         end = time.monotonic() + DELETE_SECONDS
         while True:
@@ -296,21 +295,21 @@ class ClusterJob:
                 break
             except ClusterUnavailableError as error:
                 if time.monotonic() > end:
-                    self._words.put(("error", error))
+                    self._messages.put(("error", error))
                     return
                 time.sleep(0.1)
                 continue
             except StagelineError as error:
-                self._words.put(("error", error))
+                self._messages.put(("error", error))
                 return
             break
-        self._words.put(("cancelled", False))
+        self._messages.put(("cancelled", False))
 
 
 def start_on_cluster(
     job: Job,
     cluster: ClusterConfig,
-    probe: Probe,
+    result: JobResult,
     say: Say,
     *,
     announce: Callable[[ClusterJob], None] = lambda started: None,  # noqa: ARG005
@@ -319,7 +318,7 @@ def start_on_cluster(
 
     Raises PlanError, BusyError, ClusterError or ClusterUnavailableError; then nothing half-made is left.
     """
-    started = ClusterJob(job, cluster, probe, say)
+    started = ClusterJob(job, cluster, result, say)
     announce(started)
     started.start()
     return started

@@ -1,6 +1,6 @@
 """The logs of a job's pods as they are written: every line that the kubelets still serve exactly once, gaps said.
 
-One thread per pod reads one stream at a time. A stream that is cut is resumed where it broke (`timeline`); a container
+One thread per pod reads one stream at a time. A stream that is cut is resumed where it broke (`cursor`); a container
 that restarted is read to its end first (`previous`); a pod of the same name that took the place of ours is noticed by
 its uid. Nothing is kept but the last line of each pod.
 """
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from stageline.errors import ClusterUnavailableError, StagelineError
 from stageline.jobs.cluster.explain.describe import pod_label
 from stageline.kube.keys import CONTAINER, PODS, Plain
-from stageline.kube.log_cursor import Gap, Timeline
+from stageline.kube.log_cursor import Gap, LogCursor
 from stageline.kube.refusals import NO_LOG, AbsentError
 
 RETRY_SECONDS = 0.2
@@ -130,7 +130,7 @@ class _Reader(threading.Thread):
         self._uid = str(pod["metadata"]["uid"])
         self._name = str(pod["metadata"]["name"])
         self._label = pod_label(pod)
-        self._timeline = Timeline()
+        self._cursor = LogCursor()
         self._instance = 0
         self._restarts, self._terminated = _instance(pod)
         self._stream: LogStream | None = None
@@ -174,11 +174,11 @@ class _Reader(threading.Thread):
                     return
                 whole = restarted or over  # such an instance has no log, or none any more
             if whole and restarted:
-                self._say_gap(self._timeline.missing_end())
-                self._instance, self._timeline = self._restarts, Timeline()
+                self._say_gap(self._cursor.missing_end())
+                self._instance, self._cursor = self._restarts, LogCursor()
                 continue
             if whole and over:
-                self._say_gap(self._timeline.missing_end())
+                self._say_gap(self._cursor.missing_end())
                 return
             if not self._follower.follow and cuts > PATIENCE_CUTS:
                 self._follower.refuse(ClusterUnavailableError(f"the log of pod {self._name} was cut {cuts} times"))
@@ -190,7 +190,7 @@ class _Reader(threading.Thread):
     def _read(self, *, previous: bool, follow: bool) -> bool:
         """Deliver what one stream has; True if it was of our turn and came to its own end."""
         query = {"container": CONTAINER, "timestamps": "true"}
-        since = self._timeline.resume() or self._follower.since
+        since = self._cursor.resume() or self._follower.since
         query |= {"sinceTime": since} if since else {}
         query |= {"previous": "true"} if previous else {}
         query |= {"follow": "true"} if follow else {}
@@ -205,7 +205,7 @@ class _Reader(threading.Thread):
                 return False
             self._told = False
             for raw in stream.lines():
-                for item in self._timeline.take(raw):
+                for item in self._cursor.take(raw):
                     if isinstance(item, Gap):
                         self._say_gap(item)
                     else:
@@ -221,7 +221,7 @@ class _Reader(threading.Thread):
     def _end_without_pod(self) -> None:
         """The pod is gone. A stream that had come to its end has told everything, as far as anybody can know."""
         if not self._told:
-            last = self._timeline.last
+            last = self._cursor.last
             if last is None:
                 self._line(f"(log of pod {self._name} was not served any more)")
             else:

@@ -24,8 +24,8 @@ from stageline.jobs.cluster.explain.describe import (
 )
 from stageline.jobs.cluster.explain.diagnosis import diagnose
 from stageline.jobs.cluster.explain.silent_nodes import SilentPods
-from stageline.jobs.cluster.follow.adoption import essence, is_suspended, spec_digest
-from stageline.jobs.cluster.follow.budget import Ledger, StartClock, deadline_error, over_budget, pending_error
+from stageline.jobs.cluster.follow.adoption import executed_parts, is_suspended, spec_digest
+from stageline.jobs.cluster.follow.budget import SeenPods, StartClock, deadline_error, over_budget, pending_error
 from stageline.jobs.job import Job
 from stageline.kube.keys import ANNOTATION_DEADLINE, ANNOTATION_PODS_SEEN, ANNOTATION_SPEC, annotation
 from stageline.telemetry import FailureRecord
@@ -33,30 +33,35 @@ from stageline.telemetry import FailureRecord
 if TYPE_CHECKING:
     from stageline.config import ClusterConfig
 
-GRAVES = 32
+GONE_PODS = 32
 """Ended pods kept to explain an end."""
 NOTED_EVENTS = 200
 OPERATOR_ECHOES = frozenset({"PyTorchJobFailed", "PyTorchJobRestarting", "PyTorchJobSucceeded"})
 """Reasons of events that repeat what the job's and pods' own states say."""
 
 
-class Scene:
-    """One job, its pods and events. `take_*` yield what is worth saying."""
+class ObservedJob:
+    """One job, its pods and events, as far as the watches told of them. `take_*` yield what is worth saying.
+
+    job: as it was asked for.
+    cluster: the section `cluster` of its item: limits and budgets.
+    live: the job's object when following began.
+    """
 
     def __init__(self, job: Job, cluster: ClusterConfig, live: dict[str, Any]) -> None:
         self._wanted = job
         self._cluster = cluster
         self.job = live
         self.pods: dict[str, dict[str, Any]] = {}
-        self.graves: deque[dict[str, Any]] = deque(maxlen=GRAVES)
+        self.gone_pods: deque[dict[str, Any]] = deque(maxlen=GONE_PODS)
         self.events: deque[dict[str, Any]] = deque(maxlen=NOTED_EVENTS)
         self.synced: set[str] = set()
         self.is_gone = False
-        self.ledger = Ledger.read(annotation(live, ANNOTATION_PODS_SEEN))
+        self.seen_pods = SeenPods.read(annotation(live, ANNOTATION_PODS_SEEN))
         self.submitted = annotation(live, ANNOTATION_SPEC) or spec_digest(live)
         self.lost_pods: list[Mapping[str, Any]] = []
         self.silent_seconds = 0.0
-        self._essence = essence(live)
+        self._executed_parts = executed_parts(live)
         self._edited = self.submitted
         self._clock = StartClock(ran=condition(live, "Running") != {})
         self._created = timestamp(live["metadata"].get("creationTimestamp")) or time.time()
@@ -70,7 +75,7 @@ class Scene:
     def take_job(self, job: dict[str, Any]) -> Iterator[str]:
         self.job = job
         if is_suspended(job):  # a queue that took the pods back will give others: no restart of theirs
-            self.ledger = Ledger(self.ledger.step)
+            self.seen_pods = SeenPods(self.seen_pods.step)
         text = describe_job(job)
         if text and text != self._state:
             yield text
@@ -78,8 +83,8 @@ class Scene:
         digest = spec_digest(job)
         if digest != self._edited:
             self._edited = digest
-            now = essence(job)
-            keys = sorted(key for key in {*now, *self._essence} if now.get(key) != self._essence.get(key))
+            now = executed_parts(job)
+            keys = sorted(key for key in {*now, *self._executed_parts} if now.get(key) != self._executed_parts.get(key))
             what = ", ".join(keys) or "what it was submitted with"
             yield (
                 f"the job was edited while it runs ({what}): pods started from now on get the new settings, and the "
@@ -92,14 +97,14 @@ class Scene:
         return any(owner.get("uid") == self.job["metadata"]["uid"] for owner in owners)
 
     def is_new(self, pod: Mapping[str, Any]) -> bool:
-        return not self.ledger.knows(pod_index(pod), pod["metadata"]["uid"])
+        return not self.seen_pods.knows(pod_index(pod), pod["metadata"]["uid"])
 
     def take_pod(self, kind: str, pod: dict[str, Any], step: int) -> Iterator[str]:
         """step: the newest committed one, if the pod is new."""
         uid, label = pod["metadata"]["uid"], pod_label(pod)
         if kind == "deleted":
             self.pods.pop(uid, None)
-            self.graves.append(pod)
+            self.gone_pods.append(pod)
             before = self._texts.pop(uid, "")
             if pod_phase(pod) == "Failed" and not before.startswith("ended"):
                 yield f"{label}: {describe_pod(pod)}"
@@ -108,11 +113,11 @@ class Scene:
             return
         self.pods[uid] = pod
         if self.is_new(pod):
-            first = not self.ledger.pods.get(pod_index(pod))
-            self.ledger = self.ledger.with_pod(pod_index(pod), uid, step)
+            first = not self.seen_pods.pods.get(pod_index(pod))
+            self.seen_pods = self.seen_pods.with_pod(pod_index(pod), uid, step)
             if not first:
-                since = f" since step {self.ledger.step}" if self.ledger.step >= 0 else ""
-                used = f"{self.ledger.restarts} of {self._cluster.restart_budget} restarts used{since}"
+                since = f" since step {self.seen_pods.step}" if self.seen_pods.step >= 0 else ""
+                used = f"{self.seen_pods.restarts} of {self._cluster.restart_budget} restarts used{since}"
                 yield f"{label}: started again ({used})"
         text = describe_pod(pod)
         if text != self._texts.get(uid):
@@ -140,7 +145,7 @@ class Scene:
 
     def every_pod(self) -> list[dict[str, Any]]:
         """Those that are there and the last that were."""
-        return [*self.pods.values(), *self.graves]
+        return [*self.pods.values(), *self.gone_pods]
 
     def living_pods(self) -> list[dict[str, Any]]:
         return [pod for pod in self.pods.values() if pod_phase(pod) in ("Pending", "Running")]
@@ -157,8 +162,8 @@ class Scene:
 
     def over_limit(self, now: float) -> StagelineError | None:
         """The error of a limit that is passed. now: wall clock."""
-        why = next((f"{pod_label(pod)} {ending(pod)}" for pod in reversed(self.graves)), "")
-        error: StagelineError | None = over_budget(self.ledger, self._cluster.restart_budget, why)
+        why = next((f"{pod_label(pod)} {ending(pod)}" for pod in reversed(self.gone_pods)), "")
+        error: StagelineError | None = over_budget(self.seen_pods, self._cluster.restart_budget, why)
         if error:
             found = self._diagnose(None, failed=True)
             if found:
@@ -203,12 +208,12 @@ class Scene:
             yield f"node {node} answers again, or its pods are gone"
 
     def _diagnose(self, nodes: list[Mapping[str, Any]] | None, *, failed: bool = False) -> Any:
-        pods = list(self.graves) + list(self.pods.values()) if failed else list(self.pods.values())
+        pods = list(self.gone_pods) + list(self.pods.values()) if failed else list(self.pods.values())
         return diagnose(self.job, pods, list(self.events), nodes)
 
     def place(self, record: FailureRecord) -> FailureRecord:
         """The record with the pod and node that a failure belongs to, as far as they are known."""
-        pods = self.lost_pods or list(self.graves)[-1:] or list(self.pods.values())[:1]
+        pods = self.lost_pods or list(self.gone_pods)[-1:] or list(self.pods.values())[:1]
         return replace(record, pod=str(pods[0]["metadata"]["name"]), node=pod_node(pods[0])) if pods else record
 
     def failure(self, ended: str, nodes: list[Mapping[str, Any]] | None) -> FailureRecord:

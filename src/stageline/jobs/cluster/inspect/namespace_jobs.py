@@ -88,7 +88,7 @@ def since_time(text: str, now: float | None = None) -> str:
     return f"{(moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def look_at_logs(
+def hand_over_logs(
     api: Api,
     name: str,
     on_line: Callable[[str], None],

@@ -9,7 +9,7 @@ from typing import Any
 
 from stageline.jobs.cluster.explain.describe import condition, describe_pod, pod_phase, timestamp
 from stageline.jobs.cluster.follow.adoption import is_suspended, outcome
-from stageline.jobs.cluster.follow.budget import Ledger
+from stageline.jobs.cluster.follow.budget import SeenPods
 from stageline.kube.keys import (
     ANNOTATION_FINGERPRINT,
     ANNOTATION_LAUNCHER,
@@ -65,7 +65,7 @@ def _row(job: Plain, pods: Sequence[Plain], now: float) -> Row:
         state=job_state(job, pods),
         running=sum(pod_phase(pod) == "Running" for pod in pods),
         wanted=int(worker.get("replicas") or 1),
-        restarts=Ledger.read(annotation(job, ANNOTATION_PODS_SEEN)).restarts,
+        restarts=SeenPods.read(annotation(job, ANNOTATION_PODS_SEEN)).restarts,
         age_seconds=round(now - (timestamp(metadata.get("creationTimestamp")) or now), 1),
         fingerprint=annotation(job, ANNOTATION_FINGERPRINT),
         launcher=annotation(job, ANNOTATION_LAUNCHER),

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from stageline.config import ClusterConfig
-from stageline.jobs.cluster.follow.observed import Scene
+from stageline.jobs.cluster.follow.observed import ObservedJob
 from stageline.jobs.job import Job
 
 CREATED = "2026-01-01T00:00:00Z"
@@ -56,13 +56,13 @@ def pod(index=0, uid="a", phase="Running", *, node="n1", message="", code=1, own
     }
 
 
-def scene(job=None, **cluster):
+def observed(job=None, **cluster):
     wanted = Job(name="octa-film", arguments=("train", "film"), nodes=2, shutdown_timeout_seconds=10)
-    return Scene(wanted, ClusterConfig.model_validate({"image": "i", **cluster}), job or live())
+    return ObservedJob(wanted, ClusterConfig.model_validate({"image": "i", **cluster}), job or live())
 
 
 def test_a_state_is_said_once():
-    followed = scene()
+    followed = observed()
     assert list(followed.take_pod("added", pod(phase="Pending", node=""), -1)) == ["worker-0: waits for a node"]
     assert list(followed.take_pod("modified", pod(phase="Pending", node=""), -1)) == []
     assert list(followed.take_pod("modified", pod(), -1)) == ["worker-0: runs on n1"]
@@ -70,7 +70,7 @@ def test_a_state_is_said_once():
 
 
 def test_a_replaced_pod_is_a_restart_with_its_number_and_progress_forgives():
-    followed = scene()
+    followed = observed()
     list(followed.take_pod("added", pod(), -1))
     list(followed.take_pod("deleted", pod(), -1))
     first = list(followed.take_pod("added", pod(uid="b"), 4))
@@ -82,16 +82,16 @@ def test_a_replaced_pod_is_a_restart_with_its_number_and_progress_forgives():
 
 
 def test_a_pod_a_launcher_before_has_counted_is_no_restart():
-    before = scene()
+    before = observed()
     list(before.take_pod("added", pod(), -1))
-    after = scene(live(**{"stageline.dev/pods": before.ledger.text()}))
+    after = observed(live(**{"stageline.dev/pods": before.seen_pods.text()}))
     assert list(after.take_pod("added", pod(), -1)) == ["worker-0: runs on n1"]
     list(after.take_pod("deleted", pod(), -1))
     assert "1 of 3" in next(iter(after.take_pod("added", pod(uid="b"), -1)))
 
 
 def test_the_budget_ends_the_job_and_tells_how_the_last_pod_ended():
-    followed = scene(restart_budget=1)
+    followed = observed(restart_budget=1)
     for uid in "abc":
         list(followed.take_pod("added", pod(uid=uid), -1))
         list(followed.take_pod("deleted", pod(uid=uid, phase="Failed", code=137), -1))
@@ -102,12 +102,12 @@ def test_the_budget_ends_the_job_and_tells_how_the_last_pod_ended():
 
 
 def test_pods_of_a_job_before_are_not_ours():
-    assert scene().is_ours(pod())
-    assert not scene().is_ours(pod(owner="job-0"))
+    assert observed().is_ours(pod())
+    assert not observed().is_ours(pod(owner="job-0"))
 
 
 def test_half_a_gang_is_ended_after_its_time():
-    followed = scene(pending_seconds=60)
+    followed = observed(pending_seconds=60)
     list(followed.take_pod("added", pod(0), -1))
     assert followed.over_limit(START + 59) is None
     error = followed.over_limit(START + 61)
@@ -117,14 +117,14 @@ def test_half_a_gang_is_ended_after_its_time():
 
 
 def test_a_whole_gang_has_no_time_limit():
-    followed = scene(pending_seconds=60)
+    followed = observed(pending_seconds=60)
     for index in (0, 1):
         list(followed.take_pod("added", pod(index), -1))
     assert followed.over_limit(START + 9999) is None
 
 
 def test_the_deadline_leaves_running_pods_their_grace():
-    followed = scene(live(**{"stageline.dev/deadline": f"{START + 100:.0f}"}), pending_seconds=10_000)
+    followed = observed(live(**{"stageline.dev/deadline": f"{START + 100:.0f}"}), pending_seconds=10_000)
     assert followed.over_limit(START + 99) is None
     late = followed.over_limit(START + 101)
     assert late is not None
@@ -136,7 +136,7 @@ def test_the_deadline_leaves_running_pods_their_grace():
 
 
 def test_an_edit_is_said_once_and_names_the_field():
-    followed = scene()
+    followed = observed()
     edited = copy.deepcopy(live())
     edited["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]["command"] = ["b"]
     said = list(followed.take_job(edited))
@@ -146,7 +146,7 @@ def test_an_edit_is_said_once_and_names_the_field():
 
 
 def test_warnings_are_said_once_and_only_those_of_this_job():
-    followed = scene()
+    followed = observed()
     event = {
         "involvedObject": {"kind": "Pod", "name": "octa-film-worker-1", "uid": "p"},
         "reason": "FailedScheduling",
@@ -169,7 +169,7 @@ def test_warnings_are_said_once_and_only_those_of_this_job():
 
 
 def test_a_failure_is_told_by_the_pod_that_caused_it():
-    followed = scene()
+    followed = observed()
     record = {"exit_code": 7, "sentence": "loss is nan", "kind": "training", "log_tail": ["x"]}
     list(followed.take_pod("added", pod(1, phase="Failed", message=json.dumps(record)), -1))
     found = followed.failure("Failed", None)
@@ -182,14 +182,14 @@ def test_a_failure_is_told_by_the_pod_that_caused_it():
 
 
 def test_success_without_a_result_is_a_failure():
-    found = scene().failure("Succeeded", None)
+    found = observed().failure("Succeeded", None)
     assert found.code == "E_NO_RESULT"
     assert found.exit_code < 128
 
 
 @pytest.mark.parametrize("code", [3, 137])
 def test_a_failure_without_words_has_a_sentence(code):
-    followed = scene()
+    followed = observed()
     list(followed.take_pod("added", pod(phase="Failed", code=code), -1))
     found = followed.failure("Failed", None)
     assert found.sentence
@@ -197,7 +197,7 @@ def test_a_failure_without_words_has_a_sentence(code):
 
 
 def test_a_silent_node_is_said_once_and_when_it_is_back():
-    followed = scene(node_lost_seconds=30)
+    followed = observed(node_lost_seconds=30)
     silent = pod()
     silent["status"]["conditions"] = [{"type": "Ready", "status": "False"}]
     list(followed.take_pod("added", silent, -1))
@@ -210,7 +210,7 @@ def test_a_silent_node_is_said_once_and_when_it_is_back():
 
 
 def test_pods_that_a_queue_took_back_are_no_restarts():
-    followed = scene()
+    followed = observed()
     list(followed.take_pod("added", pod(), -1))
     list(followed.take_pod("deleted", pod(), -1))
     suspended = live()

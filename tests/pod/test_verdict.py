@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from stageline.pod.memory import count_oom_kills
-from stageline.pod.program import Ended, RankEnd
-from stageline.pod.records import MESSAGE_BYTES, shorten
+from stageline.pod.program import ProgramEnd, RankEnd
+from stageline.pod.sinks import MESSAGE_BYTES, shorten
 from stageline.pod.verdict import is_rendezvous_failure, judge
 from stageline.telemetry import FailureRecord
 
@@ -49,7 +49,7 @@ def verdict(
         (folder / name).write_text(json.dumps({"exit_code": 1, **record, "rank": rank}))
     ends = tuple(RankEnd(rank, code, 10.0 + rank) for rank, code in enumerate(codes))
     full = {"returncode": 1, "tail": ("line one", "[rank 0] the last of rank 0"), **ended}
-    record = judge(Ended(ranks=ends, **full), folder, memory_ran_out=out_of_memory, world_size=2)
+    record = judge(ProgramEnd(ranks=ends, **full), folder, memory_ran_out=out_of_memory, world_size=2)
     return (0, NO_FAILURE) if record is None else (record.exit_code, record)
 
 
@@ -130,8 +130,8 @@ def test_torchrun_that_started_no_rank(tmp_path: Path, tail: str, expected: int)
     code, record = verdict(tmp_path, [], {}, tail=(tail,))
     assert code == expected
     assert tail in record.sentence
-    assert is_rendezvous_failure(Ended(1, tail=(tail,))) == (expected == 138)
-    assert not is_rendezvous_failure(Ended(1, asked="SIGTERM", tail=(tail,)))
+    assert is_rendezvous_failure(ProgramEnd(1, tail=(tail,))) == (expected == 138)
+    assert not is_rendezvous_failure(ProgramEnd(1, asked="SIGTERM", tail=(tail,)))
 
 
 def test_stopped_before_any_rank_began(tmp_path: Path) -> None:

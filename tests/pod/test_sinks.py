@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from guards import HANG_SECONDS
 
-from stageline.pod import log_segments as segments
-from stageline.pod.log_segments import LogSegments
+from stageline.pod import sinks as segments
+from stageline.pod.sinks import LogSegments
 from stageline.store import open_store
 
 

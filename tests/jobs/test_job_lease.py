@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from stageline.jobs.cluster.follow.cancellation import Cancellation
-from stageline.jobs.cluster.follow.job_lease import moment, runs, standing, this_holder
+from stageline.jobs.cluster.follow.deletion import Cancellation
+from stageline.jobs.cluster.follow.job_lease import is_launcher_running, lease_state, micro_time, this_holder
 
 NOW = 1_800_000_000.0
 
 
 def lease(holder="other/1", age=5.0, ttl=30):
-    return {"spec": {"holderIdentity": holder, "leaseDurationSeconds": ttl, "renewTime": moment(NOW - age)}}
+    return {"spec": {"holderIdentity": holder, "leaseDurationSeconds": ttl, "renewTime": micro_time(NOW - age)}}
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def lease(holder="other/1", age=5.0, ttl=30):
     ],
 )
 def test_standing(found, alive, still, renewed, verdict):
-    assert standing(found, "me", now=NOW, alive=alive, still_seconds=still, renewed=renewed) == verdict
+    assert lease_state(found, "me", now=NOW, alive=alive, still_seconds=still, renewed=renewed) == verdict
 
 
 def test_a_kfp_pod_owns_the_job_in_its_own_namespace_only():
@@ -97,4 +97,4 @@ def pod(phase="Running", uid="u-1", state="running", **metadata):
     ],
 )
 def test_a_pod_holds_the_lease_while_its_launcher_runs(found, answer):
-    assert runs(found, "u-1") is answer
+    assert is_launcher_running(found, "u-1") is answer

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stageline.errors import ConfigError
-from stageline.jobs.cluster.follow.budget import Ledger
+from stageline.jobs.cluster.follow.budget import SeenPods
 from stageline.jobs.cluster.inspect.namespace_jobs import since_time
 from stageline.jobs.cluster.inspect.rows import list_rows
 from stageline.jobs.cluster.render.pytorchjob import render_job
@@ -61,9 +61,9 @@ def test_a_suspended_job_waits_in_its_queue() -> None:
 
 
 def test_restarts_are_those_the_launcher_counted() -> None:
-    ledger = Ledger().with_pod("0", "a" * 36, -1).with_pod("0", "b" * 36, -1).with_pod("0", "c" * 36, -1)
+    seen_pods = SeenPods().with_pod("0", "a" * 36, -1).with_pod("0", "b" * 36, -1).with_pod("0", "c" * 36, -1)
     job = live()
-    job["metadata"]["annotations"]["stageline.dev/pods"] = ledger.text()
+    job["metadata"]["annotations"]["stageline.dev/pods"] = seen_pods.text()
     assert list_rows([job], [], now=NOW)[0].restarts == 2
 
 

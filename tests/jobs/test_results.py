@@ -10,7 +10,7 @@ import time
 import pytest
 
 from stageline.errors import StoreError, StoreUnavailableError
-from stageline.jobs.cluster.follow.target import ask_store
+from stageline.jobs.cluster.follow.results import ask_store
 
 
 def test_the_answer_and_the_error_come_through():
