@@ -9,6 +9,8 @@ import pytest
 from stageline.errors import BusyError, ClusterError, PlanError
 from stageline.jobs.cluster.follow.adoption import adoption_patch, decide, lost_to, outcome, spec_digest
 
+from .objects import live_job
+
 LABELS = {
     "app.kubernetes.io/managed-by": "stageline",
     "stageline.dev/run": "octa",
@@ -17,26 +19,10 @@ LABELS = {
 
 
 def job(fingerprint="aaaa", ended="", labels=LABELS, **metadata):
-    status = {"conditions": [{"type": "Created", "status": "True"}]}
-    if ended:
-        status["conditions"].append({"type": ended, "status": "True"})
-    return {
-        "metadata": {
-            "name": "octa-film",
-            "namespace": "train",
-            "uid": "u1",
-            "resourceVersion": "7",
-            "labels": dict(labels),
-            "annotations": {"stageline.dev/fingerprint": fingerprint, "stageline.dev/launcher": "a/1"},
-            **metadata,
-        },
-        "spec": {
-            "pytorchReplicaSpecs": {
-                "Worker": {"replicas": 2, "template": {"spec": {"containers": [{"name": "pytorch", "image": "i"}]}}}
-            }
-        },
-        "status": status,
-    }
+    conditions = [{"type": kind, "status": "True"} for kind in ("Created", ended) if kind]
+    annotations = {"stageline.dev/fingerprint": fingerprint, "stageline.dev/launcher": "a/1"}
+    own = {"uid": "u1", "resourceVersion": "7", "labels": dict(labels), "annotations": annotations}
+    return live_job(conditions=conditions, **{**own, **metadata})
 
 
 @pytest.mark.parametrize(

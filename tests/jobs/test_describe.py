@@ -15,23 +15,7 @@ from stageline.jobs.cluster.explain.describe import (
     pod_label,
 )
 
-
-def pod(phase="Running", *, index=0, node="n1", conditions=(), containers=None, metadata=None, **status):
-    if containers is None and phase == "Running":
-        containers = [{"name": "pytorch", "ready": True, "state": {"running": {}}}]
-    return {
-        "metadata": {
-            "name": f"octa-film-worker-{index}",
-            "uid": f"u{index}",
-            "labels": {
-                "training.kubeflow.org/replica-type": "worker",
-                "training.kubeflow.org/replica-index": str(index),
-            },
-            **(metadata or {}),
-        },
-        "spec": {"nodeName": node} if node else {},
-        "status": {"phase": phase, "conditions": list(conditions), "containerStatuses": containers or [], **status},
-    }
+from .objects import worker_pod as pod
 
 
 def ended(code, reason="Error", finished="2026-01-01T00:00:10Z", record=None, index=0):

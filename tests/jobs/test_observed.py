@@ -11,49 +11,24 @@ from stageline.config import ClusterConfig
 from stageline.jobs.cluster.follow.observed import ObservedJob
 from stageline.jobs.job import Job
 
+from .objects import container_status, live_job, worker_pod
+
 CREATED = "2026-01-01T00:00:00Z"
 START = 1767225600.0
 
 
 def live(**annotations):
-    return {
-        "metadata": {
-            "name": "octa-film",
-            "namespace": "train",
-            "uid": "job-1",
-            "creationTimestamp": CREATED,
-            "annotations": annotations,
-        },
-        "spec": {
-            "pytorchReplicaSpecs": {
-                "Worker": {"replicas": 2, "template": {"spec": {"containers": [{"name": "pytorch", "command": ["a"]}]}}}
-            }
-        },
-        "status": {},
-    }
+    return live_job(container={"command": ["a"]}, creationTimestamp=CREATED, annotations=annotations)
 
 
 def pod(index=0, uid="a", phase="Running", *, node="n1", message="", code=1, owner="job-1", **metadata):
     state = {"running": {}}
     if phase in ("Failed", "Succeeded"):
         state = {"terminated": {"exitCode": code if phase == "Failed" else 0, "message": message}}
-    return {
-        "metadata": {
-            "name": f"octa-film-worker-{index}",
-            "uid": f"{uid}{index}-0000-long",
-            "labels": {
-                "training.kubeflow.org/replica-type": "worker",
-                "training.kubeflow.org/replica-index": str(index),
-            },
-            "ownerReferences": [{"uid": owner}],
-            **metadata,
-        },
-        "spec": {"nodeName": node} if node else {},
-        "status": {
-            "phase": phase,
-            "containerStatuses": [{"name": "pytorch", "ready": phase == "Running", "state": state}] if node else [],
-        },
-    }
+    containers = [container_status(state, ready=phase == "Running")] if node else []
+    own = {"ownerReferences": [{"uid": owner}], **metadata}
+    full = f"{uid}{index}-0000-long"
+    return worker_pod(phase, index=index, uid=full, node=node, containers=containers, metadata=own)
 
 
 def observed(job=None, **cluster):

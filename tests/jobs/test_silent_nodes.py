@@ -4,29 +4,16 @@ from __future__ import annotations
 
 from stageline.jobs.cluster.explain.silent_nodes import SilentPods, is_stuck, node_lost_error, node_state
 
+from .objects import RUNNING, worker_pod
+
 DELETION = "2026-01-01T00:00:00Z"
 DELETION_SECONDS = 1767225600.0
 
 
 def pod(index=0, *, silent=False, deleted=False, phase="Running", node="n1"):
-    ready = "False" if silent else "True"
-    return {
-        "metadata": {
-            "name": f"octa-film-worker-{index}",
-            "uid": f"u{index}",
-            "labels": {
-                "training.kubeflow.org/replica-type": "worker",
-                "training.kubeflow.org/replica-index": str(index),
-            },
-            **({"deletionTimestamp": DELETION} if deleted else {}),
-        },
-        "spec": {"nodeName": node},
-        "status": {
-            "phase": phase,
-            "conditions": [{"type": "Ready", "status": ready}],
-            "containerStatuses": [{"ready": True, "state": {"running": {}}}],
-        },
-    }
+    ready = {"type": "Ready", "status": "False" if silent else "True"}
+    metadata = {"deletionTimestamp": DELETION} if deleted else {}
+    return worker_pod(phase, index=index, node=node, conditions=[ready], containers=[RUNNING], metadata=metadata)
 
 
 def test_silence_is_counted_from_when_it_was_seen_and_ends_with_it():
