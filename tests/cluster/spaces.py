@@ -14,7 +14,7 @@ from cluster.state import Own
 from stageline.jobs.job import Job, Verdict
 from stageline.kube.client import Api
 from tests.cluster.conftest import FAILED, describe_namespace, make_namespace, remove_namespace
-from tests.cluster.trivial import FOREVER, FileProbe, TrivialJob, trivial_cluster, trivial_job
+from tests.cluster.trivial import FOREVER, FileResult, TrivialJob, trivial_cluster, trivial_job
 
 Kubectl = Callable[..., str]
 Starter = Callable[..., TrivialJob]
@@ -55,7 +55,7 @@ def starter(kubeconfig: str, namespace: str, python_image: str, tmp_path: Path) 
         made = TrivialJob(
             job or trivial_job("octa"),
             trivial_cluster(where, settings.pop("image", python_image), **settings),
-            FileProbe(tmp_path / "result"),
+            FileResult(tmp_path / "result"),
             said.append,
             script,
             change,

@@ -27,7 +27,7 @@ from stageline.jobs.job import Job
 from stageline.kube.client import Api
 from stageline.kube.keys import JOBS, PODS
 from tests.cluster.spaces import Kubectl, Starter, follow, in_thread, namespace, nothing_left, starter, swept, until
-from tests.cluster.trivial import FileProbe, container, pod_spec, trivial_cluster, trivial_job
+from tests.cluster.trivial import FileResult, container, pod_spec, trivial_cluster, trivial_job
 
 __all__ = ["namespace", "starter", "swept"]
 
@@ -127,7 +127,7 @@ def test_keys_that_the_store_refuses_are_told_by_the_stage_itself(
     job = dataclasses.replace(trivial_job("keys", item="prepare_data"), arguments=("prepare",), config=config)
     said: list[str] = []
     api = Api.connect(namespace, kubeconfig=kubeconfig)
-    started = ClusterJob(job, cluster, FileProbe(tmp_path / "result"), said.append, api=api)
+    started = ClusterJob(job, cluster, FileResult(tmp_path / "result"), said.append, api=api)
     started.start()
     verdict = started.follow(said.append)
     assert verdict.record, said

@@ -58,7 +58,9 @@ def held(started: ClusterJob, holder: Holder) -> ClusterJob:
     other = type(started)
     again = other.__new__(other)
     again.__dict__ = started.__dict__
-    ClusterJob.__init__(again, started.job, started.cluster, started.probe, started.say, api=started.api, holder=holder)
+    ClusterJob.__init__(
+        again, started.job, started.cluster, started.result, started.say, api=started.api, holder=holder
+    )
     container = again.manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
     container["command"] = ["/bin/sh", "-c", "echo begun; trap 'exit 143' TERM; while true; do sleep 0.2; done"]
     return again

@@ -27,7 +27,7 @@ from stageline.kube.client import Api
 FOREVER = "echo begun; trap 'echo stopping; exit 143' TERM; while true; do sleep 0.2; done"
 
 
-class FileProbe:
+class FileResult:
     """A result is a file: whether it is there, and the step it says."""
 
     def __init__(self, path: Path) -> None:
@@ -77,14 +77,14 @@ class TrivialJob(ClusterJob):
         self,
         job: Job,
         cluster: ClusterConfig,
-        probe: Any,
+        result: Any,
         say: Callable[[str], None],
         script: str,
         change: Callable[[dict[str, Any]], None] | None = None,
         api: Api | None = None,
         holder: Holder | None = None,
     ) -> None:
-        super().__init__(job, cluster, probe, say, api=api, holder=holder)
+        super().__init__(job, cluster, result, say, api=api, holder=holder)
         container(self.manifest)["command"] = ["/bin/sh", "-c", script]
         if change is not None:
             change(self.manifest)
@@ -176,7 +176,7 @@ def main(plain: dict[str, Any]) -> int:
         started = TrivialJob(
             trivial_job(plain["run"], **plain.get("job", {})),
             trivial_cluster(plain["namespace"], plain["image"], **plain.get("cluster", {})),
-            FileProbe(Path(plain["store"])),
+            FileResult(Path(plain["store"])),
             say,
             plain.get("script", FOREVER),
             api=Api.connect(plain["namespace"], kubeconfig=plain["kubeconfig"]),

@@ -33,7 +33,7 @@ def test_a_run_has_its_stages_between_preparation_and_evaluation(lab: Lab) -> No
 
 def test_what_is_missing_is_asked_for_in_order(lab: Lab) -> None:
     config, root = placed(lab), open_store(lab.root)
-    assert not resolved_job(config, "prepare_data", root).probe.finished()
+    assert not resolved_job(config, "prepare_data", root).result.finished()
     with pytest.raises(DataMissingError, match="are not prepared"):
         resolved_job(config, "backbone", root)
     lab.prepare(config)
@@ -52,13 +52,13 @@ def test_a_stage_names_data_and_parents_by_reference_and_its_end_by_the_store(la
     prospect = resolved_job(config, "film", root)
     assert prospect.job.arguments == ("train", "film", f"--data={data}", f"--parent=default={backbone.reference}")
     assert (prospect.job.nodes, prospect.job.run, prospect.job.item) == (2, "lab", "film")
-    assert (prospect.probe.finished(), prospect.probe.progress()) == (False, -1)
+    assert (prospect.result.finished(), prospect.result.progress()) == (False, -1)
     wanted = decide(config, "film", root, Given(str(data), {"default": str(backbone.reference)})).fingerprint
     assert prospect.job.fingerprint == wanted
     lab.commit(config, "film", parents={"default": backbone}, step=4, final=False)
-    assert (prospect.probe.finished(), prospect.probe.progress()) == (False, 4)
+    assert (prospect.result.finished(), prospect.result.progress()) == (False, 4)
     film = lab.commit(config, "film", parents={"default": backbone})
-    assert prospect.probe.finished()
+    assert prospect.result.finished()
     done = resolved_job(config, "film", root)
     assert done.reference == str(film.reference)
     assert done.job.name == prospect.job.name == "lab-film"

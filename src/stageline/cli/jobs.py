@@ -149,7 +149,7 @@ def _start(prospect: Prospect, *, follow: bool) -> None:
 
     started: list[ClusterJob] = []
     try:
-        running = start_on_cluster(job, prospect.cluster, prospect.probe, _say, announce=started.append)
+        running = start_on_cluster(job, prospect.cluster, prospect.result, _say, announce=started.append)
         if not follow:
             running.detach()
             _say(_hints(running))

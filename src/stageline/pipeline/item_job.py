@@ -24,17 +24,24 @@ class Started(Protocol):
 
 
 @dataclass(frozen=True)
-class Probe:
-    """What of a job's result lies in the store. progress: its newest committed step, -1 for none."""
+class StoredResult:
+    """What of a job's result lies in the store.
+
+    finished: whether its final result is committed.
+    progress: its newest committed step, -1 for none.
+    """
 
     finished: Callable[[], bool]
     progress: Callable[[], int] = lambda: -1
 
 
-def run_verb(body: Body, job: Job, probe: Probe, cluster: ClusterConfig | None) -> None:
+def run_verb(body: Body, job: Job, result: StoredResult, cluster: ClusterConfig | None) -> None:
     """Run a job to its end: here, with all its ranks on this machine, or on the cluster, in one pod per node.
 
-    cluster: None is here.
+    body: the step that runs it, told what happens.
+    job: what to start.
+    result: what lies in the store of its result.
+    cluster: the section `cluster` of its item; None is here.
     Raises StepFailedError or InterruptedRunError with the job's own sentence, remedy and exit code.
     """
 
@@ -44,7 +51,7 @@ def run_verb(body: Body, job: Job, probe: Probe, cluster: ClusterConfig | None) 
         from stageline.jobs.cluster.follow.launcher import start_on_cluster
 
         return start_on_cluster(
-            job, cluster, probe, lambda text: body.say("running", text), announce=lambda started: _bind(body, started)
+            job, cluster, result, lambda text: body.say("running", text), announce=lambda started: _bind(body, started)
         )
 
     run_job(body, job.name, start)

@@ -17,7 +17,7 @@ from stageline.families import family_config, parse_config
 from stageline.jobs.defaults import with_defaults
 from stageline.jobs.job import EVALUATE_ITEM, PREPARE_ITEM, Job, job_name
 from stageline.jobs.placement import check_on_cluster, place_root
-from stageline.pipeline.item_job import Probe
+from stageline.pipeline.item_job import StoredResult
 from stageline.stage import stage_config, stage_fingerprint
 from stageline.store import Store
 
@@ -36,7 +36,7 @@ class Prospect:
 
     job: Job
     cluster: ClusterConfig
-    probe: Probe
+    result: StoredResult
     reference: str = ""
     why: str = ""
 
@@ -80,7 +80,7 @@ def work_job(config: RunConfig, work: Work) -> Job:
     return make_job(config, work.item, work.arguments(), work.fingerprint, work.config if is_stage else None)
 
 
-def work_probe(config: RunConfig, work: Work, given: Given | None) -> Probe:
+def stored_result(config: RunConfig, work: Work, given: Given | None) -> StoredResult:
     """What of a job's result lies in the store. given: as the work was decided from."""
     from stageline.work.decision import decide
     from stageline.work.work import StageWork
@@ -88,7 +88,7 @@ def work_probe(config: RunConfig, work: Work, given: Given | None) -> Probe:
     def finished() -> bool:
         return bool(decide(config, work.item, work.root, given).result)
 
-    return Probe(finished, work.committed_step) if isinstance(work, StageWork) else Probe(finished)
+    return StoredResult(finished, work.committed_step) if isinstance(work, StageWork) else StoredResult(finished)
 
 
 def make_job(
@@ -176,8 +176,8 @@ def resolved_job(config: RunConfig, item: str, root: Store) -> Prospect:
         )
     given = given_by(work.arguments()) or given
     why = "; ".join(work.reasons) if isinstance(work, StageWork) else ""
-    probe = work_probe(config, work, given)
-    return Prospect(work_job(config, work), work.config.cluster, probe, work.result, why)
+    result = stored_result(config, work, given)
+    return Prospect(work_job(config, work), work.config.cluster, result, work.result, why)
 
 
 def _source_hashes(config: RunConfig) -> Hashes:

@@ -48,11 +48,11 @@ class Step:
 
     def run(self, work: Work, given: Given | None) -> None:
         """Run the job of decided work to its end. given: what its result is looked for with."""
-        from stageline.pipeline.items import work_job, work_probe
+        from stageline.pipeline.items import stored_result, work_job
 
         cluster = work.config.cluster if self.request.launcher == "pytorchjob" else None
         job = work_job(self.request.config, work)
-        run_verb(self.body, job, work_probe(self.request.config, work, given), cluster)
+        run_verb(self.body, job, stored_result(self.request.config, work, given), cluster)
 
     def leave(self, answer: dict[str, Any], rest: Receipt | None) -> None:
         """Leave a receipt for the next run; what lies outside the root is decided anew each time."""
