@@ -297,6 +297,8 @@ class Family:
     import_files(paths, config_raw, stage): files of another program -> (raw config, tensors, report); weights_only.
         stage: "" where the files themselves say it.
     section_of(name): which section of the checkpoint a tensor belongs to.
+    load_externals(config, stage, model): copy the tensors that externals supply into a model that was just built,
+        before any checkpoint is read into it. Needed where an external has patterns.
     exports(config, stage, tensors): files for other programs, made of the stage's own tensors (averaged ones where
         there are such) on the CPU: key below the checkpoint -> bytes, or tensors for a safetensors file. Pure.
     check_sources(config, splits, progress): every fault of the source files of the splits that are to be made, at once;
@@ -313,6 +315,7 @@ class Family:
         [Sequence[Path], Mapping[str, Any], str], tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]
     ]
     section_of: Callable[[str], str]
+    load_externals: Callable[[Any, Stage, nn.Module], None] | None = None
     exports: Callable[[Any, Stage, Mapping[str, Tensor]], Mapping[str, bytes | Mapping[str, Tensor]]] = (
         lambda _config, _stage, _tensors: {}
     )

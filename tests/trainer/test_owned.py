@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,11 @@ from stageline.checkpoint.retention import prune, prune_superseded
 from stageline.checkpoint.tensors import read_tensors
 from stageline.checkpoint.verify import verify
 from stageline.config import RetentionConfig
+from stageline.contract import External
 from stageline.errors import CheckpointError, InterruptedRunError
+from stageline.families import parse_config
+from stageline.stage import Inheritance, Trains
+from stageline.verbs.admitted import admit_model, own_config
 
 LARGE, HEAD = 200_000, 20_000
 """Parameters added to the toy's frozen stem and to its trained head."""
@@ -171,6 +176,56 @@ def test_a_changed_buffer_of_a_parent_refuses_the_save(train: Any, family: Any) 
     family.CHANGE[:] = [widen, drift]
     with pytest.raises(CheckpointError, match=r"stem\.mean: a buffer that the parent 'default' holds has changed"):
         train("tune")
+
+
+@pytest.fixture
+def clip(monkeypatch: pytest.MonkeyPatch, family: Any) -> dict[str, str]:
+    """The toy's stem comes from an external: its weights are all 0.5, and no stage trains them."""
+    from toy_family import config as toy_config
+
+    named = {"revision": "r1"}
+
+    def inherit(parent: Any, config: Any, stage: Any) -> tuple[Inheritance, ...]:
+        return (
+            Inheritance("stem", "external", "from clip", ("stem.*",)),
+            Inheritance("rest", "load", "same", ("body.*", "head.*", "strength")),
+        )
+
+    def load_externals(config: Any, stage: Any, model: nn.Module) -> None:
+        with torch.no_grad():
+            for parameter in model.stem.parameters():
+                parameter.fill_(0.5)
+
+    record = replace(
+        toy_config.FAMILY_CONFIG,
+        inherit=inherit,
+        trains=lambda _config, _stage: Trains(("body.*", "head.*")),
+        externals=lambda _config, _stage: (External("clip", "some/clip", named["revision"], ("stem.*",)),),
+    )
+    monkeypatch.setattr(toy_config, "FAMILY_CONFIG", record)
+    monkeypatch.setattr(family.FAMILY, "load_externals", load_externals, raising=False)
+    return named
+
+
+def test_an_external_is_in_no_file_and_every_reader_has_it(train: Any, clip: dict[str, str], tmp_path: Path) -> None:
+    settings = {"trainer.checkpoint_every_steps": 2}
+    base, tune = (resolve(str(train(stage, **settings).reference)) for stage in ("base", "tune"))
+    for ref in (base, tune):
+        assert set(ref.metadata.externals["clip"].tensors) == {"stem.weight", "stem.bias"}
+        assert ref.metadata.referenced == {}
+        for name in ref.metadata.files:
+            if name.endswith(".safetensors"):
+                assert not [key for key in load_file(Path(ref.uri) / name) if "stem" in key]
+        assert verify(ref) == []
+        own = parse_config(own_config(ref))
+        _, model, _ = admit_model(own, ref)
+        assert torch.equal(model.stem.weight, torch.full_like(model.stem.weight, 0.5))
+        assert torch.equal(model.head.weight, read_tensors(ref, "ema")["head.weight"])
+    assert not [key for key in load_file(export(tune, tmp_path / "out") / "model.safetensors") if "stem" in key]
+    clip["revision"] = "r2"
+    with pytest.raises(CheckpointError, match="external clip: 'some/clip@r1' -> 'some/clip@r2'"):
+        admit_model(parse_config(own_config(tune)), tune)
+    assert train("base", **settings).action == "run", "another external is another stage"
 
 
 def test_a_grandchild_reads_through_its_parents(train: Any, family: Any, tmp_path: Path) -> None:

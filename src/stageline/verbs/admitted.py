@@ -12,9 +12,9 @@ from stageline.checkpoint.layout import CheckpointRef
 from stageline.checkpoint.metadata import CONFIG_FILE
 from stageline.checkpoint.tensors import load_state, read_tensors
 from stageline.config import RunConfig, parse_yaml
-from stageline.errors import CheckpointError
+from stageline.errors import CheckpointError, Faults, difference
 from stageline.families import family_config, load_family, parse_config
-from stageline.stage import stage_config, stage_raw
+from stageline.stage import Stage, stage_config, stage_raw
 from stageline.store import NotFoundError
 
 OF_THE_USER = ("data", "evaluate", "run", "root")
@@ -70,9 +70,37 @@ def admit_model(config: RunConfig, ref: CheckpointRef) -> tuple[RunConfig, nn.Mo
         if key in raw:
             merged[key] = raw[key]
     built = parse_config(merged, where=f"config of {ref.uri}")
-    model = load_family(family.name).build_model(built, family.stages[ref.metadata.stage])
+    model = load_family(family.name).build_model(built, stage)
+    _refuse_other_externals(built, stage, ref)
+    fill_externals(built, stage, model)
     load_state(model, read_tensors(ref, weights), where=ref.uri, external=ref.metadata.external_names)
     return built, _on_device(model.eval(), config), admission.notes
+
+
+def fill_externals(config: RunConfig, stage: Stage, model: nn.Module) -> None:
+    """Copy what externals supply into a model that was just built; nothing where they supply no tensor of it.
+
+    config, stage: the stage's own.
+    """
+    supplying = [e.name for e in family_config(config.family).externals(config, stage) if e.patterns]
+    if not supplying:
+        return
+    load = load_family(config.family).load_externals
+    if load is None:
+        raise CheckpointError(
+            f"nothing in family {config.family!r} reads its external weights: {', '.join(supplying)}",
+            remedy="a fault in the family's code: its record needs `load_externals`",
+        )
+    load(config, stage, model)
+
+
+def _refuse_other_externals(config: RunConfig, stage: Stage, ref: CheckpointRef) -> None:
+    """CheckpointError that names each external of a checkpoint that is another one now."""
+    asked = {e.name: f"{e.source}@{e.revision}" for e in family_config(config.family).externals(config, stage)}
+    found = {name: f"{record.source}@{record.revision}" for name, record in ref.metadata.externals.items()}
+    faults = Faults(CheckpointError, f"{ref.uri}: external weights", "name in the config what it was trained with")
+    faults.extend(f"external {line}" for line in difference(found, asked))
+    faults.raise_if_any()
 
 
 def _on_device(model: nn.Module, config: RunConfig) -> nn.Module:

@@ -53,9 +53,11 @@ class Seeding:
     """What a starting stage took from whom.
 
     parents: for the metadata.  owners: the same parents as holders of tensors, for those below the stage's own root.
-    origins: where every tensor comes from.  sections: by role.  notices: one per parent, for the log.
+    model: every tensor of the model, as loaded.  origins: where each comes from.  sections: by role.  notices: one per
+    parent, for the log.
     """
 
+    model: dict[str, TensorRecord]
     parents: dict[str, ParentRecord]
     owners: dict[str, OwnerRecord]
     origins: Origins
@@ -90,12 +92,14 @@ def seed_from_parents(work: StageWork, model: nn.Module) -> Seeding:
     where = "; ".join(ref.uri for ref in work.sources.values()) or f"stage {work.stage.name!r}"
     patterns = {external.name: external.patterns for external in work.family.externals(work.config, work.stage)}
     partly = bool(set(work.stage.parents) - set(work.sources))
-    origins = find_origins(records_of(own), given, sections, patterns, where=where, partly=partly)
+    model_records = records_of(own)
+    origins = find_origins(model_records, given, sections, patterns, where=where, partly=partly)
     for role, ref in work.sources.items():
         names = {name for name, giver in origins.loaded.items() if giver == role}
         fill(own, read_tensors(ref, parent_weights(work, role), names))
     records = {role: _parent_record(work, role, sections[role]) for role in work.sources}
     return Seeding(
+        model=model_records,
         parents=records,
         owners={role: _owner(records[role]) for role in work.sources if _is_inside(work, role)},
         origins=origins,
@@ -140,7 +144,7 @@ def _owner(parent: ParentRecord) -> OwnerRecord:
 
 def owned_by(work: StageWork, seeding: Seeding, parts: Parts) -> tuple[Ownership, dict[str, Any]]:
     """Whose each tensor of a starting stage is, and what its checkpoints say of the owners (fields of the metadata)."""
-    records = records_of(parts.own.state_dict())
+    records = seeding.model  # frozen parts may be held in another number format by now
     buffers = set(records) - {name for name, _ in parts.own.named_parameters(remove_duplicate=False)}
     inside = frozenset(seeding.owners)
     trained = {name for name, p in parts.own.named_parameters(remove_duplicate=False) if p.requires_grad}

@@ -34,6 +34,7 @@ from stageline.trainer.refusals import refuse_data, refuse_settings
 from stageline.trainer.restoring import load_referenced, restore
 from stageline.trainer.saving import CheckpointSaver
 from stageline.trainer.state import TrainingState
+from stageline.verbs.admitted import fill_externals
 from stageline.verbs.train.loading import Seeding, admit_resume, owned_by, seed_from_parents
 from stageline.verbs.train.session import Session, make_provenance
 from stageline.work.decision import decide_stage
@@ -251,6 +252,7 @@ def _build_task(work: StageWork, data: PreparedData) -> StageTask:
     family = load_family(work.family.name)
     torch.manual_seed(work.config.seed)
     task = family.build_task(work.config, work.stage, data)
+    fill_externals(work.config, work.stage, task.model)
     refuse_data(task.train_set, task.val_set)
     lines = difference(task.facts(), work.family.facts(work.config, work.stage))
     if lines:
