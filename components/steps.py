@@ -136,6 +136,44 @@ def evaluate(
 
 
 @step
+def compare(
+    comparison: dsl.Output[dsl.Artifact],
+    evaluation: str,
+    other: str,
+    family: str,
+    config: str = "",
+    preset: str = "",
+    run: str = "",
+    root: str = "",
+    stages: str = "",
+    overrides: str = "",
+    image: str = "",
+    workers: int = 0,
+    processes: int = 0,
+    namespace: str = "",
+    launcher: str = "pytorchjob",
+    s3_endpoint: str = "",
+    s3_region: str = "",
+    s3_secret: str = "",
+    s3_ca: str = "",
+    claim: str = "",
+    kfp_run: str = "",
+) -> NamedTuple("Compared", reference=str):
+    """The evaluation compared with another one, sample by sample; for pipelines of your own, before the report.
+
+    Args:
+        comparison: Differences with their intervals, as JSON.
+        evaluation: Reference of the evaluation: A.
+        other: B: an evaluation or a run by URI, or the name of a run below the same root.
+        family: The model family; what follows it are the pipeline's own parameters.
+    """
+    given = dict(locals())
+    from stageline.pipeline import steps
+
+    return steps.compare(**given)
+
+
+@step
 def report(
     page: dsl.Output[dsl.HTML],
     evaluation: str,

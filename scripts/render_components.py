@@ -65,6 +65,16 @@ STEPS = (
         "Evaluated",
     ),
     (
+        "compare",
+        "The evaluation compared with another one, sample by sample; for pipelines of your own, before the report.",
+        (
+            ("comparison", "dsl.Output[dsl.Artifact]", "Differences with their intervals, as JSON."),
+            ("evaluation", "str", "Reference of the evaluation: A."),
+            ("other", "str", "B: an evaluation or a run by URI, or the name of a run below the same root."),
+        ),
+        "Compared",
+    ),
+    (
         "report",
         "The run's report, one self-contained HTML file.",
         (

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from stageline.config import is_sealed, seal
 from stageline.contract import Words
 from stageline.errors import ConfigError, DataError, PlanError, StagelineError
 from stageline.store import open_store
+from stageline.store.references import decode, encode
 from stageline.verbs.compare import (
     NO_DIFFERENCE,
     Bootstrap,
@@ -183,6 +185,10 @@ def nothing_shared(runs: Runs) -> tuple[str, str]:
     return runs.evaluation("a", some_rows()), runs.evaluation("b", some_rows(0.1), metrics=metrics)
 
 
+def another_digest(runs: Runs) -> tuple[str, str]:
+    return f"{runs.evaluation('a', some_rows())}@sha256:{'0' * 64}", runs.evaluation("b", some_rows(0.1))
+
+
 def two_evaluations(runs: Runs) -> tuple[str, str]:
     runs.evaluation("a", some_rows(), "1" * 64)
     runs.evaluation("a", some_rows(), "2" * 64)
@@ -198,6 +204,7 @@ def two_evaluations(runs: Runs) -> tuple[str, str]:
         (other_data, DataError, "their data differ: 000000000000"),
         (other_samples, DataError, r"has no row s38 off, s39 off, s39 on"),
         (nothing_shared, DataError, "no metric in common"),
+        (another_digest, PlanError, "another evaluation than the one named"),
         (two_evaluations, PlanError, "has 2 evaluations"),
         (lambda _runs: ("nobody", "a"), PlanError, "no evaluation 'nobody'"),
     ],
@@ -256,3 +263,20 @@ def test_the_command_shows_a_table_and_the_report_has_a_section(runs: Runs, caps
     assert "a paired bootstrap over samples" in page
     assert main(["compare", "a", "a", "--root", runs.root.uri]) == PlanError.exit_code
     assert "they are one evaluation" in capsys.readouterr().err
+
+
+def test_the_component_of_pipelines_leaves_the_comparison_and_returns_where(runs: Runs, tmp_path: Path) -> None:
+    """Its body is what KFP runs; the other evaluation is named by its run."""
+    steps = pytest.importorskip("stageline_components.steps")
+    a = runs.evaluation("a", some_rows(0.0))
+    runs.evaluation("b", some_rows(0.1, seed=5))
+    shown = SimpleNamespace(path=str(tmp_path / "shown.json"), metadata={})
+    config = f"family: film_flow\nroot: {runs.root.uri}\nrun: a\n"
+    given = {"family": "film_flow", "config": config, "launcher": "local"}
+    digest = hashlib.sha256((Path(a) / METRICS).read_bytes()).hexdigest()
+    reference = encode(f"{a}@sha256:{digest}")
+    (where,) = steps.compare.python_func(comparison=shown, evaluation=reference, other="b", **given)
+    assert json.loads(Path(decode(where)).read_text()) == json.loads(Path(shown.path).read_text())
+    assert (shown.metadata["metrics"], shown.metadata["differences"]) == (4, 4)
+    events = [json.loads(line) for line in (Path(runs.root.uri) / "runs/a/events.jsonl").read_text().splitlines()]
+    assert [(event["item"], event["state"]) for event in events if event["event"] == "step"] == [("compare", "done")]

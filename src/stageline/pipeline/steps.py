@@ -1,4 +1,4 @@
-"""The bodies of the four components. What passes between them is a reference, `<uri>@sha256:<digest>`, percent-encoded,
+"""The bodies of the components. What passes between them is a reference, `<uri>@sha256:<digest>`, percent-encoded,
 or nothing.
 
 Each works out the run's config from the pipeline's parameters, looks for a receipt (standard library and store only),
@@ -268,6 +268,25 @@ def _evaluate(step: Step, data: str, stages: Mapping[str, str]) -> dict[str, Any
     if not _moves({name: target for name, target in asked_checkpoints(config).items() if target not in known}):
         step.leave(answer, rest_on(step.root, found.reference.uri, found.hashes))
     return answer
+
+
+def compare(comparison: Artifact, evaluation: str, other: str, **parameters: Any) -> tuple[str]:
+    """Compare the run's evaluation with another one, sample by sample; returns where the comparison lies.
+
+    evaluation: as the evaluation before hands it on, encoded; it is A.  other: B, an evaluation or a run by URI or by
+    the name of a run below the same root. Not worth a receipt: it takes seconds and B may move.
+    """
+    with step_body("compare") as body:
+        step = open_step(body, parameters, evaluation, other)
+        from stageline.verbs.compare import NO_DIFFERENCE, compare_evaluations
+
+        made = compare_evaluations(decode(evaluation), other, root=step.root.uri)
+        shown = [found for found in made.differences if found.verdict != NO_DIFFERENCE]
+        text = f"{len(shown)} of {len(made.differences)} metrics show a difference: {made.uri}"
+        body.say("done", text, reference=made.uri)
+        answer = {"reference": made.uri, "metadata": {"metrics": len(made.differences), "differences": len(shown)}}
+        show_answer(comparison, answer, json.dumps(dict(made.plain), indent=1).encode())
+        return (encode(made.uri),)
 
 
 def report(page: Artifact, evaluation: str, **parameters: Any) -> tuple[str]:

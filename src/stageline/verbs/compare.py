@@ -201,7 +201,8 @@ def compare_evaluations(
     }
     sides = [(side.record.reference.digest, side.name) for side in (one, other)]
     place = one.run.child(COMPARISONS, fingerprint({"sides": sides, "settings": plain["settings"]}))
-    place.put(COMPARISON, (json.dumps(seal(plain), indent=1, ensure_ascii=False) + "\n").encode())
+    plain = seal(plain)
+    place.put(COMPARISON, (json.dumps(plain, indent=1, ensure_ascii=False) + "\n").encode())
     return ComparisonRecord(f"{place.uri}/{COMPARISON}", family, plain, tuple(differences))
 
 
@@ -225,14 +226,19 @@ def _find(named: str, root: str) -> tuple[Store, EvaluationRecord]:
     if named.endswith((".yaml", ".yml")) and Path(named).is_file():
         config = load_config(named)
         return _only(open_store(config.root).child("runs", config.run), named)
-    folder = re.sub(r"/metrics\.json(@sha256:[0-9a-f]{64})?$|@sha256:[0-9a-f]{64}$", "", named).rstrip("/")
-    store = open_store(folder)
+    uri, sign, digest = named.partition("@sha256:")
+    store = open_store(uri.removesuffix(f"/{METRICS}"))
     if store.exists(METRICS):
-        above, sign, name = store.uri.rpartition(f"/{EVALUATIONS}/")
-        run = open_store(above) if sign else None
+        above, between, name = store.uri.rpartition(f"/{EVALUATIONS}/")
+        run = open_store(above) if between else None
         found = find_evaluation(run, name) if run is not None else None
         if run is None or found is None:
             raise PlanError(f"{named!r} is no evaluation of a run", remedy=f"they lie in <run>/{EVALUATIONS}/")
+        if sign and found.reference.digest != digest:
+            raise PlanError(
+                f"{uri!r} is another evaluation than the one named: digest {found.reference.digest}, expected {digest}",
+                remedy="name it anew, or find out who replaced it",
+            )
         return run, found
     if store.folders(EVALUATIONS) or store.exists(RUN_NAME):
         return _only(store, named)
