@@ -69,6 +69,7 @@ def torch_free_modules() -> list[str]:
         "stageline.jobs.cluster.inspect",
         "stageline.kube",
         "stageline.pod",
+        "stageline.verbs.compare",
         "stageline.verbs.report",
         "stageline.work",
     ):
