@@ -1,9 +1,9 @@
 """Differences of two tables of rows, metric by metric, with intervals of a paired bootstrap.
 
 Samples are drawn with replacement, both evaluations keep the same draw, and the interval holds the middle `level` of
-the means (percentile interval: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; on samples of an
-evaluation: Koehn, Statistical Significance Tests for Machine Translation Evaluation, EMNLP 2004). It says how sure the
-difference is over samples like these, not over trainings with other seeds.
+the means (percentile interval: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; on samples of
+an evaluation: Koehn, Statistical Significance Tests for Machine Translation Evaluation, EMNLP 2004). It says how sure
+the difference is over samples like these, not over trainings with other seeds.
 """
 
 from __future__ import annotations
