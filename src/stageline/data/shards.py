@@ -126,9 +126,9 @@ class SplitWriter:
         shard = self._shard_with_room(size)
         offset = shard.size if shard else 0
         for _, array in parts:
-            assert shard is not None
-            shard.write(array.reshape(-1).view(np.uint8).data if array.nbytes else b"")
-            shard.write(b"\x00" * (_padded(array.nbytes) - array.nbytes))
+            if shard is not None and array.nbytes:
+                shard.write(array.reshape(-1).view(np.uint8).data)
+                shard.write(b"\x00" * (_padded(array.nbytes) - array.nbytes))
         record = np.zeros(1, row_type(self._numbers))
         lines = self._table_file("lines")
         for key, value in {
