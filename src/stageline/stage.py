@@ -296,13 +296,16 @@ def stage_fingerprint(
     data: str,
     parents: Mapping[str, str],
     externals: Mapping[str, str] | None = None,
+    code: Mapping[str, str] | None = None,
 ) -> str:
     """What a stage's result depends on.
 
     config: the stage's own.
     data: one text for the inputs of the splits that it reads.
     parents: role -> content of the checkpoint used.
-    externals: name -> which weights of others; without any the fingerprint is what it was before there were some.
+    externals: name -> which weights of others.
+    code: the user's own files -> SHA-256; without these two the fingerprint is what it was before there were some.
     """
     plain = {"stage": stage.name, "settings": stage_settings(config), "data": data, "parents": dict(parents)}
-    return fingerprint(plain | ({"externals": dict(externals)} if externals else {}))
+    plain |= {"externals": dict(externals)} if externals else {}
+    return fingerprint(plain | ({"code": sorted(code.values())} if code else {}))

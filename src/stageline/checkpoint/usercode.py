@@ -43,20 +43,23 @@ def code_digests(config: RunConfig) -> dict[str, str]:
     return {name: digest for name, digest, _ in _named(config)}
 
 
+def name_code(config: C) -> C:
+    """The config with its own files under the names that they have once they are kept; writes nothing."""
+    if not config.code:
+        return config
+    names = tuple(f"{name}@sha256:{digest}" for name, digest, _ in _named(config))
+    return config.model_copy(update={"code": names})
+
+
 def keep_code(config: C) -> C:
     """Keep the texts of a config's own files with its run; the config with their kept names.
 
     What it names is executed wherever that config is, as long as the run is there.
     """
-    if not config.code:
-        return config
-    store = _folder(config)
-    names = []
-    for name, digest, path in _named(config):
+    for _, digest, path in _named(config):
         if path is not None:
-            store.put(f"{digest}.py", _read(path))
-        names.append(f"{name}@sha256:{digest}")
-    return config.model_copy(update={"code": tuple(names)})
+            _folder(config).put(f"{digest}.py", _read(path))
+    return name_code(config)
 
 
 def read_code(config: RunConfig, run: Store | None = None) -> tuple[CodeFile, ...]:

@@ -112,6 +112,7 @@ def _say(text: str) -> None:
 
 def _prospect(config: RunConfig, item: str) -> Prospect:
     """The job of an item: by what lies in the store, or, where this machine does not reach that, one by itself."""
+    from stageline.checkpoint.usercode import keep_code
     from stageline.errors import PlanError, StagelineError
     from stageline.jobs.cluster.follow.results import SucceededJob
     from stageline.pipeline.items import Prospect, free_job, resolved_job
@@ -125,7 +126,7 @@ def _prospect(config: RunConfig, item: str) -> Prospect:
         _say(f"the store is not looked into: {error.message}; the job finds data and parents by itself")
         job, cluster = free_job(config, item)
         return Prospect(job, cluster, SucceededJob(job.name, job.fingerprint, cluster))  # type: ignore[arg-type]  # the same two questions
-    return resolved_job(config, item, root)
+    return resolved_job(keep_code(config), item, root)
 
 
 def _start(prospect: Prospect, *, follow: bool) -> None:

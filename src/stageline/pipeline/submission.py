@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stageline.checkpoint.usercode import name_code
 from stageline.config import RunConfig
 from stageline.errors import ClusterUnavailableError, InterruptedRunError, StagelineError, StepFailedError
 from stageline.families import parse_config
@@ -76,7 +77,7 @@ def make_submission(
     plain = with_defaults(config.model_dump(mode="json", exclude_unset=True, by_alias=True), defaults or {})
     plain |= {"family": config.family, "run": config.run, "root": plain.get("root", config.root)}
     plain["root"] = place_root(plain) or plain["root"]
-    placed = parse_config(plain)
+    placed = name_code(parse_config(plain))
     root = placed.root
     check_on_cluster(placed)
     with_claim = "://" not in root

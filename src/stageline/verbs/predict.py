@@ -12,10 +12,13 @@ from torch import nn
 
 from stageline.checkpoint.layout import CheckpointRef, resolve
 from stageline.checkpoint.metadata import CheckpointMetadata
+from stageline.checkpoint.steps import find_root
+from stageline.checkpoint.usercode import load_code
 from stageline.config import RunConfig
 from stageline.data.prepared import Progress, silent
 from stageline.errors import ConfigError, DataError
 from stageline.families import load_family, parse_config
+from stageline.store import open_store
 from stageline.store.scratch import scratch_folder
 from stageline.verbs.admitted import admit_model, own_config
 
@@ -62,6 +65,9 @@ def load(uri: str, overrides: Iterable[str] = (), *, run_code: bool = False) -> 
             f"{', '.join(config.code)}",
             remedy="read them, then say stageline.load(uri, run_code=True)",
         )
+    if config.code:
+        root = find_root(open_store(ref.store.uri.rsplit("/checkpoints/", 1)[0]))
+        load_code(config, None if root is None else root.child("runs", ref.metadata.run))
     built, model, _ = admit_model(config, ref)
     return LoadedModel(built, ref.metadata, model, ref)
 

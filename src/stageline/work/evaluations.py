@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stageline.checkpoint.usercode import code_digests
 from stageline.config import RunConfig, fingerprint, is_sealed, semantic
 from stageline.errors import DataError, Faults
 from stageline.store import NotFoundError, Reference, Store
@@ -136,8 +137,11 @@ def joint_fingerprint(config: RunConfig, checkpoints: Mapping[str, Subject], dat
 
     The section `model` counts too: sampling keys have their published place there.
     """
+    code = code_digests(config)
+    extra = {"code": sorted(code.values())} if code else {}
     return fingerprint(
         {
+            **extra,
             "schema": SCHEMA,
             "checkpoints": {name: {"content": c, "facts": dict(facts)} for name, (c, facts) in checkpoints.items()},
             "settings": evaluation_settings(config),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from stageline.checkpoint.layout import Survey
 from stageline.checkpoint.retention import superseded
+from stageline.checkpoint.usercode import code_digests
 from stageline.errors import CheckpointError, StagelineError
 from stageline.stage import Stage, num_steps, refuse_split, stage_config, stage_fingerprint
 from stageline.work.data import inputs_digest
@@ -43,6 +44,7 @@ def decide_selected(run: RunDecision, stage: Stage) -> StageWork:
         own = stage_config(run.config, stage)
         refuse_split(stage, own.trainer)
         run.family.check(own, stage)
+        code_digests(own)
         work = replace(work, config=own, externals=run.family.externals(own, stage))
         survey = work.stage_dir.survey()
     except StagelineError as error:
@@ -93,7 +95,8 @@ def _compare(work: StageWork, survey: Survey) -> StageWork:
     assert inputs is not None
     contents = {role: ref.content for role, ref in work.sources.items()}
     externals = external_inputs(work.externals)
-    wanted = stage_fingerprint(work.config, work.stage, inputs_digest(inputs), contents, externals)
+    code = code_digests(work.config)
+    wanted = stage_fingerprint(work.config, work.stage, inputs_digest(inputs), contents, externals, code)
     work = replace(work, fingerprint=wanted)
     last = survey.to_continue(wanted)
     if survey.is_finished(wanted):

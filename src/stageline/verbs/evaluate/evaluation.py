@@ -16,6 +16,7 @@ from typing import Any
 from stageline import __version__
 from stageline.checkpoint.layout import CheckpointRef, StageDir, resolve
 from stageline.checkpoint.lease import StageLease, await_free, lease_wait_seconds
+from stageline.checkpoint.usercode import keep_code, load_code
 from stageline.config import RunConfig, seal
 from stageline.contract import Evaluation, Row
 from stageline.data.prepared import PreparedData, Progress, open_prepared, silent
@@ -70,6 +71,7 @@ def evaluate_checkpoint(
         with RowLog(store, lease.check) as log:
             if log.num_found:
                 print(f"evaluate: {log.num_found} rows are there already", file=sys.stderr, flush=True)
+            load_code(keep_code(config))
             opened = open_prepared(reference, evaluation_names(config), config.data.cache_bytes)
             parts = {key: _Part(config, ref, opened, log, key).make(progress) for key, ref in refs.items()}
             log.flush()

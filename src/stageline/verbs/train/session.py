@@ -18,6 +18,7 @@ from stageline.checkpoint.layout import CheckpointRef
 from stageline.checkpoint.lease import StageLease, await_free, lease_wait_seconds
 from stageline.checkpoint.metadata import GroupRecord, ParentRecord, Provenance
 from stageline.checkpoint.steps import Damaged, set_aside
+from stageline.checkpoint.usercode import code_digests
 from stageline.config import to_yaml
 from stageline.errors import InterruptedRunError, StagelineError
 from stageline.stage import stage_settings
@@ -167,6 +168,7 @@ def make_provenance(
         frozen={"frozen": GroupRecord(**count_parameters(own, frozen))} if frozen else {},
         data_digest=work.data_digest,
         data_inputs=dict(work.inputs or {}),
+        code=code_digests(work.config),
         environment=environment,
         stageline_version=__version__,
         image=build.image,

@@ -16,6 +16,7 @@ from stageline.checkpoint.commit import CheckpointWriter
 from stageline.checkpoint.identity import claim_run
 from stageline.checkpoint.layout import CheckpointRef, Damaged, resolve
 from stageline.checkpoint.ownership import Ownership, recorded_ownership
+from stageline.checkpoint.usercode import keep_code, load_code, name_code
 from stageline.checkpoint.verify import verify
 from stageline.config import RunConfig, flatten, to_yaml
 from stageline.contract import StageTask, Workspace
@@ -79,7 +80,8 @@ def train_stage(
     """
     session = Session(rank=int(os.environ.get("RANK", "0")), job=job or {})
     try:
-        root = open_store(config.root)
+        root, own_files = open_store(config.root), config
+        config = name_code(config)
         work = decide_stage(config, stage_name, root, Given(data, parents))
         refuse_blocked(work)
         own = work.config
@@ -90,6 +92,7 @@ def train_stage(
         if session.rank == 0:
             stages, image = work.family.stages.names, image_reference()
             session.run = claim_run(root, config, session.command, stages=stages, image=image)
+            keep_code(own_files)
         torch.set_num_threads(own.trainer.threads)
         with StopRequest(own.trainer.max_seconds) as stop:
             return _train(session, config, work, data, stop)
@@ -250,6 +253,7 @@ def _owned(
 def _build_task(work: StageWork, data: PreparedData) -> StageTask:
     """The family's task; its facts must be those its config promises."""
     family = load_family(work.family.name)
+    load_code(work.config)
     torch.manual_seed(work.config.seed)
     task = family.build_task(work.config, work.stage, data)
     fill_externals(work.config, work.stage, task.model)
