@@ -1,6 +1,6 @@
 """What a stage's pods need in their namespace: admission, claim, Secrets, queue, classes, devices.
 
-Admission is not guessed at: the job and the pod that `launch` renders are sent to the API server as dry runs.
+Admission is not guessed at: the job and the pod that `jobs` renders are sent to the API server as dry runs.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from stageline.errors import EXIT_INTERRUPTED, ClusterError, NodeLostError, OutOfMemoryError, StepFailedError
 from stageline.jobs.cluster.explain.describe import (
@@ -32,6 +31,7 @@ from stageline.jobs.cluster.explain.signatures import (
     match,
 )
 from stageline.kube.keys import CONTAINER, LABEL_QUEUE, Plain, label
+from stageline.telemetry import FailureRecord
 
 TRY_AGAIN_REMEDY = "start it again to continue from the last checkpoint"
 _WAITING_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
@@ -46,25 +46,20 @@ _SIGNALS = {
 }
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """kind: one word.  exit_code: below 128 something must be mended, from 128 on the same job may succeed later."""
-
-    kind: str
-    sentence: str
-    remedy: str
-    exit_code: int = ClusterError.exit_code
+def _found(kind: str, sentence: str, remedy: str, exit_code: int = ClusterError.exit_code) -> FailureRecord:
+    """A diagnosis. exit_code: below 128 something must be mended, from 128 on the same job may succeed later."""
+    return FailureRecord(kind, sentence, remedy, exit_code)
 
 
 def diagnose(
     job: Plain | None, pods: Sequence[Plain], events: Sequence[Plain], nodes: Sequence[Plain] | None = None
-) -> Diagnosis | None:
+) -> FailureRecord | None:
     """The first cause of what is wrong with a job, or None.
 
     job: the PyTorchJob, None where it is gone.  pods: its own, those that ended among them.  events: about it and its
     pods.  nodes: None where they may not be read.
     """
-    looks: list[Callable[[], Iterator[Diagnosis]]] = [
+    looks: list[Callable[[], Iterator[FailureRecord]]] = [
         lambda: _ended(pods, permanent=True),
         lambda: _refused(job, pods, events),
         lambda: _thrown_out(pods),
@@ -81,14 +76,14 @@ def diagnose(
     return None
 
 
-def _say(found: tuple[Signature, str, str], pod: Plain | None = None, before: str = "", **words: str) -> Diagnosis:
+def _say(found: tuple[Signature, str, str], pod: Plain | None = None, before: str = "", **words: str) -> FailureRecord:
     """A signature's diagnosis; what it leaves open in {{braces}} is filled from the pod."""
     entry, sentence, remedy = found
     filled = {"pod": str(pod["metadata"]["name"]) if pod else "", **words}
     for key, value in filled.items():
         sentence, remedy = sentence.replace(f"{{{key}}}", value), remedy.replace(f"{{{key}}}", value)
     where = f"{pod_label(pod)}: " if pod else ""
-    return Diagnosis(entry.kind, f"{where}{before}{_tidy(sentence)}", remedy, entry.exit_code)
+    return _found(entry.kind, f"{where}{before}{_tidy(sentence)}", remedy, entry.exit_code)
 
 
 def _tidy(text: str) -> str:
@@ -111,7 +106,7 @@ def _end_of(pod: Plain) -> Plain | None:
     return None
 
 
-def _ended(pods: Sequence[Plain], *, permanent: bool) -> Iterator[Diagnosis]:
+def _ended(pods: Sequence[Plain], *, permanent: bool) -> Iterator[FailureRecord]:
     """Containers that ended badly, the earliest first. permanent: by a fault of theirs, else stopped or killed."""
     found = [
         (timestamp(end.get("finishedAt")) or 0.0, pod_label(pod), pod, end) for pod in pods if (end := _end_of(pod))
@@ -125,18 +120,18 @@ def _ended(pods: Sequence[Plain], *, permanent: bool) -> Iterator[Diagnosis]:
             continue
         if is_start:
             start = match(text, STARTING)
-            yield _say(start, pod) if start else Diagnosis("entrypoint", f"{pod_label(pod)} cannot start", text)
+            yield _say(start, pod) if start else _found("entrypoint", f"{pod_label(pod)} cannot start", text)
         elif is_memory:
             yield _memory(pod)
         else:
             yield _by_code(pod, code, text)
 
 
-def _memory(pod: Plain) -> Diagnosis:
+def _memory(pod: Plain) -> FailureRecord:
     limits = next((c.get("resources") or {} for c in (pod.get("spec") or {}).get("containers") or []), {}).get("limits")
     limit = (limits or {}).get("memory")
     of = f"its limit of {limit}" if limit else f"the memory of node {pod_node(pod)}"
-    return Diagnosis(
+    return _found(
         OutOfMemoryError.kind,
         f"{pod_label(pod)} was killed because it needed more than {of}",
         "raise cluster.resources.limits.memory; /dev/shm counts too (cluster.shared_memory); or lower "
@@ -145,7 +140,7 @@ def _memory(pod: Plain) -> Diagnosis:
     )
 
 
-def _by_code(pod: Plain, code: int, text: str) -> Diagnosis:
+def _by_code(pod: Plain, code: int, text: str) -> FailureRecord:
     """By the exit code, and the last lines of the log where the program left no record."""
     label = pod_label(pod)
     known = match(text, LAST_LINES)
@@ -157,14 +152,14 @@ def _by_code(pod: Plain, code: int, text: str) -> Diagnosis:
         name, remedy = _SIGNALS.get(code, (f"signal {code - 128}", TRY_AGAIN_REMEDY))
         gone = disruption(pod)
         why = f", {gone}" if gone else ""
-        return Diagnosis("killed", f"{label} ended with exit code {code} ({name}){why}{tail}", remedy, code)
+        return _found("killed", f"{label} ended with exit code {code} ({name}){why}{tail}", remedy, code)
     kind = StepFailedError.kind
-    return Diagnosis(
+    return _found(
         kind, f"{label} ended with exit code {code}{tail}", "the lines before that in its log tell more", code
     )
 
 
-def _refused(job: Plain | None, pods: Sequence[Plain], events: Sequence[Plain]) -> Iterator[Diagnosis]:
+def _refused(job: Plain | None, pods: Sequence[Plain], events: Sequence[Plain]) -> Iterator[FailureRecord]:
     """Pods that were never created: the job's status stays silent about them."""
     wanted = _replicas(job)
     if len([pod for pod in pods if pod_phase(pod) != "Failed"]) >= wanted:
@@ -191,7 +186,7 @@ def _time_of(event: Plain) -> float:
     return timestamp(event.get("lastTimestamp") or event.get("eventTime") or event.get("firstTimestamp")) or 0.0
 
 
-def _thrown_out(pods: Sequence[Plain]) -> Iterator[Diagnosis]:
+def _thrown_out(pods: Sequence[Plain]) -> Iterator[FailureRecord]:
     """Pods that the kubelet would not keep or take."""
     for pod in pods:
         status = pod.get("status") or {}
@@ -199,29 +194,29 @@ def _thrown_out(pods: Sequence[Plain]) -> Iterator[Diagnosis]:
         label, node = pod_label(pod), pod_node(pod)
         if reason == "Evicted" and "emptydir" in message.lower():
             remedy = "raise cluster.shared_memory (volume shm) or cluster.scratch (volume tmp)"
-            yield Diagnosis("evicted", f"{label} was evicted from node {node}: {message}", remedy)
+            yield _found("evicted", f"{label} was evicted from node {node}: {message}", remedy)
         elif reason == "Evicted":
             remedy = (
                 f"ask for what it needs under cluster.resources.requests, so that its node has it; {TRY_AGAIN_REMEDY}"
             )
-            yield Diagnosis("evicted", f"{label} was evicted from node {node}: {message}", remedy, EXIT_INTERRUPTED)
+            yield _found("evicted", f"{label} was evicted from node {node}: {message}", remedy, EXIT_INTERRUPTED)
         elif reason.startswith("OutOf") or reason in ("UnexpectedAdmissionError", "NodeAffinity", "NodePorts"):
             sentence = f"node {node} would not take {label} after all: {reason}: {message or 'no reason given'}"
-            yield Diagnosis("unschedulable", sentence, TRY_AGAIN_REMEDY, EXIT_INTERRUPTED)
+            yield _found("unschedulable", sentence, TRY_AGAIN_REMEDY, EXIT_INTERRUPTED)
         elif reason in ("Shutdown", "NodeShutdown", "Terminated") and pod_phase(pod) == "Failed":
-            yield Diagnosis(
+            yield _found(
                 "evicted", f"{label} ended with its node {node}: {message}", TRY_AGAIN_REMEDY, EXIT_INTERRUPTED
             )
 
 
-def _lost(pods: Sequence[Plain], nodes: Sequence[Plain] | None) -> Iterator[Diagnosis]:
+def _lost(pods: Sequence[Plain], nodes: Sequence[Plain] | None) -> Iterator[FailureRecord]:
     """Pods on nodes that do not answer, and pods that something takes away."""
     ready = {str(n["metadata"]["name"]): condition(n, "Ready").get("status") == "True" for n in nodes or ()}
     for pod in pods:
         node = pod_node(pod)
         if node and pod_phase(pod) in ("Pending", "Running") and (is_silent(pod) or ready.get(node) is False):
             name = pod["metadata"]["name"]
-            yield Diagnosis(
+            yield _found(
                 NodeLostError.kind,
                 f"node {node} of {pod_label(pod)} does not answer",
                 f"if it is off for good: kubectl delete pod {name} --force --grace-period=0; then start again",
@@ -230,10 +225,10 @@ def _lost(pods: Sequence[Plain], nodes: Sequence[Plain] | None) -> Iterator[Diag
     for pod in pods:
         why = disruption(pod)
         if why:
-            yield Diagnosis("evicted", f"{pod_label(pod)} was {why}", TRY_AGAIN_REMEDY, EXIT_INTERRUPTED)
+            yield _found("evicted", f"{pod_label(pod)} was {why}", TRY_AGAIN_REMEDY, EXIT_INTERRUPTED)
 
 
-def _waiting(pods: Sequence[Plain], events: Sequence[Plain]) -> Iterator[Diagnosis]:
+def _waiting(pods: Sequence[Plain], events: Sequence[Plain]) -> Iterator[FailureRecord]:
     """Pods that have a node and do not start."""
     for pod in pods:
         status = _status(pod)
@@ -254,7 +249,7 @@ def _waiting(pods: Sequence[Plain], events: Sequence[Plain]) -> Iterator[Diagnos
             yield from _creating(pod, own)
 
 
-def _creating(pod: Plain, own: Sequence[Plain]) -> Iterator[Diagnosis]:
+def _creating(pod: Plain, own: Sequence[Plain]) -> Iterator[FailureRecord]:
     """A pod between its node's choice and its container's start."""
     for event in own:
         reason, message = event.get("reason"), str(event.get("message"))
@@ -263,7 +258,7 @@ def _creating(pod: Plain, own: Sequence[Plain]) -> Iterator[Diagnosis]:
             if found:
                 yield _say(found, pod)
         elif reason == "FailedCreatePodSandBox":
-            yield Diagnosis(
+            yield _found(
                 "node",
                 f"{pod_label(pod)}: node {pod_node(pod)} cannot set up the pod: {_tidy(message)}",
                 "the node's network or container runtime is ill: ask whoever runs the cluster",
@@ -277,7 +272,7 @@ def _is_about(event: Plain, pod: Plain) -> bool:
     return about.get("kind") == "Pod" and same and about.get("uid") in (None, pod["metadata"].get("uid"))
 
 
-def _unschedulable(pods: Sequence[Plain]) -> Iterator[Diagnosis]:
+def _unschedulable(pods: Sequence[Plain]) -> Iterator[FailureRecord]:
     """Pods without a node."""
     for pod in pods:
         scheduled = condition(pod, "PodScheduled")
@@ -286,7 +281,7 @@ def _unschedulable(pods: Sequence[Plain]) -> Iterator[Diagnosis]:
         text = str(scheduled.get("message") or "").partition(" preemption:")[0]
         if scheduled.get("reason") == "SchedulingGated":
             gates = ", ".join(str(g.get("name")) for g in (pod.get("spec") or {}).get("schedulingGates") or [])
-            yield Diagnosis("queue", f"{pod_label(pod)} is held back by {gates or 'a gate'}", "wait for its queue", 141)
+            yield _found("queue", f"{pod_label(pod)} is held back by {gates or 'a gate'}", "wait for its queue", 141)
             continue
         found = match(text, UNSCHEDULABLE)
         if found:
@@ -295,7 +290,7 @@ def _unschedulable(pods: Sequence[Plain]) -> Iterator[Diagnosis]:
         reasons = list(_scarcities(text))
         sentence = "; ".join(what for what, _ in reasons) or _tidy(text) or "no node takes it"
         remedy = "; ".join(dict.fromkeys(how for _, how in reasons)) or "kubectl describe nodes tells what they have"
-        yield Diagnosis("unschedulable", f"no node takes {pod_label(pod)}: {sentence}", remedy)
+        yield _found("unschedulable", f"no node takes {pod_label(pod)}: {sentence}", remedy)
 
 
 def _scarcities(text: str) -> Iterator[tuple[str, str]]:
@@ -314,7 +309,7 @@ def _scarcities(text: str) -> Iterator[tuple[str, str]]:
         yield f"{found[1]} are cordoned", "kubectl uncordon them, or use other nodes"
 
 
-def _untouched(job: Plain | None, pods: Sequence[Plain]) -> Iterator[Diagnosis]:
+def _untouched(job: Plain | None, pods: Sequence[Plain]) -> Iterator[FailureRecord]:
     """Jobs that wait for somebody else's word."""
     if job is None or pods:
         return
@@ -324,9 +319,9 @@ def _untouched(job: Plain | None, pods: Sequence[Plain]) -> Iterator[Diagnosis]:
     ):
         where = f"waits in the queue {queue!r}" if queue else "is suspended"
         remedy = f"kubectl describe localqueue {queue}" if queue else "set spec.runPolicy.suspend to false"
-        yield Diagnosis("queue", f"the job {where}", remedy, 141)
+        yield _found("queue", f"the job {where}", remedy, 141)
     elif not (job.get("status") or {}).get("conditions"):
-        yield Diagnosis(
+        yield _found(
             "operator",
             "nobody has taken up the job: the training-operator does not run, or does not watch this namespace",
             "kubectl get deployments --all-namespaces | grep training-operator",

@@ -33,7 +33,7 @@ class LogStream(Protocol):
 
 
 class LogSource(Protocol):
-    """What serves logs: `launch.api.Api`."""
+    """What serves logs: `kube.client.Api`."""
 
     def log(self, pod: str, query: Mapping[str, str]) -> LogStream: ...
     def get(self, resource: str, name: str) -> dict[str, Any]: ...

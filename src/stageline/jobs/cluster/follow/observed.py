@@ -236,8 +236,7 @@ class ObservedJob:
             return cause
         found = self._diagnose(nodes, failed=True)
         if found:
-            record = FailureRecord(found.kind, found.sentence, found.remedy, found.exit_code, time=time.time())
-            return self.place(record).redacted()
+            return self.place(replace(found, time=time.time())).redacted()
         message = condition(self.job, "Failed").get("message") or "no reason given"
         ends = "; ".join(f"{pod_label(pod)} {ending(pod)}" for pod in every if pod_phase(pod) == "Failed")
         error = ClusterError(
