@@ -170,3 +170,43 @@ def test_the_commands(directory: StageDir, capsys: pytest.CaptureFixture[str]) -
     assert main(["checkpoint", "verify", damaged.uri]) == CheckpointError.exit_code
     assert main(["checkpoint", "prune", directory.uri, "--superseded", "--yes"]) == 0
     assert steps_of(directory) == [("two", 5)]
+
+
+DAMAGES = ("whole", "no file", "short", "metadata", "aside")
+
+
+@settings(max_examples=60, deadline=None)
+@given(states=st.lists(st.sampled_from(DAMAGES), min_size=1, max_size=6), finished=st.booleans())
+def test_the_newest_intact_one_is_found_under_any_damage(states: list[str], finished: bool) -> None:
+    directory = StageDir(open_store(f"memory://{uuid.uuid4().hex}"), "a", "film")
+    with writing(directory, prov=provenance(facts={})) as writer:
+        refs = [
+            writer.save(snapshot(step + 1, tensors={}, ema=None, final=finished and step + 1 == len(states)))
+            for step in range(len(states))
+        ]
+    for ref, state in zip(refs, states, strict=True):
+        if state == "no file":
+            ref.store.delete("training/state.json")
+        elif state == "short":
+            ref.store.put("model.safetensors", b"x")
+        elif state == "metadata":
+            ref.store.put(METADATA_NAME, ref.store.get(METADATA_NAME)[:-9])
+        elif state == "aside":
+            set_aside(ref.store, "a test", "a test")
+    found, fingerprint = directory.survey(), refs[0].metadata.stage_fingerprint
+    by_state = [
+        [ref.name for ref, s in zip(refs, states, strict=True) if s in group]
+        for group in (("whole",), ("no file", "short", "metadata"), ("aside",))
+    ]
+    assert [[item.name for item in part] for part in (found.refs, found.damaged, found.aside)] == by_state
+    newest = found.to_continue(fingerprint)
+    assert (newest.name if newest else None) == (by_state[0][-1] if by_state[0] else None)
+    readable_end = finished and states[-1] in ("whole", "no file", "short")
+    assert found.is_finished(fingerprint) == readable_end
+    if readable_end and states[-1] != "whole":
+        with pytest.raises(CheckpointError, match="would be handed on and is damaged"):
+            directory.handed_on("last", fingerprint)
+    elif readable_end:
+        handed_on = directory.handed_on("last", fingerprint)
+        assert handed_on is not None
+        assert handed_on.digest == refs[-1].digest

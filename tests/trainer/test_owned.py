@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import run_ranks
 from safetensors.torch import load_file
 from torch import nn
 
@@ -241,3 +242,42 @@ def test_a_grandchild_reads_through_its_parents(train: Any, family: Any, tmp_pat
     assert all(torch.equal(one[name], other[name]) for name in one)
     shutil.rmtree(tmp_path / "runs" / "r" / "base")
     assert set(read_tensors(moved)) == set(one)
+
+
+def test_a_sharded_head_holds_its_own_and_goes_on_exactly(train: Any, family: Any, tmp_path: Path) -> None:
+    """Two ranks, FSDP2: shards of own tensors only, derived files of whole ones, and one rank reads the same."""
+    two = {
+        "trainer.strategy": "fsdp2",
+        "trainer.processes": 2,
+        "trainer.batch_size": 1,
+        "trainer.checkpoint_every_steps": 2,
+        "model.exported": True,
+    }
+    base = train("base", run="base")
+    settings = {**two, "parents.tune.default": str(base.reference)}
+
+    def run_two(run: str) -> list[int]:
+        return [end.code for end in run_ranks(lambda _: train("tune", run=run, **settings).step, 2, tmp_path / run)]
+
+    assert run_two("whole") == [0, 0]
+    family.CHANGE[:] = [watch_nothing, stop_at(3)]
+    assert run_two("halves") != [0, 0]
+    family.CHANGE.clear()
+    assert run_two("halves") == [0, 0]
+    whole, halves = (resolve(f"{tmp_path}/runs/{run}/tune", prefer="last") for run in ("whole", "halves"))
+    for ref in (whole, halves):
+        assert ref.metadata.is_sharded
+        assert ref.metadata.final
+        assert set(ref.metadata.referenced["default"].tensors) == {"stem.weight", "stem.bias"}
+        assert not [name for name in ref.metadata.tensors["model"] if name.startswith("stem")]
+        assert verify(ref) == []
+    average = read_tensors(whole, "ema")
+    assert torch.equal(average["stem.weight"], read_tensors(resolve(str(base.reference)), "ema")["stem.weight"])
+    assert all(torch.equal(tensor, average[name]) for name, tensor in read_tensors(halves, "ema").items())
+    derived = load_file(Path(whole.uri) / "head_for_others" / "weights.safetensors")
+    assert torch.equal(derived["layers.head.weight"], average["head.weight"])
+
+
+def watch_nothing(task: Any) -> None:
+    """A loss as it is."""
+    task.on_loss = lambda summed, _context: summed
