@@ -36,7 +36,7 @@ def test_a_name_is_claimed_once_and_joined_by_the_same_identity(root: Store) -> 
     assert claim_run(root, config(root="/elsewhere"), "again") == record
     assert read_run(root, "a") == record
     model = {"model.overlap": 0.5, "model.stages": [2, 3]}
-    assert record.identity == {"family": "film_flow", "seed": 0, "data": {}, **model}, "the core's own data keys are none"
+    assert record.identity == {"family": "film_flow", "seed": 0, "data": {}, **model}
     assert record.versions["stageline"]
     assert record.command == "stageline run"
 
