@@ -12,36 +12,36 @@ from stageline.stage import stage_config, stage_fingerprint, stage_settings
 
 RECORDED = {
     ("octa500", "backbone"): (
-        "39a9cbd61def8bd384677028a4d6c5762485a3e9e2683a4e23814cfeca31f4ea",
-        "91c320172d122ee05b564ceee517c2017004125c18409a0f3e262d1b790f0e89",
+        "c2dd824fdfa12c8376afb8b9df295aeb1d4c418cd09dd363044b6840e69731bb",
+        "b974131dbb74c09973951017440c9227b93996a0bf9b1ced316d0d374268863a",
     ),
     ("octa500", "film"): (
-        "3d0b829372074216f273ef8c6e043217e02b632520f3b5be4b6c7265d123f3ca",
-        "41481704f90270d1e54c44a907cf6f9c06220004888000981e2249fcfe6414f7",
+        "0e8c68d51c50d06b49694ffc450c04f82f83377da39bfc82f83a85df23500051",
+        "e8d2ae473589923d6e45f78eb9f455f1cfd4e777d2c0c210d7d09c479565363d",
     ),
     ("tiny", "backbone"): (
-        "dec6b35642ce3ae9780a122e2966b78a5ed9134a06dd0ed1ba9228d5e960f393",
-        "85284e3663d1f7821e588c5768f9bcac4385e84f5d0dc87edf098220d8a0af42",
+        "a478e2f1ad56cd878f5ceed73bdf8e92cd3dd2134e5ac1e5f401db966165417a",
+        "95b2fffcb6661df380673a9cece3b96165072fd7b189aa6b0a72fc9ee23f1d96",
     ),
     ("tiny", "film"): (
-        "df2941e7c175c17b1b8e7e36b8974279371a966c55222fe40ed3ce77feff6286",
-        "72ae0ee355e65e3bb0e0b88b034c930d7a6938a712f87193a2a52eff1e52b1a2",
+        "397f75458c0550e29d5e8cda3ec1c7dd1ee3815e1f9097a8707b40263afab21f",
+        "b09c87fa32ebc646b7a5363d8f277609ef91871415e8971276280bf6bdbc5e93",
     ),
     ("xca", "backbone"): (
-        "e6aa76e078c177252b755748646570fd91467b668187d0fd54bde99c9eea4d5a",
-        "7844d71f8baa2c82fb587ca79b517e3367af5a749ca6ff5bcd12202dd8e8e6b8",
+        "6fde6b23aebaae8943f6e7ed2b290f337152733828ba0197deaa32d7668ed685",
+        "1aa862540d2fc882ee8c8cf0faee282488d2fe6e32e9fe1de22941ae7aadcea7",
     ),
     ("xca", "film"): (
-        "c14e164a7853907646b9c51716666fef192f64da2ebedad879309ba05de41ca0",
-        "d9e5f1d1a86425aa5d1da3fe767362e94b0be3398b507b302a18e10b5850645a",
+        "7d976314829a330992d20fd9f730e99821578fdaadd62c21e190f6a08479a4a7",
+        "f32ef01af9d9f1e3a257b7e21c5167d99ba71a1b52bc277d427b47a3e3299288",
     ),
 }
 """(preset, stage) -> SHA-256 of its settings as canonical JSON, stage fingerprint with the data "data" and one parent
-"parent", as version 0.1 made them."""
+"parent", as recorded with the metadata schema stageline/2."""
 IDENTITIES = {
-    "octa500": "d4a71c5a55290e2cef38447cd8e21a3228a02eae28b4fe078d0d1e75373cdf9b",
-    "tiny": "7fb4355cf6c93fe6dee28449e0fb6b83e329e00baaa04fea08270e0b8dcbc6a2",
-    "xca": "d4e0884b21c15123de5fbe77ffe1372e9255000f56a3978c2b3ecbda29bd4b93",
+    "octa500": "73b6284f27aef7e92d0e98deb5cd46066b793dec3b7d881aeae6dd8115d062a9",
+    "tiny": "1f950884c77048505a97aa0b7138c8368f693f75054ef57577373c806c1d8c38",
+    "xca": "cabe904a303806f9425b6019a7fb5bd60797e2210472bf27ea240d5cd2c2390e",
 }
 
 

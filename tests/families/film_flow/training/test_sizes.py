@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from stageline.contract import Evaluation, Row
+from stageline.data.prepared import open_prepared
 from stageline.families.film_flow.config import FilmFlowConfig
-from stageline.families.film_flow.data.sets import prepare
 from stageline.families.film_flow.evaluate import evaluate
 from stageline.families.film_flow.predict import predict
 from stageline.families.film_flow.task import FilmFlowTask, build_task
@@ -94,8 +94,8 @@ def validation_of(config: FilmFlowConfig, task: FilmFlowTask, batch_size: int) -
 
 def test_validation_does_not_depend_on_the_size_of_batches(tmp_path: Path) -> None:
     config = at_stage(config_of(tmp_path, MIXED), "film")
-    prepare(config, tmp_path / "data", quiet)
-    task = build_task(config, "film", tmp_path / "data")
+    data = open_prepared(prepare_data(config).reference)
+    task = build_task(config, "film", data)
     kick(task.network)
     alone = validation_of(config, task, 1)
     assert -1 <= alone["condition_cosine"] < 0.99
@@ -108,7 +108,7 @@ def test_an_evaluation_is_the_same_for_every_size_of_batches_and_each_picture_ha
     tmp_path: Path, window: bool
 ) -> None:
     config = config_of(tmp_path, MIXED, **{"model.use_sliding_infer": window, "evaluate.prompt": "dark branches"})
-    prepare(config, tmp_path / "data", quiet)
+    data = open_prepared(prepare_data(config).reference)
     model = kicked_model(config)
 
     rows: dict[int, set[tuple[str, str]]] = {1: set(), 8: set()}
@@ -120,7 +120,7 @@ def test_an_evaluation_is_the_same_for_every_size_of_batches_and_each_picture_ha
         def emit(row: Row, *_: Any, **__: Any) -> None:
             rows[batch_size].add((str(row["id"]), str(row["mode"])))
 
-        return evaluate(own, model, tmp_path / "data", {}, emit, quiet)
+        return evaluate(own, model, data, {}, emit, quiet)
 
     one, many = measure(1), measure(8)
     assert rows[1] == rows[8]
