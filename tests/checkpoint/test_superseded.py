@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stageline.checkpoint.identity import claim_run
 from stageline.checkpoint.layout import CheckpointRef, StageDir, resolve
 from stageline.checkpoint.lease import StageLease
 from stageline.checkpoint.metadata import METADATA_NAME
 from stageline.checkpoint.retention import prune_superseded, superseded, sweep
 from stageline.checkpoint.steps import ASIDE_NAME, set_aside
 from stageline.cli import main
-from stageline.config import RetentionConfig
+from stageline.config import RetentionConfig, RunConfig
 from stageline.errors import CheckpointError, DiskFullError
 from stageline.store import Store, open_store
 from tests.checkpoint.samples import measured, provenance, save, snapshot, writing
@@ -210,3 +213,17 @@ def test_the_newest_intact_one_is_found_under_any_damage(states: list[str], fini
         handed_on = directory.handed_on("last", fingerprint)
         assert handed_on is not None
         assert handed_on.digest == refs[-1].digest
+
+
+def test_runs_show_tells_damaged_ones_and_variants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = str(tmp_path)
+    claim_run(root, RunConfig(family="film_flow", run="a"), stages=("film",))
+    wide, narrow = (StageDir(root, "a", "film", variant) for variant in ("wide", "narrow"))
+    save(wide, 1, 2)[1].store.put("model.safetensors", b"x")
+    save(narrow, 3)
+    assert main(["runs", "show", "a", "--root", root, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(entry["stage"], entry["step"]) for entry in told["stages"]] == [("film/narrow", 3), ("film/wide", 1)]
+    states = {(row["stage"], row["step"]): row["state"] for row in told["checkpoints"]}
+    assert states["film/wide", 2].startswith("damaged: model.safetensors")
+    assert states["film/narrow", 3] == "best, last"

@@ -154,6 +154,14 @@ class StageDir:
                     ) from error
                 before = data
 
+    def names(self, name: Pointer, ref: CheckpointRef) -> bool:
+        """Whether a pointer names a checkpoint; False too where there is no pointer or what it names is damaged."""
+        try:
+            found = self.pointer(name)
+        except CheckpointError:
+            return False
+        return found is not None and found.digest == ref.digest
+
     def handed_on(self, name: Pointer, fingerprint: str, survey: Survey | None = None) -> CheckpointRef | None:
         """The best or last checkpoint of one stage fingerprint; None where nothing of that may be reused.
 

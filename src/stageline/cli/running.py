@@ -182,18 +182,21 @@ def show_run(
 
 def _summary(store: Store, name: str) -> dict[str, Any]:
     from stageline.checkpoint.identity import read_run
-    from stageline.checkpoint.layout import StageDir
+    from stageline.checkpoint.layout import StageDir, stage_dirs_in
 
     record = read_run(store, name)
     assert record is not None
+    uri = store.child("runs", name).uri
     stages = []
     for stage in record.stages:
-        newest = StageDir(store, name, stage).newest()
-        entry: dict[str, Any] = {"stage": stage, "step": None, "steps": None, "final": False}
-        if newest is not None:
-            entry |= {"step": newest.metadata.step, "steps": newest.metadata.steps, "final": newest.metadata.final}
-        stages.append(entry)
-    uri = store.child("runs", name).uri
+        for directory in stage_dirs_in(store.child("runs", name, stage)) or [StageDir(store, name, stage)]:
+            refs = directory.survey().refs
+            where = directory.uri.removeprefix(f"{uri}/")
+            entry: dict[str, Any] = {"stage": where, "step": None, "steps": None, "final": False}
+            if refs:
+                newest = refs[-1].metadata
+                entry |= {"step": newest.step, "steps": newest.steps, "final": newest.final}
+            stages.append(entry)
     return {"run": name, "uri": uri, "family": record.family, "created": record.created, "stages": stages}
 
 
@@ -204,21 +207,26 @@ def _stage_line(stage: Mapping[str, Any]) -> str:
 
 
 def _details(store: Store, name: str) -> dict[str, Any]:
-    from stageline.checkpoint.layout import StageDir
+    from stageline.checkpoint.layout import POINTERS, StageDir
     from stageline.telemetry import read_failure
     from stageline.work.evaluations import find_evaluations
 
     run = store.child("runs", name)
     checkpoints = []
     for entry in _summary(store, name)["stages"]:
-        directory = StageDir(store, name, entry["stage"])
-        pointed = {p: directory.pointer(p) for p in ("best", "last")}
-        for ref in directory.committed():
+        directory = StageDir.at(run.child(*entry["stage"].split("/")), store)
+        found_here = directory.survey()
+        for what, items in (("damaged", found_here.damaged), ("set aside", found_here.aside)):
+            for item in items:
+                step = item.metadata.step if item.metadata else None
+                row = {"stage": entry["stage"], "step": step, "state": f"{what}: {item.reason}", "best": ""}
+                checkpoints.append({**row, "reference": item.uri})
+        for ref in found_here.refs:
             metadata = ref.metadata
-            names = [p for p, target in pointed.items() if target is not None and target.digest == ref.digest]
+            names = [p for p in POINTERS if directory.names(p, ref)]
             best = f"{metadata.best.metric} {metadata.best.value:.4f}" if metadata.best else ""
             state = ", ".join([*(["final"] if metadata.final else []), *names])
-            row = {"stage": metadata.stage, "step": metadata.step, "state": state, "best": best}
+            row = {"stage": entry["stage"], "step": metadata.step, "state": state, "best": best}
             checkpoints.append({**row, "reference": str(ref.reference)})
     evaluations = [
         {
