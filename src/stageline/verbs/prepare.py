@@ -8,6 +8,7 @@ a run are named together by one set. Loads torch only where a split has to be ma
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -23,6 +24,7 @@ from stageline.families import family_config, load_family
 from stageline.store import NotFoundError, Store, open_store
 from stageline.store.holder import is_dead, this_process
 from stageline.store.scratch import scratch_folder
+from stageline.verbs.one_preparer import has_peers, prepare_once
 from stageline.work.data import hash_sources, note_sources, run_splits, split_fingerprints
 
 CLAIM = "claim.json"
@@ -31,10 +33,17 @@ CLAIM = "claim.json"
 def prepare_data(config: RunConfig, progress: Progress = silent) -> Prepared:
     """The prepared splits of a run; those that the same inputs made before are reused.
 
+    Of several ranks that were started together rank 0 prepares and the others wait for it (`one_preparer`).
     DataError lists every fault of the source files before the first write; DiskFullError where they do not fit.
     """
-    family = family_config(config.family)
     store = open_store(config.root)
+    if has_peers(os.environ):
+        return prepare_once(store, os.environ, lambda: _prepare_splits(config, store, progress), progress)
+    return _prepare_splits(config, store, progress)
+
+
+def _prepare_splits(config: RunConfig, store: Store, progress: Progress) -> Prepared:
+    family = family_config(config.family)
     splits = run_splits(config, family)
     sources = hash_sources(splits, progress)
     keys = split_fingerprints(config, splits, sources)
