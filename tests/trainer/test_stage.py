@@ -104,9 +104,10 @@ def test_modules_in_which_nothing_trains_are_in_eval_mode(train):
 
         task.on_loss = on_loss
 
-    train("base")
+    often = {"trainer.validate_every_steps": 2}
+    train("base", **often)
     family.CHANGE[:] = [look]
-    train("tune", **{"trainer.validate_every_steps": 2})
+    train("tune", **often)
     assert len(modes) > 6
     assert all(mode == {"stem": False, "body": True, "head": True} for mode in modes)
 
