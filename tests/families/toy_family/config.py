@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from stageline.config import DataSettings, RunConfig, Settings
-from stageline.contract import FamilyConfig, Parent
-from stageline.stage import Inheritance, Stage, Stages
+from stageline.contract import External, FamilyConfig, Parent, Words
+from stageline.stage import Inheritance, Stage, Stages, Trains
 
 
 class ToyModelConfig(Settings):
@@ -14,6 +16,8 @@ class ToyModelConfig(Settings):
     unused: bool = False
     declared: bool = False
     cast: str = ""
+    table: str = ""
+    variant: str = ""
 
 
 class ToyDataConfig(DataSettings):
@@ -39,7 +43,16 @@ STAGES = Stages(
         direction="min",
         parents={"default": "base"},
     ),
-    Stage("loose", trains=("nothing.*",), objective="mse", steps=2, metric="error", direction="min"),
+    Stage(
+        "join",
+        trains=("*",),
+        objective="mse",
+        steps=4,
+        metric="error",
+        direction="min",
+        parents={"trunk": "base", "head": "tune"},
+    ),
+    Stage("loose", trains=("nothing.*",), objective="mse", steps=2, metric="error", direction="min", opt_in=True),
     Stage(
         "whole",
         trains=("*",),
@@ -60,24 +73,50 @@ STAGES = Stages(
         opt_in=True,
         loss_over="ranks",
     ),
-    Stage("unmeasured", trains=("*",), objective="mse", steps=2, metric="absent", direction="min"),
+    Stage("unmeasured", trains=("*",), objective="mse", steps=2, metric="absent", direction="min", opt_in=True),
 )
 
 
+TABLE = "table.weight"
+"""The tensor that is not the family's own: it is read from the file `model.table` at build."""
+
+
 def inherit(parent: Parent, config: ToyConfig, stage: Stage) -> tuple[Inheritance, ...]:
-    head = "fresh" if config.model.fresh_head else "load"
-    return (
-        Inheritance("stem", "load", "same shape", ("stem.*",)),
-        Inheritance("trunk", "load", "same shape", ("body.*", "strength")),
-        Inheritance("head", head, "as the config says", ("head.*",)),
-    )
+    """A single parent gives everything; of two, `trunk` gives all but the head."""
+    roles = {"default": "load", "trunk": "load", "head": "drop"}
+    head = {"default": "fresh" if config.model.fresh_head else "load", "trunk": "drop", "head": "load"}[parent.role]
+    trunk: Any = roles[parent.role]
+    outcome: Any = head
+    sections = [
+        Inheritance("stem", trunk, "same shape", ("stem.*",)),
+        Inheritance("trunk", trunk, "same shape", ("body.*", "strength")),
+        Inheritance("head", outcome, "as role and config say", ("head.*",)),
+    ]
+    if config.model.table:
+        sections += [
+            Inheritance("scale", trunk, "same shape", ("table.scale",)),
+            Inheritance("table", "external", "read from its own file", (TABLE,)),
+        ]
+    return tuple(sections)
+
+
+def trains(config: ToyConfig, stage: Stage) -> Trains:
+    """The stage's patterns, without what is not ours."""
+    return Trains(stage.trains, (TABLE,) if config.model.table else ())
+
+
+def externals(config: ToyConfig, stage: Stage) -> tuple[External, ...]:
+    return (External("table", config.model.table, patterns=(TABLE,)),) if config.model.table else ()
 
 
 FAMILY_CONFIG = FamilyConfig(
     name="toy",
     config=ToyConfig,
     stages=STAGES,
-    presets={"tiny": {"family": "toy"}},
+    presets={
+        "tiny": {"family": "toy", "trainer": {"batch_size": 4, "learning_rate": 0.02}},
+        "dropped": {"family": "toy", "model": {"dropout": 0.1}},
+    },
     facts=lambda _config, _stage: {"width": 8},
     fact_rules={},
     inherit=inherit,
@@ -86,5 +125,15 @@ FAMILY_CONFIG = FamilyConfig(
     check=lambda _config, _stage: None,
     may_lack_gradient=lambda config, _stage: ("unused.*",) if config.model.declared else (),
     casts=lambda config, stage: {config.model.cast: "bfloat16"} if config.model.cast and stage.name == "tune" else {},
+    trains=trains,
+    externals=externals,
+    default_stages=lambda _config: ("base", "tune", "join"),
+    variant=lambda config: config.model.variant,
+    words=Words(
+        metrics={"error": "squared error"},
+        main_metrics=("error",),
+        headline="Error {error}.",
+        told={"weights": "weights"},
+    ),
     run_name=lambda config: f"toy_S{config.seed}.W{config.trainer.batch_size}",
 )

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from stageline.contract import Workspace
+from stageline.contract import Emit, Evaluation, Family, Progress, Row, RowKey, Split, Workspace
 from stageline.data.prepared import PreparedData
-from stageline.errors import CheckpointError
+from stageline.data.shards import SplitWriter
+from stageline.errors import CheckpointError, DataError, Faults
 from stageline.stage import Stage
 
 from .config import FAMILY_CONFIG, ToyConfig
-from .toy import ToyModel, ToyTask
+from .toy import ToyModel, ToySet, ToyTask
 
 TASKS: list[ToyTask] = []
 """Tasks that were built, for tests to look at and to change before."""
@@ -34,6 +35,7 @@ def build_task(config: ToyConfig, stage: Stage, data: PreparedData) -> ToyTask:
         dropout=config.model.dropout,
         seed=config.seed,
         unused=config.model.unused,
+        table=config.model.table,
         over_ranks=stage.loss_over == "ranks",
     )
     for change in CHANGE:
@@ -51,7 +53,61 @@ def exports(config: ToyConfig, stage: Stage, tensors: Mapping[str, Tensor]) -> d
 
 
 def build_model(config: ToyConfig, stage: Stage) -> ToyModel:
-    return ToyModel(config.seed, config.model.dropout)
+    model = config.model
+    return ToyModel(config.seed, model.dropout, unused=model.unused, table=model.table)
+
+
+def evaluate(
+    config: ToyConfig,
+    model: nn.Module,
+    data: PreparedData,
+    finished: Mapping[RowKey, Row],
+    emit: Emit,
+    progress: Progress,
+) -> Evaluation:
+    """The squared error of every validation sample."""
+    samples = ToySet(config.data.num_val, False)
+    errors = []
+    for index in range(len(samples)):
+        known = finished.get((str(index), ""))
+        if known is None:
+            sample = samples[index]
+            with torch.no_grad():
+                error = float((model(sample["x"][None]) - sample["target"]).square())
+            emit({"id": str(index), "error": error})
+        errors.append(error if known is None else float(known["error"]))
+        progress(index + 1, len(samples), "evaluating")
+    mean = sum(errors) / len(errors)
+    return Evaluation({"error": mean}, {"error": len(errors)}, (), {}, {"weights": "ema", "split": "val"})
+
+
+def predict(
+    config: ToyConfig, model: nn.Module, inputs: Sequence[str | Path], target: Path, progress: Progress
+) -> list[dict[str, Any]]:
+    """Four numbers, as text `1,2,3,4`, to a text file with the answer."""
+    faults = Faults(DataError, "inputs", "give four numbers, separated by commas")
+    rows: list[list[float]] = []
+    for text in map(str, inputs):
+        try:
+            row = [float(part) for part in text.split(",")]
+        except ValueError:
+            row = []
+        rows.append(row)
+        if len(row) != 4:
+            faults.add(f"{text!r} is no list of four numbers")
+    faults.raise_if_any()
+    results = []
+    for number, row in enumerate(rows):
+        with torch.no_grad():
+            answer = float(model(torch.tensor([row])))
+        path = target / f"answer-{number}.txt"
+        path.write_text(f"{answer!r}\n")
+        results.append({"input": inputs[number], "answer": str(path)})
+    return results
+
+
+def prepare(config: ToyConfig, split: Split, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
+    raise AssertionError(f"the toy family has no split, and {split.name!r} is to be prepared")
 
 
 def import_files(
@@ -70,11 +126,15 @@ def import_files(
 
 BEGUN: list[tuple[ToyTask, Workspace]] = []
 """What `begin` was called with."""
-FAMILY = SimpleNamespace(
+FAMILY = Family(
     config=FAMILY_CONFIG,
     build_model=build_model,
     build_task=build_task,
     exports=exports,
     import_files=import_files,
+    prepare=prepare,
+    evaluate=evaluate,
+    predict=predict,
+    section_of=lambda name: name.split(".", 1)[0],
     begin=lambda task, workspace: BEGUN.append((task, workspace)),
 )

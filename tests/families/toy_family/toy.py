@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from stageline.contract import ParameterGroup
@@ -16,10 +17,22 @@ from stageline.stage import Stage
 STAGE = Stage("toy", trains=("body.*", "head.*"), objective="mse", steps=10, metric="error", direction="min")
 
 
+class ToyTable(nn.Module):
+    """A row that is added to every input: its weight comes from a file of others, its scale is trained here."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(load_file(path)["row"], requires_grad=False)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.scale * self.weight
+
+
 class ToyModel(nn.Module):
     """stem (often frozen) -> body with dropout -> head; `strength` is a schedule buffer."""
 
-    def __init__(self, seed: int = 0, dropout: float = 0.0, *, unused: bool = False) -> None:
+    def __init__(self, seed: int = 0, dropout: float = 0.0, *, unused: bool = False, table: str = "") -> None:
         super().__init__()
         self.stem = nn.Linear(4, 8)
         self.body = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Dropout(dropout))
@@ -30,8 +43,10 @@ class ToyModel(nn.Module):
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=seeded(seed, name)) * 0.3)
+        self.table = ToyTable(table) if table else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x if self.table is None else self.table(x)
         seen = self.stem(x.to(self.stem.weight.dtype)).to(x.dtype)  # a frozen stem may be held in bf16
         out: torch.Tensor = self.head(self.body(seen))
         return out
@@ -67,12 +82,13 @@ class ToyTask:
     dropout: float = 0.0
     seed: int = 0
     unused: bool = False
+    table: str = ""
     over_ranks: bool = False
     seen: list[tuple[int, int]] = field(default_factory=list)
     on_loss: Any = None
 
     def __post_init__(self) -> None:
-        self.model: nn.Module = ToyModel(self.seed, self.dropout, unused=self.unused)
+        self.model: nn.Module = ToyModel(self.seed, self.dropout, unused=self.unused, table=self.table)
         self.train_set = ToySet(self.num_train, True, self.poison)
         self.val_set = ToySet(self.num_val, False)
 

@@ -1,0 +1,28 @@
+"""What the contract suite needs to know of film_flow: settings and inputs, no tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SHRUNK = (
+    "model.image_size=32",
+    "data.image_size=32",
+    "data.num_train=6",
+    "data.num_val=3",
+    "trainer.batch_size=2",
+    "model.timesteps=2",
+)
+"""Overrides that make the preset `tiny` small enough for the suite."""
+STEPS = 3
+"""Optimizer steps of every stage there."""
+PREDICT = ("evaluate.prompt=all vessels",)
+"""Overrides with which the checkpoint is loaded to predict."""
+
+
+def inputs(folder: Path) -> list[str]:
+    """What `predict` is given: a grey picture."""
+    from PIL import Image
+
+    path = folder / "picture.png"
+    Image.linear_gradient("L").resize((40, 40)).convert("RGB").save(path)
+    return [str(path)]

@@ -1,0 +1,18 @@
+"""What the contract suite needs to know of the toy family: settings and inputs, no tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SHRUNK = ("data.num_train=10", "data.num_val=3")
+"""Overrides that make the preset `tiny` small enough for the suite."""
+STEPS = 4
+"""Optimizer steps of every stage there."""
+PREDICT = ()
+"""Overrides with which the checkpoint is loaded to predict."""
+
+
+def inputs(folder: Path) -> list[str]:
+    """What `predict` is given: numbers as text."""
+    del folder
+    return ["0.1,0.2,0.3,0.4", "1,1,1,1"]
