@@ -10,7 +10,6 @@ import importlib.util
 import json
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-sys.path.insert(0, str(HERE.parent / "trainer"))
-
 from ranks import run_ranks
 
 from stageline.checkpoint.layout import CheckpointRef, resolve
@@ -41,6 +35,7 @@ from stageline.verbs.predict import load
 from stageline.verbs.prepare import prepare_data
 from stageline.verbs.train import train_stage
 
+HERE = Path(__file__).parent
 ROOMS = {**{name: name for name in FAMILIES}, "toy": "toy_family"}
 """Family -> its folder beside this file."""
 
