@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from stageline.checkpoint.layout import resolve
 from stageline.checkpoint.tensors import read_tensors
 from stageline.families import family_config, parse_config
+from stageline.verbs.predict import load
 
 
 @pytest.fixture
@@ -24,11 +25,18 @@ def table(tmp_path: Path) -> str:
 
 def test_an_external_is_in_no_file(train: Any, table: str) -> None:
     """A partly external module: its scale is trained and saved, its weight is neither."""
+    from toy_family import family
+
     ref = resolve(str(train(**{"model.table": table}).reference))
     assert "table.scale" in ref.metadata.tensors["model"]
     for group in ("model", "ema", "training/optimizer"):
         assert not [name for name in ref.metadata.tensors[group] if name.endswith("table.weight")]
     assert not torch.equal(read_tensors(ref, "raw")["table.scale"], torch.ones(1)), "it trains"
+    weight = family.TASKS[-1].model.table.weight
+    assert weight.tolist() == [0.5, -0.5, 0.25, 0.0]
+    assert not weight.requires_grad
+    loaded = load(ref.uri).model
+    assert torch.equal(loaded.table.weight, weight)
 
 
 def test_two_roles_load_every_tensor_exactly_once(train: Any) -> None:

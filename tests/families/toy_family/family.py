@@ -35,7 +35,7 @@ def build_task(config: ToyConfig, stage: Stage, data: PreparedData) -> ToyTask:
         dropout=config.model.dropout,
         seed=config.seed,
         unused=config.model.unused,
-        table=config.model.table,
+        table=bool(config.model.table),
         over_ranks=stage.loss_over == "ranks",
     )
     for change in CHANGE:
@@ -54,7 +54,15 @@ def exports(config: ToyConfig, stage: Stage, tensors: Mapping[str, Tensor]) -> d
 
 def build_model(config: ToyConfig, stage: Stage) -> ToyModel:
     model = config.model
-    return ToyModel(config.seed, model.dropout, unused=model.unused, table=model.table)
+    return ToyModel(config.seed, model.dropout, unused=model.unused, table=bool(model.table))
+
+
+def load_externals(config: ToyConfig, stage: Stage, model: nn.Module) -> None:
+    """The row of the table, from the file that the config names."""
+    assert isinstance(model, ToyModel)
+    assert model.table is not None
+    with torch.no_grad():
+        model.table.weight.copy_(load_file(config.model.table)["row"])
 
 
 def evaluate(
@@ -132,6 +140,7 @@ FAMILY = Family(
     build_task=build_task,
     exports=exports,
     import_files=import_files,
+    load_externals=load_externals,
     prepare=prepare,
     evaluate=evaluate,
     predict=predict,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from stageline.contract import ParameterGroup
@@ -20,9 +19,9 @@ STAGE = Stage("toy", trains=("body.*", "head.*"), objective="mse", steps=10, met
 class ToyTable(nn.Module):
     """A row that is added to every input: its weight comes from a file of others, its scale is trained here."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(load_file(path)["row"], requires_grad=False)
+        self.weight = nn.Parameter(torch.zeros(4))
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -32,7 +31,7 @@ class ToyTable(nn.Module):
 class ToyModel(nn.Module):
     """stem (often frozen) -> body with dropout -> head; `strength` is a schedule buffer."""
 
-    def __init__(self, seed: int = 0, dropout: float = 0.0, *, unused: bool = False, table: str = "") -> None:
+    def __init__(self, seed: int = 0, dropout: float = 0.0, *, unused: bool = False, table: bool = False) -> None:
         super().__init__()
         self.stem = nn.Linear(4, 8)
         self.body = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Dropout(dropout))
@@ -43,7 +42,7 @@ class ToyModel(nn.Module):
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=seeded(seed, name)) * 0.3)
-        self.table = ToyTable(table) if table else None
+        self.table = ToyTable() if table else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x if self.table is None else self.table(x)
@@ -82,7 +81,7 @@ class ToyTask:
     dropout: float = 0.0
     seed: int = 0
     unused: bool = False
-    table: str = ""
+    table: bool = False
     over_ranks: bool = False
     seen: list[tuple[int, int]] = field(default_factory=list)
     on_loss: Any = None
