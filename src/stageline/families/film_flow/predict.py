@@ -16,18 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from stageline.data.pictures import Pixels, read_picture
 from stageline.errors import ConfigError, DataError, Faults
 from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.conditions.features import FeatureSource
 from stageline.families.film_flow.conditions.feedback import feedback_condition, open_feedback
 from stageline.families.film_flow.config import FilmFlowConfig, check_evaluation
-from stageline.families.film_flow.data.pictures import (
-    Pixels,
-    encoder_picture,
-    find_levels,
-    normalise,
-    read_picture,
-)
+from stageline.families.film_flow.data.pictures import encoder_picture, find_levels, normalise
 from stageline.families.film_flow.data.preparation import is_per_crop, open_features
 from stageline.families.film_flow.data.sources import find_prompt
 from stageline.families.film_flow.data.windows import Window

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from stageline.data.rng import numpy_rng
 from stageline.errors import ConfigError
 from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.conditions.encoder import (
@@ -21,7 +22,6 @@ from stageline.families.film_flow.conditions.encoder import (
     make_bundle,
     round_feature,
 )
-from stageline.families.film_flow.data.seeding import numpy_rng
 
 HISTOGRAM_BINS = 32
 ORIENTATION_BINS = 8

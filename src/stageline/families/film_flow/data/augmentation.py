@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from stageline.families.film_flow.data.seeding import numpy_rng
+from stageline.data.rng import numpy_rng
 
 A = TypeVar("A", bound=NDArray[Any])
 Box = tuple[int, int, int, int]

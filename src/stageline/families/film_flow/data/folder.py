@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from stageline.data.pictures import SUFFIXES, Pixels, pictures_by_stem, read_picture
 from stageline.errors import DataError, Faults
-from stageline.families.film_flow.data.pictures import SUFFIXES, Pixels, read_label, read_picture
+from stageline.families.film_flow.data.pictures import read_label
 
 REMEDY = "the layout is image/<name> and label/<name>, equal names; labels hold 0 and 255 (or 0 and 1)"
 
@@ -30,36 +31,6 @@ class Pair:
     label: Path
 
 
-def list_pictures(folder: Path) -> list[Path]:
-    """Picture files of a folder, sorted; hidden files are left out."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(p for p in found if p.is_file() and not p.name.startswith(".") and p.suffix.lower() in SUFFIXES)
-
-
-def list_files(splits: Mapping[str, Path]) -> tuple[Path, ...]:
-    """All picture files of the splits, images and labels, sorted: what prepared data depend on."""
-    folders = [root / part for root in splits.values() for part in ("image", "label")]
-    return tuple(sorted({path for folder in folders for path in list_pictures(folder)}))
-
-
-def _by_stem(folder: Path, faults: Faults) -> dict[str, Path]:
-    """The pictures of a folder by file name without suffix; foreign and doubled names are faults."""
-    found: dict[str, Path] = {}
-    if not folder.is_dir():
-        faults.add(f"{str(folder)!r}: no such folder")
-        return found
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if not path.is_file() or path.suffix.lower() not in SUFFIXES:
-            faults.add(f"{str(path)!r}: no picture file; expected one of {', '.join(SUFFIXES)}")
-        elif path.stem in found:
-            faults.add(f"{str(path)!r}: the name {path.stem!r} stands twice (also {found[path.stem].name!r})")
-        else:
-            found[path.stem] = path
-    return found
-
-
 def pair_files(splits: Mapping[str, Path], faults: Faults) -> list[Pair]:
     """The pairs of all splits in order; unmatched names and splits without files are noted in `faults`."""
     pairs: list[Pair] = []
@@ -67,7 +38,7 @@ def pair_files(splits: Mapping[str, Path], faults: Faults) -> list[Pair]:
         if not root.is_dir():
             faults.add(f"{str(root)!r}: no such folder (data.{split}_dir)")
             continue
-        images, labels = _by_stem(root / "image", faults), _by_stem(root / "label", faults)
+        images, labels = pictures_by_stem(root / "image", faults), pictures_by_stem(root / "label", faults)
         faults.extend(f"{str(images[name])!r}: no label of that name" for name in sorted(images.keys() - labels.keys()))
         faults.extend(f"{str(labels[name])!r}: no image of that name" for name in sorted(labels.keys() - images.keys()))
         both = sorted(images.keys() & labels.keys())

@@ -14,10 +14,10 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from stageline.data.pictures import Pixels
 from stageline.data.reading import SplitReader
 from stageline.data.shards import SplitWriter
 from stageline.families.film_flow.data.augmentation import Box
-from stageline.families.film_flow.data.pictures import Pixels
 
 Array = NDArray[Any]
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from stageline.data.prepared import PreparedData
+from stageline.data.rng import numpy_rng
 from stageline.errors import ConfigError, DataError
 from stageline.families.film_flow.conditions.encoder import encoder_settings
 from stageline.families.film_flow.conditions.features import FeatureSource
@@ -24,7 +25,6 @@ from stageline.families.film_flow.data.batch import Batch, Sample, collate, wind
 from stageline.families.film_flow.data.pictures import encoder_picture, normalise
 from stageline.families.film_flow.data.preparation import is_per_crop, open_features, open_split
 from stageline.families.film_flow.data.prepared import Case, PreparedSplit
-from stageline.families.film_flow.data.seeding import numpy_rng
 
 if TYPE_CHECKING:
     from stageline.families.film_flow.config import FilmFlowConfig

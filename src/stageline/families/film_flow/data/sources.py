@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from stageline.data.pictures import Pixels, to_channels
 from stageline.errors import ConfigError, Faults
 from stageline.families.film_flow.data.folder import Pair, check_folders, list_pairs, read_pair, read_prompts
 from stageline.families.film_flow.data.junctions import find_junctions, junction_heat
-from stageline.families.film_flow.data.pictures import Pixels, find_levels, to_channels
+from stageline.families.film_flow.data.pictures import find_levels
 from stageline.families.film_flow.data.prepared import PreparedImage
 from stageline.families.film_flow.data.retina import (
     MARGIN,

@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from stageline.families.film_flow.data.seeding import numpy_rng
+from stageline.data.rng import numpy_rng
 
 Floats = NDArray[np.float64]
 
