@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 
 from stageline.config import TrainerConfig
+from stageline.errors import TrainingError
 from stageline.trainer.assembly import Parts
 from stageline.trainer.ranks import Ranks
+
+SHOWN_NAMES = 8
+"""Names of parameters in one message."""
 
 
 def summing_scale(settings: TrainerConfig, size: int) -> float:
@@ -76,3 +80,16 @@ def lacking_gradient(parts: Parts) -> list[str]:
     return [
         name for name in lacking if name in everywhere and not any(fnmatchcase(name, pattern) for pattern in declared)
     ]
+
+
+def refuse_without_gradient(parts: Parts, step: int) -> None:
+    """TrainingError where a trained parameter never had a gradient: it would stay as it began, unnoticed."""
+    lacking = lacking_gradient(parts)
+    if lacking:
+        shown = ", ".join(lacking[:SHOWN_NAMES]) + (", ..." if len(lacking) > SHOWN_NAMES else "")
+        raise TrainingError(
+            f"stage {parts.stage.name!r}: {len(lacking)} of {len(parts.trained)} trained parameters had no gradient in "
+            f"the first {step} steps: {shown}",
+            remedy="let the loss depend on them, freeze them in the stage's `trains`, or let the family declare them "
+            "in `may_lack_gradient`",
+        )

@@ -18,7 +18,7 @@ from stageline.contract import StageTask
 from stageline.errors import InterruptedRunError, TrainingError
 from stageline.layers.ema import LEFTOVER_FRACTION, leftover_fraction
 from stageline.trainer.assembly import Parts
-from stageline.trainer.gradients import lacking_gradient
+from stageline.trainer.gradients import refuse_without_gradient
 from stageline.trainer.interruption import StopRequest
 from stageline.trainer.memory import memory_advice
 from stageline.trainer.order import Cursor, StepPlan, make_order, training_batches
@@ -30,8 +30,6 @@ from stageline.trainer.validation import check_validation, declared_value, is_be
 
 GRADIENT_STEPS = 10
 """After so many steps every trained parameter must have had a gradient."""
-SHOWN_NAMES = 8
-"""Names of parameters in one message."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +230,7 @@ def fit(
         parts.ranks.share_buffers(parts.own)
         recorder.step(report, steps, log=_is_logged(run.state.step, steps, parts))
         if run.state.step == min(GRADIENT_STEPS, steps):
-            _refuse_without_gradient(parts, run.state.step)
+            refuse_without_gradient(parts, run.state.step)
         run.note_saves(wait=False)
         if result.stop:
             due = _is_validation_due(run) or run.state.step == steps
@@ -241,19 +239,6 @@ def fit(
         if run.state.step < steps:
             _between_steps(run)
     return _finish(run)
-
-
-def _refuse_without_gradient(parts: Parts, step: int) -> None:
-    """TrainingError where a trained parameter never had a gradient: it would stay as it began, unnoticed."""
-    lacking = lacking_gradient(parts)
-    if lacking:
-        shown = ", ".join(lacking[:SHOWN_NAMES]) + (", ..." if len(lacking) > SHOWN_NAMES else "")
-        raise TrainingError(
-            f"stage {parts.stage.name!r}: {len(lacking)} of {len(parts.trained)} trained parameters had no gradient in "
-            f"the first {step} steps: {shown}",
-            remedy="let the loss depend on them, freeze them in the stage's `trains`, or let the family declare them "
-            "in `may_lack_gradient`",
-        )
 
 
 def _announce(run: _Fit) -> None:
