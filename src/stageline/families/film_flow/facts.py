@@ -17,6 +17,7 @@ from stageline.families.film_flow.config.film_plan import (
 
 if TYPE_CHECKING:
     from stageline.families.film_flow.config import FilmFlowConfig
+    from stageline.stage import Stage
 
 
 def film_plan(config: FilmFlowConfig, origin: StagesOrigin | None = None) -> FilmPlan:
@@ -41,8 +42,9 @@ def film_plan(config: FilmFlowConfig, origin: StagesOrigin | None = None) -> Fil
     )
 
 
-def summary(config: FilmFlowConfig) -> tuple[str, ...]:
+def summary(config: FilmFlowConfig, stage: Stage) -> tuple[str, ...]:
     """The decoder stages of a stage config as lines for people."""
+    del stage
     return stage_lines(film_plan(config), config.model.image_size)
 
 

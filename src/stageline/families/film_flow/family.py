@@ -15,7 +15,7 @@ from stageline.families.film_flow.task import build_task
 FAMILY = Family(
     config=FAMILY_CONFIG,
     build_model=lambda config, _stage: build_model(config),
-    build_task=lambda config, stage, data: build_task(config, stage.name, data),
+    build_task=build_task,
     prepare=prepare,
     evaluate=evaluate,
     predict=predict,

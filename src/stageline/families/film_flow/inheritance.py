@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from stageline.errors import CheckpointError
 from stageline.families.film_flow.facts import facts
-from stageline.stage import Inheritance
+from stageline.stage import Inheritance, Stage
 
 if TYPE_CHECKING:
+    from stageline.contract import Parent
     from stageline.families.film_flow.config import FilmFlowConfig
 
 SECTIONS = ("backbone", "junction", "cond", "film", "schedule")
@@ -25,14 +26,15 @@ def section_of(name: str) -> str:
     return name.split(".", 1)[0]
 
 
-def inherit(parent_facts: Mapping[str, Any], config: FilmFlowConfig) -> tuple[Inheritance, ...]:
+def inherit(parent: Parent, config: FilmFlowConfig, stage: Stage) -> tuple[Inheritance, ...]:
     """The outcome for every section of parent and child.
 
     A parent without FiLM gives its backbone and junction head; every FiLM head starts at the identity. A parent with
     FiLM at the same decoder stages gives everything; with others `model.film_heads` must say what to keep.
     Raises CheckpointError E_CFG_VS_CKPT otherwise.
     """
-    own = facts(config)
+    del stage
+    own, parent_facts = facts(config), parent.facts
     old, new = set(parent_facts.get("vlm_film_trained_stages", ())), set(own["vlm_film_trained_stages"])
     result = [Inheritance("backbone", "load", "the same network", ("backbone.*",))]
     result += _junction(bool(parent_facts.get("junction_head")), bool(own["junction_head"]))

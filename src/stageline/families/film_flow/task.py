@@ -36,6 +36,7 @@ from stageline.objectives.flow import (
     straight_velocity,
 )
 from stageline.objectives.step import StageLoss, StepContext, ValidationContext
+from stageline.stage import Stage
 
 CLDICE_START = 0.25
 """Share of the training after which the soft centreline Dice counts: before, there is no centreline to speak of."""
@@ -196,6 +197,6 @@ class FilmFlowTask:
         return terms
 
 
-def build_task(config: FilmFlowConfig, stage: str, data: PreparedData) -> FilmFlowTask:
+def build_task(config: FilmFlowConfig, stage: Stage, data: PreparedData) -> FilmFlowTask:
     """The task of a stage over prepared data. Raises DataError where they are of another config."""
-    return FilmFlowTask(config, stage, open_data(config, data))
+    return FilmFlowTask(config, stage.name, open_data(config, data))

@@ -19,9 +19,11 @@ from stageline.checkpoint.metadata import METADATA_NAME, MODEL_FILE, Provenance
 from stageline.checkpoint.tensors import load_state, read_tensors, records_of, write_tensors
 from stageline.checkpoint.verify import verify
 from stageline.config import to_yaml
+from stageline.contract import Parent
 from stageline.errors import CheckpointError
 from stageline.families import parse_config
 from stageline.families.film_flow.config import FAMILY_CONFIG, FilmFlowConfig
+from stageline.families.film_flow.config.stages import STAGES
 from stageline.families.film_flow.facts import facts
 from stageline.families.film_flow.inheritance import inherit
 from stageline.families.film_flow.model.construction import build_model
@@ -225,7 +227,7 @@ def test_no_route_puts_tensors_under_another_plan(commit: Any) -> None:
         assert "[0, 1]" in str(error.value)
         assert "[2, 3]" in str(error.value)
     with pytest.raises(CheckpointError) as error:
-        inherit(ref.metadata.facts, config_of((0, 1)))
+        inherit(Parent("default", "film", ref.metadata.facts), config_of((0, 1)), STAGES["film"])
     assert error.value.code == "E_CFG_VS_CKPT"
     assert {int(s) for s in other.film} == set(other.plan.stages) == {0, 1}
     assert {info.key: ref.store.get(info.key) for info in ref.store.list()} == before

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from stageline.data.prepared import PreparedData, open_prepared
+from stageline.families.film_flow.config.stages import STAGES
 from stageline.families.film_flow.task import FilmFlowTask, build_task
 from stageline.verbs.prepare import prepare_data
 
@@ -26,6 +27,6 @@ def make_task(prepared: PreparedData, tmp_path: Path) -> Callable[..., FilmFlowT
     """make_task(stage, **dotted keys) over the small data."""
 
     def make(stage: str = "film", **dotted: Any) -> FilmFlowTask:
-        return build_task(at_stage(make_config(tmp_path, **dotted), stage), stage, prepared)
+        return build_task(at_stage(make_config(tmp_path, **dotted), stage), STAGES[stage], prepared)
 
     return make

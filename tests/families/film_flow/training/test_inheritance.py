@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
+from stageline.contract import Parent
 from stageline.errors import CheckpointError
-from stageline.families.film_flow.config import FAMILY_CONFIG, STAGES
+from stageline.families.film_flow.config import FAMILY_CONFIG
+from stageline.families.film_flow.config.stages import STAGES
 from stageline.families.film_flow.facts import facts
 from stageline.families.film_flow.inheritance import SECTIONS, inherit, section_of
+from stageline.stage import Inheritance
 
 from .small import at_stage, kicked_model, make_config
 
 
+def inherited(parent: Mapping[str, Any], **keys: Any) -> tuple[Inheritance, ...]:
+    """What stage film takes from a parent with these facts."""
+    return inherit(Parent("default", "backbone", parent), at_stage(make_config(**keys), "film"), STAGES["film"])
+
+
 def outcomes(parent: dict[str, Any], **keys: Any) -> dict[str, str]:
-    return {part.section: part.outcome for part in inherit(parent, at_stage(make_config(**keys), "film"))}
+    return {part.section: part.outcome for part in inherited(parent, **keys)}
 
 
 def backbone(**keys: Any) -> dict[str, Any]:
@@ -98,7 +107,7 @@ def test_every_tensor_of_the_model_is_in_one_section() -> None:
     model = kicked_model(make_config())
     names = list(model.state_dict())
     assert {section_of(name) for name in names} == set(SECTIONS)
-    parts = inherit(backbone(), at_stage(make_config(), "film"))
+    parts = inherited(backbone())
     for name in names:
         owners = [part.section for part in parts for p in part.patterns if name.startswith(p.removesuffix("*"))]
         assert len(owners) == 1, name

@@ -55,7 +55,7 @@ def trained(folder: Path) -> Iterator[Trained]:
     assert own.model.vlm_film_decoder_stages == (2, 3)
     steps = num_steps(own, film)
     assert steps is not None
-    result = train(build_task(own, "film", data_of(folder)), steps)
+    result = train(build_task(own, STAGES["film"], data_of(folder)), steps)
     with result.averaged():
         yield result
 

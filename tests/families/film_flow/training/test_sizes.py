@@ -15,6 +15,7 @@ from PIL import Image
 from stageline.contract import Evaluation, Row
 from stageline.data.prepared import open_prepared
 from stageline.families.film_flow.config import FilmFlowConfig
+from stageline.families.film_flow.config.stages import STAGES
 from stageline.families.film_flow.evaluate import evaluate
 from stageline.families.film_flow.predict import predict
 from stageline.families.film_flow.task import FilmFlowTask, build_task
@@ -95,7 +96,7 @@ def validation_of(config: FilmFlowConfig, task: FilmFlowTask, batch_size: int) -
 def test_validation_does_not_depend_on_the_size_of_batches(tmp_path: Path) -> None:
     config = at_stage(config_of(tmp_path, MIXED), "film")
     data = open_prepared(prepare_data(config).reference)
-    task = build_task(config, "film", data)
+    task = build_task(config, STAGES["film"], data)
     kick(task.network)
     alone = validation_of(config, task, 1)
     assert -1 <= alone["condition_cosine"] < 0.99

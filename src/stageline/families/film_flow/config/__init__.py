@@ -1,7 +1,7 @@
 """Typed config and stages of film_flow: the torch-free half of the family's record.
 
-Sections stand in `model.py` and `sections.py`, published spellings in `spellings.py`, presets in `presets.py`,
-what a checkpoint says in `facts.py`, what a parent hands on in `inheritance.py`. All are functions of the config alone.
+Stages stand in `stages.py`, sections in `model.py` and `sections.py`, published spellings in `spellings.py`, presets in
+`presets.py`; what a checkpoint says in `facts.py`, what a parent hands on in `inheritance.py`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from stageline.families.film_flow.config.presets import PRESETS
 from stageline.families.film_flow.config.rules import raise_faults
 from stageline.families.film_flow.config.sections import DataConfig, EvaluateConfig, ImportConfig
 from stageline.families.film_flow.config.spellings import SPELLINGS
+from stageline.families.film_flow.config.stages import STAGES
 from stageline.families.film_flow.data.origin import evaluation_splits, splits
 from stageline.families.film_flow.facts import FACT_RULES, agree, facts, film_plan, summary
 from stageline.families.film_flow.inheritance import inherit
 from stageline.families.film_flow.words import WORDS
-from stageline.stage import Stage, Stages
+from stageline.stage import Stage
 
 __all__ = ["FAMILY_CONFIG", "STAGES", "DataConfig", "EvaluateConfig", "FilmFlowConfig", "ImportConfig", "ModelConfig"]
 
@@ -40,31 +41,6 @@ NO_IDENTITY = frozenset(
 )
 """Keys of `model` that say how it is optimised or sampled: two runs that differ in them alone are the same run,
 trained further or again. Everything else of `model` says what is trained."""
-
-STAGES = Stages(
-    Stage(
-        "backbone",
-        trains=("*",),
-        objective="flow matching without condition",
-        steps=20_000,
-        metric="dice",
-        patch={
-            "model.use_vlm_film": False,
-            "model.vlm_film_decoder_stages": None,
-            "model.junction_gating_config.apply_stages": "same_as_film",
-        },
-    ),
-    Stage(
-        "film",
-        trains=("*",),
-        objective="flow matching with FiLM",
-        steps=40_000,
-        metric="dice",
-        parents={"default": "backbone"},
-        optional_parents=frozenset({"default"}),
-        also_from={"default": ("film",)},
-    ),
-)
 
 
 class FilmFlowConfig(RunConfig):
@@ -133,8 +109,9 @@ def asked(raw: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def num_samples(config: FilmFlowConfig, prepared: Mapping[str, Any]) -> int | None:
+def num_samples(config: FilmFlowConfig, stage: Stage, prepared: Mapping[str, Any]) -> int | None:
     """Training samples of one epoch, from the facts of prepared data."""
+    del stage
     images = prepared.get("splits", {}).get("train", {}).get("images")
     return images * config.data.num_samples_per_image if isinstance(images, int) else None
 
@@ -189,13 +166,13 @@ FAMILY_CONFIG = FamilyConfig(
     presets=PRESETS,
     facts=lambda config, _stage: facts(config),
     fact_rules=FACT_RULES,
-    inherit=lambda parent, config, _stage: inherit(parent.facts, config),
+    inherit=inherit,
     splits=splits,
     evaluation_splits=evaluation_splits,
     check=check,
     asked=asked,
-    num_samples=lambda config, _stage, prepared: num_samples(config, prepared),
-    summary=lambda config, _stage: summary(config),
+    num_samples=num_samples,
+    summary=summary,
     name_facts=name_facts,
     agree=agree,
     words=WORDS,
