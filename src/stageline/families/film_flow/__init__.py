@@ -9,5 +9,10 @@ that down around junctions. Binary masks, one class.
                 head), FiLM off          at the identity,      shuffled side by side
                                          everything trains
 
-Torch-free: config, model_section, sections, rules, seed_keys, presets, inheritance, film_plan. Imported here: nothing.
+config       keys, stages, presets, published spellings, the FiLM plan      no torch, like facts, inheritance, words
+data         pictures and trees, their splits, augmentation, windows
+conditions   what describes an image or a prompt: encoders, their features, the questionnaire
+model        the network; `task` trains it, `losses` and `sampling` are its objective and its way to a mask
+measures     metrics, modes, pictures of an evaluation; `evaluate`, `predict`
+imports      checkpoints of other programs
 """
