@@ -33,9 +33,10 @@ class Lab:
     """A root in which runs look as if they had been trained."""
 
     root: Path
+    family: str = "film_flow"
 
     def config(self, *overrides: str, **sections: Any) -> RunConfig:
-        raw = raw_preset("film_flow", "tiny") | sections
+        raw = raw_preset(self.family, "tiny") | sections
         return parse_config(raw, ["run=lab", f"root={self.root}", *overrides])
 
     def prepare(self, config: RunConfig) -> Prepared:
@@ -88,7 +89,7 @@ class Lab:
             data_digest=data_digest(given_data(prepared.reference), inputs),
             data_inputs=inputs,
         )
-        directory = StageDir(open_store(self.root), config.run, name)
+        directory = StageDir(open_store(self.root), config.run, name, family.variant(own))
         tensors = {"backbone.weight": torch.full((2, 2), value + step)}
         snapshot = Snapshot(
             step=step,
@@ -100,7 +101,7 @@ class Lab:
             best=BestRecord(metric="dice", direction="max", value=value, step=step),
             is_best=True,
             timing={"step_seconds": 0.5},
-            config_yaml="family: film_flow\n",
+            config_yaml=f"family: {self.family}\n",
         )
         with StageLease.acquire(directory, "test", keep_renewed=False) as lease:
             return CheckpointWriter(directory, lease, provenance).save(snapshot)

@@ -1,0 +1,61 @@
+"""Stages with an optional and a required parent, two roles, a variant, and a fact that is only reported."""
+
+from __future__ import annotations
+
+from stageline.config import DataSettings, RunConfig, Settings
+from stageline.contract import FamilyConfig, Parent
+from stageline.stage import Inheritance, Stage, Stages
+
+
+class ChainModelConfig(Settings):
+    width: int = 8
+    shade: str = "light"
+    word: str = ""
+
+
+class ChainConfig(RunConfig):
+    model: ChainModelConfig = ChainModelConfig()
+    data: DataSettings = DataSettings()
+
+
+STAGES = Stages(
+    Stage("base", trains=("*",), objective="mse", steps=10, metric="dice"),
+    Stage(
+        "middle",
+        trains=("head.*",),
+        objective="mse",
+        steps=10,
+        metric="dice",
+        parents={"default": "base"},
+        optional_parents=frozenset({"default"}),
+        also_from={"default": ("middle",)},
+    ),
+    Stage(
+        "last",
+        trains=("*",),
+        objective="mse",
+        steps=10,
+        metric="dice",
+        parents={"default": "middle", "extra": "base"},
+        optional_parents=frozenset({"extra"}),
+    ),
+)
+
+
+def inherit(parent: Parent, config: ChainConfig, stage: Stage) -> tuple[Inheritance, ...]:
+    return (Inheritance("all", "load", "same shape", ("*",)),)
+
+
+FAMILY_CONFIG = FamilyConfig(
+    name="chain",
+    config=ChainConfig,
+    stages=STAGES,
+    presets={"tiny": {"family": "chain"}},
+    facts=lambda config, _stage: {"width": config.model.width, "shade": config.model.shade},
+    fact_rules={"shade": {"resume": "equal", "seed": "report", "evaluate": "equal"}},
+    inherit=inherit,
+    splits=lambda _config, _stage: (),
+    evaluation_splits=lambda _config: (),
+    check=lambda _config, _stage: None,
+    variant=lambda config: config.model.word,
+)
