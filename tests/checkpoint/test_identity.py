@@ -32,7 +32,7 @@ def config(**changes: object) -> Config:
 
 def test_a_name_is_claimed_once_and_joined_by_the_same_identity(root: Store) -> None:
     assert read_run(root, "a") is None
-    record = claim_run(root, config(), "stageline run", stages=("backbone", "film"))
+    record = claim_run(root, config(), "stageline run", stages={"backbone": "backbone", "film": "film/wide"})
     assert claim_run(root, config(root="/elsewhere"), "again") == record
     assert read_run(root, "a") == record
     model = {"model.overlap": 0.5, "model.stages": [2, 3]}

@@ -72,7 +72,8 @@ class Finished:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """One run from nothing, and the same command once more."""
-    root = tmp_path_factory.mktemp("root")
+    root = tmp_path_factory.mktemp("root") / "my runs, 100% = ä"  # any legal path works
+    root.mkdir()
     first = run(root)
     assert first.returncode == 0, first.stdout + first.stderr
     return Finished(root, first, run(root))

@@ -84,7 +84,7 @@ def test_a_blocked_stage_is_not_submitted(lab: Lab) -> None:
 
     config = placed(lab)
     lab.prepare(config)
-    claim_run(open_store(lab.root), config, "test", stages=("backbone", "film"))
+    claim_run(open_store(lab.root), config, "test")
     with pytest.raises(PlanError, match="another identity"):
         resolved_job(placed(lab, "seed=5"), "backbone", open_store(lab.root))
 

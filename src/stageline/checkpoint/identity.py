@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata as installed
@@ -113,11 +113,12 @@ def compare_run(record: RunRecord, config: RunConfig) -> list[str]:
 
 
 def claim_run(
-    root: Store | str, config: RunConfig, command: str = "", *, stages: Sequence[str] = (), image: str = ""
+    root: Store | str, config: RunConfig, command: str = "", *, stages: Mapping[str, str] | None = None, image: str = ""
 ) -> RunRecord:
     """Claim `config.run` for this config's identity, or join the run that has it already.
 
-    stages: names for the record.  PlanError if the name belongs to another identity, with the differing fields, or is
+    stages: name -> where it lies in the run, for the record.
+    PlanError if the name belongs to another identity, with the differing fields, or is
     another run's but for capital letters.
     """
     own = json.loads(json.dumps(identity(config)))
@@ -126,7 +127,7 @@ def claim_run(
         family=config.family,
         identity=own,
         fingerprint=fingerprint(own),
-        stages={name: name for name in stages},
+        stages=dict(stages or {}),
         versions=versions(),
         image=image,
         command=command,

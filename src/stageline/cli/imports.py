@@ -27,6 +27,7 @@ from stageline.errors import CheckpointError, ConfigError, Faults
 from stageline.families import family_config, load_family, parse_config, spellings_of
 from stageline.stage import Stage, stage_config, stage_fingerprint, stage_settings
 from stageline.store import open_store
+from stageline.work.work import stage_places
 
 
 def split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -75,7 +76,7 @@ def import_files(
     declared = family_config(typed.family)
     declared_stage, own = _stage_of(typed, tensors, stage, names)
     store = open_store(typed.root)
-    claim_run(store, typed, f"stageline checkpoint import {names} --to {run}", stages=declared.stages.names)
+    claim_run(store, typed, f"stageline checkpoint import {names} --to {run}", stages=stage_places(typed, declared))
     provenance = Provenance(
         family=typed.family,
         stage=declared_stage.name,

@@ -36,6 +36,7 @@ from stageline.store import Store, open_store
 from stageline.store.scratch import scratch_folder
 from stageline.telemetry import FAILURE_DIR_VARIABLE, EventLog, clear_failures, read_failure, redact, write_failure
 from stageline.work.evaluations import EvaluationRecord, find_evaluation
+from stageline.work.work import stage_places
 
 FAILURES = "failures"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -155,7 +156,7 @@ def _claimed(config: RunConfig, plan: Plan, command: str) -> Iterator[Store]:
     PlanError if the name is another run's, BusyError while another process runs it; both before anything is changed.
     """
     root = open_store(config.root)
-    stages = family_config(config.family).stages.names
+    stages = stage_places(config, family_config(config.family))
     claim_run(root, config, command or redact(shlex.join(sys.argv)), stages=stages, image=image_reference())
     run = root.child("runs", config.run)
     with StageLease.acquire(StageDir.at(run), f"stageline run of {config.run}"):

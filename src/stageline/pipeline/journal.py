@@ -18,6 +18,7 @@ from stageline.families import family_config
 from stageline.plan import PLAN, blocked_error, make_plan
 from stageline.store import Store, open_store
 from stageline.telemetry import EventLog, clear_failures, redact, write_failure
+from stageline.work.work import stage_places
 
 
 class Journal:
@@ -33,7 +34,7 @@ class Journal:
 
     def open_run(self, kfp_run: str) -> None:
         """Claim the run's name and write the plan; PlanError where the name is another run's or the plan is blocked."""
-        stages = family_config(self._config.family).stages.names
+        stages = stage_places(self._config, family_config(self._config.family))
         command = f"KFP run {kfp_run}" if kfp_run else "a pipeline's step"
         claim_run(self._root, self._config, command, stages=stages, image=image_reference())
         plan = make_plan(self._config)

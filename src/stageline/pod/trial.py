@@ -25,6 +25,7 @@ def run_trial(attempt: Attempt) -> FailureRecord | None:
     from stageline.checkpoint.layout import StageDir
     from stageline.checkpoint.verify import verify
     from stageline.families import family_config, parse_config, raw_preset
+    from stageline.stage import stage_config
 
     root = attempt.scratch / "trial"
     family = attempt.pod.options("family")
@@ -32,7 +33,8 @@ def run_trial(attempt: Attempt) -> FailureRecord | None:
         raise ConfigError("a trial of which family? the job names none", remedy=USAGE)
     config = trial_config(attempt.pod.config or raw_preset(family[-1], PRESET), root)
     typed = parse_config(config, where="the trial's config")
-    stages = family_config(typed.family).stages
+    declared = family_config(typed.family)
+    stages = declared.stages
     file = str(write_config(attempt.scratch, config))
     own = replace(attempt, pod=replace(attempt.pod, nodes=1, processes=1))
     wanted = _with_parents(stages, attempt.pod.stage)
@@ -41,7 +43,8 @@ def run_trial(attempt: Attempt) -> FailureRecord | None:
         record = run_program(own, [*words, "-c", file], 1)
         if record is not None:
             return record
-    ref = StageDir(typed.root, typed.run, attempt.pod.stage).newest()
+    variant = declared.variant(stage_config(typed, stages[attempt.pod.stage]))
+    ref = StageDir(typed.root, typed.run, attempt.pod.stage, variant).newest()
     faults = ["there is none"] if ref is None else verify(ref)
     if ref is None or faults or not ref.metadata.final:
         sentence = f"the checkpoint of the trial is not sound: {'; '.join(faults) or 'it is not final'}"

@@ -11,8 +11,8 @@ from stageline.checkpoint.metadata import CheckpointMetadata
 from stageline.config import RunConfig
 from stageline.contract import External, FamilyConfig
 from stageline.data.prepared import Prepared
-from stageline.errors import PlanError, StagelineError, StoreUnavailableError
-from stageline.stage import Stage
+from stageline.errors import ConfigError, PlanError, StagelineError, StoreUnavailableError
+from stageline.stage import Stage, stage_config
 from stageline.store import Store
 from stageline.work.evaluations import EvaluationRecord
 from stageline.work.inputs import UNKNOWN, RunData, data_digest
@@ -198,6 +198,18 @@ class EvaluationWork(Work):
             return ("evaluate", "--quiet")
         named = f"--checkpoint={self.checkpoints[''].reference}"
         return ("evaluate", "--quiet", named, f"--data={self.data.reference}")
+
+
+def stage_places(config: RunConfig, family: FamilyConfig) -> dict[str, str]:
+    """Stage -> where it lies in its run: `<stage>[/<variant>]`; of those whose config holds. config: the run's."""
+    places = {}
+    for stage in family.stages:
+        try:
+            variant = family.variant(stage_config(config, stage))
+        except ConfigError:  # its own decision says so
+            variant = ""
+        places[stage.name] = f"{stage.name}/{variant}" if variant else stage.name
+    return places
 
 
 W = TypeVar("W", bound=Work)

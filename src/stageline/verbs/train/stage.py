@@ -41,7 +41,7 @@ from stageline.verbs.train.session import Session, make_provenance
 from stageline.work.decision import decide_stage
 from stageline.work.given import Given
 from stageline.work.record import Action
-from stageline.work.work import StageWork, refuse_blocked, refuse_undecided
+from stageline.work.work import StageWork, refuse_blocked, refuse_undecided, stage_places
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def train_stage(
         refuse_undecided(work)
         session.work = work
         if session.rank == 0:
-            stages, image = work.family.stages.names, image_reference()
+            stages, image = stage_places(config, work.family), image_reference()
             session.run = claim_run(root, config, session.command, stages=stages, image=image)
             keep_code(own_files)
         torch.set_num_threads(own.trainer.threads)
