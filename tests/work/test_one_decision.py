@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
 from stageline.checkpoint.layout import CheckpointRef
@@ -98,7 +98,7 @@ def as_job(config: RunConfig, item: str, root: Store) -> Answer | None:
     pod = Pod(job.arguments, plain_config(config), job=job.name, item=item, fingerprint=job.fingerprint)
     reference = find_finished(pod, before=True)
     assert find_finished(pod) == reference
-    assert prospect.probe.finished() == bool(reference)
+    assert prospect.result.finished() == bool(reference)
     assert prospect.reference == reference
     rank = decide_stage(config, item, root, handed) if item in STAGES else decide_evaluation(config, root, handed)
     assert rank.result == reference
@@ -106,7 +106,9 @@ def as_job(config: RunConfig, item: str, root: Store) -> Answer | None:
     return answer(rank)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), phases=(Phase.explicit, Phase.generate)
+)
 @given(COMMITS, SELECTIONS, PARENTS, WHICH, st.sampled_from(["", "", "word"]))
 def test_all_callers_agree(
     commits: list[tuple[str, int, bool, bool]],
