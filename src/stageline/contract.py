@@ -130,7 +130,8 @@ class FamilyConfig:
     variant(config): the word that tells runs of one stage apart in their directories; "" where there is none.
     run_name(config): the name of a run whose config gives none.
     asked(raw_config): the facts a user's own config *states* (absent keys are no statement), for evaluate.
-    num_samples(config, stage, prepared_facts): training samples of one epoch; None where nobody can say.
+    num_samples(config, stage, prepared_facts): training samples of one epoch; None where nobody can say. The facts are
+        {"splits": {name: what `prepare` returned}}, and {} before the data are prepared.
     summary(config, stage): lines about the model, for people who look at a plan.
     name_facts(shapes): the facts that tensor names and shapes of a checkpoint prove; compared whenever one is admitted.
     agree(asked, facts, shapes, where): refuses, in the family's own words, an evaluation whose config states other

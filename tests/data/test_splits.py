@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from guards import HANG_SECONDS
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
@@ -143,7 +144,7 @@ def test_two_ranks_of_a_node_fetch_once(place: Store, tmp_path: Path) -> None:
     for rank in ranks:
         assert rank.stdout is not None
         assert rank.stdout.readline() == "ready\n"
-    sums = {rank.communicate("go\n", timeout=120)[0] for rank in ranks}
+    sums = {rank.communicate("go\n", timeout=HANG_SECONDS)[0] for rank in ranks}
     assert sums == {f"{sum(int(picture(row, 32).sum()) for row in range(60))}\n"}
     assert read_count(tmp_path / "log") == dict(manifest.sizes)
 

@@ -6,6 +6,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,22 @@ def test_the_installed_pipelines_are_the_goldens() -> None:
 def test_a_pipeline_that_is_not_there_names_what_to_install() -> None:
     with pytest.raises(MissingPartError, match="compiled pipeline of 'no_family'"):
         compiled_pipeline("no_family")
+
+
+def test_a_pipeline_that_was_compiled_for_other_stages_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the stage that has no step is missed only after all others were trained."""
+    (tmp_path / "film_flow.yaml").write_text(GOLDEN.read_text().replace("constant: film\n", "constant: filmed\n"))
+    monkeypatch.setattr("stageline.pipeline.compiled.importlib.util.find_spec", lambda _: spec(tmp_path))
+    with pytest.raises(MissingPartError, match="backbone, filmed, film_flow has backbone, film"):
+        compiled_pipeline("film_flow")
+
+
+def spec(folder: Path) -> ModuleSpec:
+    found = ModuleSpec("stageline_pipelines", None, is_package=True)
+    found.submodule_search_locations = [str(folder)]
+    return found
 
 
 def test_image_and_claim_are_defaults_that_compiling_can_change(tmp_path: Path) -> None:

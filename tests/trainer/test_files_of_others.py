@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def test_derived_files_are_hashed_and_no_source_of_ours(train: Any, monkeypatch:
 
     ref = resolve(str(train(**EXPORTED).reference))
     with monkeypatch.context() as patch:
-        patch.setattr(family.FAMILY, "exports", nothing)
+        patch.setattr(family, "FAMILY", replace(family.FAMILY, exports=nothing))
         plain = resolve(str(train(run="plain", **EXPORTED).reference))
     kinds = ref.metadata.file_kinds
     assert {name for name, kind in kinds.items() if kind == "derived"} == {WEIGHTS, LAYERS}
@@ -58,7 +59,7 @@ def test_the_stage_directory_shows_those_of_best(train: Any, tmp_path: Path, mon
         assert directory.store.get(name) == best.store.get(name)
     exported = export(best, tmp_path / "out")
     assert (exported / LAYERS).read_bytes() == best.store.get(LAYERS)
-    monkeypatch.setattr(family.FAMILY, "exports", nothing)
+    monkeypatch.setattr(family, "FAMILY", replace(family.FAMILY, exports=nothing))
     train(**EXPORTED, **{"trainer.learning_rate": 0.01})
     assert not directory.store.exists(WEIGHTS), "those of a former best go"
 
@@ -67,7 +68,9 @@ def test_the_stage_directory_shows_those_of_best(train: Any, tmp_path: Path, mon
 def test_a_name_of_ours_is_refused(train: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     from toy_family import family
 
-    monkeypatch.setattr(family.FAMILY, "exports", lambda _config, _stage, _tensors: {name: b"x"})
+    monkeypatch.setattr(
+        family, "FAMILY", replace(family.FAMILY, exports=lambda _config, _stage, _tensors: {name: b"x"})
+    )
     with pytest.raises(CheckpointError, match="is a name of ours"):
         train()
 

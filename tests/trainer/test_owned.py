@@ -204,7 +204,7 @@ def clip(monkeypatch: pytest.MonkeyPatch, family: Any) -> dict[str, str]:
         externals=lambda _config, _stage: (External("clip", "some/clip", named["revision"], ("stem.*",)),),
     )
     monkeypatch.setattr(toy_config, "FAMILY_CONFIG", record)
-    monkeypatch.setattr(family.FAMILY, "load_externals", load_externals, raising=False)
+    monkeypatch.setattr(family, "FAMILY", replace(family.FAMILY, load_externals=load_externals))
     return named
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from stageline.errors import MissingPartError, StagelineError
+from stageline.families import family_config
 
 PACKAGE = "stageline_pipelines"
 
@@ -22,11 +24,35 @@ def compiled_pipeline(family: str, *, with_claim: bool = False) -> Path:
     for folder in folders:
         path = Path(folder) / name
         if path.is_file():
+            _refuse_stale(path, family)
             return path
     raise MissingPartError(
         f"the compiled pipeline of {family!r} is not installed (looked for {PACKAGE}/{name})",
-        remedy="install stageline with the extra `pipelines`, or `stageline pipeline compile` it",
+        remedy=f"install stageline with the extra `pipelines`, or in a clone: make render, which compiles {family} too",
     )
+
+
+def _refuse_stale(path: Path, family: str) -> None:
+    """MissingPartError where a compiled pipeline has other stages than the family has now."""
+    tasks = _read(path)["root"]["dag"]["tasks"].values()
+    parameters = [task["inputs"]["parameters"].get("stage", {}) for task in tasks]
+    compiled = {str(p["runtimeValue"]["constant"]) for p in parameters if "runtimeValue" in p}
+    stages = family_config(family).stages.names
+    if compiled != set(stages):
+        raise MissingPartError(
+            f"the compiled pipeline {path} has steps for the stages {', '.join(sorted(compiled)) or 'none'}, "
+            f"{family} has {', '.join(stages)}",
+            remedy="compile it anew: make render",
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The first document of a compiled pipeline: its definition."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    plain: dict[str, Any] = next(yaml.load_all(path.read_text(encoding="utf-8"), loader))  # a safe loader
+    return plain
 
 
 def compile_pipeline(family: str, path: Path, *, claim: str | None = None, image: str = "") -> None:
@@ -54,8 +80,6 @@ def compile_pipeline(family: str, path: Path, *, claim: str | None = None, image
 
 def task_names(pipeline: Path) -> dict[str, str]:
     """Task of a compiled pipeline -> its name for people, in the order in which they run."""
-    import yaml
-
-    tasks = next(yaml.safe_load_all(pipeline.read_text(encoding="utf-8")))["root"]["dag"]["tasks"]
+    tasks = _read(pipeline)["root"]["dag"]["tasks"]
     ordered = sorted(tasks, key=lambda name: len(tasks[name].get("dependentTasks", ())))
     return {name: str(tasks[name]["taskInfo"]["name"]) for name in ordered}

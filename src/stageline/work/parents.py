@@ -148,7 +148,7 @@ def _taken(stage: Stage, role: str, work: StageWork) -> ParentWork:
     ref = work.finished
     if ref is not None and work.diverged:
         raise _refuse_diverged(stage, role, ref, work.diverged)
-    facts = ref.metadata.facts if ref else work.family.facts(work.config, work.stage) if _is_own(work) else {}
+    facts = ref.metadata.facts if ref else work.family.facts(work.config, work.stage) if _is_own(work) else None
     return ParentWork(role, work.item, ref, facts)
 
 
@@ -205,7 +205,7 @@ def _ways_out(run: RunDecision, stage: Stage, role: str) -> str:
 def _check(work: StageWork, parent: ParentWork, found: Found) -> None:
     """What the family itself refuses about a parent, and the facts that differ, before anything runs."""
     family = work.family
-    if not parent.facts and parent.ref is None:  # its stage is blocked
+    if parent.facts is None:  # its stage is blocked
         return
     family.inherit(contract.Parent(parent.role, parent.stage, parent.facts), work.config, work.stage)
     own = family.facts(work.config, work.stage)

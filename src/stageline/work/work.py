@@ -24,14 +24,14 @@ class ParentWork:
     """One parent of a stage.
 
     role: which of its parents.  stage: of what.  ref: its checkpoint, None while it is still to be trained.
-    facts: what that checkpoint says, or will say, about itself.  selected: whether this run trains it or somebody named
-    it; else it was found finished.
+    facts: what that checkpoint says, or will say, about itself; None where its stage is blocked.
+    selected: whether this run trains it or somebody named it; else it was found finished.
     """
 
     role: str
     stage: str
     ref: CheckpointRef | None
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Any] | None
     selected: bool = True
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from stageline.contract import Words
 from stageline.verbs.report.html import Child, Markup, fold, number, plain, size, table, tag
 from stageline.verbs.report.pictures import Picture, gallery
-from stageline.verbs.report.record import EvaluationRecord
+from stageline.verbs.report.record import EvaluationRecord, mapping
 
 Json = Mapping[str, Any]
 MAIN_METRICS = 10
@@ -98,15 +98,9 @@ def references_of(record: EvaluationRecord) -> Iterator[tuple[str, str]]:
     yield "evaluation", record.fingerprint
 
 
-def is_pseudo(value: Any) -> bool:
-    """Whether anything in the record says that its labels are pseudo-labels."""
-    if isinstance(value, str):
-        return PSEUDO in value.lower()
-    if isinstance(value, Mapping):
-        return any(is_pseudo(item) for item in value.values())
-    if isinstance(value, list):
-        return any(is_pseudo(item) for item in value)
-    return False
+def is_pseudo(metrics: Json) -> bool:
+    """Whether an evaluation's provenance says that its labels are pseudo-labels; a path that says so does not count."""
+    return PSEUDO in str(mapping(metrics.get("provenance")).get("labels", "")).lower()
 
 
 def metrics_tables(record: EvaluationRecord, words: Words) -> Markup:

@@ -408,7 +408,9 @@ def test_user_code_is_not_run_by_loading_unless_told(done: Path, tmp_path: Path)
     root = copy_of(done, tmp_path / "copy")
     step = step_of(film_of(root), 4)
     path = step / "config.yaml"
-    path.write_text(path.read_text().replace("code: []", "code: [mine.py]"))
+    mine, ran = tmp_path / "mine.py", tmp_path / "ran"
+    mine.write_text(f"import pathlib\npathlib.Path({str(ran)!r}).touch()\n")
+    path.write_text(path.read_text().replace("code: []", f"code: [{mine}]"))
     forger = Forger(step)
     blob = path.read_bytes()
 
@@ -418,4 +420,6 @@ def test_user_code_is_not_run_by_loading_unless_told(done: Path, tmp_path: Path)
     forger.metadata(mend)
     with pytest.raises(ConfigError, match=r"mine\.py"):
         load(str(step))
+    assert not ran.exists()
     assert load(str(step), run_code=True).config.run == "tiny"
+    assert ran.exists()
