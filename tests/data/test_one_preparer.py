@@ -44,7 +44,7 @@ def start(raw: dict[str, Any], rank: int, silent: float = 60, *more: str) -> sub
 
 
 def ends(*ranks: subprocess.Popen[str]) -> list[tuple[int, list[str]]]:
-    outputs = [rank.communicate(timeout=300)[0].splitlines() for rank in ranks]
+    outputs = [rank.communicate(timeout=HANG_SECONDS)[0].splitlines() for rank in ranks]
     return [(rank.returncode, lines) for rank, lines in zip(ranks, outputs, strict=True)]
 
 

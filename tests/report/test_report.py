@@ -383,7 +383,7 @@ def test_a_report_of_another_family_has_no_word_of_film_flow(store: Store, monke
     assert page.row("error_on")[1] == "0.5000", "another family's modes split no metric of this one"
     assert page.row("odd")[1] == "none (there is one sample)"
     (picture,) = page.of("img")
-    assert picture["alt"] == "Sample picture of x."
+    assert picture["alt"] == "Sample picture of x. Squared error: 0.25."
     foreign = [*WORDS.modes.values(), *WORDS.pictures.values(), *WORDS.cautions.values()]
     foreign += [*(word for word in WORDS.told.values() if word not in ("split", "weights", "labels", "solver"))]
     foreign += ["film", "decoder", "junction", "dice", "vessel", "betti", "prompt", "NFE"]
