@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from guards import HANG_SECONDS
 from PIL import Image
 
 RANK = """
