@@ -217,7 +217,7 @@ def test_the_newest_intact_one_is_found_under_any_damage(states: list[str], fini
 
 def test_runs_show_tells_damaged_ones_and_variants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = str(tmp_path)
-    claim_run(root, RunConfig(family="film_flow", run="a"), stages=("film",))
+    claim_run(root, RunConfig(family="film_flow", run="a"), stages={"film": "film"})
     wide, narrow = (StageDir(root, "a", "film", variant) for variant in ("wide", "narrow"))
     save(wide, 1, 2)[1].store.put("model.safetensors", b"x")
     save(narrow, 3)
