@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 40
 EVERY = 10
-ENTRY = "import sys; from stageline.pod import main; sys.exit(main())"
+ENTRY = "import sys; from stageline.pod.entry import main; sys.exit(main())"
 
 
 def free_port() -> int:

@@ -31,7 +31,7 @@ from .plain_loop import Trained, train
 pytestmark = pytest.mark.slow
 
 
-def nothing(*_: Any) -> None:
+def nothing(*_: Any, **__: Any) -> None:
     """No progress."""
 
 
