@@ -208,4 +208,6 @@ def test_a_trial_prepares_trains_and_checks_in_one_pod(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "film trained 3 steps; its checkpoint is sound" in done.stdout
-    assert not list(tmp_path.glob("stageline-*")), "nothing is left on the disk"
+    shared = tmp_path / f"stageline-data-{os.getuid()}"
+    assert list(tmp_path.glob("stageline-*")) == [shared], "nothing else is left on the disk"
+    assert all(file.name.endswith(".lock") and file.stat().st_size == 0 for file in shared.iterdir()), "locks, no data"

@@ -35,9 +35,9 @@ def run_trial(attempt: Attempt) -> FailureRecord | None:
     typed = parse_config(config, where="the trial's config")
     declared = family_config(typed.family)
     stages = declared.stages
-    file = str(write_config(attempt.scratch, config))
-    own = replace(attempt, pod=replace(attempt.pod, nodes=1, processes=1))
     wanted = _with_parents(stages, attempt.pod.stage)
+    file = str(write_config(attempt.scratch, {**config, "stages": wanted}))  # an optional parent is not waited for
+    own = replace(attempt, pod=replace(attempt.pod, nodes=1, processes=1))
     for words in (["prepare"], *(["train", name] for name in wanted)):
         attempt.output.say(f"trial: {' '.join(words)}")
         record = run_program(own, [*words, "-c", file], 1)
