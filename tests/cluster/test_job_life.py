@@ -176,7 +176,7 @@ def test_a_job_goes_with_its_launchers_pod_and_moves_to_the_next_one(
     second = held(starter(), launcher_pod(kubectl, namespace, "step-2", python_image))
     with pytest.raises(BusyError):  # the first one's pod runs
         second.start()
-    first._lifeline._ended.set()  # its process is gone: it renews nothing and releases nothing
+    first._job_lease._ended.set()  # its process is gone: it renews nothing and releases nothing
     phase = ("-n", namespace, "get", "pod", "step-1", "-o", "jsonpath={.status.phase}")
     until(lambda: kubectl(*phase) == "Failed", "the first pod ends")
     second = held(starter(), second.holder)
