@@ -1,0 +1,31 @@
+"""Views of a panorama: which there are, what their pixels and tokens look at, and which tokens see the same thing.
+
+views        one view: where it looks, how wide it is, its camera                                 no torch
+tiles        the plan: all views, which are neighbours, their share of the sphere                 no torch
+
+The functions of the room's public interface stand here, which is an exception to an empty `__init__`; they are
+loaded when asked for, because the room's config reads plans without torch.
+
+Conventions. World axes: X right, Y up, Z forward. Longitude atan2(X, Z), latitude atan2(Y, hypot(X, Z)). A panorama of
+H x W pixels has its front in the middle and the seam (180 degrees) at its left and right border: column j is at
+longitude ((j + 1/2) / W - 1/2) * 360, row i at latitude (1/2 - (i + 1/2) / H) * 180. Yaw turns right, pitch looks up,
+roll turns the camera clockwise. Angles are degrees, wrapped to [-180, 180), until they enter a formula.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stageline.families.panorama_vlm.geometry.tiles import plan
+
+__all__ = ["plan"]
+
+_PLACES = {"plan": "tiles"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
