@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from stageline.config import RunConfig
 from stageline.data.splits import Progress, Split
+from stageline.encoders.external import External
 from stageline.layers.parameter_groups import ParameterGroup
 from stageline.stage import Inheritance, Stage, Stages, Trains
 
@@ -70,20 +71,6 @@ class Parent:
 
 
 @dataclass(frozen=True)
-class External:
-    """Weights that are not ours: a language model, an autoencoder.
-
-    name: the word for it in config, metadata and messages.  source: hub id or path.  revision: of the hub.
-    patterns: `fnmatch` patterns of the model's tensors that it supplies; () where it is no part of the state dict.
-    """
-
-    name: str
-    source: str
-    revision: str = ""
-    patterns: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Words:
     """How a family names things to people; the report and the command line know no other words of it.
 
@@ -125,7 +112,8 @@ class FamilyConfig:
         first steps (an expert that is rarely chosen); of all others that is an error.
     casts(config, stage): pattern -> number format (`bfloat16`, `float16`) that frozen parameters and buffers are held
         in while the stage trains; they are saved as they were.
-    externals(config, stage): weights that are not ours and that the stage needs.
+    externals(config, stage): weights that are not ours and that the stage needs, read from nothing but the config;
+        `encoders.copies.external_folder` gives their files.
     default_stages(config): what `stages: null` means; opt-in stages never.
     variant(config): the word that tells runs of one stage apart in their directories; "" where there is none.
     run_name(config): the name of a run whose config gives none.

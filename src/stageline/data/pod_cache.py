@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,21 +19,12 @@ from stageline.data.splits import REMEDY
 from stageline.errors import DataError, DiskFullError
 from stageline.store import NotFoundError, Store
 from stageline.store.keys import HIDDEN
+from stageline.store.scratch import pod_folder
+
+__all__ = ["SplitFiles", "pod_folder"]
 
 PARTIAL = ".partial"
 LOCK = ".lock"
-
-
-def pod_folder() -> Path:
-    """The folder that all processes of this user on this machine share for prepared data; made on first use."""
-    folder = Path(tempfile.gettempdir()) / f"stageline-data-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if folder.is_symlink() or status.st_uid != os.getuid():
-        raise DataError(
-            f"{str(folder)!r} belongs to somebody else", remedy="remove it, or point TMPDIR to another folder"
-        )
-    return folder
 
 
 @dataclass

@@ -15,11 +15,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from stageline.errors import DataError
 from stageline.store.keys import HIDDEN
 
 MARK = "stageline-"
 YOUNG_SECONDS = 60.0
 """Chosen here: between a folder's creation and its lock lie microseconds; a younger one is never swept."""
+
+
+def pod_folder() -> Path:
+    """The folder that all processes of this user on this machine share for what they fetch; made on first use."""
+    folder = Path(tempfile.gettempdir()) / f"stageline-data-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if folder.is_symlink() or status.st_uid != os.getuid():
+        raise DataError(
+            f"{str(folder)!r} belongs to somebody else", remedy="remove it, or point TMPDIR to another folder"
+        )
+    return folder
 
 
 @contextmanager

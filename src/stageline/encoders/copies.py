@@ -1,0 +1,266 @@
+"""Copies of externals below the root, `cache/externals/<digest>/`, and `external_folder` for families. No torch.
+
+A root on local disk holds hard links where its file system allows, so that a copy costs nothing; it is read in place.
+From an object store each node fetches a copy once. Every file is compared with the lock before it is first used, which
+is remembered by size and time beside it, so that ranks and later starts do not hash it again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from stageline.config import RunConfig, canonical_json
+from stageline.encoders.external import External, generated_digest
+from stageline.encoders.lock import (
+    EXTERNALS,
+    Locked,
+    Progress,
+    external_digests,
+    make_locked,
+    read_lock,
+    write_locked,
+)
+from stageline.encoders.sources import fetch_source, find_source, hash_file, read_files
+from stageline.errors import DataError, DiskFullError, Faults, MissingPartError
+from stageline.store import NotFoundError, Store, open_store
+from stageline.store.keys import HIDDEN
+from stageline.store.scratch import pod_folder
+
+CHECKED = f"{HIDDEN}checked"
+"""Beside the files of a copy: their sizes and times when they were last compared with the lock."""
+
+
+@dataclass(frozen=True)
+class LockOutcome:
+    """What came of locking an external.
+
+    locked: None for a generated one.  before: digest that was locked until now, "" for none.
+    """
+
+    external: External
+    locked: Locked | None
+    before: str = ""
+
+    @property
+    def digest(self) -> str:
+        return generated_digest(self.external) if self.locked is None else self.locked.digest
+
+    def __str__(self) -> str:
+        """One line for people."""
+        head = f"{self.external}: {self.digest[:12]}"
+        if self.locked is None:
+            return f"{head}, made by the family"
+        changed = f", was {self.before[:12]}" if self.before not in ("", self.digest) else ""
+        return f"{head}{changed}, {len(self.locked.files)} files, {self.locked.num_bytes} bytes"
+
+
+def lock_external(root: Store, external: External, progress: Progress) -> LockOutcome:
+    """Resolve an external, hash its files, copy them below the root and note them in its lock.
+
+    What is locked, copied and unchanged by size and time is not read again; what is copied and whose source this
+    machine lacks stays as it is. MissingPartError for a source that is nowhere, DataError with every fault of its
+    files, DiskFullError.
+    """
+    if external.generated:
+        return LockOutcome(external, None)
+    noted = read_lock(root).get(external.key)
+    copied = noted is not None and has_copy(root, noted)
+    if noted is not None and copied and not external_digests({noted.key: noted}, [external], compare=True).unknown:
+        return LockOutcome(external, noted, noted.digest)
+    progress(0, 1, f"hashing {external}")
+    source = fetch_source(external)
+    locked = make_locked(external, source, read_files(external, source))
+    if not has_copy(root, locked):
+        progress(0, 1, f"copying {external}")
+        _copy(root.child(EXTERNALS, locked.digest), source.folder, locked)
+    before = write_locked(root, locked)
+    progress(1, 1, f"locked {external}")
+    return LockOutcome(external, locked, "" if before is None else before.digest)
+
+
+def has_copy(root: Store, locked: Locked) -> bool:
+    """Whether every file of it lies below the root, with the right size."""
+    there = {info.key: info.size for info in root.child(EXTERNALS, locked.digest).list()}
+    return all(there.get(file.name) == file.bytes for file in locked.files)
+
+
+def external_digest(root: Store, external: External) -> str:
+    """The digest that an external has now: locked, generated, or of the source that this machine has."""
+    if external.generated:
+        return generated_digest(external)
+    locked = read_lock(root).get(external.key)
+    if locked is None:
+        source = find_source(external)
+        locked = make_locked(external, source, read_files(external, source))
+    return locked.digest
+
+
+def external_folder(config: RunConfig, external: External) -> Path:
+    """A local folder with the files of an external, verified against the lock of the config's root.
+
+    config: any with the run's `root`.  external: with files; a single file lies in its folder under its own name.
+    The root's own copy where that is on disk; fetched once per node from an object store; the source on this machine
+    where the root has no copy of it. Before anything is locked there is nothing to verify against.
+    MissingPartError where it is nowhere; DataError where its files are not what was locked.
+    """
+    return open_external(open_store(config.root), external)
+
+
+def open_external(root: Store, external: External) -> Path:
+    """The same for a root that is open."""
+    assert not external.generated, f"{external} has no files: the family makes it"
+    locked = read_lock(root).get(external.key)
+    if locked is None:
+        return find_source(external).folder
+    store = root.child(EXTERNALS, locked.digest)
+    place = store.local_path()
+    fetched = pod_folder() / "externals" / locked.digest
+    if place is None and fetched.is_dir():
+        return fetched
+    if has_copy(root, locked):
+        return _fetched(store, locked, external, fetched) if place is None else _checked(place, locked, external)
+    try:
+        source = find_source(external)
+    except (MissingPartError, DataError) as error:
+        raise MissingPartError(
+            f"{external}: the root has no whole copy of it at {store.uri!r}, and {error.message}",
+            remedy=f"run `stageline prepare` where it can be had. {error.remedy}",
+        ) from error
+    return _checked(source.folder, locked, external, remember=False)
+
+
+def _copy(store: Store, folder: Path, locked: Locked) -> None:
+    """Bring the files of a source below the root; one that is there already with its size is left alone."""
+    free = store.free_bytes()
+    for file in locked.files:
+        info = store.stat(file.name)
+        if info is not None and info.size == file.bytes:
+            continue
+        path, target = (folder / file.name).resolve(), store.local_path(file.name)
+        if target is not None and _link(path, target):
+            continue
+        if free is not None and free < file.bytes:
+            raise DiskFullError(
+                f"a file of {file.bytes} bytes has no room at {store.uri!r}, {free} are free", remedy="make room"
+            )
+        store.put(file.name, path)
+
+
+def _link(path: Path, target: Path) -> bool:
+    """Make a file appear below another name without a copy; False where the file system has no such links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{HIDDEN}{uuid4().hex}")
+    try:
+        os.link(path, temporary)
+    except OSError:
+        return False
+    temporary.replace(target)
+    return True
+
+
+def _checked(folder: Path, locked: Locked, external: External, *, remember: bool = True) -> Path:
+    """A folder whose files are those of the lock. remember: leave a note there, for the next one who asks."""
+    marker = folder / CHECKED
+    stamps = canonical_json([[file.name, *_stamp(folder / file.name)] for file in locked.files])
+    if _seen.get(str(folder)) == stamps:
+        return folder
+    with _alone(locked):
+        if not (remember and _read(marker) == stamps):
+            faults = Faults(
+                DataError,
+                f"{external} in {str(folder)!r} is not what was locked (digest {locked.digest[:12]})",
+                "delete that folder and run `stageline prepare`"
+                if remember
+                else "restore the files, or run `stageline prepare` to take what is there now",
+            )
+            for file in locked.files:
+                path = folder / file.name
+                if not path.is_file():
+                    faults.add(f"{file.name}: missing")
+                elif path.stat().st_size != file.bytes:
+                    faults.add(f"{file.name}: {path.stat().st_size} bytes, expected {file.bytes}")
+                elif hash_file(path, file.name) != file:
+                    faults.add(f"{file.name}: its hash differs")
+            faults.raise_if_any()
+            if remember:
+                with suppress(OSError):  # a root that is read-only: then each process checks by itself
+                    marker.write_text(stamps, encoding="utf-8")
+    _seen[str(folder)] = stamps
+    return folder
+
+
+_seen: dict[str, str] = {}
+"""Folder -> stamps of its files when this process last compared them."""
+
+
+def _fetched(store: Store, locked: Locked, external: External, folder: Path) -> Path:
+    """The copy of an object store as `folder` on this node, where it appears whole and verified."""
+    with _alone(locked):
+        if folder.is_dir():
+            return folder
+        partial = folder.with_name(f"{locked.digest}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        free = shutil.disk_usage(partial).free
+        if free < locked.num_bytes:
+            raise DiskFullError(
+                f"{external} has {locked.num_bytes} bytes, {free} are free in {str(pod_folder())!r}",
+                remedy="give the pod more scratch, or point TMPDIR to another folder",
+            )
+        try:
+            for file in locked.files:
+                _download(store, partial / file.name, file.name, file.sha256, file.bytes)
+            partial.replace(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _download(store: Store, path: Path, name: str, sha256: str, size: int) -> None:
+    """A file of a copy, refused unless size and hash are those of the lock."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest, read = hashlib.sha256(), 0
+    remedy = "delete that folder and run `stageline prepare`"
+    try:
+        with path.open("wb") as file:
+            for chunk in store.stream(name):
+                read += len(chunk)
+                if read > size:
+                    break
+                digest.update(chunk)
+                file.write(chunk)
+    except NotFoundError as error:
+        raise DataError(f"{store.uri}/{name} is missing", remedy=remedy) from error
+    if read != size or digest.hexdigest() != sha256:
+        raise DataError(f"{store.uri}/{name} is not what was locked: its size or hash differs", remedy=remedy)
+
+
+@contextmanager
+def _alone(locked: Locked) -> Iterator[None]:
+    """One process of this node at a time; the lock goes with the process."""
+    with (pod_folder() / f"external-{locked.digest}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _stamp(path: Path) -> list[int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return []
+    return [status.st_ino, status.st_size, status.st_mtime_ns]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
