@@ -71,7 +71,6 @@ class TokenLayout:
         whole = [ViewTokens(kind="global", rows=grid, cols=grid)] if has_global else []
         return cls(tuple(whole + tiles))
 
-
     @classmethod
     def of_plan(cls, plan: TilePlan, grid: int, global_grid: tuple[int, int] | None = None) -> TokenLayout:
         """The layout of a tile plan: letterboxed rows without picture are left out.

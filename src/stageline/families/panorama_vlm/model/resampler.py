@@ -128,9 +128,10 @@ class Resampler(nn.Module):
     ) -> ImageTokens:
         """Image tokens of the tower's tokens.
 
-        features: (B, V, S, D_v).  token_dirs: (V, S, 3) unit directions.  view_valid: (B, V), false for views without
-        a picture, or (B, V, S) where single tokens have none; None where all have one.  encodings: of directions, None for none.  token_logsolid: (V, S), ln of
-        the solid angle of each token; needed with solid angles in the encoding only.
+        features: (B, V, S, D_v).  token_dirs: (V, S, 3) unit directions.
+        view_valid: (B, V), false for views without a picture, or (B, V, S) where single tokens have none; None where
+        all have one.  encodings: of directions, None for none.
+        token_logsolid: (V, S), ln of each token's solid angle; needed where the encoding has solid angles only.
 
         Raises ConfigError for features or directions that are not of the layout.
         """
