@@ -2,8 +2,11 @@
 
 views        one view: where it looks, how wide it is, its camera                                 no torch
 tiles        the plan: all views, which are neighbours, their share of the sphere                 no torch
+tokens       unit direction and solid angle of every token of a plan
+matching     where the centre of a token of one view lies in another view
+projection   pixels: from the panorama to the views
 
-The functions of the room's public interface stand here, which is an exception to an empty `__init__`; they are
+The four functions of the room's public interface stand here, which is an exception to an empty `__init__`; they are
 loaded when asked for, because the room's config reads plans without torch.
 
 Conventions. World axes: X right, Y up, Z forward. Longitude atan2(X, Z), latitude atan2(Y, hypot(X, Z)). A panorama of
@@ -18,11 +21,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stageline.families.panorama_vlm.geometry.matching import pairs
+    from stageline.families.panorama_vlm.geometry.projection import project
     from stageline.families.panorama_vlm.geometry.tiles import plan
+    from stageline.families.panorama_vlm.geometry.tokens import directions
 
-__all__ = ["plan"]
+__all__ = ["directions", "pairs", "plan", "project"]
 
-_PLACES = {"plan": "tiles"}
+_PLACES = {"plan": "tiles", "project": "projection", "pairs": "matching", "directions": "tokens"}
 
 
 def __getattr__(name: str) -> Any:

@@ -133,3 +133,23 @@ def view(fov_deg: float, yaw: float, pitch: float, roll: float = 0.0, fov_v: flo
         fov_h_deg=float(fov_deg),
         fov_v_deg=float(height),
     )
+
+
+def edge_tangents(
+    view: View, pixel_centres: PixelCentres, size: int | tuple[int, int] | None = None
+) -> tuple[float, float]:
+    """tan of half the width and half the height, measured to the outer EDGES of the outermost pixels.
+
+    size: rendered (height, width) in pixels, or one number. `corner` puts pixel centres there where `half` has their
+    edges, so it equals `half` with a tangent larger by T / (T - 1) and needs the size: ConfigError without it.
+    """
+    t_h, t_v = view.tangents
+    if pixel_centres == "half":
+        return t_h, t_v
+    height, width = (size, size) if size is None or isinstance(size, int) else size
+    if height is None or width is None or min(height, width) < 2:
+        raise ConfigError(
+            f"pixel_centres is 'corner' and the size of a view is {size!r}, expected at least 2 pixels",
+            remedy="give the size in pixels, or use pixel_centres: half",
+        )
+    return t_h * width / (width - 1), t_v * height / (height - 1)

@@ -16,7 +16,7 @@ from stageline.errors import ConfigError
 from stageline.families.panorama_vlm.geometry.tiles import TilePlan, plan, tile_count
 from stageline.families.panorama_vlm.geometry.views import rotation, view, wrap
 
-CASES = json.loads((Path(__file__).parents[2] / "golden/panorama/cases.json").read_text())["plans"]
+CASES = json.loads((Path(__file__).parents[3] / "golden/panorama/cases.json").read_text())["plans"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['fov']:g}-{case['overlap']:.2f}")

@@ -1,0 +1,1 @@
+"""Views, tokens and pixels of panoramas."""
