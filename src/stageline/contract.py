@@ -104,7 +104,8 @@ class FamilyConfig:
     facts(config, stage): what a checkpoint of this stage says about itself, JSON values.
     fact_rules: fact -> how `resume`, `seed` and `evaluate` compare it, e.g. {"vlm_film_trained_stages":
         {"resume": "equal", "seed": "report", "evaluate": "ablatable"}}. A fact without a rule must be equal.
-    inherit(parent, config, stage): what becomes of each section of a parent.
+    inherit(parent, config, stage): what becomes of each section of a parent. A plan compares it with the names of the
+        parents' tensors: every section that is loaded has one, and each role gives something.
     splits(config, stage): the prepared splits that the stage reads; `evaluation_splits(config)` those of an evaluation.
     check(config, stage): everything that can be refused about a stage's config before data or model are touched.
     trains(config, stage): which parameters train; the stage's own patterns unless the family says otherwise.

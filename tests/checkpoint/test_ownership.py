@@ -13,7 +13,7 @@ from stageline.checkpoint.metadata import (
     TensorRecord,
     content_of,
 )
-from stageline.checkpoint.ownership import Origins, find_origins, ownership
+from stageline.checkpoint.ownership import Origins, find_origins, ownership, parent_faults
 from stageline.errors import CheckpointError
 from stageline.stage import Inheritance
 
@@ -135,6 +135,43 @@ def test_what_an_absent_optional_parent_would_give_starts_fresh() -> None:
     assert found.fresh == ("head.w",)
     with pytest.raises(CheckpointError, match=r"head\.w: belongs to no section"):
         find_origins(model, parents, {"sparse": [BODY]}, {}, where="x", partly=False)
+
+
+OUTCOMES = st.sampled_from(["load", "load", "fresh", "drop", "external"])
+
+
+@given(
+    files=st.tuples(*[st.sets(st.sampled_from("abcd"), min_size=1)] * 2),
+    declared=st.tuples(*[st.dictionaries(st.sampled_from("abcd"), OUTCOMES)] * 2),
+    model=st.sets(st.sampled_from("abcd")),
+    partly=st.booleans(),
+)
+def test_parents_are_refused_without_a_model_only_where_every_model_refuses_them(
+    files: tuple[set[str], set[str]],
+    declared: tuple[dict[str, str], dict[str, str]],
+    model: set[str],
+    partly: bool,
+) -> None:
+    """And where they are not, there is a model that takes them: the one of what they give."""
+    parents = {role: records(*file) for role, file in zip("pq", files, strict=True)}
+    sections = {
+        role: [section(outcome, name) for name, outcome in outcomes.items()]
+        for role, outcomes in zip("pq", declared, strict=True)
+    }
+    faults = parent_faults(parents, sections)
+    empty = [fault for fault in faults if "has no tensor of it" in fault]
+    unfound = [(r, n) for r, said in zip("pq", declared, strict=True) for n in said if said[n] == "load"]
+    assert len(empty) == sum(name not in parents[role] for role, name in unfound)
+    try:
+        find_origins(records(*model), parents, sections, {}, where="x", partly=partly)
+    except CheckpointError:
+        pass
+    else:
+        assert faults == empty
+    if not faults:
+        given_names = {name for role, name in unfound if name in parents[role]}
+        found = find_origins(records(*given_names), parents, sections, {}, where="x", partly=True)
+        assert set(found.loaded) == given_names
 
 
 def test_whose_is_what() -> None:

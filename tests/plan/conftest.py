@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,15 @@ from stageline.work.inputs import data_digest, given_data
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.empty_splits import commit_empty_splits
+
+
+def section_names(facts: Mapping[str, Any]) -> list[str]:
+    """One tensor of each section that a checkpoint of film_flow with these facts has; two where it is none of them."""
+    if "vlm_film_trained_stages" not in facts:
+        return ["backbone.weight", "side.weight"]
+    heads = [f"film.{stage}.weight" for stage in facts["vlm_film_trained_stages"]]
+    junction = ["junction.weight"] if facts["junction_head"] else []
+    return ["backbone.weight", *junction, *(["cond.weight"] if heads else []), *heads]
 
 
 @dataclass
@@ -53,18 +62,19 @@ class Lab:
         final: bool = True,
         parents: Mapping[str, CheckpointRef] | None = None,
         value: float = 0.5,
+        tensors: Sequence[str] | None = None,
         **said: str,
     ) -> CheckpointRef:
         """A committed checkpoint of a stage, as training with this config would leave it.
 
+        tensors: names of those that it holds; None is one of each section that the family knows.
         said: fields of its metadata that are to say something else.
         """
         family = family_config(config.family)
         stage = family.stages[name]
         own = stage_config(config, stage)
         prepared = self.prepare(config)
-        names = [split.name for split in family.splits(own, stage)]
-        inputs = prepared.inputs(names)
+        inputs = prepared.inputs([split.name for split in family.splits(own, stage)])
         links = dict(parents or {})
         records = {
             role: ParentRecord(
@@ -90,13 +100,13 @@ class Lab:
             data_inputs=inputs,
         )
         directory = StageDir(open_store(self.root), config.run, name, family.variant(own))
-        tensors = {"backbone.weight": torch.full((2, 2), value + step)}
+        held = {key: torch.full((2, 2), value + step) for key in tensors or section_names(provenance.facts)}
         snapshot = Snapshot(
             step=step,
             steps=steps,
             final=final,
-            tensors=tensors,
-            ema={key: tensor.clone() for key, tensor in tensors.items()},
+            tensors=held,
+            ema={key: tensor.clone() for key, tensor in held.items()},
             training_state={"step": step},
             best=BestRecord(metric="dice", direction="max", value=value, step=step),
             is_best=True,

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from stageline.checkpoint.layout import resolve
 from stageline.checkpoint.tensors import read_tensors
+from stageline.errors import PlanError
 from stageline.families import family_config, parse_config
 from stageline.verbs.predict import load
 
@@ -59,6 +60,17 @@ def test_two_roles_load_every_tensor_exactly_once(train: Any) -> None:
         if name != "strength":  # set by the schedule before the first step
             assert torch.equal(tensor, parents["head" if name.startswith("head.") else "trunk"][name]), name
     assert {role: record.stage for role, record in joined.metadata.parents.items()} == {"trunk": "base", "head": "tune"}
+
+
+def test_exchanged_roles_are_refused_before_a_model_is_built(train: Any) -> None:
+    from toy_family import family
+
+    base, tune = train("base"), train("tune")
+    family.TASKS.clear()
+    with pytest.raises(PlanError, match="the parents 'head' and 'trunk' of stage 'join' look exchanged") as caught:
+        train("join", parents={"trunk": str(tune.reference), "head": str(base.reference)})
+    assert f"--parent=trunk={base.reference} " in f"{caught.value.remedy} "
+    assert family.TASKS == []
 
 
 def test_variants_of_a_stage_lie_side_by_side(train: Any) -> None:

@@ -66,7 +66,18 @@ def find_origins(
     Over all roles every tensor is loaded once, or fresh, or external. A parent that gives nothing is refused; what it
     has beyond that must be dropped by declaration.
     """
+    origins, found = _explain(model, parents, sections, externals, partly=partly)
     faults = Faults(CheckpointError, where, "use checkpoints of the same model, or change the config to match them")
+    faults.extend(found)
+    faults.raise_if_any()
+    return origins
+
+
+def _explain(
+    model: Records, parents: Mapping[str, Records], sections: Sections, externals: Patterns, *, partly: bool
+) -> tuple[Origins, list[str]]:
+    """The origins, and everything that is unexplained."""
+    faults: list[str] = []
     claims = {role: _claims({*model, *parents[role]}, parents[role], sections[role], faults) for role in parents}
     loaded: dict[str, str] = {}
     fresh: list[str] = []
@@ -76,56 +87,80 @@ def find_origins(
         givers = [role for role, outcome in said.items() if outcome == "load"]
         supplier = next((key for key, patterns in externals.items() if _matches(name, patterns)), None)
         if len(givers) > 1:
-            faults.add(f"{name}: would be loaded from {' and '.join(givers)}")
+            faults.append(f"{name}: would be loaded from {' and '.join(givers)}")
         elif givers and "fresh" in said.values():
-            faults.add(f"{name}: would be loaded from {givers[0]} and start fresh")
+            faults.append(f"{name}: would be loaded from {givers[0]} and start fresh")
         elif givers:
             fault = record_fault(name, model[name], parents[givers[0]].get(name), _where(givers[0], parents))
             loaded[name] = givers[0]
             if fault:
-                faults.add(fault)
+                faults.append(fault)
         elif "external" in said.values() or (not said and supplier is not None):
             if supplier is None:
-                faults.add(f"{name}: external weights, and no external of the stage supplies it")
+                faults.append(f"{name}: external weights, and no external of the stage supplies it")
             faults.extend(f"{name}: external weights, but the file holds them" for p in parents.values() if name in p)
             external[name] = supplier or ""
         elif "fresh" in said.values() or (not said and (partly or not parents)):
             fresh.append(name)
         elif said:
-            faults.add(f"{name}: to be dropped, but the model has it")
+            faults.append(f"{name}: to be dropped, but the model has it")
         elif not any(name in file for file in parents.values()):
             known = ", ".join(section.section for declared in sections.values() for section in declared)
-            faults.add(f"{name}: belongs to no section; sections: {known or 'none'}")
+            faults.append(f"{name}: belongs to no section; sections: {known or 'none'}")
     dropped: dict[str, tuple[str, ...]] = {}
     for role, file in parents.items():
         for name in sorted(set(file) - set(model)):
             if claims[role].get(name) == "load":
-                faults.add(f"{name}: in {_where(role, parents)}, not in the model")
+                faults.append(f"{name}: in {_where(role, parents)}, not in the model")
             elif claims[role].get(name) == "external":
-                faults.add(f"{name}: external weights, but the file holds them")
+                faults.append(f"{name}: external weights, but the file holds them")
         dropped[role] = tuple(name for name in sorted(file) if loaded.get(name) != role)
         if not any(origin == role for origin in loaded.values()):
-            faults.add(f"parent {role!r} gives this stage nothing; its tensors are all fresh, external or dropped")
-    faults.raise_if_any()
-    return Origins(loaded, tuple(fresh), external, dropped)
+            faults.append(f"parent {role!r} gives this stage nothing; its tensors are all fresh, external or dropped")
+    return Origins(loaded, tuple(fresh), external, dropped), faults
+
+
+def parent_faults(parents: Mapping[str, Records], sections: Sections) -> list[str]:
+    """What the parents' tensors alone prove wrong, whatever the model is; so a plan can say it, which builds none.
+
+    parents: role -> what that parent has to give.  sections: for the same roles.
+
+    Each section that is to be loaded has a tensor in its parent, every parent gives something, every tensor of a parent
+    is explained, and no two roles give the same one: the rules of `find_origins` for the model of what they give.
+    """
+    faults = []
+    for role, declared in sections.items():
+        for section in declared:
+            if section.outcome == "load" and not any(_matches(name, section.patterns) for name in parents[role]):
+                faults.append(
+                    f"section {section.section!r} ({', '.join(section.patterns)}) is to be loaded from "
+                    f"{_where(role, parents)}, which has no tensor of it"
+                )
+    given = {
+        name: record
+        for role, file in parents.items()
+        for name, record in file.items()
+        if any(section.outcome == "load" and _matches(name, section.patterns) for section in sections[role])
+    }
+    return faults + _explain(given, parents, sections, {}, partly=True)[1]
 
 
 def _where(role: str, parents: Mapping[str, Records]) -> str:
     return "the file" if len(parents) == 1 else f"the file of {role!r}"
 
 
-def _claims(names: Iterable[str], file: Records, sections: Sequence[Inheritance], faults: Faults) -> dict[str, str]:
+def _claims(names: Iterable[str], file: Records, sections: Sequence[Inheritance], faults: list[str]) -> dict[str, str]:
     """name -> outcome that one parent's sections declare; a fault where they contradict each other or say nothing."""
     claims: dict[str, str] = {}
     for name in sorted(names):
         found = {s.outcome: s for s in sections if _matches(name, s.patterns)}
         if len(found) > 1:
-            faults.add(f"{name}: {', '.join(f'{s.section} says {outcome}' for outcome, s in found.items())}")
+            faults.append(f"{name}: {', '.join(f'{s.section} says {outcome}' for outcome, s in found.items())}")
         if found:
             claims[name] = next(iter(found))
         elif name in file:
             known = ", ".join(s.section for s in sections) or "none"
-            faults.add(f"{name}: belongs to no section; sections: {known}")
+            faults.append(f"{name}: belongs to no section; sections: {known}")
     return claims
 
 

@@ -11,14 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stageline import contract
-from stageline.checkpoint.admission import fact_faults
 from stageline.checkpoint.layout import CheckpointRef, resolve
 from stageline.checkpoint.metadata import is_continuable
 from stageline.config import RunConfig
 from stageline.errors import CheckpointError, PlanError, StagelineError
 from stageline.stage import FROM_SCRATCH, Stage
 from stageline.work.differences import changes, divergence, old_schema
+from stageline.work.seeding import check_seeds, is_stranger
 from stageline.work.work import ParentWork, StageWork
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ class Found:
 
     waiting: which are trained first.  undecided: which can only be told once the data are prepared.
     blocked: which cannot be had because their stage is blocked.
+    named: role -> (key, word): where and how somebody named it.
     """
 
     parents: dict[str, ParentWork] = field(default_factory=dict)
@@ -40,6 +40,7 @@ class Found:
     undecided: tuple[str, ...] = ()
     blocked: tuple[str, ...] = ()
     blocked_faults: tuple[StagelineError, ...] = ()
+    named: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def find_parents(run: RunDecision, work: StageWork) -> Found:
@@ -55,10 +56,13 @@ def find_parents(run: RunDecision, work: StageWork) -> Found:
         try:
             parent = _parent(run, work, role, given, found)
             if parent is not None:
-                _check(work, parent, found)
                 found.parents[role] = parent
         except StagelineError as error:
             found.faults.append(error)
+    seeds = check_seeds(work, found.parents, found.named)
+    found.faults += seeds.faults
+    found.notes += seeds.notes
+    found.parents = {role: parent for role, parent in found.parents.items() if role not in seeds.refused}
     return found
 
 
@@ -68,21 +72,26 @@ def _parent(
     """The parent of one role; None where the stage starts without it."""
     stage = work.stage
     named = run.config.parents.get(stage.name, {}).get(role, "")
+    key = f"parents.{stage.name}.{role}"
     if given is not None and role in given:
-        return _at(run, stage, role, given[role], found, named=bool(named))
+        found.named[role] = (key, named) if named else (f"--parent={role}", given[role])
+        return _at(run, work, role, given[role], found, named=bool(named))
     if named:
-        return _at(run, stage, role, "" if named == FROM_SCRATCH else named, found, named=True)
+        found.named[role] = (key, named)
+        return _at(run, work, role, "" if named == FROM_SCRATCH else named, found, named=True)
     if given is not None:
         return _absent(stage, role, found)
     return _of_run(run, stage, role, found)
 
 
-def _at(run: RunDecision, stage: Stage, role: str, name: str, found: Found, *, named: bool) -> ParentWork | None:
-    """The parent that somebody names. named: whether the config does."""
+def _at(run: RunDecision, work: StageWork, role: str, name: str, found: Found, *, named: bool) -> ParentWork | None:
+    """The parent that somebody names. named: whether the config does. CheckpointError where there is none."""
+    stage = work.stage
     if not name:
         return _absent(stage, role, found)
-    ref = named_checkpoint(run, stage, role, name)
-    diverged = "" if named else _diverged(run, ref)
+    source = run.family.stages[stage.parents[role]]
+    ref = resolve(locate(run.config, name), prefer=source.parent_checkpoint)
+    diverged = "" if named or is_stranger(work, role, ref) else _diverged(run, ref)
     if diverged:
         raise _refuse_diverged(stage, role, ref, diverged)
     return ParentWork(role, ref.metadata.stage, ref, ref.metadata.facts)
@@ -167,7 +176,7 @@ def _refuse_diverged(stage: Stage, role: str, ref: CheckpointRef, why: str) -> C
 def _diverged(run: RunDecision, ref: CheckpointRef) -> str:
     """Why a checkpoint that a step hands on is worth nothing; "" else."""
     name = ref.metadata.stage
-    if name not in run.family.stages or not ref.metadata.final:
+    if not ref.metadata.final:
         return ""
     return divergence(ref.metadata, run.family.stages[name].metric)
 
@@ -202,50 +211,8 @@ def _ways_out(run: RunDecision, stage: Stage, role: str) -> str:
     )
 
 
-def _check(work: StageWork, parent: ParentWork, found: Found) -> None:
-    """What the family itself refuses about a parent, and the facts that differ, before anything runs."""
-    family = work.family
-    if parent.facts is None:  # its stage is blocked
-        return
-    family.inherit(contract.Parent(parent.role, parent.stage, parent.facts), work.config, work.stage)
-    own = family.facts(work.config, work.stage)
-    faults, notes = fact_faults(parent.facts, own, family.fact_rules, "seed")
-    found.notes += [f"parent {parent.role}: {note}" for note in notes]
-    if faults:
-        raise CheckpointError(
-            f"parent {parent.role}: stage {parent.stage!r} may not seed {work.item!r}: {'; '.join(faults)}",
-            remedy="use a checkpoint that fits, or change the config to what the checkpoint was trained with",
-        )
-
-
 def locate(config: RunConfig, name: str) -> str:
     """A checkpoint named in the config as a URI: a relative path lies below `root`."""
     if "://" in name or name.startswith("/"):
         return name
     return f"{config.root.rstrip('/')}/{name}"
-
-
-def named_checkpoint(run: RunDecision, stage: Stage, role: str, name: str) -> CheckpointRef:
-    """The checkpoint that somebody names for a role.
-
-    PlanError for one of the wrong family or stage, CheckpointError for none.
-    """
-    source = run.family.stages[stage.parents[role]]
-    ref = resolve(locate(run.config, name), prefer=source.parent_checkpoint)
-    metadata = ref.metadata
-    key = f"parents.{stage.name}.{role}"
-    if metadata.family != run.family.name:
-        raise PlanError(
-            f"parent {role!r} of stage {stage.name!r} is of family {metadata.family!r}, expected "
-            f"{run.family.name!r}: {ref.uri}",
-            remedy=f"give {key} a checkpoint of {run.family.name}",
-        )
-    accepted = stage.accepted(role)
-    if metadata.stage not in accepted:
-        wanted = " or ".join(repr(name) for name in accepted)
-        raise PlanError(
-            f"parent {role!r} of stage {stage.name!r} is a checkpoint of stage {metadata.stage!r}, expected {wanted}: "
-            f"{ref.uri}",
-            remedy=f"give {key} a checkpoint of stage {' or '.join(accepted)}",
-        )
-    return ref

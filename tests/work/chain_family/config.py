@@ -43,7 +43,12 @@ STAGES = Stages(
 
 
 def inherit(parent: Parent, config: ChainConfig, stage: Stage) -> tuple[Inheritance, ...]:
-    return (Inheritance("all", "load", "same shape", ("*",)),)
+    """The first parent gives the network, the other one its side."""
+    network, side = ("drop", "load") if parent.role == "extra" else ("load", "drop")
+    return (
+        Inheritance("network", network, "same shape", ("backbone.*",)),  # type: ignore[arg-type]
+        Inheritance("side", side, "same shape", ("side.*",)),  # type: ignore[arg-type]
+    )
 
 
 FAMILY_CONFIG = FamilyConfig(
