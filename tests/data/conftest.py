@@ -2,60 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from stageline.data.pod_cache import SplitFiles
+from stageline.data.pod_cache import StoredFiles
 from stageline.data.reading import SplitReader
 from stageline.data.shards import SplitWriter
 from stageline.data.splits import MANIFEST, SplitManifest, make_manifest, parse_manifest
 from stageline.store import Store
 
 from ..store.conftest import BUCKET, s3_endpoint, s3_environment
+from .case import CountingStore, read_count
 
 __all__ = ["BUCKET", "CountingStore", "open_split", "read_count", "s3_endpoint", "s3_environment", "write_split"]
-
-
-class CountingStore(Store):
-    """A store that notes in a file, which processes may share, how many bytes of which object were read."""
-
-    log: Path
-
-    @classmethod
-    def over(cls, store: Store, log: Path) -> CountingStore:
-        own = cls(store._backend, store.uri, store._prefix)
-        own.log = log
-        return own
-
-    def child(self, *parts: str) -> Store:
-        return CountingStore.over(super().child(*parts), self.log)
-
-    def get(self, key: str) -> bytes:
-        data = super().get(key)
-        self._note(key, len(data))
-        return data
-
-    def stream(self, key: str, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
-        for chunk in super().stream(key, chunk_bytes):
-            self._note(key, len(chunk))
-            yield chunk
-
-    def _note(self, key: str, size: int) -> None:
-        with self.log.open("a") as file:
-            file.write(json.dumps([key, size]) + "\n")
-
-
-def read_count(log: Path) -> dict[str, int]:
-    """Object -> bytes read since the log was begun."""
-    counts: dict[str, int] = {}
-    for line in log.read_text().splitlines() if log.exists() else ():
-        key, size = json.loads(line)
-        counts[key] = counts.get(key, 0) + size
-    return counts
 
 
 def picture(row: int, side: int) -> np.ndarray:
@@ -76,7 +37,7 @@ def write_split(store: Store, scratch: Path, rows: int, side: int = 32, shard_by
 
 def open_split(store: Store, manifest: SplitManifest, cache: Path, cache_bytes: int | None = None) -> SplitReader:
     cache.mkdir(exist_ok=True)
-    return SplitReader(manifest, SplitFiles(store.child("data"), cache, cache_bytes))
+    return SplitReader(manifest, StoredFiles(store.child("data"), cache, cache_bytes))
 
 
 @pytest.fixture(params=["disk", "s3"])

@@ -19,14 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from stageline.data.pod_cache import LOCK, PARTIAL, SplitFiles
+from stageline.data.pod_cache import LOCK, PARTIAL, StoredFiles
 from stageline.data.reading import SplitReader
 from stageline.data.shards import DTYPES, SplitWriter, row_type
 from stageline.data.splits import SplitManifest, parse_manifest
 from stageline.errors import DataError, DiskFullError
 from stageline.store import Store, open_store
 
-from .conftest import CountingStore, open_split, picture, read_count, write_split
+from .case import CountingStore, read_count
+from .conftest import open_split, picture, write_split
 
 ANY_ARRAY = st.sampled_from(DTYPES).flatmap(
     lambda kind: arrays_of.arrays(np.dtype(kind), arrays_of.array_shapes(min_dims=0, min_side=0, max_side=5))
@@ -45,7 +46,7 @@ def test_what_is_written_is_read_back(
         manifest = manifest_of(writer.finish())
     assert {path.name for path in folder.iterdir()} == set(manifest.sizes)
     assert all(manifest.sizes[name] <= shard_bytes for name in manifest.shards)
-    reader = SplitReader(manifest, SplitFiles(open_store(folder), tmp_path_factory.mktemp("cache")))
+    reader = SplitReader(manifest, StoredFiles(open_store(folder), tmp_path_factory.mktemp("cache")))
     assert len(reader) == len(rows)
     if rows:
         assert reader.numbers("n").tolist() == list(range(len(rows)))
@@ -86,7 +87,7 @@ def test_rows_that_cannot_be_written_are_refused_whole(tmp_path: Path, row: Any,
             writer.add(*row)
         writer.add({"a": np.ones(3)})
         manifest = manifest_of(writer.finish())
-    reader = SplitReader(manifest, SplitFiles(open_store(tmp_path), tmp_path))
+    reader = SplitReader(manifest, StoredFiles(open_store(tmp_path), tmp_path))
     assert [reader.array(row, "a").tolist() for row in range(len(reader))] == [[0, 0, 0], [1, 1, 1]]
 
 
@@ -159,7 +160,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
             for row in range(rows):
                 writer.add({"vec": np.full(16, row, np.float32)}, {"id": f"row {row}"}, {"n": row})
             manifest = manifest_of(writer.finish())
-        reader = SplitReader(manifest, SplitFiles(store, tmp_path))
+        reader = SplitReader(manifest, StoredFiles(store, tmp_path))
         for row in range(0, rows, 7):
             assert reader.array(row, "vec")[0] == row
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -230,7 +231,7 @@ def test_a_line_is_hostile_until_it_was_checked(tmp_path: Path, line: bytes) -> 
         (tmp_path / name).write_bytes(data)
         del written["files"][written[f"{kind}_file"]]
         written["files"][name], written[f"{kind}_file"] = len(data), name
-    reader = SplitReader(manifest_of(written), SplitFiles(open_store(tmp_path), tmp_path))
+    reader = SplitReader(manifest_of(written), StoredFiles(open_store(tmp_path), tmp_path))
     with pytest.raises(DataError, match="is damaged"):
         reader.array(0, "pixels")
 

@@ -15,9 +15,8 @@ import time
 import uuid
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
-from stageline.checkpoint.layout import StageDir
 from stageline.errors import BusyError, ConfigError, StagelineError
 from stageline.store import NotFoundError, Store
 from stageline.store.holder import is_dead, this_process
@@ -29,6 +28,15 @@ WAIT_SECONDS = 0.5
 """Between two looks at a lease somebody waits for."""
 WAIT_VARIABLE = "STAGELINE_LEASE_WAIT_SECONDS"
 """Environment variable: how long a stage waits for a lease that is held; unset or 0: not at all."""
+
+
+class Leased(Protocol):
+    """What one process at a time may write: a stage directory, a share of features. store: where its lease lies."""
+
+    @property
+    def store(self) -> Store: ...
+    @property
+    def uri(self) -> str: ...
 
 
 def _is_free(plain: dict[str, Any]) -> bool:
@@ -55,7 +63,7 @@ def _read(store: Store) -> tuple[dict[str, Any], str] | None:
     return plain, token
 
 
-def held_by(stage_dir: StageDir) -> str | None:
+def held_by(stage_dir: Leased) -> str | None:
     """Who holds a running lease, or None."""
     found = _read(stage_dir.store)
     return None if found is None or _is_free(found[0]) else str(found[0]["holder"])
@@ -71,7 +79,7 @@ def lease_wait_seconds() -> float:
 
 
 def await_free(
-    stage_dir: StageDir, limit_seconds: float, say: Callable[[str], None], is_stopped: Callable[[], bool]
+    stage_dir: Leased, limit_seconds: float, say: Callable[[str], None], is_stopped: Callable[[], bool]
 ) -> None:
     """Return once the lease can be taken, `limit_seconds` have passed, or there is a reason to stop.
 
@@ -91,7 +99,7 @@ def await_free(
 class StageLease:
     """A lease that is held. `check` before anything that only one writer may do; a context manager gives it back."""
 
-    def __init__(self, stage_dir: StageDir, holder: str, ttl_seconds: float) -> None:
+    def __init__(self, stage_dir: Leased, holder: str, ttl_seconds: float) -> None:
         self.stage_dir = stage_dir
         self.holder = holder
         self.ttl_seconds = ttl_seconds
@@ -107,7 +115,7 @@ class StageLease:
     @classmethod
     def acquire(
         cls,
-        stage_dir: StageDir,
+        stage_dir: Leased,
         holder: str,
         ttl_seconds: float = DEFAULT_TTL_SECONDS,
         *,
@@ -236,7 +244,7 @@ def _describe(plain: dict[str, Any]) -> str:
     return f"{plain['holder']!r} (process {plain['pid']} on {machine!r}, for another {left:.0f} s unless renewed)"
 
 
-def _busy(stage_dir: StageDir, found: tuple[dict[str, Any], str] | None) -> BusyError:
+def _busy(stage_dir: Leased, found: tuple[dict[str, Any], str] | None) -> BusyError:
     who = "another process"
     if found is not None:
         who = _describe(found[0])

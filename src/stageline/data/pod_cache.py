@@ -1,4 +1,4 @@
-"""Files of splits as local files: in place on disk, or fetched once per pod from an object store. No torch, no arrays.
+"""Content-addressed files as local files: in place on disk, or fetched once per pod from an object store. No torch.
 
 Both check a file's SHA-256 (its name) before its first use, and remember that: beside the file where it lies on disk,
 by its presence in the cache where it was fetched. Ranks of one pod share a folder below the temporary one and wait for
@@ -7,10 +7,9 @@ each other by file locks, so that two of them fetch or check a file once. Nothin
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,26 +18,33 @@ from stageline.data.splits import REMEDY
 from stageline.errors import DataError, DiskFullError
 from stageline.store import NotFoundError, Store
 from stageline.store.keys import HIDDEN
+from stageline.store.locks import LOCK, hold_if_free, hold_lock, sweep_locks
 from stageline.store.scratch import pod_folder
 
-__all__ = ["SplitFiles", "pod_folder"]
+__all__ = ["StoredFiles", "pod_folder"]
 
 PARTIAL = ".partial"
-LOCK = ".lock"
 
 
 @dataclass
-class SplitFiles:
-    """The files of one split, by name (`<sha256>.<kind>`).
+class StoredFiles:
+    """The files of one folder of a store, by name (`<sha256>.<kind>`).
 
     store: the folder that holds them.  cache: folder for fetched files.  cache_bytes: most bytes kept there; None is
-    half of what is free.
+    half of what is free.  what, remedy: what the folder is and what helps where it is damaged, for messages.
     """
 
     store: Store
     cache: Path = field(default_factory=pod_folder)
     cache_bytes: int | None = None
+    what: str = "split"
+    remedy: str = REMEDY
     _checked: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the files are used where they lie."""
+        return self.store.local_path() is not None
 
     def local(self, name: str, size: int) -> Path:
         """A local file with exactly these bytes; DataError that names a missing or damaged one.
@@ -46,13 +52,22 @@ class SplitFiles:
         size: bytes it must have.
         """
         path = self.store.local_path(name)
-        return self._fetched(name, size) if path is None else self._in_place(path, name, size)
+        if path is not None:
+            return self._in_place(path, name, size)
+        return self._fetched(name, size, lambda: self.store.stream(name))
+
+    def local_part(self, name: str, size: int, key: str, start: int) -> Path:
+        """The same for bytes that are a part of an object and are fetched alone.
+
+        name: `<sha256 of the part>.<kind>`.  size: bytes of the part.  key: the object.  start: where it begins there.
+        """
+        return self._fetched(name, size, lambda: self.store.stream(key, start=start, size=size))
 
     def _in_place(self, path: Path, name: str, size: int) -> Path:
         try:
             stamp = _stamp(path)
         except FileNotFoundError:
-            raise self._fault(name, "missing") from None
+            raise self.fault(name, "missing") from None
         if self._checked.get(name) == stamp:
             return path
         marker = path.with_name(f"{HIDDEN}checked-{name}")
@@ -64,7 +79,7 @@ class SplitFiles:
         self._checked[name] = stamp
         return path
 
-    def _fetched(self, name: str, size: int) -> Path:
+    def _fetched(self, name: str, size: int, chunks: Callable[[], Iterator[bytes]]) -> Path:
         path = self.cache / name
         if self._is_cached(path, size):
             return path
@@ -74,7 +89,7 @@ class SplitFiles:
             partial = self.cache / f"{name}{PARTIAL}"
             try:
                 self._make_room(name, size)
-                self._check(name, size, self.store.stream(name), partial)
+                self._check(name, size, chunks(), partial)
                 partial.replace(path)
             finally:
                 partial.unlink(missing_ok=True)
@@ -102,22 +117,23 @@ class SplitFiles:
                     digest.update(chunk)
                     file.write(chunk)
         except NotFoundError:
-            raise self._fault(name, "missing") from None
+            raise self.fault(name, "missing") from None
         if read != size:
-            raise self._fault(name, f"{'more than ' if read > size else ''}{min(read, size)} bytes, expected {size}")
+            raise self.fault(name, f"{'more than ' if read > size else ''}{min(read, size)} bytes, expected {size}")
         if digest.hexdigest() != name.partition(".")[0]:
-            raise self._fault(name, "its hash is not its name")
+            raise self.fault(name, "its hash is not its name")
 
     def _make_room(self, name: str, size: int) -> None:
         """Remove the files used longest ago until this one fits, and take its place at once."""
         with self._locked("room"):
+            sweep_locks(self.cache)
             self._remove_left()
             files = sorted((path for path in self.cache.iterdir() if _counts(path)), key=lambda p: p.stat().st_mtime)
             held = sum(path.stat().st_size for path in files)
             limit = self._limit(held)
             if size > limit:
                 raise DiskFullError(
-                    f"a file of {size} bytes of the split at {self.store.uri!r} does not fit into the cache of "
+                    f"a file of {size} bytes of the {self.what} at {self.store.uri!r} does not fit into the cache of "
                     f"{limit} bytes in {str(self.cache)!r}",
                     remedy="raise data.cache_bytes, or give the pod more scratch",
                 )
@@ -140,19 +156,22 @@ class SplitFiles:
     def _remove_left(self) -> None:
         """Unfinished files whose process died: nobody holds their lock."""
         for partial in self.cache.glob(f"*{PARTIAL}"):
-            with (self.cache / f"{partial.name.removesuffix(PARTIAL)}{LOCK}").open("a") as lock, suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                partial.unlink(missing_ok=True)
+            with hold_if_free(self._lock_of(partial.name.removesuffix(PARTIAL))) as free:
+                if free:
+                    partial.unlink(missing_ok=True)
+
+    def _lock_of(self, name: str) -> Path:
+        return self.cache / f"{name}{LOCK}"
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        """One process of the pod at a time; the lock goes with the process."""
-        with (self.cache / f"{name}{LOCK}").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        """One process of the pod at a time."""
+        with hold_lock(self._lock_of(name)):
             yield
 
-    def _fault(self, name: str, what: str) -> DataError:
-        return DataError(f"the split at {self.store.uri!r} is damaged: {name}: {what}", remedy=REMEDY)
+    def fault(self, name: str, what: str) -> DataError:
+        """The error for one of the files. what: what is wrong with it."""
+        return DataError(f"the {self.what} at {self.store.uri!r} is damaged: {name}: {what}", remedy=self.remedy)
 
 
 def _stamp(path: Path) -> str:

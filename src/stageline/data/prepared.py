@@ -236,12 +236,12 @@ class PreparedData:
                 f"the prepared data at {self.uri!r} have no split {name!r}; they have {sorted(self.names)}",
                 remedy="prepare the data again with a config that has this split",
             )
-        from stageline.data.pod_cache import SplitFiles
+        from stageline.data.pod_cache import StoredFiles
         from stageline.data.reading import SplitReader
 
         manifest = self.prepared.splits[name]
         store = _splits_beside(self.prepared.reference).child(manifest.fingerprint, manifest.folder)
-        return SplitReader(manifest, SplitFiles(store, cache_bytes=self.cache_bytes))
+        return SplitReader(manifest, StoredFiles(store, cache_bytes=self.cache_bytes))
 
 
 def open_prepared(

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stageline.data.pod_cache import SplitFiles
+from stageline.data.pod_cache import StoredFiles
 from stageline.data.shards import DTYPES, MAX_AXES, row_type
 from stageline.data.splits import NAME, REMEDY, SplitManifest
 from stageline.errors import DataError
@@ -30,10 +31,23 @@ LINE_BYTES = 64 * 2**20
 Array = NDArray[Any]
 
 
+def mapped(fetch: Callable[[], Path], size: int) -> Array:
+    """All bytes of a local file, mapped read-only. fetch: makes it local again each time.  size: its bytes."""
+    for _ in range(ATTEMPTS):
+        path = fetch()
+        if size == 0:
+            return np.empty(0, np.uint8)
+        with suppress(FileNotFoundError):  # another process made room in the cache at this moment
+            return np.asarray(np.memmap(path, dtype=np.uint8, mode="r", shape=(size,)))
+    raise DataError(
+        f"{str(path)!r} goes away as soon as it is fetched", remedy="raise data.cache_bytes: it is too small"
+    )
+
+
 class SplitReader:
     """The rows of one split. Travels to other processes without its open files."""
 
-    def __init__(self, manifest: SplitManifest, files: SplitFiles) -> None:
+    def __init__(self, manifest: SplitManifest, files: StoredFiles) -> None:
         self.manifest = manifest
         self.files = files
         self._table: Array | None = None
@@ -147,13 +161,7 @@ class SplitReader:
     def _mapped(self, name: str) -> Array:
         """All bytes of a file, mapped read-only."""
         size = self.manifest.sizes[name]
-        for _ in range(ATTEMPTS):
-            path = self.files.local(name, size)
-            if size == 0:
-                return np.empty(0, np.uint8)
-            with suppress(FileNotFoundError):  # another process made room in the cache at this moment
-                return np.asarray(np.memmap(path, dtype=np.uint8, mode="r", shape=(size,)))
-        raise self._fault(f"{name} goes away as soon as it is fetched; is data.cache_bytes too small?")
+        return mapped(lambda: self.files.local(name, size), size)
 
     def _fault(self, what: str) -> DataError:
         return DataError(f"the split {self.name!r} at {self.files.store.uri!r} is damaged: {what}", remedy=REMEDY)

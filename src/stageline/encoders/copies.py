@@ -7,12 +7,11 @@ is remembered by size and time beside it, so that ranks and later starts do not 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -32,6 +31,7 @@ from stageline.encoders.sources import fetch_source, find_source, hash_file, rea
 from stageline.errors import DataError, DiskFullError, Faults, MissingPartError
 from stageline.store import NotFoundError, Store, open_store
 from stageline.store.keys import HIDDEN
+from stageline.store.locks import hold_lock
 from stageline.store.scratch import pod_folder
 
 CHECKED = f"{HIDDEN}checked"
@@ -243,12 +243,9 @@ def _download(store: Store, path: Path, name: str, sha256: str, size: int) -> No
         raise DataError(f"{store.uri}/{name} is not what was locked: its size or hash differs", remedy=remedy)
 
 
-@contextmanager
-def _alone(locked: Locked) -> Iterator[None]:
+def _alone(locked: Locked) -> AbstractContextManager[None]:
     """One process of this node at a time; the lock goes with the process."""
-    with (pod_folder() / f"external-{locked.digest}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return hold_lock(pod_folder() / f"external-{locked.digest}.lock")
 
 
 def _stamp(path: Path) -> list[int]:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -108,10 +109,13 @@ class Disk:
             data = path.read_bytes()
         return data, content_token(data)
 
-    def stream(self, key: str, chunk_bytes: int) -> Iterator[bytes]:
+    def stream(self, key: str, chunk_bytes: int, start: int, size: int | None) -> Iterator[bytes]:
         path = self._path(key)
         with _speaking(path), path.open("rb") as file:
-            while chunk := file.read(chunk_bytes):
+            file.seek(start)
+            left = sys.maxsize if size is None else size
+            while chunk := file.read(min(chunk_bytes, left)):
+                left -= len(chunk)
                 yield chunk
 
     def stat(self, key: str) -> ObjectInfo | None:

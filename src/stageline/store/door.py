@@ -85,9 +85,14 @@ class Store:
         """The object's bytes and the token `replace` wants."""
         return self._backend.get(self._key(key))
 
-    def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
-        """The object's bytes in chunks."""
-        return self._backend.stream(self._key(key), chunk_bytes)
+    def stream(
+        self, key: str, chunk_bytes: int = CHUNK_BYTES, start: int = 0, size: int | None = None
+    ) -> Iterator[bytes]:
+        """The object's bytes in chunks.
+
+        start: first byte that is wanted.  size: how many, None is all to the end; nothing else is fetched.
+        """
+        return self._backend.stream(self._key(key), chunk_bytes, start, size)
 
     def exists(self, key: str) -> bool:
         return self.stat(key) is not None

@@ -156,13 +156,14 @@ class Objects:
 
         return self._do(key, attempt)
 
-    def stream(self, key: str, chunk_bytes: int) -> Iterator[bytes]:
+    def stream(self, key: str, chunk_bytes: int, start: int, size: int | None) -> Iterator[bytes]:
         import obstore
 
-        size = self._do(key, lambda: obstore.head(self.store, key))["size"]
-        for start in range(0, size, chunk_bytes):
-            end = min(size, start + chunk_bytes)
-            yield self._do(key, lambda a=start, b=end: bytes(obstore.get_range(self.store, key, start=a, end=b)))  # type: ignore[misc]
+        whole: int = self._do(key, lambda: obstore.head(self.store, key))["size"]
+        stop = whole if size is None else min(whole, start + size)
+        for begin in range(start, stop, chunk_bytes):
+            end = min(stop, begin + chunk_bytes)
+            yield self._do(key, lambda a=begin, b=end: bytes(obstore.get_range(self.store, key, start=a, end=b)))  # type: ignore[misc]
 
     def stat(self, key: str) -> ObjectInfo | None:
         import obstore

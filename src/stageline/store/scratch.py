@@ -17,6 +17,7 @@ from pathlib import Path
 
 from stageline.errors import DataError
 from stageline.store.keys import HIDDEN
+from stageline.store.locks import sweep_locks
 
 MARK = "stageline-"
 YOUNG_SECONDS = 60.0
@@ -32,6 +33,7 @@ def pod_folder() -> Path:
         raise DataError(
             f"{str(folder)!r} belongs to somebody else", remedy="remove it, or point TMPDIR to another folder"
         )
+    sweep_locks(folder)
     return folder
 
 

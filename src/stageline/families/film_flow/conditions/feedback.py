@@ -33,7 +33,7 @@ def open_feedback(config: FilmFlowConfig) -> FeatureSource | None:
             remedy="set evaluate.mask_feedback: off",
         )
     plain = open_features(config)
-    return FeatureSource(replace(plain.settings, input_mode=mode), plain.cache)
+    return FeatureSource(replace(plain.settings, input_mode=mode), plain.place, cache_bytes=config.data.cache_bytes)
 
 
 def feedback_condition(

@@ -7,19 +7,18 @@ on the config and the source files alone, not on what a feature cache happened t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stageline.config import flatten
+from stageline.data.features import FEATURES as FEATURES_FOLDER
 from stageline.data.prepared import PreparedData
 from stageline.data.reading import SplitReader
 from stageline.data.shards import SplitWriter
 from stageline.data.splits import Split
 from stageline.errors import DataError
-from stageline.families.film_flow.conditions.cache import FeatureCache
 from stageline.families.film_flow.conditions.encoder import EncoderSettings, encoder_settings
 from stageline.families.film_flow.conditions.features import FeatureSource
 from stageline.families.film_flow.data import sources
@@ -34,6 +33,7 @@ from stageline.families.film_flow.data.prepared import (
     write_picture,
 )
 from stageline.families.film_flow.data.sources import Source
+from stageline.store import open_store
 
 if TYPE_CHECKING:
     from stageline.families.film_flow.config import FilmFlowConfig
@@ -43,26 +43,11 @@ CHUNK_IMAGES = 64
 """Pictures held in memory between two calls of the encoder."""
 
 
-def cache_folder(config: FilmFlowConfig) -> Path | None:
-    """Where features are cached: the config's folder, else under a local root; None under a root elsewhere."""
-    given = config.model.vlm_film_config.cache_dir
-    if given:
-        return Path(given)
-    root = config.root.removeprefix("file://")
-    return None if "://" in root else Path(root) / "cache" / "features"
-
-
 def open_features(config: FilmFlowConfig) -> FeatureSource:
-    """The features of a config's encoder, cached where there is a place for it. Loads nothing yet."""
-    settings = encoder_settings(config)
-    folder = cache_folder(config)
-    cache = FeatureCache(folder, settings.embedding_dtype) if folder is not None and has_cache(settings) else None
-    return FeatureSource(settings, cache)
-
-
-def has_cache(settings: EncoderSettings) -> bool:
-    """Whether features of this encoder are worth keeping: those without work of their own are not."""
-    return settings.encoder not in ("none", "precomputed")
+    """The features of a config's encoder, cached in the config's folder, else below the root. Loads nothing yet."""
+    given = config.model.vlm_film_config.cache_dir
+    place = open_store(given) if given else open_store(config.root).child(FEATURES_FOLDER)
+    return FeatureSource(encoder_settings(config), place, cache_bytes=config.data.cache_bytes)
 
 
 def is_per_crop(settings: EncoderSettings) -> bool:

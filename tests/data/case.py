@@ -1,0 +1,67 @@
+"""What tests of data and the processes they start have in common: a store that counts, and made features."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stageline.store import Store
+
+PARTS = {"owner": "a" * 64, "settings": {"views": 8}}
+
+
+def named(number: int | str) -> str:
+    """The id of a made feature."""
+    return hashlib.sha256(str(number).encode()).hexdigest()
+
+
+def vector(name: str, size: int = 16) -> np.ndarray:
+    """What is computed for an id."""
+    return np.random.default_rng(int(name[:8], 16)).standard_normal(size, dtype=np.float32)
+
+
+def make(names: Sequence[str]) -> Iterable[tuple[str, Any]]:
+    return ((name, vector(name)) for name in names)
+
+
+class CountingStore(Store):
+    """A store that notes in a file, which processes may share, how many bytes of which object were read."""
+
+    log: Path
+
+    @classmethod
+    def over(cls, store: Store, log: Path) -> CountingStore:
+        own = cls(store._backend, store.uri, store._prefix)
+        own.log = log
+        return own
+
+    def child(self, *parts: str) -> Store:
+        return CountingStore.over(super().child(*parts), self.log)
+
+    def get(self, key: str) -> bytes:
+        data = super().get(key)
+        self._note(key, len(data))
+        return data
+
+    def stream(self, key: str, chunk_bytes: int = 1 << 20, start: int = 0, size: int | None = None) -> Iterator[bytes]:
+        for chunk in super().stream(key, chunk_bytes, start, size):
+            self._note(key, len(chunk))
+            yield chunk
+
+    def _note(self, key: str, size: int) -> None:
+        with self.log.open("a") as file:
+            file.write(json.dumps([key, size]) + "\n")
+
+
+def read_count(log: Path) -> dict[str, int]:
+    """Object -> bytes read since the log was begun."""
+    counts: dict[str, int] = {}
+    for line in log.read_text().splitlines() if log.exists() else ():
+        key, size = json.loads(line)
+        counts[key] = counts.get(key, 0) + size
+    return counts
