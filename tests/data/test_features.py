@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from safetensors.numpy import load_file
 
-from stageline.data.feature_files import INDEX, index_bytes, parse_index
+from stageline.data.feature_files import ARRAYS, FILE_NAME, INDEX, index_bytes, parse_index
 from stageline.data.features import FEATURES, LARGE_BYTES, FeatureStore
 from stageline.data.pod_cache import LOCK, StoredFiles
 from stageline.errors import DataError, DiskFullError
@@ -241,8 +241,8 @@ def test_no_room_is_refused_after_the_first_feature(tmp_path: Path, monkeypatch:
 
 def damage(store: FeatureStore, how: str) -> None:
     """Damage the one shard of a store, or its index."""
-    names = {info.key.partition(".")[2]: info.key for info in store.folder.list() if info.key != "about.json"}
-    arrays, index = names["safetensors"], names["index"]
+    names = {info.key.partition(".")[2]: info.key for info in store.folder.list() if FILE_NAME.fullmatch(info.key)}
+    arrays, index = names[ARRAYS], names[INDEX]
     data = store.folder.get(arrays)
     if how == "gone":
         store.folder.delete(arrays)
@@ -256,11 +256,9 @@ def damage(store: FeatureStore, how: str) -> None:
 
 def readable(store: FeatureStore, name: str) -> bool:
     try:
-        store.read(name)
-    except DataError as error:
-        assert "is damaged" in error.message
+        return len(store.read(name)) > 0
+    except DataError:
         return False
-    return True
 
 
 @pytest.mark.parametrize("how", ["gone", "truncated", "bit", "index"])
@@ -327,7 +325,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
             fresh.read(name)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 2700 * 700, "the bytes of the rows are 4096 each"
+    assert peaks[1] - peaks[0] < 2700 * 300, "the bytes of the rows are 4096 each"
 
 
 def test_a_store_travels_without_its_files_and_survives_a_fork(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The two files of a shard of features: the arrays (safetensors) and the index that says where each lies. No torch.
 
     <sha256>.safetensors    arrays, one per entry, of at most 256 MiB together with its header
-    <sha256>.index          JSON: the arrays' file, its size, and per entry dtype, shape, begin, SHA-256, fields
+    <sha256>.json           index: the arrays' file, its size, and per entry dtype, shape, begin, SHA-256, fields
 
 Both are named by their content, so equal entries in equal order give equal files. A file of arrays without its index
 does not exist for a reader. What an index says is checked before anything is made from it.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA = "stageline-features/2"
-ARRAYS, INDEX = "safetensors", "index"
+ARRAYS, INDEX = "safetensors", "json"
 SHARD_BYTES = 256 * 2**20
 SHARD_ENTRIES = 4096
 """Most entries of one shard."""

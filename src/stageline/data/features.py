@@ -2,7 +2,7 @@
 
     cache/features/<key>/
       about.json               what the key stands for, and what whoever writes noted
-      <sha256>.safetensors     arrays; with <sha256>.index, written after it, they count (`feature_files`)
+      <sha256>.safetensors     arrays; with <sha256>.json, written after it, they count (`feature_files`)
       filling/                 leases of the processes that are at it
 
 The key is a hash of what all entries have in common: the owner's content or the external's digest, and settings. An
@@ -113,7 +113,8 @@ class FeatureStore:
         self._forget()
 
     def __len__(self) -> int:
-        """How many entries there are, as of the last look."""
+        """How many entries there are; looks at the store."""
+        self._refresh()
         return len(np.unique(self._table["id"]))
 
     def missing(self, ids: Iterable[str]) -> list[str]:
@@ -249,12 +250,15 @@ class FeatureStore:
         name, data = index_bytes(index)
         self.folder.put(index.arrays, path)
         self.folder.put(name, data)
-        self._take({name: index})
+        self._take([(name, index)])
 
     def _refresh(self) -> None:
         """Learn of what was committed since the last look."""
+        self._take(self._new_indexes())
+
+    def _new_indexes(self) -> Iterator[tuple[str, ShardIndex]]:
+        """The sound indexes that are not known yet, one after the other."""
         there = {info.key: info.size for info in self.folder.list() if FILE_NAME.fullmatch(info.key)}
-        found: dict[str, ShardIndex] = {}
         for name in sorted(set(there) - self._shards.keys()):
             if not name.endswith(INDEX):
                 continue
@@ -266,8 +270,7 @@ class FeatureStore:
             if there.get(index.arrays) != index.size:
                 self.damaged[name] = f"{index.arrays} is missing or not of {index.size} bytes"
                 continue
-            found[name] = index
-        self._take(found)
+            yield name, index
 
     def _read_index(self, name: str, size: int) -> ShardIndex:
         if not self.files.in_place:
@@ -277,10 +280,10 @@ class FeatureStore:
             raise self.files.fault(name, "its hash is not its name")
         return parse_index(data)
 
-    def _take(self, indexes: Mapping[str, ShardIndex]) -> None:
-        """Put the entries of shards into the table. indexes: name of the index -> what it says."""
+    def _take(self, indexes: Iterable[tuple[str, ShardIndex]]) -> None:
+        """Put the entries of shards into the table. indexes: names of indexes and what they say."""
         parts, known = [self._table], {layout: number for number, layout in enumerate(self._layouts)}
-        for name, index in indexes.items():
+        for name, index in indexes:
             if name in self._shards:  # written again, so that what was damaged there is sound
                 shard = list(self._shards).index(name)
                 self._state[self._table["shard"] == shard] = UNREAD

@@ -178,8 +178,7 @@ def test_crop_scope_gives_each_crop_and_window_its_own_condition(make_config, ma
     one, two = data.train_set[(0, 0)], data.train_set[(0, 1)]
     assert not np.array_equal(one.feature, two.feature)
     np.testing.assert_array_equal(data.train_set[(0, 0)].feature, one.feature)
-    entries = json.loads((tmp_path / "cache" / "features" / "index.json").read_text())["entries"]
-    assert len(entries) == 1  # the whole validation picture; random crops are not kept
+    assert len(data.features.cache) == 1  # the whole validation picture; random crops are not kept
     strict = replace_override(config, "model.vlm_film_config.cache_only=true")
     with pytest.raises(ConfigError, match="cache_only forbids"):
         open_data(strict, prepared)

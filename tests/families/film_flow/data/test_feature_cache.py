@@ -1,30 +1,22 @@
-"""The feature cache: hits, misses, damage, cache_only, two writers, verification."""
+"""Features behind the cache: hits, misses, damage, cache_only, verification. The store has tests of its own."""
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from guards import HANG_SECONDS
-from safetensors.numpy import load_file, save_file
+import torch
+from safetensors.numpy import load_file
 
 from stageline.errors import ConfigError, DataError
-from stageline.families.film_flow.conditions.cache import (
-    Entry,
-    FeatureCache,
-    cosine_distance,
-    feature_key,
-)
 from stageline.families.film_flow.conditions.encoder import EncoderSettings
-from stageline.families.film_flow.conditions.features import FeatureSource
+from stageline.families.film_flow.conditions.features import FeatureSource, cosine_distance, feature_key
 from stageline.families.film_flow.conditions.stub import StubEncoder
 from stageline.families.film_flow.data.sets import open_data
+from stageline.store import open_store
 
 from .conftest import make_data
 
@@ -35,7 +27,7 @@ IDS = ["a", "b", "c", "d"]
 
 
 def source(folder: Path, settings: EncoderSettings = SETTINGS) -> FeatureSource:
-    return FeatureSource(settings, FeatureCache(folder, settings.embedding_dtype))
+    return FeatureSource(settings, open_store(folder))
 
 
 def forbidden(settings):
@@ -47,12 +39,12 @@ def test_second_epoch_asks_no_encoder(tmp_path):
     first = source(tmp_path)
     made, present = first.features(PICTURES, PROMPTS, IDS)
     assert first.encoder_calls == 4
-    second = FeatureSource(SETTINGS, FeatureCache(tmp_path), forbidden)
+    second = FeatureSource(SETTINGS, open_store(tmp_path), forbidden)
     again, there = second.features(PICTURES, PROMPTS, IDS)
     np.testing.assert_array_equal(made, again)
     np.testing.assert_array_equal(present, there)
     assert second.encoder_calls == 0
-    assert second.cache.counts.hits == 4
+    assert second.counts.hits == 4
     direct, _ = FeatureSource(SETTINGS).features(PICTURES, PROMPTS, IDS)
     np.testing.assert_array_equal(direct, made)
 
@@ -120,15 +112,15 @@ def test_pictures_of_one_length_but_two_shapes_differ():
 
 
 def shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
+    return sorted(folder.glob("*/*.safetensors"))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "bit", "gone", "other vector", "other width", "index", "index entry"])
+@pytest.mark.parametrize("damage", ["truncated", "bit", "gone", "index"])
 def test_damaged_entries_are_made_again_and_counted(tmp_path, damage):
     """Acceptance check 20."""
     made, _ = source(tmp_path).features(PICTURES, PROMPTS, IDS)
     (shard,) = shards(tmp_path)
-    index = tmp_path / "index.json"
+    (index,) = [path for path in shard.parent.glob("*.json") if len(path.stem) == 64]
     content = shard.read_bytes()
     if damage == "truncated":
         shard.write_bytes(content[:-7])
@@ -136,53 +128,29 @@ def test_damaged_entries_are_made_again_and_counted(tmp_path, damage):
         shard.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
     elif damage == "gone":
         shard.unlink()
-    elif damage == "index":
-        index.write_text(index.read_text()[:-30])
     else:
-        arrays = load_file(shard)
-        key = sorted(arrays)[0]
-        if damage == "index entry":
-            raw = json.loads(index.read_text())
-            raw["entries"][key]["sha256"] = "0" * 64
-            index.write_text(json.dumps(raw))
-        else:
-            arrays[key] = np.ones(16 if damage == "other vector" else 9, np.float16)
-            save_file(arrays, shard)
+        index.write_text(index.read_text()[:-30])
     asked = source(tmp_path)
     again, _ = asked.features(PICTURES, PROMPTS, IDS)
     np.testing.assert_array_equal(again, made)
-    lost = 4 if damage in ("truncated", "gone", "index") else 1
-    assert asked.encoder_calls == lost
-    assert asked.cache.counts.damaged >= 1
-    healed = FeatureSource(SETTINGS, FeatureCache(tmp_path), forbidden)
+    assert asked.encoder_calls == (1 if damage == "bit" else 4)
+    assert asked.counts.damaged >= 1
+    healed = FeatureSource(SETTINGS, open_store(tmp_path), forbidden)
     np.testing.assert_array_equal(healed.features(PICTURES, PROMPTS, IDS)[0], made)
-    assert healed.cache.counts.damaged == 0
-
-
-def test_an_index_that_names_files_elsewhere_reads_none_of_them(tmp_path):
-    folder = tmp_path / "cache"
-    source(folder).features(PICTURES, PROMPTS, IDS)
-    shards(folder)[0].rename(tmp_path / "elsewhere.safetensors")
-    raw = json.loads((folder / "index.json").read_text())
-    for entry in raw["entries"].values():
-        entry["shard"] = "../elsewhere.safetensors"
-    (folder / "index.json").write_text(json.dumps(raw))
-    asked = source(folder)
-    asked.features(PICTURES, PROMPTS, IDS)
-    assert asked.encoder_calls == 4
+    assert healed.counts.damaged == 0
 
 
 def test_cache_only_misses_are_errors_and_load_nothing(tmp_path):
     """Acceptance check 20."""
     source(tmp_path).features(PICTURES[:2], PROMPTS[:2], IDS[:2])
     strict = replace(SETTINGS, cache_only=True)
-    asked = FeatureSource(strict, FeatureCache(tmp_path), forbidden)
+    asked = FeatureSource(strict, open_store(tmp_path), forbidden)
     vectors, _ = asked.features(PICTURES[:2], PROMPTS[:2], IDS[:2])
     assert vectors.shape == (2, 16)
     with pytest.raises(DataError, match=r"2 of 4 features are not in the cache .*'c', 'd'"):
         asked.features(PICTURES, PROMPTS, IDS)
     with pytest.raises(DataError, match="knows nothing of the encoder"):
-        _ = FeatureSource(strict, FeatureCache(tmp_path / "empty"), forbidden).encoder
+        _ = FeatureSource(strict, open_store(tmp_path / "empty"), forbidden).encoder
     with pytest.raises(ConfigError, match="without a feature cache"):
         FeatureSource(strict, None)
 
@@ -201,50 +169,13 @@ def test_cache_only_through_prepare(make_config, tmp_path):
 
 
 def test_a_failed_answer_stays_absent(tmp_path):
-    cache = FeatureCache(tmp_path)
-    cache.store(
-        [Entry("k1", "a", np.zeros(4, np.float32), present=False), Entry("k2", "b", np.ones(4, np.float32))], {}
-    )
-    found = FeatureCache(tmp_path).lookup(["k1", "k2", "k3"], 4)
-    assert set(found) == {"k1", "k2"}
-    assert not found["k1"].present
-    assert found["k2"].present
+    class Silent(StubEncoder):
+        def encode(self, pictures, prompts, ids):
+            return replace(super().encode(pictures, prompts, ids), present=torch.tensor([name != "a" for name in ids]))
 
-
-WRITER = """
-import sys
-from pathlib import Path
-import numpy as np
-from stageline.families.film_flow.conditions.cache import Entry, FeatureCache
-cache, name = FeatureCache(Path(sys.argv[1])), sys.argv[2]
-print("ready", flush=True)
-sys.stdin.readline()
-for number in range(40):
-    cache.store([Entry(f"{name}-{number}", name, np.full(8, number, np.float32))], {"encoder": name})
-    cache.note_encoder(f"{name}-{number}", {"resize": "none"})
-assert "torch" not in sys.modules
-"""
-
-
-def test_two_processes_write_at_once(tmp_path):
-    command, pipe = [sys.executable, "-c", WRITER, str(tmp_path)], subprocess.PIPE
-    writers = [subprocess.Popen([*command, name], stdin=pipe, stdout=pipe, text=True) for name in ("one", "two")]
-    assert [writer.stdout.readline() for writer in writers] == ["ready\n"] * 2
-    for writer in writers:  # both are up: they start together
-        writer.stdin.write("go\n")
-        writer.stdin.flush()
-    for writer in writers:
-        writer.communicate(timeout=HANG_SECONDS)
-        assert writer.returncode == 0
-    cache = FeatureCache(tmp_path)
-    keys = [f"{name}-{number}" for name in ("one", "two") for number in range(40)]
-    found = cache.lookup(keys, 8)
-    assert len(found) == 80
-    assert all(found[f"two-{number}"].vector[0] == number for number in range(40))
-    assert len(cache.encoders()) == 80
-    assert cache.statistics()["encoders"] == {"one": 40, "two": 40}
-    assert cache.counts.damaged == 0
-    assert not list(tmp_path.glob("*.partial")) + list(tmp_path.glob(".*.partial"))
+    _, present = FeatureSource(SETTINGS, open_store(tmp_path), Silent).features(PICTURES, PROMPTS, IDS)
+    _, again = FeatureSource(SETTINGS, open_store(tmp_path), forbidden).features(PICTURES, PROMPTS, IDS)
+    assert present.tolist() == again.tolist() == [False, True, True, True]
 
 
 def test_verify_finds_vectors_that_another_encoder_made(tmp_path):
@@ -260,7 +191,7 @@ def test_verify_finds_vectors_that_another_encoder_made(tmp_path):
         def _project(self, part, numbers):
             return -super()._project(part, numbers)
 
-    other = FeatureSource(SETTINGS, FeatureCache(tmp_path), Other)
+    other = FeatureSource(SETTINGS, open_store(tmp_path), Other)
     assert len(other.verify(pictures, prompts, ids)) == 2
     assert cosine_distance(np.array([1.0, 0.0]), np.array([1.0, 0.001])) < 1e-2
     assert cosine_distance(np.array([1.0, 0.0]), np.array([-1.0, 0.0])) == pytest.approx(2.0)
@@ -276,18 +207,3 @@ def test_values_on_disk_are_half_precision_and_exact(tmp_path):
     exact = source(tmp_path / "full", replace(SETTINGS, embedding_dtype="float32"))
     exact.features(PICTURES, PROMPTS, IDS)
     assert all(array.dtype == np.float32 for array in load_file(shards(tmp_path / "full")[0]).values())
-    with pytest.raises(DataError, match="float16 or float32"):
-        FeatureCache(tmp_path, "int8")
-
-
-def test_an_interrupted_write_leaves_no_entry(tmp_path, monkeypatch):
-    def fail(*args, **kwargs):
-        raise OSError("disk gone")
-
-    cache = FeatureCache(tmp_path)
-    cache.store([Entry("old", "a", np.ones(4, np.float32))], {})
-    monkeypatch.setattr("stageline.families.film_flow.conditions.cache._sync_rename", fail)
-    with pytest.raises(OSError, match="disk gone"):
-        cache.store([Entry("new", "b", np.ones(4, np.float32))], {})
-    monkeypatch.undo()
-    assert set(FeatureCache(tmp_path).lookup(["old", "new"], 4)) == {"old"}

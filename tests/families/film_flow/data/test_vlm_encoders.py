@@ -13,11 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from stageline.errors import CheckpointError, ConfigError, DataError, MissingPartError
-from stageline.families.film_flow.conditions.cache import FeatureCache
 from stageline.families.film_flow.conditions.encoder import EncoderSettings
 from stageline.families.film_flow.conditions.features import FeatureSource, load_encoder
 from stageline.families.film_flow.conditions.questionnaire import PROBE_WIDTH, QUESTIONS
 from stageline.families.film_flow.conditions.vlm import pick_device, pooled_vectors
+from stageline.store import open_store
 
 from .tiny_encoders import save_clip, save_qwen, save_siglip, save_siglip2, save_tokenizer
 
@@ -274,17 +274,16 @@ def test_cache_knows_an_encoder_without_loading_it(folder, tmp_path):
     """A run under cache_only reads sizes and resize from the cache; even the model's folder may be gone."""
     for kind in ("clip", "qwen2.5"):
         known = settings(folder, kind)
-        made, _ = FeatureSource(known, FeatureCache(tmp_path / kind)).features(PICTURES, PROMPTS, IDS)
+        made, _ = FeatureSource(known, open_store(tmp_path / kind)).features(PICTURES, PROMPTS, IDS)
 
         def forbidden(_settings):
             raise AssertionError("loaded")
 
-        strict = FeatureSource(replace(known, cache_only=True), FeatureCache(tmp_path / kind), forbidden)
+        strict = FeatureSource(replace(known, cache_only=True), open_store(tmp_path / kind), forbidden)
         again, _ = strict.features(PICTURES, PROMPTS, IDS)
         np.testing.assert_array_equal(made, again)
         # The key holds the picture after the encoder's own resize.
-        (entry,) = json.loads((tmp_path / kind / "index.json").read_text())["encoders"].values()
-        assert entry["resize"] == {"clip": "square:32,32", "qwen2.5": "grid:28,784,12544"}[kind]
+        assert strict.cache.notes["resize"] == {"clip": "square:32,32", "qwen2.5": "grid:28,784,12544"}[kind]
 
 
 def test_half_precision_encoders(folder):
