@@ -24,10 +24,12 @@ from hypothesis.extra import numpy as arrays_of
 from safetensors.numpy import load_file
 
 from stageline.data.feature_files import ARRAYS, FILE_NAME, INDEX, index_bytes, parse_index
-from stageline.data.features import FEATURES, LARGE_BYTES, FeatureStore
-from stageline.data.pod_cache import LOCK, StoredFiles
+from stageline.data.feature_table import LARGE_BYTES
+from stageline.data.features import FEATURES, FeatureStore
+from stageline.data.pod_cache import StoredFiles
 from stageline.errors import DataError, DiskFullError
 from stageline.store import Store, open_store
+from stageline.store.locks import LOCK
 
 from .case import PARTS, CountingStore, make, named, read_count, vector
 
@@ -125,6 +127,7 @@ sys.path.insert(0, sys.argv[1])
 from tests.data.case import PARTS, CountingStore, named, vector
 from stageline.data.features import FeatureStore
 from stageline.store import open_store
+from stageline.store.locks import LOCK
 store = FeatureStore.open(CountingStore.over(open_store(sys.argv[2]), Path(sys.argv[3])), PARTS)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -168,6 +171,7 @@ sys.path.insert(0, sys.argv[1])
 from tests.data.case import PARTS, named, vector
 from stageline.data.features import FeatureStore
 from stageline.store import open_store
+from stageline.store.locks import LOCK
 store = FeatureStore.open(open_store(sys.argv[2]), PARTS)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -348,7 +352,7 @@ def test_the_cache_of_the_pod_stays_within_its_bytes(s3_environment: str, tmp_pa
         for number in range(5):
             writer.add(named(number), vector(named(number), LARGE_BYTES // 4))
     small = FeatureStore.open(open_store(f"s3://stageline-test/{tmp_path.name}"), PARTS)
-    small._files = StoredFiles(small.folder, tmp_path, 5 << 19)
+    small._table._files = StoredFiles(small.folder, tmp_path, 5 << 19)
     for number in (0, 1, 2, 3, 4, 0):
         np.testing.assert_array_equal(small.read(named(number)), vector(named(number), LARGE_BYTES // 4))
         assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 5 << 19

@@ -19,12 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from stageline.data.pod_cache import LOCK, PARTIAL, StoredFiles
+from stageline.data.pod_cache import PARTIAL, StoredFiles
 from stageline.data.reading import SplitReader
 from stageline.data.shards import DTYPES, SplitWriter, row_type
 from stageline.data.splits import SplitManifest, parse_manifest
 from stageline.errors import DataError, DiskFullError
 from stageline.store import Store, open_store
+from stageline.store.locks import LOCK
 
 from .case import CountingStore, read_count
 from .conftest import open_split, picture, write_split
