@@ -152,7 +152,7 @@ def test_qformer_equals_its_formula() -> None:
         return scaled * state[f"{name}.weight"] + state[f"{name}.bias"]
 
     def linear(v: np.ndarray, name: str) -> np.ndarray:
-        return v @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+        return v @ state[f"{name}.weight"].T + state.get(f"{name}.bias", 0.0)
 
     def attend(q: np.ndarray, keys: np.ndarray, name: str) -> np.ndarray:
         parts = [linear(v, f"{name}.{part}").reshape(len(v), 4, 8) for v, part in ((q, "q"), (keys, "k"), (keys, "v"))]

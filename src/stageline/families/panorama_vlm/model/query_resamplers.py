@@ -58,9 +58,10 @@ class QueryGroups:
 
 
 class CrossAttention(nn.Module):
-    """Softmax attention of queries over keys, with biases in the projections.
+    """Softmax attention of queries over keys. Keys have no bias: the softmax would not notice it.
 
-    width: of queries and output.  key_width: of keys.  inner: heads * head width.  heads: their number.
+    width: of queries and output.  key_width: of keys.  inner: heads * head width.  heads: their number.  bias: of the
+    other projections.
     """
 
     def __init__(self, width: int, key_width: int, inner: int, heads: int, *, bias: bool = True) -> None:
@@ -69,7 +70,7 @@ class CrossAttention(nn.Module):
             raise ConfigError(f"{heads} heads do not divide the width {inner}", remedy="choose heads that do")
         self.heads = heads
         self.q = nn.Linear(width, inner, bias=bias)
-        self.k = nn.Linear(key_width, inner, bias=bias)
+        self.k = nn.Linear(key_width, inner, bias=False)
         self.v = nn.Linear(key_width, inner, bias=bias)
         self.out = nn.Linear(inner, width, bias=bias)
 
