@@ -303,7 +303,7 @@ def stage_fingerprint(
     config: the stage's own.
     data: one text for the inputs of the splits that it reads.
     parents: role -> content of the checkpoint used.
-    externals: name -> which weights of others.
+    externals: weights of others -> digest.
     code: the user's own files -> SHA-256; without these two the fingerprint is what it was before there were some.
     """
     plain = {"stage": stage.name, "settings": stage_settings(config), "data": data, "parents": dict(parents)}

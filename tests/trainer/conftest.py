@@ -13,9 +13,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 
-from stageline.data.prepared import write_set
-from stageline.families import FAMILIES, parse_config
+from stageline.data.prepared import silent, write_set
+from stageline.encoders.copies import lock_external
+from stageline.families import FAMILIES, family_config, parse_config
 from stageline.store import open_store
+from stageline.work.externals import run_externals
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +40,13 @@ def data(tmp_path: Path) -> str:
 
 @pytest.fixture
 def train(tmp_path: Path, data: str) -> Callable[..., Any]:
-    """train(stage, run=..., **{"trainer.batch_size": 4}) -> StageResult, in this process."""
+    """train(stage, run=..., **{"trainer.batch_size": 4}) -> StageResult, in this process.
+
+    lock: whether weights of others are locked before, as prepare does.
+    """
     from stageline.verbs.train import train_stage
 
-    def call(stage: str = "base", *, run: str = "r", parents: Any = None, **dotted: Any) -> Any:
+    def call(stage: str = "base", *, run: str = "r", parents: Any = None, lock: bool = True, **dotted: Any) -> Any:
         settings = {
             "trainer.batch_size": 2,
             "trainer.accumulate_grad_batches": 2,
@@ -54,6 +59,8 @@ def train(tmp_path: Path, data: str) -> Callable[..., Any]:
         }
         words = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
         config = parse_config({"family": "toy", "run": run, "root": str(tmp_path), "seed": 3}, words)
+        for external in run_externals(config, family_config("toy")) if lock else ():
+            lock_external(open_store(config.root), external, silent)
         return train_stage(config, stage, data=data, parents=parents)
 
     return call

@@ -184,7 +184,7 @@ def clip(monkeypatch: pytest.MonkeyPatch, family: Any) -> dict[str, str]:
     """The toy's stem comes from an external: its weights are all 0.5, and no stage trains them."""
     from toy_family import config as toy_config
 
-    named = {"revision": "r1"}
+    named = {"source": "all 0.5"}
 
     def inherit(parent: Any, config: Any, stage: Any) -> tuple[Inheritance, ...]:
         return (
@@ -201,7 +201,7 @@ def clip(monkeypatch: pytest.MonkeyPatch, family: Any) -> dict[str, str]:
         toy_config.FAMILY_CONFIG,
         inherit=inherit,
         trains=lambda _config, _stage: Trains(("body.*", "head.*")),
-        externals=lambda _config, _stage: (External("clip", "some/clip", named["revision"], ("stem.*",)),),
+        externals=lambda _config, _stage: (External("clip", named["source"], patterns=("stem.*",), generated=True),),
     )
     monkeypatch.setattr(toy_config, "FAMILY_CONFIG", record)
     monkeypatch.setattr(family, "FAMILY", replace(family.FAMILY, load_externals=load_externals))
@@ -223,8 +223,8 @@ def test_an_external_is_in_no_file_and_every_reader_has_it(train: Any, clip: dic
         assert torch.equal(model.stem.weight, torch.full_like(model.stem.weight, 0.5))
         assert torch.equal(model.head.weight, read_tensors(ref, "ema")["head.weight"])
     assert not [key for key in load_file(export(tune, tmp_path / "out") / "model.safetensors") if "stem" in key]
-    clip["revision"] = "r2"
-    with pytest.raises(CheckpointError, match="external clip: 'some/clip@r1' -> 'some/clip@r2'"):
+    clip["source"] = "all one half"
+    with pytest.raises(CheckpointError, match=r"external clip \(all one half\): digest [0-9a-f]{12} -> [0-9a-f]{12}"):
         admit_model(parse_config(own_config(tune)), tune)
     assert train("base", **settings).action == "run", "another external is another stage"
 

@@ -23,6 +23,8 @@ from stageline.checkpoint.tensors import records_of
 from stageline.cli.configuration import raw_preset
 from stageline.config import RunConfig, apply_overrides, fingerprint, identity, read_yaml, to_yaml
 from stageline.contract import FamilyConfig
+from stageline.data.splits import silent
+from stageline.encoders.copies import lock_external
 from stageline.errors import CheckpointError, ConfigError, Faults
 from stageline.families import family_config, load_family, parse_config, spellings_of
 from stageline.stage import Stage, stage_config, stage_fingerprint, stage_settings
@@ -98,6 +100,7 @@ def import_files(
             name=external.name,
             source=external.source,
             revision=external.revision,
+            digest=lock_external(store, external, silent).digest,
             tensors={name: whole[name] for name, supplier in supplied.items() if supplier == external.name},
         )
         for external in declared.externals(own, declared_stage)

@@ -122,12 +122,15 @@ def _counted(config: RunConfig, made: Plan) -> Plan:
 def prepare(
     overrides: Overrides = None, config: ConfigFile = None, family: FamilyName = None, preset: PresetName = None
 ) -> None:
-    """Prepare the data of a config, or reuse them; prints their reference."""
+    """Prepare the data of a config and lock the weights of others, or reuse them; prints the data's reference."""
     from stageline.verbs.prepare import prepare_data
+    from stageline.work.externals import describe_externals
 
     own = read_config(config, family, preset, overrides)
     with _ending_on_sigterm():
         made = prepare_data(own, _progress)
+    for line in describe_externals(own):
+        print(line, file=sys.stderr)
     word = "reused" if made.reused else "prepared"
     print(f"{word} {made.num_files} files, {made.num_bytes} bytes", file=sys.stderr)
     print(made.reference)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from stageline.config import fingerprint, is_sealed, seal
+from stageline.encoders.external import External
 from stageline.errors import DataError, Faults
 from stageline.store import NotFoundError, Store
 
@@ -47,11 +48,13 @@ class Split:
 
     name: `train`, `val`, `test` or the family's own.  key: the part of the config that it depends on, JSON values.
     source_files: the files it is read from, sorted; () for synthetic data.
+    externals: weights of others that its rows are made with.
     """
 
     name: str
     key: Mapping[str, Any]
     source_files: tuple[Path, ...] = ()
+    externals: tuple[External, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,13 +99,21 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def split_fingerprint(family: str, split: Split, sources: Mapping[str, str], code: Mapping[str, str]) -> str:
+def split_fingerprint(
+    family: str,
+    split: Split,
+    sources: Mapping[str, str],
+    code: Mapping[str, str],
+    externals: Mapping[str, str] | None = None,
+) -> str:
     """Name of the prepared split that these inputs lead to.
 
     family: its name.  sources: source file -> SHA-256.  code: file of user code that makes the split -> SHA-256.
+    externals: weights of others that it is made with -> digest.
     """
     made_from = {"schema": SCHEMA, "family": family, "split": split.name, "key": dict(split.key)}
-    extra = {"code": sorted(code.values())} if code else {}
+    extra: dict[str, Any] = {"code": sorted(code.values())} if code else {}
+    extra |= {"externals": dict(externals)} if externals else {}
     return fingerprint({**made_from, "sources": dict(sources), **extra})
 
 

@@ -81,8 +81,9 @@ def lock_external(root: Store, external: External, progress: Progress) -> LockOu
         progress(0, 1, f"copying {external}")
         _copy(root.child(EXTERNALS, locked.digest), source.folder, locked)
     before = write_locked(root, locked)
-    progress(1, 1, f"locked {external}")
-    return LockOutcome(external, locked, "" if before is None else before.digest)
+    outcome = LockOutcome(external, locked, "" if before is None else before.digest)
+    progress(1, 1, f"locked {outcome}")
+    return outcome
 
 
 def has_copy(root: Store, locked: Locked) -> bool:

@@ -111,6 +111,7 @@ def _prepare(step: Step) -> dict[str, Any]:
     from stageline.families import family_config
     from stageline.work.data import hash_sources, run_splits
     from stageline.work.decision import decide_data
+    from stageline.work.externals import run_externals
     from stageline.work.given import Given
     from stageline.work.work import refuse_blocked
 
@@ -139,7 +140,8 @@ def _prepare(step: Step) -> dict[str, Any]:
             "facts": json.dumps(dict(found.facts)),
         },
     }
-    if not any(sources.values()):  # with source files only their bytes can tell: those are read again each time
+    # With source files or weights of others only their bytes can tell: those are looked at again each time.
+    if not any(sources.values()) and not run_externals(typed, family_config(typed.family)):
         step.leave(answer, Receipt({}, found.hashes))
     return answer
 

@@ -9,13 +9,14 @@ from torch import nn
 
 from stageline.checkpoint.admission import admit
 from stageline.checkpoint.layout import CheckpointRef
-from stageline.checkpoint.metadata import CONFIG_FILE
+from stageline.checkpoint.metadata import CONFIG_FILE, ExternalRecord
 from stageline.checkpoint.tensors import load_state, read_tensors
 from stageline.config import RunConfig, parse_yaml
-from stageline.errors import CheckpointError, Faults, difference
+from stageline.encoders.copies import external_digest
+from stageline.errors import CheckpointError, Faults, MissingPartError
 from stageline.families import family_config, load_family, parse_config
 from stageline.stage import Stage, stage_config, stage_raw
-from stageline.store import NotFoundError
+from stageline.store import NotFoundError, open_store
 
 OF_THE_USER = ("data", "evaluate", "run", "root")
 """Sections that say what is measured and where; `model` and the rest are the checkpoint's own."""
@@ -70,11 +71,11 @@ def admit_model(config: RunConfig, ref: CheckpointRef) -> tuple[RunConfig, nn.Mo
         if key in raw:
             merged[key] = raw[key]
     built = parse_config(merged, where=f"config of {ref.uri}")
+    notes = (*admission.notes, *_compare_externals(built, stage, ref))
     model = load_family(family.name).build_model(built, stage)
-    _refuse_other_externals(built, stage, ref)
     fill_externals(built, stage, model)
     load_state(model, read_tensors(ref, weights), where=ref.uri, external=ref.metadata.external_names)
-    return built, _on_device(model.eval(), config), admission.notes
+    return built, _on_device(model.eval(), config), notes
 
 
 def fill_externals(config: RunConfig, stage: Stage, model: nn.Module) -> None:
@@ -94,13 +95,40 @@ def fill_externals(config: RunConfig, stage: Stage, model: nn.Module) -> None:
     load(config, stage, model)
 
 
-def _refuse_other_externals(config: RunConfig, stage: Stage, ref: CheckpointRef) -> None:
-    """CheckpointError that names each external of a checkpoint that is another one now."""
-    asked = {e.name: f"{e.source}@{e.revision}" for e in family_config(config.family).externals(config, stage)}
-    found = {name: f"{record.source}@{record.revision}" for name, record in ref.metadata.externals.items()}
-    faults = Faults(CheckpointError, f"{ref.uri}: external weights", "name in the config what it was trained with")
-    faults.extend(f"external {line}" for line in difference(found, asked))
+def _compare_externals(config: RunConfig, stage: Stage, ref: CheckpointRef) -> list[str]:
+    """What could not be compared; CheckpointError that names each external of a checkpoint that is another one now.
+
+    config: the checkpoint's own, with the root whose lock counts.
+    Its digest decides. Where the checkpoint has none, its source and revision do.
+    """
+    root, notes = open_store(config.root), []
+    faults = Faults(
+        CheckpointError,
+        f"{ref.uri}: its external weights are others now",
+        "restore the files that it was trained with and run `stageline prepare`, or train its stage anew with those of "
+        "now",
+    )
+    asked = {external.name: external for external in family_config(config.family).externals(config, stage)}
+    found = ref.metadata.externals
+    faults.extend(f"external {name}: not in the config" for name in sorted(set(found) - set(asked)))
+    for name, external in asked.items():
+        record = found.get(name, ExternalRecord(name=name))
+        if not record.digest:
+            named = (record.source, record.revision)
+            if name in found and named != (external.source, external.revision):
+                faults.add(f"external {name}: '{'@'.join(named)}' -> '{external.source}@{external.revision}'")
+            continue
+        try:
+            digest = external_digest(root, external)
+        except MissingPartError as error:
+            if external.patterns:
+                raise
+            notes.append(f"not compared with {record.digest[:12]}: {error.message}")
+            continue
+        if digest != record.digest:
+            faults.add(f"external {name} ({external.source}): digest {record.digest[:12]} -> {digest[:12]}")
     faults.raise_if_any()
+    return notes
 
 
 def _on_device(model: nn.Module, config: RunConfig) -> nn.Module:

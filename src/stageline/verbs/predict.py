@@ -58,7 +58,10 @@ def load(uri: str, overrides: Iterable[str] = (), *, run_code: bool = False) -> 
     run_code: allow Python files that the config names under `code` to be executed; without it ConfigError names them.
     """
     ref = resolve(uri)
-    config = parse_config(own_config(ref), overrides, f"config of {ref.uri}")
+    raw = own_config(ref)
+    if ref.root is not None:  # of a root that was copied since, too
+        raw["root"] = ref.root.uri
+    config = parse_config(raw, overrides, f"config of {ref.uri}")
     if config.code and not run_code:
         raise ConfigError(
             f"{ref.uri} was trained with Python files of its user's own, which would be executed here: "

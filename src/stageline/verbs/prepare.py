@@ -19,6 +19,7 @@ from stageline.config import RunConfig
 from stageline.data.prepared import PREPARED, Prepared, write_set
 from stageline.data.shards import SplitWriter
 from stageline.data.splits import MANIFEST, Progress, Split, find_split, make_manifest, parse_manifest, silent
+from stageline.encoders.copies import lock_external
 from stageline.errors import DiskFullError
 from stageline.families import family_config, load_family
 from stageline.store import NotFoundError, Store, open_store
@@ -26,6 +27,7 @@ from stageline.store.holder import is_dead, this_process
 from stageline.store.scratch import scratch_folder
 from stageline.verbs.one_preparer import has_peers, prepare_once
 from stageline.work.data import hash_sources, note_sources, run_splits, split_fingerprints
+from stageline.work.externals import run_externals
 
 CLAIM = "claim.json"
 
@@ -33,6 +35,7 @@ CLAIM = "claim.json"
 def prepare_data(config: RunConfig, progress: Progress = silent) -> Prepared:
     """The prepared splits of a run; those that the same inputs made before are reused.
 
+    The weights of others that the run needs are locked first: splits may be made with them.
     Of several ranks that were started together rank 0 prepares and the others wait for it (`one_preparer`).
     DataError lists every fault of the source files before the first write; DiskFullError where they do not fit.
     """
@@ -45,6 +48,8 @@ def prepare_data(config: RunConfig, progress: Progress = silent) -> Prepared:
 def _prepare_splits(config: RunConfig, store: Store, progress: Progress) -> Prepared:
     family = family_config(config.family)
     splits = run_splits(config, family)
+    for external in run_externals(config, family):
+        lock_external(store, external, progress)
     sources = hash_sources(splits, progress)
     keys = split_fingerprints(config, splits, sources)
     missing = [split for split in splits if find_split(store, keys[split.name]) is None]

@@ -17,10 +17,11 @@ from stageline.config import RunConfig, fingerprint, flatten
 from stageline.contract import FamilyConfig
 from stageline.data.prepared import Prepared, compose_set, set_fingerprint
 from stageline.data.splits import Progress, Split, SplitManifest, file_sha256, find_split, silent, split_fingerprint
+from stageline.encoders.lock import Digests, external_digests, read_lock
 from stageline.errors import DataError, Faults, PlanError, difference
 from stageline.families import family_config
 from stageline.stage import Stage, stage_config
-from stageline.store import NotFoundError, Store
+from stageline.store import NotFoundError, Store, open_store
 
 SOURCES = "cache/sources"
 """Hashes of source files with the size and time they had."""
@@ -128,8 +129,21 @@ def hash_sources(splits: tuple[Split, ...], progress: Progress = silent) -> Hash
 
 
 def split_fingerprints(config: RunConfig, splits: tuple[Split, ...], sources: Hashes) -> dict[str, str]:
-    """Split -> its fingerprint. sources: as `hash_sources` gives them."""
-    return {split.name: split_fingerprint(config.family, split, sources[split.name], {}) for split in splits}
+    """Split -> its fingerprint, "" where it is made with weights of others that are not locked.
+
+    sources: as `hash_sources` gives them.
+    """
+    keys = {}
+    for split in splits:
+        digests = split_digests(open_store(config.root), split)
+        known = split_fingerprint(config.family, split, sources[split.name], {}, digests.known)
+        keys[split.name] = "" if digests.unknown else known
+    return keys
+
+
+def split_digests(root: Store, split: Split) -> Digests:
+    """What is known of the weights of others that a split is made with."""
+    return external_digests(read_lock(root), split.externals, compare=True) if split.externals else Digests({})
 
 
 def prepared_fingerprint(config: RunConfig, splits: tuple[Split, ...], sources: Hashes) -> str:
@@ -162,7 +176,10 @@ def _forecast_split(config: RunConfig, store: Store, split: Split) -> SplitForec
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             return SplitForecast(split, "", None, f"source files changed: {', '.join(changed[:3])}{more}")
         sources = {name: str(noted[name][2]) for name in names}
-    key = split_fingerprint(config.family, split, sources, {})
+    digests = split_digests(store, split)
+    if digests.unknown:
+        return SplitForecast(split, "", None, "; ".join(digests.unknown))
+    key = split_fingerprint(config.family, split, sources, {}, digests.known)
     manifest = find_split(store, key)
     return SplitForecast(split, key, manifest, "" if manifest else never)
 

@@ -6,20 +6,23 @@ looks for parents, computes a fingerprint or picks a checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
 from stageline.checkpoint.identity import RUN_NAME, compare_run, read_run, refuse_alike
 from stageline.checkpoint.layout import CheckpointRef, resolve
 from stageline.config import RunConfig
-from stageline.contract import FamilyConfig
+from stageline.contract import External, FamilyConfig
 from stageline.data.prepared import set_fingerprint
+from stageline.encoders.lock import Digests, Locked, external_digests, read_lock
 from stageline.errors import DataError, PlanError, StagelineError, StoreError
 from stageline.families import family_config
 from stageline.stage import Stage
 from stageline.store import Reference, Store, open_store
 from stageline.work.data import inputs_digest
 from stageline.work.evaluations import asked_checkpoints, find_evaluation, joint_fingerprint
+from stageline.work.externals import run_externals
 from stageline.work.given import Given
 from stageline.work.inputs import RunData, data_inputs, forecast_data, given_data
 from stageline.work.parents import refuse_other
@@ -118,6 +121,15 @@ class RunDecision:
         return forecast_data(self.config, self.family, self.root, hashes=self.given.hashes, read=recorded)
 
     @cached_property
+    def lock(self) -> dict[str, Locked]:
+        """What the root has locked of weights of others."""
+        return read_lock(self.root)
+
+    def digests(self, externals: Sequence[External]) -> Digests:
+        """What is known of them; who is handed prepared data takes what was locked when those were prepared."""
+        return external_digests(self.lock, externals, compare=not self.given.data) if externals else Digests({})
+
+    @cached_property
     def preparation(self) -> PrepareWork:
         work = PrepareWork(
             item=PREPARE_ITEM,
@@ -133,12 +145,14 @@ class RunDecision:
             return replace(work, action="blocked", reasons=why, remedies=(remedy,), faults=self.foreign_faults)
         try:
             data = self.data
+            unlocked = self.digests(run_externals(self.config, self.family)).unknown
         except StagelineError as error:
             return blocked(work, [error])
         work = replace(work, data=data, fingerprint=set_fingerprint(data.inputs) if data.is_decided else "")
         found = data.prepared
-        if found is None:
-            return replace(work, reasons=(data.reason,))
+        if found is None or unlocked:
+            reasons = (data.reason, *unlocked) if found is None else unlocked
+            return replace(work, reasons=tuple(dict.fromkeys(reasons)), unlocked=unlocked)
         same = f"equal data section and source files ({found.num_files} files)"
         reference = str(found.reference)
         return replace(work, action="reuse", reasons=(same,), reference=reference, seconds=0.0, prepared=found)

@@ -12,14 +12,20 @@ from stageline.stage import stage_settings
 
 
 def changes(
-    recorded: CheckpointMetadata, own: RunConfig, inputs: Mapping[str, str], parents: Mapping[str, CheckpointRef]
+    recorded: CheckpointMetadata,
+    own: RunConfig,
+    inputs: Mapping[str, str],
+    parents: Mapping[str, CheckpointRef],
+    externals: Mapping[str, str],
 ) -> list[str]:
     """Every difference of a recorded checkpoint, one line each: `key: old -> new`.
 
     own: the stage's config.  inputs: split -> what it is made from.  parents: role -> checkpoint it starts from.
+    externals: weights of others -> digest.
     """
     lines = [] if is_continuable(recorded) else [old_schema(recorded)]
-    return lines + changed_fields(recorded, own) + changed_inputs(recorded, inputs) + changed_parents(recorded, parents)
+    lines += changed_fields(recorded, own) + changed_inputs(recorded, inputs)
+    return lines + changed_externals(recorded, externals) + changed_parents(recorded, parents)
 
 
 def old_schema(recorded: CheckpointMetadata) -> str:
@@ -41,6 +47,16 @@ def changed_inputs(recorded: CheckpointMetadata, inputs: Mapping[str, str]) -> l
         f"data {name}: {old.get(name, 'none')[:12]} -> {inputs.get(name, 'none')[:12]}"
         for name in sorted({*old, *inputs})
         if old.get(name) != inputs.get(name)
+    ]
+
+
+def changed_externals(recorded: CheckpointMetadata, digests: Mapping[str, str]) -> list[str]:
+    """The weights of others that are other ones. digests: name -> digest of now."""
+    old = {name: record.digest for name, record in recorded.externals.items()}
+    return [
+        f"external {name}: {old.get(name, 'none')[:12] or 'not recorded'} -> {digests.get(name, 'none')[:12]}"
+        for name in sorted({*old, *digests})
+        if old.get(name) != digests.get(name)
     ]
 
 

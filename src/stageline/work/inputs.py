@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stageline.config import RunConfig, fingerprint
-from stageline.contract import External, FamilyConfig
+from stageline.contract import FamilyConfig
 from stageline.data.prepared import Prepared, compose_set, read_prepared
 from stageline.data.splits import Split
 from stageline.errors import DataError
@@ -71,7 +71,7 @@ def forecast_data(
     splits = run_splits(config, family)
     if hashes is not None:
         keys = split_fingerprints(config, splits, hashes)
-        found, _ = compose_set(root, keys)
+        found = compose_set(root, keys)[0] if all(keys.values()) else None
         return RunData(keys, found, "" if found else "never prepared with this data section")
     parts = forecast(config, root, splits)
     keys = {part.split.name: part.fingerprint for part in parts}
@@ -122,8 +122,3 @@ def data_digest(data: RunData, inputs: Mapping[str, str]) -> str:
     if data.prepared is None or not set(inputs) <= set(data.prepared.splits):
         return ""
     return fingerprint({"digests": {name: data.prepared.splits[name].digest for name in sorted(inputs)}})
-
-
-def external_inputs(externals: tuple[External, ...]) -> dict[str, str]:
-    """Name -> which weights of others a result depends on."""
-    return {external.name: f"{external.source}@{external.revision}" for external in externals}

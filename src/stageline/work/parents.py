@@ -192,7 +192,7 @@ def _refuse_other(run: RunDecision, stage: Stage, role: str, work: StageWork) ->
         why = f"was trained by an earlier version ({old_schema(recorded)})"
     else:
         assert work.inputs is not None
-        lines = changes(recorded, work.config, work.inputs, work.sources) or list(work.reasons)
+        lines = changes(recorded, work.config, work.inputs, work.sources, work.digests) or list(work.reasons)
         why = f"was trained otherwise: {'; '.join(lines)}"
     return PlanError(
         f"parent {role}: stage {work.item!r} is not selected, and what the run has of it {why}",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stageline.checkpoint.layout import Survey
+from stageline.checkpoint.metadata import CheckpointMetadata
 from stageline.checkpoint.retention import superseded
 from stageline.checkpoint.usercode import code_digests
 from stageline.errors import CheckpointError, StagelineError
@@ -19,7 +20,8 @@ from stageline.work.differences import (
     expected_seconds,
     recorded_parameters,
 )
-from stageline.work.inputs import data_inputs, external_inputs
+from stageline.work.externals import recorded_digests
+from stageline.work.inputs import data_inputs
 from stageline.work.parents import find_parents
 from stageline.work.work import StageWork, blocked
 
@@ -59,6 +61,7 @@ def decide_selected(run: RunDecision, stage: Stage) -> StageWork:
         data = run.data
         reader = f"stage {stage.name!r}" if run.item == stage.name or run.is_selected(stage.name) else ""
         inputs = data_inputs(data, run.family.splits(own, stage), run.config, run.root, reader=reader)
+        digests = run.digests(work.externals)
         steps = num_steps(own, stage, run.family.num_samples(own, stage, data.facts))
     except StagelineError as error:
         return blocked(work, [error])
@@ -67,24 +70,29 @@ def decide_selected(run: RunDecision, stage: Stage) -> StageWork:
         work,
         data=data,
         inputs=inputs,
+        digests=digests.known,
         steps=steps,
         recorded=recorded,
         parameters=recorded_parameters(recorded) if recorded else None,
         seconds=expected_seconds(recorded, steps, 0) if recorded else None,
     )
-    if found.waiting or found.undecided or work.inputs is None:
-        return _undecided(work, found.waiting, found.undecided)
+    if found.waiting or found.undecided or digests.unknown or work.inputs is None:
+        return _undecided(work, found.waiting, found.undecided, digests.unknown)
     return _compare(work, survey)
 
 
-def _undecided(work: StageWork, waiting: Sequence[str], undecided: Sequence[str]) -> StageWork:
-    """A stage whose fingerprint nobody can know yet: a parent is trained first, or source files were never read."""
+def _undecided(work: StageWork, waiting: Sequence[str], undecided: Sequence[str], unlocked: Sequence[str]) -> StageWork:
+    """A stage whose fingerprint nobody can know yet.
+
+    waiting: parents that are trained first.  undecided: parents of which nobody knows.  unlocked: weights of others
+    without a digest. Source files may also never have been read.
+    """
     recorded = work.recorded
     changed = changed_fields(recorded, work.config) if recorded else ["never recorded"]
-    if work.inputs is None:
-        waiting = (f"the data will be prepared anew: {work.data.reason}", *waiting)
-    sentences = (*waiting, *undecided)
-    maybe = undecided or (work.inputs is None and not waiting[1:] and not changed)
+    made = [f"the data will be prepared anew: {work.data.reason}"] if work.inputs is None else []
+    made += unlocked
+    sentences = (*made, *waiting, *undecided)
+    maybe = undecided or (made and not waiting and not changed)
     work = replace(work, waiting=sentences, reasons=(*changed, *sentences))
     return replace(work, action="depends") if maybe else work
 
@@ -94,9 +102,12 @@ def _compare(work: StageWork, survey: Survey) -> StageWork:
     inputs = work.inputs
     assert inputs is not None
     contents = {role: ref.content for role, ref in work.sources.items()}
-    externals = external_inputs(work.externals)
     code = code_digests(work.config)
-    wanted = stage_fingerprint(work.config, work.stage, inputs_digest(inputs), contents, externals, code)
+
+    def fingerprint_with(digests: Mapping[str, str]) -> str:
+        return stage_fingerprint(work.config, work.stage, inputs_digest(inputs), contents, digests, code)
+
+    wanted = fingerprint_with(work.digests)
     work = replace(work, fingerprint=wanted)
     last = survey.to_continue(wanted)
     if survey.is_finished(wanted):
@@ -114,11 +125,14 @@ def _compare(work: StageWork, survey: Survey) -> StageWork:
         )
     if work.recorded is None:
         return replace(work, reasons=("never recorded",))
-    reasons = changes(work.recorded, work.config, inputs, work.sources)
+    before = recorded_digests(work.recorded, work.digests)
+    old = work.recorded.stage_fingerprint
+    if before != work.digests and old == fingerprint_with(before) and not survey.is_finished(old):
+        return blocked(work, [_other_weights(work, work.recorded, before)])
+    reasons = changes(work.recorded, work.config, inputs, work.sources, work.digests)
     if not reasons:
         version = work.recorded.stageline_version or "another version"
-        old = work.recorded.stage_fingerprint[:12]
-        reasons = [f"stage fingerprint: {old} (stageline {version}) -> {wanted[:12]}"]
+        reasons = [f"stage fingerprint: {old[:12]} (stageline {version}) -> {wanted[:12]}"]
     return replace(work, reasons=tuple(reasons))
 
 
@@ -148,6 +162,20 @@ def _other_bytes(work: StageWork, recorded: str, step: int) -> CheckpointError:
         f"stage {work.item!r} stopped at step {step} with prepared data of digest {recorded[:12]}, and those that the "
         f"same inputs lead to now have {work.data_digest[:12]}: it would go on with other data",
         remedy="restore the prepared data, or start a new run with run=<new name>",
+    )
+
+
+def _other_weights(work: StageWork, recorded: CheckpointMetadata, before: Mapping[str, str]) -> CheckpointError:
+    lines = [
+        f"{external} had digest {before[external.name][:12]} and has {work.digests[external.name][:12]} now"
+        for external in work.externals
+        if before[external.name] != work.digests[external.name]
+    ]
+    return CheckpointError(
+        f"stage {work.item!r} stopped at step {recorded.step} of {recorded.steps}, and would go on with other weights: "
+        f"{'; '.join(lines)}",
+        remedy="restore those files and run `stageline prepare`, or train with the present ones in a new run with "
+        "run=<new name>",
     )
 
 

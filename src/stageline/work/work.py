@@ -93,9 +93,10 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareWork(Work):
-    """Preparing the data. prepared: what is there."""
+    """Preparing the data. prepared: what is there.  unlocked: why externals have to be locked, a sentence each."""
 
     prepared: Prepared | None = None
+    unlocked: tuple[str, ...] = ()
 
     def arguments(self) -> tuple[str, ...]:
         return ("prepare",)
@@ -106,7 +107,7 @@ class StageWork(Work):
     """One stage.
 
     parents: role -> parent; a role without one starts from scratch.
-    externals: weights of others that it needs.
+    externals: weights of others that it needs.  digests: name -> digest of each; of one that is not locked, none.
     inputs: split -> what it is made from; None while undecided.
     ref: the finished checkpoint that it hands on, or the one to continue.
     steps: of the whole stage; None while the number of samples is unknown.  from_step: where it goes on.
@@ -119,6 +120,7 @@ class StageWork(Work):
     stage: Stage
     parents: Mapping[str, ParentWork] = field(default_factory=dict)
     externals: tuple[External, ...] = ()
+    digests: Mapping[str, str] = field(default_factory=dict)
     inputs: Mapping[str, str] | None = None
     ref: CheckpointRef | None = None
     steps: int | None = None

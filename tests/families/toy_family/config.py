@@ -78,7 +78,9 @@ STAGES = Stages(
 
 
 TABLE = "table.weight"
-"""The tensor that is not the family's own: it is read from the file `model.table` at build."""
+"""The tensor that is not the family's own: it comes from the folder `model.table`, or is made from that text."""
+MADE = "made from "
+"""How `model.table` begins where the family makes the table itself."""
 
 
 def inherit(parent: Parent, config: ToyConfig, stage: Stage) -> tuple[Inheritance, ...]:
@@ -106,7 +108,8 @@ def trains(config: ToyConfig, stage: Stage) -> Trains:
 
 
 def externals(config: ToyConfig, stage: Stage) -> tuple[External, ...]:
-    return (External("table", config.model.table, patterns=(TABLE,)),) if config.model.table else ()
+    source = config.model.table
+    return (External("table", source, patterns=(TABLE,), generated=source.startswith(MADE)),) if source else ()
 
 
 FAMILY_CONFIG = FamilyConfig(

@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from stageline.contract import Emit, Evaluation, Family, Progress, Row, RowKey, Split, Workspace
 from stageline.data.prepared import PreparedData
 from stageline.data.shards import SplitWriter
+from stageline.encoders.copies import external_folder
+from stageline.encoders.frozen import read_weights
 from stageline.errors import CheckpointError, DataError, Faults
+from stageline.objectives.step import seeded
 from stageline.stage import Stage
 
-from .config import FAMILY_CONFIG, ToyConfig
+from .config import FAMILY_CONFIG, ToyConfig, externals
 from .toy import ToyModel, ToySet, ToyTask
 
 TASKS: list[ToyTask] = []
@@ -58,11 +61,16 @@ def build_model(config: ToyConfig, stage: Stage) -> ToyModel:
 
 
 def load_externals(config: ToyConfig, stage: Stage, model: nn.Module) -> None:
-    """The row of the table, from the file that the config names."""
+    """The row of the table, from the folder that the config names, or made from its text."""
     assert isinstance(model, ToyModel)
     assert model.table is not None
+    (table,) = externals(config, stage)
+    if table.generated:
+        row = torch.randn(4, generator=seeded(table.source))
+    else:
+        row = read_weights(external_folder(config, table) / "table.safetensors")["row"]
     with torch.no_grad():
-        model.table.weight.copy_(load_file(config.model.table)["row"])
+        model.table.weight.copy_(row)
 
 
 def evaluate(

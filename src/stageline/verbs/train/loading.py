@@ -150,7 +150,12 @@ def owned_by(work: StageWork, seeding: Seeding, parts: Parts) -> tuple[Ownership
     trained = {name for name, p in parts.own.named_parameters(remove_duplicate=False) if p.requires_grad}
     owned = ownership(records, trained, buffers, seeding.origins, seeding.sections, inside)
     externals = {
-        external.name: ExternalRecord(name=external.name, source=external.source, revision=external.revision)
+        external.name: ExternalRecord(
+            name=external.name,
+            source=external.source,
+            revision=external.revision,
+            digest=work.digests[external.name],
+        )
         for external in work.family.externals(work.config, work.stage)
     }
     fields = {

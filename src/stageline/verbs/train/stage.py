@@ -21,6 +21,7 @@ from stageline.checkpoint.verify import verify
 from stageline.config import RunConfig, flatten, to_yaml
 from stageline.contract import StageTask, Workspace
 from stageline.data.prepared import PreparedData, open_prepared
+from stageline.encoders.lock import external_digests, read_lock
 from stageline.errors import CheckpointError, StoreError, difference
 from stageline.families import load_family
 from stageline.stage import num_epochs, num_steps
@@ -205,7 +206,7 @@ def _fit(
     family = load_family(work.family.name)
     with memory_advice(settings, "preparing the model"):
         cast_frozen(parts, work.family.casts(work.config, work.stage))
-        contents = {role: record.content for role, record in holders["parents"].items()}
+        contents = {role: record.content for role, record in holders["parents"].items()} | dict(work.digests)
         family.begin(task, Workspace(open_store(work.config.root), contents, ranks.rank, ranks.size))
     steps = planned_steps(work, task, ranks)
     writer: CheckpointWriter | None = None
@@ -257,6 +258,13 @@ def _build_task(work: StageWork, data: PreparedData) -> StageTask:
     torch.manual_seed(work.config.seed)
     task = family.build_task(work.config, work.stage, data)
     fill_externals(work.config, work.stage, task.model)
+    again = external_digests(read_lock(work.root), work.externals).known if work.externals else {}
+    changed = difference(dict(work.digests), dict(again))
+    if changed:
+        raise CheckpointError(
+            f"stage {work.stage.name!r}: weights of others changed while it started: {'; '.join(changed)}",
+            remedy="start it again",
+        )
     refuse_data(task.train_set, task.val_set)
     lines = difference(task.facts(), work.family.facts(work.config, work.stage))
     if lines:
