@@ -115,7 +115,7 @@ def test_two_prepares_at_once_lose_nothing(tmp_path: Path) -> None:
     """Each process locks its own six and one that both have; the lock then holds thirteen."""
     shared = str(write_folder(tmp_path / "shared"))
     own = [[str(write_folder(tmp_path / f"{side}{n}", n)) for n in range(6)] for side in "ab"]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     uri = str(tmp_path / "root")
     processes = [context.Process(target=lock_many, args=(uri, [*names, shared])) for names in own]
     for process in processes:
