@@ -298,3 +298,46 @@ def test_settings_that_cannot_work_are_refused(tokenizer: Any) -> None:
     without.chat_template = "{{ messages[0].content }}{{ messages[0].content }}"
     with pytest.raises(CheckpointError, match="2 times"):
         PromptBuilder(without, T)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers' old name
+def test_response_loss_at_true_width_and_vocabulary() -> None:
+    """Check 11: two layers of Qwen3-0.6B with adapters and 576 image tokens, loss and gradients of the adapters."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    vocabulary, length, prompt = 151_936, 640, 600
+    config = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=2,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    model = get_peft_model(
+        Qwen3ForCausalLM(config),
+        LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", init_lora_weights=False),
+    )
+    ids = torch.randint(151_600, (1, length))
+    ids[0, 8 : 8 + 576] = 151_655
+    labels = torch.where(torch.arange(length) < prompt, IGNORED, ids)
+    embeddings = model.get_input_embeddings()(ids).detach()
+    embeddings = place_image_tokens(embeddings, ids, torch.randn(1, 576, 1024) * 0.02, 151_655)
+    adapters = {name: part for name, part in model.named_parameters() if part.requires_grad}
+    base = model.get_base_model()
+    total, count = response_loss(base.model(inputs_embeds=embeddings).last_hidden_state, base.lm_head, labels)
+    (total / count).backward()
+    ours = {name: part.grad.clone() for name, part in adapters.items()}
+    model.zero_grad()
+    built_in = model(inputs_embeds=embeddings, labels=labels).loss
+    built_in.backward()
+    assert count == length - prompt
+    assert_close(total / count, built_in, rtol=0, atol=1e-5)
+    assert len(ours) == 8
+    for name, part in adapters.items():
+        assert_close(ours[name], part.grad, rtol=1e-4, atol=1e-6)
