@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -220,6 +222,28 @@ def test_auto_says_once_what_it_took(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.getMessage() for record in caplog.records] == [
         "scan_backend auto: torch (triton needs a CUDA device (the tensors are on cpu))"
     ]
+
+
+def test_kernels_are_called_by_their_own_conventions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the place of the kernel: transformers' torch function, which takes what it hands on to that kernel."""
+    theirs = pytest.importorskip("transformers.models.mamba2.modeling_mamba2").mamba2_chunk_scan
+    for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton", "mamba_ssm.ops.triton.ssd_combined"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["mamba_ssm.ops.triton.ssd_combined"].mamba_chunk_scan_combined = theirs  # type: ignore[attr-defined]
+    dispatch.triton_scan.cache_clear()
+    try:
+        torch.manual_seed(4)
+        x, B, C = torch.randn(2, 21, 4, 3), torch.randn(2, 21, 2, 5), torch.randn(2, 21, 2, 5)
+        dt, A, D, state = torch.rand(2, 21, 4), -torch.rand(4), torch.randn(4), torch.randn(2, 4, 3, 5)
+        y, last = dispatch._triton(x, dt, A, B, C, 8, D, state)
+        expected = ssd(x, dt, A, B, C, D, 8, initial_state=state)
+        assert far(y, expected.y) <= 1e-5
+        assert far(last, expected.state) <= 1e-5
+        with pytest.raises(ConfigError, match="it lacks: a CUDA device") as caught:
+            ssd(x, dt, A, B, C, backend="triton")
+        assert "mamba_ssm" not in str(caught.value)
+    finally:
+        dispatch.triton_scan.cache_clear()
 
 
 def test_all_shapes_that_do_not_fit_are_named_at_once() -> None:

@@ -156,9 +156,10 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, backend: ScanBac
     """
     kernel = weight.shape[-1]
     fused = _fused_conv() if x.is_cuda and backend in ("auto", "triton") and x.dtype != torch.float64 else None
-    if fused is not None and 2 <= kernel <= 4:
+    # The kernel takes channels-last tensors of 2 to 4 taps whose rows lie 8 numbers apart or a multiple of that.
+    if fused is not None and 2 <= kernel <= 4 and x.shape[-1] % 8 == 0:
         bias = None if bias is None else bias.to(x.dtype)
-        out: Tensor = fused(x.transpose(1, 2), weight.squeeze(1).to(x.dtype), bias, activation="silu")
+        out: Tensor = fused(x.contiguous().transpose(1, 2), weight.squeeze(1).to(x.dtype), bias, activation="silu")
         return out.transpose(1, 2)
     padded = functional.pad(x.transpose(1, 2), (kernel - 1, 0))
     return functional.silu(functional.conv1d(padded, weight, bias, groups=x.shape[-1])).transpose(1, 2)
