@@ -17,7 +17,8 @@ from stageline.families.panorama_vlm.model.encoding import make_encodings
 from stageline.families.panorama_vlm.model.query_resamplers import QFormerResampler
 from stageline.families.panorama_vlm.model.resampler import Resampler
 from stageline.families.panorama_vlm.model.resamplers import make_resampler
-from stageline.families.panorama_vlm.stitching import Block, TokenLayout, ViewTokens, kept_columns, pool_block, stitch
+from stageline.families.panorama_vlm.orders import pool_block
+from stageline.families.panorama_vlm.stitching import Block, TokenLayout, ViewTokens, kept_columns, stitch
 from stageline.families.panorama_vlm.tokens import SCOPES, TokenRules, num_tokens
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -12,14 +12,13 @@ from typing import Literal, get_args
 import numpy as np
 
 from stageline.errors import ConfigError, Faults
+from stageline.families.panorama_vlm.orders import pool, scan_sequences
 from stageline.families.panorama_vlm.stitching import (
     Integers,
     ScanOrder,
     Stitched,
     Stitching,
     TokenLayout,
-    pool,
-    scan_sequences,
     stitch,
 )
 

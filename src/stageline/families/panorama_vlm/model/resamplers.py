@@ -17,8 +17,9 @@ from stageline.families.panorama_vlm.model.query_resamplers import (
     QueryGroups,
 )
 from stageline.families.panorama_vlm.model.resampler import ImageTokens, Resampler, start_output
+from stageline.families.panorama_vlm.orders import scan_sequences
 from stageline.families.panorama_vlm.scan.dispatch import ScanBackend
-from stageline.families.panorama_vlm.stitching import TokenLayout, scan_sequences
+from stageline.families.panorama_vlm.stitching import TokenLayout
 from stageline.families.panorama_vlm.tokens import ResamplerType, TokenRules
 
 GELU_SQUARE = 0.4252
