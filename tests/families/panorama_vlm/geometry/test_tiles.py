@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from stageline.errors import ConfigError
-from stageline.families.panorama_vlm.geometry.tiles import TilePlan, plan, tile_count
+from stageline.families.panorama_vlm.geometry.rings import tile_count
+from stageline.families.panorama_vlm.geometry.tiles import TilePlan, plan
 from stageline.families.panorama_vlm.geometry.views import rotation, view, wrap
 
 CASES = json.loads((Path(__file__).parents[3] / "golden/panorama/cases.json").read_text())["plans"]

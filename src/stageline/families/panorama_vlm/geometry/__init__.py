@@ -1,9 +1,11 @@
 """Views of a panorama: which there are, what their pixels and tokens look at, and which tokens see the same thing.
 
 views        one view: where it looks, how wide it is, its camera                                 no torch
+rings        how many tiles and rings a request needs                                             no torch
 tiles        the plan: all views, which are neighbours, their share of the sphere                 no torch
 tokens       unit direction and solid angle of every token of a plan
 matching     where the centre of a token of one view lies in another view
+resolution   when a panorama is reduced before it is sampled, and to what                         no torch
 projection   pixels: from the panorama to the views
 
 The four functions of the room's public interface stand here, which is an exception to an empty `__init__`; they are

@@ -19,16 +19,19 @@ from numpy.typing import NDArray
 
 from stageline.config import fingerprint
 from stageline.errors import ConfigError, Faults
+from stageline.families.panorama_vlm.geometry.rings import (
+    FOV_DEG,
+    OVERLAP,
+    SLACK,
+    azimuth_width,
+    ring_pitches,
+    row_count,
+    tile_count,
+)
 from stageline.families.panorama_vlm.geometry.views import PixelCentres, View, is_number, wrap
 
 GlobalMode = Literal["stretch", "letterbox", "naflex", "none"]
 
-FOV_DEG = (20.0, 130.0)
-"""Legal width of a tile; the edge of a tile is stretched by 1 / cos^2(fov / 2), 4 at 120 degrees."""
-OVERLAP = (0.0, 0.9)
-"""Legal wanted overlap, a share of the tile's angle."""
-SLACK = 1e-9
-"""Keeps 360 / 72 = 5.000...01 from becoming six tiles."""
 DECIMALS = 9
 """Digits of an angle in degrees that make a plan another one."""
 QUADRATURE = (720, 360)
@@ -216,23 +219,6 @@ class TilePlan:
         )
 
 
-def tile_count(width_deg: float, overlap_ratio: float) -> int:
-    """N, how many tiles of a width close a ring with at least this overlap."""
-    return max(1, math.ceil(360.0 / (width_deg * (1.0 - overlap_ratio)) - SLACK))
-
-
-def azimuth_width(fov_deg: float, pitch_deg: float) -> float:
-    """Degrees of azimuth that a tile at a pitch sees in its centre row: 2 atan(tan(fov / 2) / cos pitch)."""
-    return 2 * math.degrees(math.atan(math.tan(math.radians(fov_deg) / 2) / math.cos(math.radians(pitch_deg))))
-
-
-def row_count(span_deg: float, fov_deg: float, overlap_ratio: float) -> int:
-    """How many rings see a vertical span with at least this overlap."""
-    if span_deg <= fov_deg:
-        return 1
-    return math.ceil((span_deg - fov_deg) / (fov_deg * (1.0 - overlap_ratio)) - SLACK) + 1
-
-
 def plan(
     fov_deg: float,
     overlap_ratio: float,
@@ -264,7 +250,7 @@ def plan(
         choices={"global_mode": (global_mode, GlobalMode), "pixel_centres": (pixel_centres, PixelCentres)},
     )
     fov = float(fov_deg)
-    pitches = _pitches(fov, overlap_ratio, pitch_rows, pitch_span_deg)
+    pitches = ring_pitches(fov, overlap_ratio, pitch_rows, pitch_span_deg)
     views: list[View] = []
     if global_mode != "none":
         views.append(View(index=0, kind="global", yaw_deg=0.0, pitch_deg=0.0, fov_h_deg=360.0, fov_v_deg=180.0))
@@ -304,20 +290,6 @@ def plan(
         pixel_centres=pixel_centres,
         num_rings=len(pitches),
     )
-
-
-def _pitches(fov: float, overlap_ratio: float, rows: int, span: float | None) -> list[float]:
-    """Pitches of the rings: nearest to the horizon first, upper before lower."""
-    if span is None:
-        span = min(180.0, fov + (rows - 1) * fov * (1.0 - overlap_ratio))
-    else:
-        rows = max(rows, row_count(span, fov, overlap_ratio))
-    if rows == 1:
-        return [0.0]
-    reach = (span - fov) / 2
-    # Counted from the horizon in both directions, so that the rings are exactly symmetric.
-    pitches = [reach * (2 * k - (rows - 1)) / (rows - 1) for k in range(rows)]
-    return sorted(pitches, key=lambda pitch: (abs(pitch), -pitch))
 
 
 def _check_request(
