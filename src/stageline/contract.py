@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from stageline.checkpoint.usercode import OF_STAGES, SECTIONS, Section
 from stageline.config import RunConfig
 from stageline.data.splits import Progress, Split
 from stageline.encoders.external import External
@@ -291,6 +292,8 @@ class Family:
         before any checkpoint is read into it. Needed where an external has patterns.
     exports(config, stage, tensors): files for other programs, made of the stage's own tensors (averaged ones where
         there are such) on the CPU: key below the checkpoint -> bytes, or tensors for a safetensors file. Pure.
+    reads_with_code: whether training, evaluation and prediction need the user's files of `data.code` too: a reader of
+        the user's own. Preparing always has them.
     check_sources(config, splits, progress): every fault of the source files of the splits that are to be made, at once;
         called before any of them is.
     """
@@ -310,4 +313,10 @@ class Family:
         lambda _config, _stage, _tensors: {}
     )
     begin: Callable[[Any, Workspace], None] = lambda _task, _workspace: None
+    reads_with_code: bool = False
     check_sources: Callable[[Any, Sequence[Split], Progress], None] = lambda _config, _splits, _progress: None
+
+    @property
+    def code_sections(self) -> tuple[Section, ...]:
+        """Whose files of the user's own are executed before the family's readers are asked for anything."""
+        return SECTIONS if self.reads_with_code else OF_STAGES

@@ -1,5 +1,6 @@
 """Python files of the user's own (`code: [guidance.py]`): hashed, kept with the run, executed where that was asked for.
 
+Those under `code` count in the fingerprints of stages and evaluations, those under `data.code` in those of splits.
 A file counts by its content. Its text lies in `runs/<run>/code/<sha256>.py`, so that a pod, which has no other files of
 the user, has it; the config then names it `guidance.py@sha256:<sha256>`. Hashing and storing execute nothing and load
 no torch; `load_code` executes, and is called by preparing, training, evaluating and predicting alone.
@@ -10,16 +11,22 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import ModuleType
+from typing import Literal
 
 from stageline.config import C, RunConfig
 from stageline.errors import ConfigError, Faults, StagelineError
 from stageline.store import NotFoundError, Store, open_store
 
 CODE = "code"
+Section = Literal["code", "data.code"]
+"""Where a config names files of the user's own."""
+OF_STAGES: tuple[Section, ...] = ("code",)
+OF_DATA: tuple[Section, ...] = ("data.code",)
+SECTIONS = (*OF_STAGES, *OF_DATA)
 STORED = re.compile(r"(?P<name>[^/@]+\.py)@sha256:(?P<digest>[0-9a-f]{64})")
 LARGEST_BYTES = 4 << 20
 """Chosen here: a Python file larger than this is not one."""
@@ -35,20 +42,37 @@ class CodeFile:
     data: bytes
 
 
-def code_digests(config: RunConfig) -> dict[str, str]:
-    """File name -> SHA-256 of what the config names under `code`; nothing is executed.
+def code_digests(config: RunConfig, section: Section = "code") -> dict[str, str]:
+    """File name -> SHA-256 of what the config names in a section; nothing is executed.
 
     ConfigError with every file that is missing, too large, no Python file or named like another.
     """
-    return {name: digest for name, digest, _ in _named(config)}
+    return {name: digest for name, digest, _ in _named(config, section)}
+
+
+def named_code(config: RunConfig, sections: Collection[Section] = SECTIONS) -> tuple[str, ...]:
+    """The files of the user's own that sections of a config name, as written there."""
+    return tuple(entry for section in sections for entry in _entries(config, section))
+
+
+def _entries(config: RunConfig, section: Section) -> tuple[str, ...]:
+    return config.code if section == "code" else config.data.code
+
+
+def with_code_of(config: C, other: RunConfig) -> C:
+    """The config with the files that another one names, under the names that they have there."""
+    data = config.data.model_copy(update={"code": other.data.code})
+    return config.model_copy(update={"code": other.code, "data": data})
 
 
 def name_code(config: C) -> C:
     """The config with its own files under the names that they have once they are kept; writes nothing."""
-    if not config.code:
-        return config
-    names = tuple(f"{name}@sha256:{digest}" for name, digest, _ in _named(config))
-    return config.model_copy(update={"code": names})
+    if config.code:
+        config = config.model_copy(update={"code": _kept_names(config, "code")})
+    if config.data.code:
+        data = config.data.model_copy(update={"code": _kept_names(config, "data.code")})
+        config = config.model_copy(update={"data": data})
+    return config
 
 
 def keep_code(config: C) -> C:
@@ -56,22 +80,23 @@ def keep_code(config: C) -> C:
 
     What it names is executed wherever that config is, as long as the run is there.
     """
-    for _, digest, path in _named(config):
-        if path is not None:
-            _folder(config).put(f"{digest}.py", _read(path))
+    for section in SECTIONS:
+        for _, digest, path in _named(config, section):
+            if path is not None:
+                _folder(config).put(f"{digest}.py", _read(path))
     return name_code(config)
 
 
-def read_code(config: RunConfig, run: Store | None = None) -> tuple[CodeFile, ...]:
-    """The user's own files of a config, their hashes checked; nothing is executed.
+def read_code(config: RunConfig, run: Store | None = None, section: Section = "code") -> tuple[CodeFile, ...]:
+    """The user's own files of a section of a config, their hashes checked; nothing is executed.
 
     run: the run's folder, where kept texts lie; None is that of the config.
     ConfigError with every text that is gone or another one.
     """
     store = _folder(config) if run is None else run.child(CODE)
-    faults = Faults(ConfigError, "code", "restore these files, or train again with those that are there")
+    faults = Faults(ConfigError, section, "restore these files, or train again with those that are there")
     found = []
-    for name, digest, path in _named(config):
+    for name, digest, path in _named(config, section):
         try:
             data = store.get(f"{digest}.py") if path is None else _read(path)
         except NotFoundError:
@@ -85,15 +110,17 @@ def read_code(config: RunConfig, run: Store | None = None) -> tuple[CodeFile, ..
     return tuple(found)
 
 
-def load_code(config: RunConfig, run: Store | None = None) -> Mapping[str, ModuleType]:
+def load_code(
+    config: RunConfig, run: Store | None = None, sections: Collection[Section] = OF_STAGES
+) -> Mapping[str, ModuleType]:
     """Execute the user's own files of a config, each once in a process; file name -> module.
 
     A file registers what it brings by importing the family's names. Its module is called
-    `stageline_user_<first 16 of its SHA-256>`. run: as for `read_code`.
+    `stageline_user_<first 16 of its SHA-256>`. run: as for `read_code`.  sections: whose files.
     ConfigError where a file raises.
     """
     modules = {}
-    for file in read_code(config, run):
+    for file in (file for section in sections for file in read_code(config, run, section)):
         name = f"stageline_user_{file.digest[:16]}"
         if name not in sys.modules:
             module = ModuleType(name)
@@ -117,11 +144,15 @@ def _folder(config: RunConfig) -> Store:
     return open_store(config.root).child("runs", config.run, CODE)
 
 
-def _named(config: RunConfig) -> list[tuple[str, str, Path | None]]:
-    """(file name, SHA-256, path) of each file; no path for one that is kept with the run."""
-    faults = Faults(ConfigError, "code", REMEDY)
+def _kept_names(config: RunConfig, section: Section) -> tuple[str, ...]:
+    return tuple(f"{name}@sha256:{digest}" for name, digest, _ in _named(config, section))
+
+
+def _named(config: RunConfig, section: Section) -> list[tuple[str, str, Path | None]]:
+    """(file name, SHA-256, path) of each file of a section; no path for one that is kept with the run."""
+    faults = Faults(ConfigError, section, REMEDY)
     found: dict[str, tuple[str, str, Path | None]] = {}
-    for entry in config.code:
+    for entry in _entries(config, section):
         kept = STORED.fullmatch(entry)
         name = kept["name"] if kept else PurePosixPath(entry).name
         if name in found:

@@ -53,16 +53,16 @@ def submit(
         for name, value in submission.arguments.items():
             print(f"  {name}={value}")
         return
-    from stageline.checkpoint.usercode import keep_code
+    from stageline.checkpoint.usercode import keep_code, named_code, with_code_of
     from stageline.pipeline.backend import Backend
     from stageline.pipeline.submission import SubmittedRun, reach_store
 
     backend = Backend.connect(endpoint, namespace, token)
     if not yes and sys.stdin.isatty():
         typer.confirm(f"submit run {own.run!r} to {backend.endpoint}?", abort=True)
-    if own.code:
+    if named_code(own):
         reach_store(submission.config)
-        keep_code(submission.config.model_copy(update={"code": own.code}))
+        keep_code(with_code_of(submission.config, own))
     run_id = backend.submit(
         submission.pipeline,
         submission.arguments,

@@ -166,6 +166,8 @@ class DataSettings(Settings):
 
     cache_bytes: int | None = operational(None, ge=1)
     """Most bytes that a pod keeps of what it fetched from an object store; null is half of its free scratch."""
+    code: tuple[str, ...] = operational(())
+    """Python files of the user's own that preparing the data executes; their content counts, as part of the data."""
 
 
 class RunConfig(Settings):

@@ -13,7 +13,7 @@ from torch import nn
 from stageline.checkpoint.layout import CheckpointRef, resolve
 from stageline.checkpoint.metadata import CheckpointMetadata
 from stageline.checkpoint.steps import find_root
-from stageline.checkpoint.usercode import load_code
+from stageline.checkpoint.usercode import load_code, named_code
 from stageline.config import RunConfig
 from stageline.data.prepared import Progress, silent
 from stageline.errors import ConfigError, DataError
@@ -55,22 +55,25 @@ def load(uri: str, overrides: Iterable[str] = (), *, run_code: bool = False) -> 
 
     uri: step directory, stage directory, best.ckpt or last.ckpt; also with `@sha256:<digest>`.
     overrides: `section.key=value`, for example `evaluate.weights=raw`.
-    run_code: allow Python files that the config names under `code` to be executed; without it ConfigError names them.
+    run_code: allow Python files that the config names under `code`, and under `data.code` where the family's readers
+        need them, to be executed; without it ConfigError names them.
     """
     ref = resolve(uri)
     raw = own_config(ref)
     if ref.root is not None:  # of a root that was copied since, too
         raw["root"] = ref.root.uri
     config = parse_config(raw, overrides, f"config of {ref.uri}")
-    if config.code and not run_code:
+    sections = load_family(config.family).code_sections
+    own_code = named_code(config, sections)
+    if own_code and not run_code:
         raise ConfigError(
             f"{ref.uri} was trained with Python files of its user's own, which would be executed here: "
-            f"{', '.join(config.code)}",
+            f"{', '.join(own_code)}",
             remedy="read them, then say stageline.load(uri, run_code=True)",
         )
-    if config.code:
+    if own_code:
         root = find_root(open_store(ref.store.uri.rsplit("/checkpoints/", 1)[0]))
-        load_code(config, None if root is None else root.child("runs", ref.metadata.run))
+        load_code(config, None if root is None else root.child("runs", ref.metadata.run), sections)
     built, model, _ = admit_model(config, ref)
     return LoadedModel(built, ref.metadata, model, ref)
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from stageline.checkpoint.usercode import OF_DATA, code_digests, keep_code, load_code
 from stageline.config import RunConfig
 from stageline.data.prepared import PREPARED, Prepared, write_set
 from stageline.data.shards import SplitWriter
@@ -55,6 +56,7 @@ def _prepare_splits(config: RunConfig, store: Store, progress: Progress) -> Prep
     missing = [split for split in splits if find_split(store, keys[split.name]) is None]
     made = False
     if missing:
+        load_code(keep_code(config), sections=OF_DATA)
         load_family(config.family).check_sources(config, missing, progress)
         for split in missing:
             made = _make_split(config, store, split, keys[split.name], sources[split.name], progress) or made
@@ -77,6 +79,7 @@ def _make_split(
             "split": split.name,
             "key": dict(split.key),
             "sources": dict(sources),
+            **({"code": code} if (code := code_digests(config, "data.code")) else {}),
             "facts": facts,
             "folder": folder,
             **written,

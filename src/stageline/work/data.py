@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stageline.checkpoint.usercode import code_digests
 from stageline.config import RunConfig, fingerprint, flatten
 from stageline.contract import FamilyConfig
 from stageline.data.prepared import Prepared, compose_set, set_fingerprint
@@ -133,10 +134,10 @@ def split_fingerprints(config: RunConfig, splits: tuple[Split, ...], sources: Ha
 
     sources: as `hash_sources` gives them.
     """
-    keys = {}
+    keys, code = {}, code_digests(config, "data.code")
     for split in splits:
         digests = split_digests(open_store(config.root), split)
-        known = split_fingerprint(config.family, split, sources[split.name], {}, digests.known)
+        known = split_fingerprint(config.family, split, sources[split.name], code, digests.known)
         keys[split.name] = "" if digests.unknown else known
     return keys
 
@@ -179,7 +180,8 @@ def _forecast_split(config: RunConfig, store: Store, split: Split) -> SplitForec
     digests = split_digests(store, split)
     if digests.unknown:
         return SplitForecast(split, "", None, "; ".join(digests.unknown))
-    key = split_fingerprint(config.family, split, sources, {}, digests.known)
+    code = code_digests(config, "data.code")
+    key = split_fingerprint(config.family, split, sources, code, digests.known)
     manifest = find_split(store, key)
     return SplitForecast(split, key, manifest, "" if manifest else never)
 

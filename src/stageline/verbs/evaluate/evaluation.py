@@ -71,7 +71,7 @@ def evaluate_checkpoint(
         with RowLog(store, lease.check) as log:
             if log.num_found:
                 print(f"evaluate: {log.num_found} rows are there already", file=sys.stderr, flush=True)
-            load_code(keep_code(config))
+            load_code(keep_code(config), sections=load_family(config.family).code_sections)
             opened = open_prepared(reference, evaluation_names(config), config.data.cache_bytes)
             parts = {key: _Part(config, ref, opened, log, key).make(progress) for key, ref in refs.items()}
             log.flush()

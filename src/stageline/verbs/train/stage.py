@@ -254,7 +254,7 @@ def _owned(
 def _build_task(work: StageWork, data: PreparedData) -> StageTask:
     """The family's task; its facts must be those its config promises."""
     family = load_family(work.family.name)
-    load_code(work.config)
+    load_code(work.config, sections=family.code_sections)
     torch.manual_seed(work.config.seed)
     task = family.build_task(work.config, work.stage, data)
     fill_externals(work.config, work.stage, task.model)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FEATURES = "-features"
 OF_SPLITS = {"train": ("num_train", "train_dir"), "val": ("num_val", "val_dir"), "test": ("num_test", "test_dir")}
 """Keys of `data` that concern one split alone."""
-NOT_PREPARED = frozenset({"flips", "num_samples_per_image", "train_bs", "cache_bytes"})
+NOT_PREPARED = frozenset({"flips", "num_samples_per_image", "train_bs", "cache_bytes", "code"})
 """Keys of `data` that concern reading."""
 
 
