@@ -45,10 +45,11 @@ def test_both_forms_give_the_stored_values(
 def test_masked_pairs_give_the_stored_values(stored: dict[str, Tensor], dtype: torch.dtype, bound: float) -> None:
     """Check 7: statistics inside each pair of tiles, then averaged; and over all pairs together."""
     x, y, mask = stored["pair_a"].to(dtype), stored["pair_b"].to(dtype), stored["pair_mask"]
-    found = vicreg.loss(x, y, "paper", mask, statistics="per_pair")
+    found = vicreg.loss(x, y, "paper", mask)
     terms = stored["pair_terms"].mean(0).tolist()
     assert numbers(found) == pytest.approx([*terms, float(stored["pair_total"])], abs=bound, rel=bound)
-    pooled = vicreg.loss(x, y, "paper", mask)
+    assert numbers(vicreg.loss(x, y, "paper", mask, statistics="per_pair")) == numbers(found)
+    pooled = vicreg.loss(x, y, "paper", mask, statistics="pooled")
     assert numbers(pooled) == pytest.approx(stored["pool_terms"].tolist(), abs=bound, rel=bound)
     assert numbers(vicreg.loss(x[mask], y[mask])) == pytest.approx(numbers(pooled), rel=1e-6)
 
@@ -96,13 +97,13 @@ def test_what_cannot_be_computed_is_refused() -> None:
     with pytest.raises(TrainingError, match="1 pairs"):
         vicreg.loss(one, one, "paper", single, statistics="per_pair")
     with pytest.raises(TrainingError, match="0 pairs"):
-        vicreg.loss(one, one, "paper", ~single & single)
+        vicreg.loss(one, one, "paper", ~single & single, statistics="pooled")
     with pytest.raises(ConfigError, match="form 'unbiased'"):
         vicreg.loss(one, one, "unbiased")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"mask \(3, 4\)"):
         vicreg.loss(one, one, "paper", single[:, :4])
     with pytest.raises(ConfigError, match="no generator"):
-        vicreg.loss(one, one, max_tokens=10)
+        vicreg.loss(one, one, max_tokens=10, statistics="pooled")
 
 
 def test_large_sets_are_thinned_alike_on_both_sides() -> None:
@@ -119,6 +120,8 @@ def test_statistics_of_raw_tokens() -> None:
     found, paired, other = vicreg.loss(x, y, raw=(a, b)), vicreg.loss(x, y), vicreg.loss(a, b)
     assert float(found.inv) == float(paired.inv)
     assert (float(found.var), float(found.cov)) == (float(other.var), float(other.cov))
+    with pytest.raises(ConfigError, match="no pairs of tiles"):
+        vicreg.loss(x[None], y[None], raw=(a, b))
 
 
 def test_gathered_shares_sum_to_the_whole_loss() -> None:

@@ -51,7 +51,7 @@ def loss(
     form: Form = "paper",
     mask: Tensor | None = None,
     *,
-    statistics: Statistics = "pooled",
+    statistics: Statistics | None = None,
     raw: tuple[Tensor, Tensor] | None = None,
     gather: Callable[[Tensor], Tensor] = of_one_rank,
     max_tokens: int = MAX_TOKENS,
@@ -62,8 +62,9 @@ def loss(
     x, y: (n, P), or (K, n, P) for K directed pairs of tiles.
     form: `paper` or `biased_half`.
     mask: (n,) or (K, n), true for pairs that count. The others are taken out, never filled with zeros.
-    statistics: `pooled` over all pairs, or `per_pair`: inside each of the K, then the mean of the K totals.
-    raw: two sets (m, P), as many as there are, whose variance and covariance are taken in place of those of x and y.
+    statistics: `pooled` over all pairs, or `per_pair`: inside each of the K, then the mean of the K totals. Null is
+        what the axes say: per pair with a K, pooled without.
+    raw: two sets (m, P) whose variance and covariance are taken in place of those of x and y; pooled only.
     gather: of a step's context: vectors of all ranks with gradient, so that every rank has the terms of the whole
         batch. With `per_pair` the terms are this rank's: its pairs are whole.
     max_tokens: more pooled pairs than that are thinned to a random subset, the same of x and y.
@@ -71,7 +72,11 @@ def loss(
 
     Raises ConfigError for an unknown form or shapes that do not match, TrainingError with fewer than 2 pairs.
     """
+    if statistics is None:
+        statistics = "per_pair" if x.ndim == 3 else "pooled"
     _check(x, y, form, mask, statistics)
+    if raw is not None and statistics == "per_pair":
+        raise ConfigError("vicreg of raw tokens has no pairs of tiles", remedy="set vicreg.statistics: pooled")
     with torch.autocast(x.device.type, enabled=False):
         x, y = _wide(x), _wide(y)
         if statistics == "per_pair":
