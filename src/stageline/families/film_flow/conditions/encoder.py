@@ -21,8 +21,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from stageline.config import fingerprint
+from stageline.encoders.lock import external_digests, read_lock
 from stageline.errors import ConfigError, DataError, Faults
 from stageline.families.film_flow.conditions.bundle import ConditionBundle
+from stageline.families.film_flow.externals import encoder_external
+from stageline.store import open_store
 
 if TYPE_CHECKING:
     from stageline.families.film_flow.config import FilmFlowConfig
@@ -38,7 +41,8 @@ PREPROCESSING = "1"
 class EncoderSettings:
     """Everything a feature depends on beside picture and prompt, and where to run and cache.
 
-    feature_dim: size of one vector; image+text gives two of them.  device, cache_only, cache_dir change no value.
+    feature_dim: size of one vector; image+text gives two of them.  digest: of the encoder's files, "" while they are
+    not locked.  device, cache_only and root, below which copies of the files lie, change no value.
     """
 
     encoder: str
@@ -54,6 +58,8 @@ class EncoderSettings:
     embedding_dtype: str = "float16"
     device: str = "cpu"
     cache_only: bool = False
+    digest: str = ""
+    root: str = ""
 
     @property
     def width(self) -> int:
@@ -61,9 +67,14 @@ class EncoderSettings:
         return self.feature_dim * (2 if self.source == "image+text" else 1)
 
     def identity(self) -> dict[str, Any]:
-        """What a cached feature depends on: every field but those that only say where it is computed."""
+        """What a cached feature depends on: every field but those that only say where it is computed.
+
+        The digest of the encoder's files stands for their name, where it is known.
+        """
         fields = asdict(self)
-        del fields["device"], fields["cache_only"]
+        del fields["device"], fields["cache_only"], fields["root"]
+        for name in ("model_name", "revision") if self.digest else ("digest",):
+            del fields[name]
         return {**fields, "preprocessing": PREPROCESSING}
 
     @property
@@ -72,8 +83,11 @@ class EncoderSettings:
 
 
 def encoder_settings(config: FilmFlowConfig) -> EncoderSettings:
-    """The encoder settings of a film_flow config; `none` where FiLM is off."""
+    """The encoder settings of a film_flow config, with what its root has locked; `none` where FiLM is off."""
     model, vlm = config.model, config.model.vlm_film_config
+    encoder, digest = encoder_external(config), ""
+    if encoder is not None:
+        digest = external_digests(read_lock(open_store(config.root)), [encoder]).known.get(encoder.name, "")
     return EncoderSettings(
         encoder=(vlm.encoder or "stub") if model.use_vlm_film else "none",
         model_name=vlm.model_name or "",
@@ -88,6 +102,8 @@ def encoder_settings(config: FilmFlowConfig) -> EncoderSettings:
         embedding_dtype=vlm.embedding_dtype,
         device=vlm.device_map or "cpu",
         cache_only=vlm.cache_only,
+        digest=digest,
+        root=config.root,
     )
 
 

@@ -32,9 +32,9 @@ from stageline.families.film_flow.conditions.encoder import (
 from stageline.families.film_flow.conditions.vlm import (
     check_qwen,
     load_config,
-    load_frozen,
     load_image_processor,
-    load_part,
+    load_tokenizer,
+    load_weights,
     place,
     qwen_resize,
 )
@@ -93,13 +93,13 @@ class ProbeEncoder:
             )
         config = load_config(settings)
         check_qwen(config, settings)
-        from transformers import AutoModelForImageTextToText, AutoTokenizer
+        from transformers import AutoModelForImageTextToText
 
         self.settings = settings
         self.config = config
-        self.model = load_frozen(AutoModelForImageTextToText.from_pretrained, settings)
+        self.model = load_weights(AutoModelForImageTextToText.from_pretrained, settings)
         self.processor = load_image_processor(settings)
-        self.tokenizer = load_part(AutoTokenizer.from_pretrained, settings, "tokenizer")
+        self.tokenizer = load_tokenizer(settings)
         self.resize = qwen_resize(self.processor)
         self.tokens = [[self._ids(answer) for answer in question.answers] for question in QUESTIONS]
         self._check_tokens()

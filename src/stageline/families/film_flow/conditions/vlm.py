@@ -1,22 +1,27 @@
 """Frozen vision-language encoders through transformers: CLIP, SigLIP, SigLIP2, Qwen2.5-VL and Qwen3-VL.
 
-One sample at a time (the locality rule of `conditions.py`, and no feature depends on padding). Weights come from a
-local path or the hub's cache, as safetensors only and never with code of their own; sizes are read from the loaded
-config. Image processors use their PIL backend, so torchvision is not needed.
+One sample at a time (the locality rule of `encoder`, and no feature depends on padding). Weights come from the folder
+of an external, as safetensors only and never with code of their own; sizes are read from the loaded config. Image
+processors use their PIL backend, so torchvision is not needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from stageline.errors import CheckpointError, ConfigError, DataError, MissingPartError
+from stageline.encoders.copies import open_external
+from stageline.encoders.external import External
+from stageline.encoders.frozen import load_frozen, load_part
+from stageline.encoders.sources import find_source
+from stageline.errors import ConfigError, DataError, MissingPartError
 from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.conditions.encoder import (
     EncoderSettings,
@@ -26,11 +31,14 @@ from stageline.families.film_flow.conditions.encoder import (
     make_bundle,
     round_feature,
 )
+from stageline.store import open_store
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CONTRASTIVE = ("clip", "siglip", "siglip2")
 """`model_type` of models with a picture and a text tower that give one vector each."""
 QWEN = ("qwen2_5_vl", "qwen3_vl")
+UNUSED = ("lm_head.*", "*.position_ids")
+"""Tensors of whole models that a tower does not use: the head over the vocabulary, and plain counts from 0."""
 DEFAULT_PATCH_GRID = 16
 """Patches per side for a model that takes any number of them, where its processor names none."""
 
@@ -59,29 +67,17 @@ def missing_transformers(error: ImportError) -> MissingPartError:
     )
 
 
-def load_part(loader: Callable[..., Any], settings: EncoderSettings, what: str, **options: Any) -> Any:
-    """Load one part (config, weights, tokenizer, image processor) by name or path and revision; errors in words."""
+def encoder_folder(settings: EncoderSettings) -> Path:
+    """The folder with the encoder's files: the root's copy, verified, or what this machine has of that name."""
     if not settings.model_name:
         raise ConfigError(
             f"the encoder {settings.encoder!r} needs model.vlm_film_config.model_name",
             remedy="name a model or a local folder, e.g. openai/clip-vit-base-patch16",
         )
-    if settings.revision:
-        options["revision"] = settings.revision
-    try:
-        return loader(settings.model_name, trust_remote_code=False, **options)
-    except ImportError as error:
-        part = "torchvision" if "torchvision" in str(error).lower() else "a package that is not installed"
-        raise MissingPartError(
-            f"the {what} of {settings.model_name!r} needs {part}: {str(error).strip().splitlines()[0]}",
-            remedy=f"install it, or use an encoder whose {what} works without",
-        ) from error
-    except (OSError, ValueError) as error:
-        raise MissingPartError(
-            f"the {what} of the encoder {settings.model_name!r} (revision {settings.revision or 'unset'}) cannot be "
-            f"loaded: {str(error).strip().splitlines()[0]}",
-            remedy="give a local folder with safetensors weights, or fetch the model into the hub's cache first",
-        ) from error
+    external = External("encoder", settings.model_name, settings.revision)
+    if not settings.root:
+        return find_source(external).folder
+    return open_external(open_store(settings.root), external)
 
 
 def pick_device(name: str) -> torch.device:
@@ -97,21 +93,15 @@ def pick_device(name: str) -> torch.device:
         ) from error
 
 
-def load_frozen(loader: Callable[..., Any], settings: EncoderSettings) -> Any:
-    """The encoder's weights on its device, in eval mode, without gradients; refused if any of them is missing."""
-    model, report = load_part(
-        loader, settings, "weights", dtype=DTYPES[settings.dtype], use_safetensors=True, output_loading_info=True
+def load_weights(loader: Callable[..., Any], settings: EncoderSettings) -> Any:
+    """The encoder's weights on its device, frozen; refused if any of them is missing or not expected."""
+    return load_frozen(
+        loader,
+        encoder_folder(settings),
+        dtype=DTYPES[settings.dtype],
+        device=pick_device(settings.device),
+        unused=UNUSED,
     )
-    # transformers fills what a file lacks with random numbers; tensors the encoder does not use are no fault.
-    absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    if absent:
-        raise CheckpointError(
-            f"the weights of {settings.model_name!r} lack {len(absent)} tensors of {type(model).__name__}: "
-            f"{', '.join(absent[:4])}{', ...' if len(absent) > 4 else ''}",
-            remedy="give a complete model",
-        )
-    frozen: nn.Module = model.to(pick_device(settings.device)).eval().requires_grad_(requires_grad=False)
-    return frozen
 
 
 def load_config(settings: EncoderSettings) -> Any:
@@ -120,7 +110,7 @@ def load_config(settings: EncoderSettings) -> Any:
         from transformers import AutoConfig
     except ImportError as error:
         raise missing_transformers(error) from error
-    return load_part(AutoConfig.from_pretrained, settings, "config")
+    return load_part(AutoConfig.from_pretrained, encoder_folder(settings), "config")
 
 
 def load_image_processor(settings: EncoderSettings) -> Any:
@@ -129,13 +119,22 @@ def load_image_processor(settings: EncoderSettings) -> Any:
         from transformers import AutoImageProcessor
     except ImportError as error:
         raise missing_transformers(error) from error
-    processor = load_part(AutoImageProcessor.from_pretrained, settings, "image processor", backend="pil")
+    processor = load_part(
+        AutoImageProcessor.from_pretrained, encoder_folder(settings), "image processor", backend="pil"
+    )
     if not type(processor).__name__.endswith("Pil"):
         raise MissingPartError(
             f"{settings.model_name!r} has the image processor {type(processor).__name__!r}, which has no PIL backend",
             remedy="install torchvision, or use another encoder",
         )
     return processor
+
+
+def load_tokenizer(settings: EncoderSettings) -> Any:
+    """The encoder's tokenizer."""
+    from transformers import AutoTokenizer
+
+    return load_part(AutoTokenizer.from_pretrained, encoder_folder(settings), "tokenizer")
 
 
 class ContrastiveEncoder:
@@ -155,15 +154,13 @@ class ContrastiveEncoder:
                 f"{settings.model_name!r} is a {config.model_type!r} model, expected one of {', '.join(CONTRASTIVE)}",
                 remedy="set model.vlm_film_config.encoder to the kind of the model",
             )
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
         self.settings = settings
         self.kind = config.model_type
-        self.model = load_frozen(AutoModel.from_pretrained, settings)
+        self.model = load_weights(AutoModel.from_pretrained, settings)
         self.processor = load_image_processor(settings) if "image" in settings.source else None
-        self.tokenizer = (
-            load_part(AutoTokenizer.from_pretrained, settings, "tokenizer") if "text" in settings.source else None
-        )
+        self.tokenizer = load_tokenizer(settings) if "text" in settings.source else None
         side = self._side(config)
         self.resize = f"square:{side},{side}"
 
@@ -223,14 +220,12 @@ class QwenEncoder:
     def __init__(self, settings: EncoderSettings) -> None:
         config = load_config(settings)
         check_qwen(config, settings)
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
         self.settings = settings
-        self.model = load_frozen(AutoModel.from_pretrained, settings)
+        self.model = load_weights(AutoModel.from_pretrained, settings)
         self.processor = load_image_processor(settings)
-        self.tokenizer = (
-            load_part(AutoTokenizer.from_pretrained, settings, "tokenizer") if "text" in settings.source else None
-        )
+        self.tokenizer = load_tokenizer(settings) if "text" in settings.source else None
         self.resize = qwen_resize(self.processor)
 
     @torch.no_grad()

@@ -24,6 +24,7 @@ from stageline.families.film_flow.config.sections import DataConfig, EvaluateCon
 from stageline.families.film_flow.config.spellings import SPELLINGS
 from stageline.families.film_flow.config.stages import STAGES
 from stageline.families.film_flow.data.origin import evaluation_splits, splits
+from stageline.families.film_flow.externals import externals
 from stageline.families.film_flow.facts import FACT_RULES, agree, facts, film_plan, summary
 from stageline.families.film_flow.inheritance import inherit
 from stageline.families.film_flow.words import WORDS
@@ -171,6 +172,7 @@ FAMILY_CONFIG = FamilyConfig(
     evaluation_splits=evaluation_splits,
     check=check,
     asked=asked,
+    externals=externals,
     num_samples=num_samples,
     summary=summary,
     name_facts=name_facts,

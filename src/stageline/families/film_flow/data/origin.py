@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stageline.data.splits import Split
+from stageline.families.film_flow.externals import externals
 
 if TYPE_CHECKING:
     from stageline.families.film_flow.config import FilmFlowConfig
@@ -37,7 +38,8 @@ def _with_features(config: FilmFlowConfig, name: str) -> tuple[Split, ...]:
     found = [Split(name, pictures_key(config, name), _picture_files(config, name))]
     if has_features(config, name):
         key = {**pictures_key(config, name), "condition": condition_key(config)}
-        found.append(Split(f"{name}{FEATURES}", key, _picture_files(config, name, features=True)))
+        files = _picture_files(config, name, features=True)
+        found.append(Split(f"{name}{FEATURES}", key, files, externals(config)))
     return tuple(found)
 
 
