@@ -101,3 +101,29 @@ def test_a_config_is_read_through_its_table_and_all_faults_come_at_once() -> Non
 def test_every_name_of_a_setting_is_found_from_each() -> None:
     assert Spelt.spellings("bs") == Spelt.spellings("trainer.batch_size") == ("bs", "trainer.batch_size")
     assert set(Spelt.spellings("model.size")) == {"model.size", "data.image.size"}
+
+
+RULES = KeySpellings(
+    rename=lambda key: "stage_overrides." + key.removeprefix("per.").replace("lr", "trainer.learning_rate")
+    if key.startswith("per.")
+    else key.replace("bs", "trainer.batch_size"),
+)
+
+
+def test_names_that_follow_a_rule_are_read_as_ours_in_stages_too() -> None:
+    raw = {"bs": 3, "per": {"film": {"lr": 0.5}}, "stage_overrides": {"film": {"bs": 4}}}
+    wanted = {
+        "trainer": {"batch_size": 3},
+        "stage_overrides": {"film": {"trainer": {"learning_rate": 0.5, "batch_size": 4}}},
+    }
+    assert RULES.normalise(raw) == (wanted, [])
+    assert RULES.at_home(raw) == wanted
+    assert RULES.normalise(wanted) == (wanted, [])
+
+
+def test_two_names_by_a_rule_contradict_each_other_and_stay_for_validation_to_say() -> None:
+    raw = {"per": {"film": {"lr": 0.5}}, "stage_overrides": {"film": {"trainer.learning_rate": 0.25}}}
+    (fault,) = RULES.normalise(raw)[1]
+    assert fault.path == ("per", "film", "lr")
+    assert "contradicts stage_overrides.film.trainer.learning_rate 0.25" in fault.sentence
+    assert RULES.at_home(raw) == raw

@@ -45,11 +45,10 @@ def replaced_keys(
     file: Path | None, family: str | None, preset: str | None, overrides: Sequence[str] | None
 ) -> list[str]:
     """The keys in the `stage_overrides` of file or preset whose place the command line takes."""
-    from stageline.config import replaced_overrides
-    from stageline.families import spellings_of
+    from stageline.families import overrides_replaced
 
     raw, _ = _read_raw(file, family, preset)
-    return replaced_overrides(raw, overrides or (), spellings_of(raw))
+    return overrides_replaced(raw, overrides or ())
 
 
 def _read_raw(file: Path | None, family: str | None, preset: str | None) -> tuple[dict[str, Any], str]:

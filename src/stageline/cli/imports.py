@@ -21,12 +21,12 @@ from stageline.checkpoint.metadata import ExternalRecord, GroupRecord, Provenanc
 from stageline.checkpoint.ownership import find_origins
 from stageline.checkpoint.tensors import records_of
 from stageline.cli.configuration import raw_preset
-from stageline.config import RunConfig, apply_overrides, fingerprint, identity, read_yaml, to_yaml
+from stageline.config import RunConfig, fingerprint, identity, read_yaml, to_yaml
 from stageline.contract import FamilyConfig
 from stageline.data.splits import silent
 from stageline.encoders.copies import lock_external
 from stageline.errors import CheckpointError, ConfigError, Faults
-from stageline.families import family_config, load_family, parse_config, spellings_of
+from stageline.families import family_config, load_family, parse_config, with_overrides
 from stageline.stage import Stage, stage_config, stage_fingerprint, stage_settings
 from stageline.store import open_store
 from stageline.work.work import stage_places
@@ -68,7 +68,7 @@ def import_files(
         asked = read_yaml(config)
     elif preset and family:
         asked = raw_preset(family, preset)
-    asked = apply_overrides(asked, overrides, spellings_of(asked))
+    asked = with_overrides(asked, overrides)
     record = load_family(str(asked.get("family")))
     if stage:
         stage = record.config.stages[stage].name

@@ -8,7 +8,7 @@ should read it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
@@ -63,10 +63,17 @@ def _nothing(_raw: dict[str, Any], _faults: list[KeyFault]) -> None:
     """A family without readings of its own."""
 
 
+def _same(key: str) -> str:
+    """A family whose other names follow no rule."""
+    return key
+
+
 @dataclass(frozen=True)
 class KeySpellings:
     """How a family's configs may be spelt. Keys are dotted.
 
+    rename(key): the key that this one is another name of, itself where it is none; for names that follow a rule. The
+        keys of `stage_overrides.<stage>` are renamed too, and a command line takes the place of either name.
     moved: published key -> ours; two names of one setting, read as the second.
     same: pairs of keys that hold one value; giving one sets both.
     values: key -> published word -> ours.
@@ -75,6 +82,7 @@ class KeySpellings:
     read(raw, faults): the family's own readings, after all of the above; changes the raw mapping in place.
     """
 
+    rename: Callable[[str], str] = _same
     moved: Mapping[str, str] = field(default_factory=dict)
     same: tuple[tuple[str, str], ...] = ()
     values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -93,6 +101,29 @@ class KeySpellings:
                 found |= set(pair)
         return tuple(sorted(found))
 
+    def home(self, key: str) -> str:
+        """The dotted key that `rename` makes of one, in `stage_overrides` too."""
+        parts = key.split(".", 2)
+        if parts[0] == STAGE_OVERRIDES and len(parts) > 2:
+            return f"{parts[0]}.{parts[1]}.{self.rename(parts[2])}"
+        return self.rename(key)
+
+    def at_home(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """A copy of `raw` with renamed keys at their home, so that a command line can take their place.
+
+        Where two names of one setting contradict each other nothing moves: validation says so.
+        """
+        result = _copy(raw)
+        return _copy(raw) if self._rename(result) else result
+
+    def _rename(self, raw: dict[str, Any]) -> list[KeyFault]:
+        faults: list[KeyFault] = []
+        for path, value in list(_leaves(raw)):
+            key = ".".join(path)
+            if self.home(key) != key:
+                faults += _carry(raw, path, value, self.home(key))
+        return faults
+
     def refusal(self, path: tuple[str, ...]) -> str | None:
         """Why the key at this path is refused, or None for a key that no table knows."""
         dotted = ".".join(path)
@@ -108,6 +139,7 @@ class KeySpellings:
         """A copy of `raw` with moved keys at their home and refused keys out, and the faults found on the way."""
         result = _copy(raw)
         faults = self._take_refused(result, ())
+        faults += self._rename(result)
         for old, new in self.moved.items():
             faults += _move(result, old, new)
         for one, other in self.same:
@@ -154,6 +186,33 @@ class KeySpellings:
 
 def _copy(value: Any) -> Any:
     return {key: _copy(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def _leaves(node: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(path, value) of everything that is no section."""
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, (*path, str(key)))
+        else:
+            yield (*path, str(key)), value
+
+
+def _carry(raw: dict[str, Any], path: tuple[str, ...], value: Any, home: str) -> list[KeyFault]:
+    """Take the value at a path to its home; sections that this leaves empty go."""
+    nodes = [raw]
+    for part in path[:-1]:
+        nodes.append(nodes[-1][part])
+    del nodes[-1][path[-1]]
+    for part, node in zip(reversed(path[:-1]), reversed(nodes[:-1]), strict=True):
+        if not node[part]:
+            del node[part]
+    at_home = {".".join(leaf): found for leaf, found in _leaves(raw)}.get(home)
+    if value is None:
+        return []
+    if at_home is not None and at_home != value:
+        return [contradiction(".".join(path), value, home, at_home)]
+    put_key(raw, home, value)
+    return []
 
 
 def _move(raw: dict[str, Any], old: str, new: str) -> list[KeyFault]:

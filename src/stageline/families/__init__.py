@@ -12,7 +12,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stageline.config import RunConfig, Spellings, apply_overrides, nearest, read_yaml, validate
+from stageline.config import (
+    KeySpellings,
+    RunConfig,
+    apply_overrides,
+    nearest,
+    read_yaml,
+    replaced_overrides,
+    validate,
+)
 from stageline.contract import Words
 from stageline.errors import ConfigError
 
@@ -57,11 +65,34 @@ def raw_preset(family: str, preset: str) -> dict[str, Any]:
     return {"family": family, **copy.deepcopy(dict(presets[preset]))}
 
 
-def spellings_of(raw: Mapping[str, Any]) -> Spellings:
-    """How the family of a raw config spells its keys, for `apply_overrides` and `replaced_overrides`."""
+def spellings_of(raw: Mapping[str, Any]) -> KeySpellings:
+    """How the family of a raw config spells its keys."""
     name = raw.get("family")
     config = family_config(name).config if isinstance(name, str) and name in FAMILIES else RunConfig
-    return config.spellings
+    return config.SPELLINGS
+
+
+def at_home(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a raw config with its keys under our own names, so that what is set there later takes their place."""
+    return spellings_of(raw).at_home(raw)
+
+
+def with_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of a raw config with `a.b=value` applied, whichever names of the keys either uses."""
+    spellings = spellings_of(raw)
+    return apply_overrides(spellings.at_home(raw), _named(overrides, spellings), spellings.of)
+
+
+def overrides_replaced(raw: Mapping[str, Any], overrides: Iterable[str]) -> list[str]:
+    """The keys in the `stage_overrides` of a raw config whose place `a.b=value` takes."""
+    spellings = spellings_of(raw)
+    return replaced_overrides(spellings.at_home(raw), _named(overrides, spellings), spellings.of)
+
+
+def _named(overrides: Iterable[str], spellings: KeySpellings) -> list[str]:
+    """Overrides with our own names of their keys."""
+    parted = [override.partition("=") for override in overrides]
+    return [f"{spellings.home(key.strip())}{sign}{value}" for key, sign, value in parted]
 
 
 def parse_config(raw: Mapping[str, Any], overrides: Iterable[str] = (), where: str = "config") -> RunConfig:
@@ -73,7 +104,7 @@ def parse_config(raw: Mapping[str, Any], overrides: Iterable[str] = (), where: s
 
     Where nothing says `run`, the family's `run_name` does; with the rest of the config it is stated from then on.
     """
-    merged = apply_overrides(raw, overrides, spellings_of(raw))
+    merged = with_overrides(raw, overrides)
     name = merged.get("family")
     if not isinstance(name, str):
         raise ConfigError(f"{where}: `family` is required", remedy=f"families: {', '.join(sorted(FAMILIES))}")

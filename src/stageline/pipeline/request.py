@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stageline.config import RunConfig, apply_overrides, drop_stage_overrides, parse_yaml, set_dotted
+from stageline.config import RunConfig, drop_stage_overrides, parse_yaml, set_dotted
 from stageline.errors import ConfigError, Faults
-from stageline.families import parse_config, raw_preset, spellings_of
+from stageline.families import at_home, parse_config, raw_preset, spellings_of, with_overrides
 from stageline.jobs.defaults import mounted_defaults, with_defaults
 from stageline.jobs.placement import check_on_cluster, place_root
 from stageline.pipeline.item_job import LAUNCHERS
@@ -57,7 +57,7 @@ def read_request(parameters: Mapping[str, Any]) -> Request:
     assert not foreign, f"no parameters of a pipeline: {foreign}"
     words = {name: str(value).strip() for name, value in parameters.items() if value is not None}
     faults = Faults(ConfigError, "the pipeline's parameters", REMEDY)
-    raw = _base(words, faults)
+    raw = at_home(_base(words, faults))
     launcher = words.get("launcher") or "pytorchjob"
     if launcher == "pytorchjob":
         raw = with_defaults(raw, _collect(faults, mounted_defaults) or {})
@@ -66,7 +66,7 @@ def read_request(parameters: Mapping[str, Any]) -> Request:
         _apply(raw, words, S3_SETTINGS, faults)
         _apply(raw, {name: words.get(name, "") for name in _mounted(raw)}, MOUNTED, faults, of_a_person=False)
     overrides = words.get("overrides", "")
-    raw = _collect(faults, lambda: apply_overrides(raw, _words("overrides", overrides), spellings_of(raw))) or raw
+    raw = _collect(faults, lambda: with_overrides(raw, _words("overrides", overrides))) or raw
     if launcher not in LAUNCHERS:
         faults.add(f"launcher {launcher!r}: a stage can run as {', '.join(LAUNCHERS)}")
     if launcher == "pytorchjob":
@@ -125,7 +125,7 @@ def _apply(
         if clash:
             faults.add(f"{name}: {clash} is not a section of the config")
         if of_a_person:
-            drop_stage_overrides(raw, key, spellings_of(raw))
+            drop_stage_overrides(raw, key, spellings_of(raw).of)
 
 
 def _word(name: str, value: str) -> str:
