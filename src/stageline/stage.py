@@ -27,7 +27,7 @@ from stageline.config import (
 )
 from stageline.errors import ConfigError, Faults
 
-Outcome = Literal["load", "fresh", "drop", "external"]
+Outcome = Literal["load", "load or external", "fresh", "drop", "external"]
 LossOver = Literal["any", "ranks", "none"]
 """Over what a loss may be split: micro-batches and ranks, ranks alone, or nothing."""
 FROM_SCRATCH = "none"
@@ -38,7 +38,8 @@ FROM_SCRATCH = "none"
 class Inheritance:
     """What becomes of one section of a parent's tensors, and why.
 
-    load: copied. fresh: starts at its own initialisation. drop: in the parent, not wanted here.
+    load: copied. load or external: copied where the parent holds it, else read from the stage's external, as the
+    parent itself did. fresh: starts at its own initialisation. drop: in the parent, not wanted here.
     external: weights that are not ours, read from their own source.
     patterns: `fnmatch` patterns of the tensor names that belong to the section.
     """

@@ -224,3 +224,14 @@ def test_content_tells_whose_weights_they_are_and_not_where_they_lie() -> None:
     assert content_of(files, {"p": moved}, {"clip": other}) == whole
     derived = {**files, "model_for_others.safetensors": FileRecord(bytes=1, sha256="8" * 64, kind="derived")}
     assert content_of(derived) == plain
+
+
+def test_what_a_parent_holds_in_part_is_loaded_and_the_rest_external() -> None:
+    """`load or external`: the parent's own blocks come from its file, what it never trained from the external."""
+    model, file = records("tower.0", "tower.1", "head"), records("tower.1", "head")
+    sections = {"default": [section("load or external", "tower.*"), section("load", "head")]}
+    found = find_origins(model, {"default": file}, sections, {"t": ("tower.*",)}, where="x", partly=False)
+    assert found.loaded == {"tower.1": "default", "head": "default"}
+    assert found.external == {"tower.0": "t"}
+    with pytest.raises(CheckpointError, match=r"tower\.0: external weights, and no external of the stage supplies it"):
+        find_origins(model, {"default": file}, sections, {}, where="x", partly=False)

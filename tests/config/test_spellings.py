@@ -104,9 +104,11 @@ def test_every_name_of_a_setting_is_found_from_each() -> None:
 
 
 RULES = KeySpellings(
-    rename=lambda key: "stage_overrides." + key.removeprefix("per.").replace("lr", "trainer.learning_rate")
-    if key.startswith("per.")
-    else key.replace("bs", "trainer.batch_size"),
+    rename=lambda key: (
+        "stage_overrides." + key.removeprefix("per.").replace("lr", "trainer.learning_rate")
+        if key.startswith("per.")
+        else key.replace("bs", "trainer.batch_size")
+    ),
 )
 
 

@@ -157,7 +157,9 @@ def _claims(names: Iterable[str], file: Records, sections: Sequence[Inheritance]
         if len(found) > 1:
             faults.append(f"{name}: {', '.join(f'{s.section} says {outcome}' for outcome, s in found.items())}")
         if found:
-            claims[name] = next(iter(found))
+            outcome = next(iter(found))
+            either = "load" if name in file else "external"
+            claims[name] = either if outcome == "load or external" else outcome
         elif name in file:
             known = ", ".join(s.section for s in sections) or "none"
             faults.append(f"{name}: belongs to no section; sections: {known}")

@@ -113,8 +113,8 @@ class KeySpellings:
 
         Where two names of one setting contradict each other nothing moves: validation says so.
         """
-        result = _copy(raw)
-        return _copy(raw) if self._rename(result) else result
+        result: dict[str, Any] = _copy(raw)
+        return dict(_copy(raw)) if self._rename(result) else result
 
     def _rename(self, raw: dict[str, Any]) -> list[KeyFault]:
         faults: list[KeyFault] = []

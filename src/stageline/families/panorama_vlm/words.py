@@ -1,0 +1,44 @@
+"""How panorama_vlm names things to people: modes, metrics, pictures, what a report tells first. No torch."""
+
+from __future__ import annotations
+
+from stageline.contract import Words
+
+_BLEU = tuple(f"bleu_{order}" for order in range(1, 5))
+
+WORDS = Words(
+    modes={
+        "asked": "pictures as they are",
+        "shuffled": "pictures of other rows",
+        "rolled": "panoramas turned by 90 degrees, text as it was",
+    },
+    metrics={
+        "exact_match": "exact match",
+        "content_f1": "F1 of content words",
+        "rouge_l": "ROUGE-L",
+        "cider": "CIDEr-D",
+        "meteor_es": "METEOR without synonyms",
+        "meteor": "METEOR",
+        "spice": "SPICE",
+        **{name: f"BLEU-{name[-1]}" for name in _BLEU},
+    },
+    pictures={"prediction": "Panorama with its tiles, query, reference and prediction"},
+    main_metrics=("exact_match", "content_f1", "cider", "rouge_l", "meteor_es", "bleu_1", "bleu_4"),
+    headline="Exact match {exact_match}, ROUGE-L {rouge_l}, BLEU-4 {bleu_4}.",
+    higher_is_better=frozenset(
+        {"exact_match", "content_f1", "rouge_l", "cider", "meteor_es", "meteor", "spice", *_BLEU}
+    ),
+    told={
+        "plan": "views",
+        "stitching": "stitching",
+        "image_tokens": "image tokens",
+        "resampler_type": "resampler",
+        "split": "split",
+        "weights": "weights",
+        "max_new_tokens": "at most new tokens",
+    },
+    cautions={
+        "limited": "Only the first rows were evaluated.",
+        "profile_tiny": "Tiny made models: these numbers say nothing of the models named.",
+    },
+)
