@@ -15,6 +15,8 @@ from stageline.checkpoint.metadata import CheckpointMetadata, ExternalRecord, Ow
 from stageline.errors import CheckpointError, Faults
 from stageline.stage import Inheritance
 
+GIVEN = ("load", "load or external")
+"""Outcomes of sections that a parent's tensors are taken for."""
 Records = Mapping[str, TensorRecord]
 Sections = Mapping[str, Sequence[Inheritance]]
 """role -> what becomes of that parent's sections."""
@@ -140,7 +142,7 @@ def parent_faults(parents: Mapping[str, Records], sections: Sections) -> list[st
         name: record
         for role, file in parents.items()
         for name, record in file.items()
-        if any(section.outcome == "load" and _matches(name, section.patterns) for section in sections[role])
+        if any(section.outcome in GIVEN and _matches(name, section.patterns) for section in sections[role])
     }
     return faults + _explain(given, parents, sections, {}, partly=True)[1]
 

@@ -49,7 +49,21 @@ def show_plan(plan: Plan) -> None:
 
 
 def show_notes(plan: Plan) -> None:
-    """What the family says about the model."""
+    """What stages take from their parents, section by section, and what the family says about the model."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("stage", "parent", "section", "outcome"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("why", overflow="fold")
+    for item in plan.items:
+        for role, sections in item.sections.items():
+            for section in sections:
+                table.add_row(item.name, role, section.section, section.outcome, Text(section.reason))
+    if table.row_count:
+        print()
+        console().print(table)
     if plan.notes:
         print("\n" + "\n".join(plan.notes))
 

@@ -15,7 +15,7 @@ from stageline.checkpoint.layout import CheckpointRef, resolve
 from stageline.checkpoint.metadata import is_continuable
 from stageline.config import RunConfig
 from stageline.errors import CheckpointError, PlanError, StagelineError
-from stageline.stage import FROM_SCRATCH, Stage
+from stageline.stage import FROM_SCRATCH, Inheritance, Stage
 from stageline.work.differences import changes, divergence, old_schema
 from stageline.work.seeding import check_seeds, is_stranger
 from stageline.work.work import ParentWork, StageWork
@@ -31,6 +31,7 @@ class Found:
     waiting: which are trained first.  undecided: which can only be told once the data are prepared.
     blocked: which cannot be had because their stage is blocked.
     named: role -> (key, word): where and how somebody named it.
+    sections: role -> what becomes of each section of that parent.
     """
 
     parents: dict[str, ParentWork] = field(default_factory=dict)
@@ -41,6 +42,7 @@ class Found:
     blocked: tuple[str, ...] = ()
     blocked_faults: tuple[StagelineError, ...] = ()
     named: dict[str, tuple[str, str]] = field(default_factory=dict)
+    sections: dict[str, tuple[Inheritance, ...]] = field(default_factory=dict)
 
 
 def find_parents(run: RunDecision, work: StageWork) -> Found:
@@ -62,6 +64,7 @@ def find_parents(run: RunDecision, work: StageWork) -> Found:
     seeds = check_seeds(work, found.parents, found.named)
     found.faults += seeds.faults
     found.notes += seeds.notes
+    found.sections = seeds.sections
     found.parents = {role: parent for role, parent in found.parents.items() if role not in seeds.refused}
     return found
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stageline.errors import PlanError
+from stageline.stage import Inheritance
 
 PREPARE_ITEM: Literal["prepare_data"] = "prepare_data"
 EVALUATE_ITEM: Literal["evaluate"] = "evaluate"
@@ -28,6 +29,7 @@ class Item:
     notes: what is worth knowing beforehand: reported facts, what trains, superseded work that is kept.
     steps: optimizer steps of the stage; None where it is none or the number of samples is not known yet.
     from_step: where a continued stage goes on.
+    sections: role -> what becomes of each section of that parent's tensors.
     reference: what is reused or continued, as `<uri>@sha256:<digest>`.
     parameters: tensor elements {"trained": n, "total": n}; recorded by an earlier run, or counted.
     seconds: expected duration, from the pace an earlier run recorded.
@@ -43,6 +45,7 @@ class Item:
     from_step: int = 0
     reference: str = ""
     parents: Mapping[str, str] = field(default_factory=dict)
+    sections: Mapping[str, Sequence[Inheritance]] = field(default_factory=dict)
     parameters: Mapping[str, int] | None = None
     seconds: float | None = None
 
@@ -58,6 +61,7 @@ class Item:
             "from_step": self.from_step,
             "reference": self.reference,
             "parents": dict(self.parents),
+            "sections": {role: [section.to_json() for section in found] for role, found in self.sections.items()},
             "parameters": dict(self.parameters) if self.parameters is not None else None,
             "expected_seconds": round(self.seconds, 1) if self.seconds is not None else None,
         }

@@ -29,11 +29,13 @@ class Seeds:
     """What came of looking at the parents of a stage.
 
     faults: why some may not feed it.  refused: their roles.  notes: facts that differ and are only reported.
+    sections: role -> what becomes of each section of that parent.
     """
 
     faults: list[StagelineError] = field(default_factory=list)
     refused: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    sections: dict[str, tuple[Inheritance, ...]] = field(default_factory=dict)
 
 
 def check_seeds(work: StageWork, parents: Mapping[str, ParentWork], named: Mapping[str, tuple[str, str]]) -> Seeds:
@@ -61,6 +63,7 @@ def check_seeds(work: StageWork, parents: Mapping[str, ParentWork], named: Mappi
     if found:
         seeds.faults.append(_refuse_tensors(work, known, found))
         seeds.refused |= set(known)
+    seeds.sections = {role: told for role, told in sections.items() if role not in seeds.refused}
     return seeds
 
 

@@ -52,7 +52,8 @@ def decide_selected(run: RunDecision, stage: Stage) -> StageWork:
     except StagelineError as error:
         return blocked(work, [error])
     found = find_parents(run, work)
-    work = replace(work, parents=found.parents, notes=(*_notes(work, survey), *found.notes))
+    notes = (*_notes(work, survey), *found.notes)
+    work = replace(work, parents=found.parents, sections=found.sections, notes=notes)
     if found.faults:
         return blocked(work, found.faults)
     if found.blocked:

@@ -12,7 +12,7 @@ from stageline.config import RunConfig
 from stageline.contract import External, FamilyConfig
 from stageline.data.prepared import Prepared
 from stageline.errors import ConfigError, PlanError, StagelineError, StoreUnavailableError
-from stageline.stage import Stage, stage_config
+from stageline.stage import Inheritance, Stage, stage_config
 from stageline.store import Store
 from stageline.work.evaluations import EvaluationRecord
 from stageline.work.inputs import UNKNOWN, RunData, data_digest
@@ -107,6 +107,7 @@ class StageWork(Work):
     """One stage.
 
     parents: role -> parent; a role without one starts from scratch.
+    sections: role -> what becomes of each section of that parent.
     externals: weights of others that it needs.  digests: name -> digest of each; of one that is not locked, none.
     inputs: split -> what it is made from; None while undecided.
     ref: the finished checkpoint that it hands on, or the one to continue.
@@ -119,6 +120,7 @@ class StageWork(Work):
 
     stage: Stage
     parents: Mapping[str, ParentWork] = field(default_factory=dict)
+    sections: Mapping[str, tuple[Inheritance, ...]] = field(default_factory=dict)
     externals: tuple[External, ...] = ()
     digests: Mapping[str, str] = field(default_factory=dict)
     inputs: Mapping[str, str] | None = None
@@ -177,6 +179,7 @@ class StageWork(Work):
             from_step=self.from_step,
             reference=self.reference,
             parents={role: str(p.ref.reference) if p.ref else "" for role, p in self.parents.items()},
+            sections=self.sections,
             parameters=self.parameters,
             seconds=self.seconds,
         )
