@@ -19,15 +19,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from stageline.errors import ConfigError, DataError
-from stageline.families.panorama_vlm.geometry.resolution import Antialias, Filter, quality_of, reduced_size
+from stageline.families.panorama_vlm.geometry.resolution import SUPPORT, Antialias, Filter, quality_of, reduced_size
 from stageline.families.panorama_vlm.geometry.tiles import GlobalMode, TilePlan
 from stageline.families.panorama_vlm.geometry.tokens import cell_centres
 from stageline.families.panorama_vlm.geometry.views import PixelCentres, View, edge_tangents, view
 
 PAD = 1
 """Pixels around the panorama for bilinear sampling."""
-SUPPORT = 8
-"""Pixels of the reduced panorama that are padded before a reduction; a bicubic filter reaches 2."""
 LEVELS = {torch.uint8: 255.0, torch.uint16: 65535.0}
 CACHED_GRIDS = 16
 

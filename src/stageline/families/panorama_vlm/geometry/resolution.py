@@ -23,6 +23,8 @@ TRIGGER = 1.25
 """A panorama up to this much wider than W' is not worth a reduction."""
 MULTIPLE = 32
 """W' is a multiple of it, so that a turn by an eighth of the panorama is a whole number of columns."""
+SUPPORT = 8
+"""Pixels of the reduced panorama that are padded before a reduction; a bicubic filter reaches 2."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,6 @@ def reduced_width(width: int, views: Iterable[View], size: tuple[int, int], anti
 def reduced_size(
     height: int, width: int, views: Iterable[View], size: tuple[int, int], antialias: Antialias = "auto"
 ) -> tuple[int, int]:
-    """(height, width) that is sampled for a panorama of that size: half as high as wide where the panorama was."""
+    """(height, width) that is sampled for a panorama of that size: its own, or W' / 2 and W'."""
     target = reduced_width(width, views, size, antialias)
-    return (height, width) if target == width else (max(1, round(height * target / width)), target)
+    return (height, width) if target == width else (target // 2, target)

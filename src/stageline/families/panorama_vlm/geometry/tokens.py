@@ -148,3 +148,16 @@ def inside(dirs: Tensor, hfov_deg: float, vfov_deg: float) -> Tensor:
     lam = torch.atan2(dirs[..., 0], dirs[..., 2]).rad2deg()
     phi = torch.asin(dirs[..., 1].clamp(-1, 1)).rad2deg()
     return (lam.abs() <= hfov_deg / 2 + 1e-9) & (phi.abs() <= vfov_deg / 2 + 1e-9) & (dirs.square().sum(-1) > 0.5)
+
+
+def seen_tokens(seen: Tensor, dirs: Tensor) -> Tensor:
+    """Which tokens look at a pixel that a partial panorama has: (...) bool.
+
+    seen: (H, W) bool, over the whole sphere.  dirs: (..., 3) unit directions; 0 where a token looks at nothing.
+    """
+    height, width = seen.shape
+    lam = torch.atan2(dirs[..., 0], dirs[..., 2]) / (2 * math.pi) + 0.5
+    phi = 0.5 - torch.asin(dirs[..., 1].clamp(-1, 1)) / math.pi
+    column = (lam * width).floor().long() % width
+    row = (phi * height).floor().long().clamp(0, height - 1)
+    return seen[row, column] & (dirs.square().sum(-1) > 0.5)
