@@ -14,10 +14,11 @@ import torch
 from stageline.checkpoint.commit import CheckpointWriter, Snapshot
 from stageline.checkpoint.layout import CheckpointRef, StageDir
 from stageline.checkpoint.lease import StageLease
-from stageline.checkpoint.metadata import BestRecord, GroupRecord, ParentRecord, Provenance
+from stageline.checkpoint.metadata import BestRecord, ExternalRecord, GroupRecord, ParentRecord, Provenance
 from stageline.cli.configuration import raw_preset
 from stageline.config import RunConfig
 from stageline.data.prepared import Prepared
+from stageline.encoders.lock import external_digests, read_lock
 from stageline.families import family_config, parse_config
 from stageline.stage import stage_config, stage_fingerprint, stage_settings
 from stageline.store import open_store
@@ -88,12 +89,18 @@ class Lab:
             for role, ref in links.items()
         }
         contents = {role: ref.content for role, ref in links.items()}
+        externals = family.externals(own, stage)
+        digests = external_digests(read_lock(open_store(self.root)), externals).known
         provenance = Provenance(
             **{"family": family.name, "stage": name, "run": config.run} | said,
             identity="i" * 64,
-            stage_fingerprint=stage_fingerprint(own, stage, inputs_digest(inputs), contents),
+            stage_fingerprint=stage_fingerprint(own, stage, inputs_digest(inputs), contents, digests),
             settings=stage_settings(own),
             parents=records,
+            externals={
+                one.name: ExternalRecord(name=one.name, source=one.source, digest=digests[one.name])
+                for one in externals
+            },
             facts=family.facts(own, stage),
             trained={"all": GroupRecord(tensors=1, parameters=1234)},
             data_digest=data_digest(given_data(prepared.reference), inputs),

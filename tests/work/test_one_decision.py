@@ -6,11 +6,16 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.config import RunConfig
+from stageline.data.splits import silent
+from stageline.encoders.copies import lock_external
+from stageline.encoders.lock import EXTERNALS
 from stageline.errors import StagelineError
 from stageline.families import family_config
 from stageline.pipeline.items import plain_config, resolved_job
@@ -21,6 +26,7 @@ from stageline.store import Store, open_store
 from stageline.store.references import decode, encode, join_pairs, split_pairs
 from stageline.verbs.evaluate.evaluation import named_checkpoints
 from stageline.work.decision import decide, decide_evaluation, decide_stage, hand_on
+from stageline.work.externals import run_externals
 from stageline.work.given import Given, given_by, given_to_stage
 from stageline.work.work import StageWork, Work, refuse_blocked
 from tests.plan.conftest import Lab
@@ -51,13 +57,27 @@ def answer(work: Work) -> Answer:
     return ("blocked", {}, "") if action == "blocked" else (action, parents, work.fingerprint)
 
 
-def train_before(lab: Lab, commits: Sequence[tuple[str, int, bool, bool]]) -> None:
+def write_tower(folder: Path, value: float) -> Path:
+    """A file of other people's weights."""
+    path = folder / "tower.safetensors"
+    path.unlink(missing_ok=True)
+    save_file({"row": np.full(4, value)}, path)
+    return path
+
+
+def lock_tower(lab: Lab, words: Sequence[str]) -> None:
+    config = lab.config(*words)
+    for external in run_externals(config, family_config("chain")):
+        lock_external(open_store(lab.root), external, silent)
+
+
+def train_before(lab: Lab, commits: Sequence[tuple[str, int, bool, bool]], words: Sequence[str]) -> None:
     made: dict[str, CheckpointRef] = {}
     family = family_config("chain")
     for stage, which, final, linked in commits:
         roles = family.stages[stage].parents
         parents = {role: made[source] for role, source in roles.items() if linked and source in made}
-        config = lab.config(f"trainer.learning_rate=0.00{which + 1}")
+        config = lab.config(f"trainer.learning_rate=0.00{which + 1}", *words)
         steps = {"step": 10, "final": True} if final else {"step": 4, "final": False}
         value = (len(made) + which) / 10
         ref = lab.commit(config, stage, parents=parents, value=value, **steps)  # type: ignore[arg-type]
@@ -107,28 +127,46 @@ def as_job(config: RunConfig, item: str, root: Store) -> Answer | None:
 
 
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), phases=(Phase.explicit, Phase.generate)
+    max_examples=24, deadline=None, suppress_health_check=list(HealthCheck), phases=(Phase.explicit, Phase.generate)
 )
-@given(COMMITS, SELECTIONS, PARENTS, WHICH, st.sampled_from(["", "", "word"]))
+@given(
+    COMMITS,
+    SELECTIONS,
+    PARENTS,
+    WHICH,
+    st.sampled_from(["", "", "word"]),
+    st.sampled_from(["none", "none", "locked", "locked anew", "lock lost"]),
+)
 def test_all_callers_agree(
     commits: list[tuple[str, int, bool, bool]],
     selection: list[str] | None,
     parents: dict[str, str],
     which: int,
     word: str,
+    tower: str,
 ) -> None:
     """The callers, each as it asks: the plan (`make_plan`); the pipeline's steps, which hand encoded references on
     (`hand_on`, `given_to_stage`, `decide_evaluation`); `stageline job` (`resolved_job` with its probe); a pod's entry
     before and after its ranks (`find_finished`); each rank of a job with references (`decide_stage` with `given_by`);
     `stageline train` by itself (`decide_stage` without parents); `stageline evaluate` (`named_checkpoints`).
+
+    word: variant of the stages.  tower: what became of the weights of others after what was trained before.
     """
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(Path(folder) / "my root, 100% = ä", "chain")
         lab.commit(lab.config("run=other"), "base", value=0.9)
-        train_before(lab, commits)
+        others = [] if tower == "none" else [f"model.tower='{write_tower(Path(folder), 0.5)}'"]
+        lock_tower(lab, others)
+        train_before(lab, commits, others)
+        if tower == "locked anew":
+            write_tower(Path(folder), 0.75)
+            lock_tower(lab, others)
+        if tower == "lock lost":
+            open_store(lab.root).delete_tree(EXTERNALS)
         words = [f"trainer.learning_rate=0.00{which + 1}", *(f"{key}={name}" for key, name in parents.items())]
         words += [f"stages=[{','.join(selection)}]"] if selection else []
         words += [f"model.word={word}"] if word else []
+        words += others
         config, root = lab.config(*words), open_store(lab.root)
         data = encode(str(lab.prepare(config).reference))
         selected = {stage.name for stage in family_config("chain").selected(config)}

@@ -10,6 +10,7 @@ from stageline.checkpoint.layout import Survey
 from stageline.checkpoint.metadata import CheckpointMetadata
 from stageline.checkpoint.retention import superseded
 from stageline.checkpoint.usercode import code_digests
+from stageline.contract import External
 from stageline.errors import CheckpointError, StagelineError
 from stageline.stage import Stage, num_steps, refuse_split, stage_config, stage_fingerprint
 from stageline.work.data import inputs_digest
@@ -72,6 +73,7 @@ def decide_selected(run: RunDecision, stage: Stage) -> StageWork:
         data=data,
         inputs=inputs,
         digests=digests.known,
+        notes=(*work.notes, *_needs(work.externals, digests.known)),
         steps=steps,
         recorded=recorded,
         parameters=recorded_parameters(recorded) if recorded else None,
@@ -181,7 +183,7 @@ def _other_weights(work: StageWork, recorded: CheckpointMetadata, before: Mappin
 
 
 def _notes(work: StageWork, survey: Survey) -> tuple[str, ...]:
-    """What trains, what is damaged, and what superseded work is kept."""
+    """What trains, and what is damaged."""
     lines = []
     trains = work.family.trains(work.config, work.stage)
     if trains.include:
@@ -189,6 +191,11 @@ def _notes(work: StageWork, survey: Survey) -> tuple[str, ...]:
         lines.append(f"trains {', '.join(trains.include)}{without}")
     lines += [f"damaged: {item.name}: {item.reason}" for item in survey.damaged]
     return tuple(lines)
+
+
+def _needs(externals: Sequence[External], digests: Mapping[str, str]) -> list[str]:
+    """Which weights of others it needs, one line each."""
+    return [f"needs {external}: {digests.get(external.name, 'not locked')[:12]}" for external in externals]
 
 
 def kept_note(work: StageWork) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
-"""Stages with an optional and a required parent, two roles, a variant, and a fact that is only reported."""
+"""Stages with an optional and a required parent, two roles, a variant, weights of others, a fact only reported."""
 
 from __future__ import annotations
 
 from stageline.config import DataSettings, RunConfig, Settings
-from stageline.contract import FamilyConfig, Parent
+from stageline.contract import External, FamilyConfig, Parent
 from stageline.stage import Inheritance, Stage, Stages
 
 
@@ -11,6 +11,7 @@ class ChainModelConfig(Settings):
     width: int = 8
     shade: str = "light"
     word: str = ""
+    tower: str = ""
 
 
 class ChainConfig(RunConfig):
@@ -51,6 +52,12 @@ def inherit(parent: Parent, config: ChainConfig, stage: Stage) -> tuple[Inherita
     )
 
 
+def externals(config: ChainConfig, stage: Stage) -> tuple[External, ...]:
+    """All but the first stage have a tower of others."""
+    tower = config.model.tower
+    return (External("tower", tower),) if tower and stage.name != "base" else ()
+
+
 FAMILY_CONFIG = FamilyConfig(
     name="chain",
     config=ChainConfig,
@@ -59,6 +66,7 @@ FAMILY_CONFIG = FamilyConfig(
     facts=lambda config, _stage: {"width": config.model.width, "shade": config.model.shade},
     fact_rules={"shade": {"resume": "equal", "seed": "report", "evaluate": "equal"}},
     inherit=inherit,
+    externals=externals,
     splits=lambda _config, _stage: (),
     evaluation_splits=lambda _config: (),
     check=lambda _config, _stage: None,
