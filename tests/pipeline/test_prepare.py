@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from stageline.data.splits import MANIFEST, parse_manifest
 from stageline.errors import DataError
 from stageline.families import family_config, parse_config
 from stageline.plan import make_plan
-from stageline.stage import stage_config
 from stageline.store import Reference, open_store
 from stageline.store.holder import this_process
 from stageline.verbs.prepare import prepare_data
-from stageline.work.data import evaluation_inputs, forecast_prepared, run_splits, source_names, stage_inputs
+from stageline.work.data import run_splits, source_names
+from stageline.work.decision import decide_data, decide_evaluation, decide_stage
+from stageline.work.given import Given
 
 
 def tiny(root: Path | str, *overrides: str) -> RunConfig:
@@ -205,19 +207,19 @@ def test_reuse_of_folder_data_goes_by_bytes_not_by_time(tmp_path: Path) -> None:
     write_folder(data / "val", c=30)
     config = folder_config(root, data)
     store = open_store(root)
-    assert forecast_prepared(config, store)[0] is None
+    assert decide_data(config, store).prepared is None
     first = prepare_data(config)
-    found, _ = forecast_prepared(config, store)
+    found = decide_data(config, store).prepared
     assert found is not None
     assert found.reference == first.reference
 
     image = data / "train" / "image" / "a.png"
     image.touch()
-    forecast, reason = forecast_prepared(config, store)
-    assert forecast is None
-    assert "train: source files changed: image/a.png" in reason
+    work = decide_data(config, store)
+    assert work.prepared is None
+    assert "train: source files changed: image/a.png" in work.data.reason
     assert prepare_data(config).reference == first.reference, "equal bytes are equal data"
-    assert forecast_prepared(config, store)[0] is not None
+    assert decide_data(config, store).prepared is not None
 
     write_folder(data / "train", a=11)
     changed = prepare_data(config)
@@ -253,6 +255,19 @@ def test_source_names_do_not_depend_on_where_the_data_lie(tmp_path: Path) -> Non
     assert names[0]["val"] == ["image/a.png", "label/a.png"]
 
 
+def inputs_of(config: RunConfig, stage: str, prepared: Prepared) -> Mapping[str, str]:
+    """What a stage reads of prepared data that it is handed."""
+    inputs = decide_stage(config, stage, given=Given(str(prepared.reference))).inputs
+    assert inputs
+    return inputs
+
+
+def evaluated_on(config: RunConfig, prepared: Prepared) -> Mapping[str, str]:
+    """What an evaluation reads of them."""
+    data = decide_evaluation(config, given=Given(str(prepared.reference))).data
+    return {split.name: data.inputs[split.name] for split in family_config(config.family).evaluation_splits(config)}
+
+
 def test_a_changed_test_split_prepares_nothing_else_and_leaves_stages_alone(tmp_path: Path) -> None:
     data, root = tmp_path / "data", tmp_path / "root"
     for split, level in (("train", 10), ("val", 20), ("test", 30)):
@@ -268,18 +283,16 @@ def test_a_changed_test_split_prepares_nothing_else_and_leaves_stages_alone(tmp_
     first = prepare_data(config)
     assert set(first.splits) == {"train", "train-features", "val", "val-features", "test", "test-features"}
     write_folder(data / "test", t=31)
-    found, reason = forecast_prepared(config, open_store(root))
-    assert found is None
-    assert "train" not in reason
+    work = decide_data(config, open_store(root))
+    assert work.prepared is None
+    assert "train" not in work.data.reason
     second = prepare_data(config)
     assert not second.reused
     changed = {name for name in first.splits if first.splits[name] != second.splits[name]}
     assert changed == {"test", "test-features"}
-    family = family_config("film_flow")
-    for stage in family.stages:
-        own = stage_config(config, stage)
-        assert stage_inputs(own, family, stage, first) == stage_inputs(own, family, stage, second)
-    assert evaluation_inputs(config, first) != evaluation_inputs(config, second)
+    for stage in ("backbone", "film"):
+        assert inputs_of(config, stage, first) == inputs_of(config, stage, second)
+    assert evaluated_on(config, first) != evaluated_on(config, second)
 
 
 def test_another_encoder_makes_features_anew_and_no_picture(made: tuple[RunConfig, Prepared]) -> None:
@@ -287,11 +300,5 @@ def test_another_encoder_makes_features_anew_and_no_picture(made: tuple[RunConfi
     second = prepare_data(tiny(config.root, "model.vlm_film_config.feature_dim=8", "run=other"))
     changed = {name for name in first.splits if first.splits[name] != second.splits[name]}
     assert changed == {"train-features", "val-features"}
-    family = family_config("film_flow")
-    backbone, film = (family.stages[name] for name in ("backbone", "film"))
-    assert stage_inputs(stage_config(config, backbone), family, backbone, first) == stage_inputs(
-        stage_config(config, backbone), family, backbone, second
-    )
-    assert stage_inputs(stage_config(config, film), family, film, first) != stage_inputs(
-        stage_config(config, film), family, film, second
-    )
+    assert inputs_of(config, "backbone", first) == inputs_of(config, "backbone", second)
+    assert inputs_of(config, "film", first) != inputs_of(config, "film", second)

@@ -100,7 +100,7 @@ def submit(
     except DataMissingError as error:
         _say(error.message)
         _start(_prospect(own, PREPARE_ITEM), follow=True)
-        prospect = _prospect(own, stage)
+        prospect = _prospect(own, stage, after_prepare=True)
     for note in prospect.cluster.notes:
         _say(f"note: {note}")
     _start(prospect, follow=follow)
@@ -110,13 +110,17 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _prospect(config: RunConfig, item: str) -> Prospect:
-    """The job of an item: by what lies in the store, or, where this machine does not reach that, one by itself."""
+def _prospect(config: RunConfig, item: str, *, after_prepare: bool = False) -> Prospect:
+    """The job of an item: by what lies in the store, or, where this machine does not reach that, one by itself.
+
+    after_prepare: a job has just prepared the data; what it answered is taken where the sources can't be seen.
+    """
     from stageline.checkpoint.usercode import keep_code
     from stageline.errors import PlanError, StagelineError
     from stageline.jobs.cluster.follow.results import SucceededJob
     from stageline.pipeline.items import Prospect, free_job, resolved_job
     from stageline.pipeline.submission import reach_store
+    from stageline.work.answers import read_answer
 
     try:
         root = reach_store(config)
@@ -126,7 +130,8 @@ def _prospect(config: RunConfig, item: str) -> Prospect:
         _say(f"the store is not looked into: {error.message}; the job finds data and parents by itself")
         job, cluster = free_job(config, item)
         return Prospect(job, cluster, SucceededJob(job.name, job.fingerprint, cluster))  # type: ignore[arg-type]  # the same two questions
-    return resolved_job(keep_code(config), item, root)
+    answer = read_answer(root, config) if after_prepare else None
+    return resolved_job(keep_code(config), item, root, answer.reference if answer else "")
 
 
 def _start(prospect: Prospect, *, follow: bool) -> None:

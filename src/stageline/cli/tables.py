@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from stageline.verbs.compare import ComparisonRecord
     from stageline.work.evaluations import EvaluationRecord
 
-COLOURS = {"run": "yellow", "continue": "cyan", "reuse": "green", "blocked": "red", "not selected": "dim"}
+COLOURS = {
+    "run": "yellow",
+    "continue": "cyan",
+    "reuse": "green",
+    "reuse (not selected)": "green",
+    "depends": "magenta",
+    "blocked": "red",
+    "not selected": "dim",
+}
 
 
 def console() -> Console:

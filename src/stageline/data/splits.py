@@ -49,12 +49,14 @@ class Split:
     name: `train`, `val`, `test` or the family's own.  key: the part of the config that it depends on, JSON values.
     source_files: the files it is read from, sorted; () for synthetic data.
     externals: weights of others that its rows are made with.
+    unseen: folders it is read from that are not there, as seen from here: a job may have them mounted.
     """
 
     name: str
     key: Mapping[str, Any]
     source_files: tuple[Path, ...] = ()
     externals: tuple[External, ...] = ()
+    unseen: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

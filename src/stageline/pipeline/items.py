@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stageline.config import ClusterConfig, RunConfig, nearest
-from stageline.errors import ConfigError, PlanError, StagelineError
+from stageline.errors import ConfigError, PlanError
 from stageline.families import family_config, parse_config
 from stageline.jobs.defaults import with_defaults
 from stageline.jobs.job import EVALUATE_ITEM, PREPARE_ITEM, Job, job_name
@@ -82,10 +82,16 @@ def work_job(config: RunConfig, work: Work) -> Job:
 
 def stored_result(config: RunConfig, work: Work, given: Given | None) -> StoredResult:
     """What of a job's result lies in the store. given: as the work was decided from."""
+    from stageline.work.answers import read_answer
     from stageline.work.decision import decide
     from stageline.work.work import StageWork
 
+    before = read_answer(work.root, config) if work.kind == PREPARE_ITEM and work.data.unseen else None
+
     def finished() -> bool:
+        if work.kind == PREPARE_ITEM and work.data.unseen:
+            answer = read_answer(work.root, config)
+            return answer is not None and answer != before
         return bool(decide(config, work.item, work.root, given).result)
 
     return StoredResult(finished, work.committed_step) if isinstance(work, StageWork) else StoredResult(finished)
@@ -129,22 +135,20 @@ def free_job(config: RunConfig, item: str) -> tuple[Job, ClusterConfig]:
 
 
 def _prepared_key(config: RunConfig) -> str:
-    from stageline.work.data import hash_sources, prepared_fingerprint, run_splits
+    from stageline.work.data import hash_seen, prepared_fingerprint, run_splits
 
-    try:
-        splits = run_splits(config, family_config(config.family))
-        return prepared_fingerprint(config, splits, hash_sources(splits))
-    except StagelineError:  # source files that only pods see
-        return ""
+    splits = run_splits(config, family_config(config.family))
+    return prepared_fingerprint(config, splits, hash_seen(splits))
 
 
 class DataMissingError(PlanError):
     """The data of a run have to be prepared before anything else."""
 
 
-def resolved_job(config: RunConfig, item: str, root: Store) -> Prospect:
+def resolved_job(config: RunConfig, item: str, root: Store, data: str = "") -> Prospect:
     """The job of an item with its inputs by reference, and what the store says of its result.
 
+    data: reference of the prepared data, where a job has just told it; "" finds them.
     PlanError for an item that is blocked or whose inputs are not there yet.
     """
     from stageline.data.prepared import write_set
@@ -153,7 +157,7 @@ def resolved_job(config: RunConfig, item: str, root: Store) -> Prospect:
     from stageline.work.work import StageWork, refuse_blocked
 
     check_item(config, item)
-    given = Given(hashes=_source_hashes(config)) if item == PREPARE_ITEM else None
+    given = Given(hashes=_source_hashes(config)) if item == PREPARE_ITEM else Given(data) if data else None
     work = decide(config, item, root, given)
     refuse_blocked(work)
     prepared = work.data.prepared
@@ -164,7 +168,7 @@ def resolved_job(config: RunConfig, item: str, root: Store) -> Prospect:
                 remedy="stageline job submit prepare_data",
             )
         write_set(root, prepared.inputs(prepared.splits))  # what the job is told must be there
-    if not work.fingerprint:
+    if not work.fingerprint and item != PREPARE_ITEM:
         if isinstance(work, StageWork):
             raise PlanError(
                 f"stage {item!r} cannot start yet: {'; '.join(work.waiting)}",
@@ -181,6 +185,6 @@ def resolved_job(config: RunConfig, item: str, root: Store) -> Prospect:
 
 
 def _source_hashes(config: RunConfig) -> Hashes:
-    from stageline.work.data import hash_sources, run_splits
+    from stageline.work.data import hash_seen, run_splits
 
-    return hash_sources(run_splits(config, family_config(config.family)))
+    return hash_seen(run_splits(config, family_config(config.family)))

@@ -109,14 +109,16 @@ def prepare_data(dataset: Artifact, **parameters: Any) -> tuple[str]:
 def _prepare(step: Step) -> dict[str, Any]:
     from stageline.data.prepared import refuse_incomplete, write_set
     from stageline.families import family_config
-    from stageline.work.data import hash_sources, run_splits
+    from stageline.work.answers import read_answer
+    from stageline.work.data import hash_seen, run_splits, unseen_sources
     from stageline.work.decision import decide_data
     from stageline.work.externals import run_externals
     from stageline.work.given import Given
     from stageline.work.work import refuse_blocked
 
     body, root, typed = step.body, step.root, step.request.config
-    sources = hash_sources(run_splits(typed, family_config(typed.family)))
+    splits = run_splits(typed, family_config(typed.family))
+    sources, unseen = hash_seen(splits), unseen_sources(splits)
     given = Given(hashes=sources)
     work = decide_data(typed, root, given)
     refuse_blocked(work)
@@ -124,13 +126,17 @@ def _prepare(step: Step) -> dict[str, Any]:
         refuse_incomplete(write_set(root, work.prepared.inputs(work.prepared.splits)))
         body.say("reused", _short(work.reference), reference=work.reference)
     else:
-        body.say("running", "preparing data")
+        body.say("running", work.data.unseen or "preparing data")
         step.run(work, given)
-        work = decide_data(typed, root, given)
+        answer_of_job = read_answer(root, typed) if work.data.unseen else None
+        work = decide_data(typed, root, Given(answer_of_job.reference) if answer_of_job else given)
         if work.prepared is None:
             raise PlanError("the source files changed while the data were prepared", remedy="run again")
-        made = work.prepared
-        body.say("done", f"{made.num_files} files, {made.num_bytes} bytes, {_short(work.reference)}")
+        if answer_of_job is not None and answer_of_job.reused:
+            body.say("reused", _short(work.reference), reference=work.reference)
+        else:
+            made = work.prepared
+            body.say("done", f"{made.num_files} files, {made.num_bytes} bytes, {_short(work.reference)}")
     found = work.prepared
     answer = {
         "reference": work.reference,
@@ -141,7 +147,7 @@ def _prepare(step: Step) -> dict[str, Any]:
         },
     }
     # With source files or weights of others only their bytes can tell: those are looked at again each time.
-    if not any(sources.values()) and not run_externals(typed, family_config(typed.family)):
+    if not any(sources.values()) and not unseen and not run_externals(typed, family_config(typed.family)):
         step.leave(answer, Receipt({}, found.hashes))
     return answer
 

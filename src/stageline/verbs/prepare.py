@@ -27,7 +27,8 @@ from stageline.store import NotFoundError, Store, open_store
 from stageline.store.holder import is_dead, this_process
 from stageline.store.scratch import scratch_folder
 from stageline.verbs.one_preparer import has_peers, prepare_once
-from stageline.work.data import hash_sources, note_sources, run_splits, split_fingerprints
+from stageline.work.answers import leave_answer
+from stageline.work.data import hash_sources, note_sources, run_splits, split_fingerprints, unseen_sources
 from stageline.work.externals import run_externals
 
 CLAIM = "claim.json"
@@ -51,6 +52,9 @@ def _prepare_splits(config: RunConfig, store: Store, progress: Progress) -> Prep
     splits = run_splits(config, family)
     for external in run_externals(config, family):
         lock_external(store, external, progress)
+    hidden = [split for split in splits if unseen_sources([split])]
+    if hidden:  # the family says it in its own words
+        load_family(config.family).check_sources(config, hidden, progress)
     sources = hash_sources(splits, progress)
     keys = split_fingerprints(config, splits, sources)
     missing = [split for split in splits if find_split(store, keys[split.name]) is None]
@@ -61,7 +65,9 @@ def _prepare_splits(config: RunConfig, store: Store, progress: Progress) -> Prep
         for split in missing:
             made = _make_split(config, store, split, keys[split.name], sources[split.name], progress) or made
     note_sources(store, config, splits, sources)
-    return replace(write_set(store, keys), reused=not made)
+    prepared = replace(write_set(store, keys), reused=not made)
+    leave_answer(store, config, prepared)
+    return prepared
 
 
 def _make_split(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from stageline.checkpoint.usercode import code_digests
 from stageline.config import RunConfig, fingerprint, flatten
 from stageline.contract import FamilyConfig
-from stageline.data.prepared import Prepared, compose_set, set_fingerprint
+from stageline.data.prepared import set_fingerprint
 from stageline.data.splits import Progress, Split, SplitManifest, file_sha256, find_split, silent, split_fingerprint
 from stageline.encoders.lock import Digests, external_digests, read_lock
 from stageline.errors import DataError, Faults, PlanError, difference
@@ -74,27 +74,6 @@ def inputs_digest(inputs: Mapping[str, str]) -> str:
     return fingerprint({"splits": dict(inputs)})
 
 
-def stage_inputs(config: RunConfig, family: FamilyConfig, stage: Stage, prepared: Prepared) -> str:
-    """The same for a stage over prepared data: of its own splits alone. config: the stage's own.
-
-    DataError where the data lack one of them.
-    """
-    names = [split.name for split in family.splits(config, stage)]
-    missing = [name for name in names if name not in prepared.splits]
-    if missing:
-        raise DataError(
-            f"the prepared data at {prepared.reference.uri!r} lack what stage {stage.name!r} reads: "
-            f"{', '.join(missing)}",
-            remedy="prepare the data again with this config",
-        )
-    return inputs_digest(prepared.inputs(names))
-
-
-def evaluation_inputs(config: RunConfig, prepared: Prepared) -> str:
-    """The same for an evaluation. config: the run's."""
-    return inputs_digest(prepared.inputs(evaluation_names(config)))
-
-
 def evaluation_names(config: RunConfig) -> tuple[str, ...]:
     """Names of the splits that an evaluation reads. config: the run's."""
     return tuple(split.name for split in family_config(config.family).evaluation_splits(config))
@@ -109,14 +88,33 @@ def source_names(paths: tuple[Path, ...]) -> dict[str, Path]:
     return {path.relative_to(shared).as_posix(): path for path in absolute}
 
 
+def unseen_sources(splits: Sequence[Split]) -> tuple[Path, ...]:
+    """Files and folders that splits are read from and that are not there, as seen from here."""
+    paths = [path for split in splits for path in (*split.unseen, *split.source_files)]
+    return tuple(path for path in dict.fromkeys(paths) if not path.exists())
+
+
+def unseen_sentence(paths: Sequence[Path]) -> str:
+    """Why nobody here can tell what data they lead to."""
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    shown = ", ".join(str(path) for path in paths[:3])
+    return f"not to be seen from here: {shown}{more}; the job that prepares reads the sources and says reused or run"
+
+
+def hash_seen(splits: Sequence[Split]) -> Hashes:
+    """The same as `hash_sources`, of the splits whose sources can all be seen from here."""
+    return hash_sources(tuple(split for split in splits if not unseen_sources([split])))
+
+
 def hash_sources(splits: tuple[Split, ...], progress: Progress = silent) -> Hashes:
     """SHA-256 of every file the splits are made from, read anew, each once.
 
-    DataError lists every file that cannot be read.
+    DataError lists every file that cannot be read, and every folder that is not there.
     """
     paths = sorted({path.absolute() for split in splits for path in split.source_files})
     hashes: dict[Path, str] = {}
     faults = Faults(DataError, "source files that cannot be read", "mend or remove them")
+    faults.extend(f"{str(path)!r}: not there" for split in splits for path in split.unseen)
     for done, path in enumerate(paths, 1):
         try:
             hashes[path] = file_sha256(path)
@@ -130,15 +128,15 @@ def hash_sources(splits: tuple[Split, ...], progress: Progress = silent) -> Hash
 
 
 def split_fingerprints(config: RunConfig, splits: tuple[Split, ...], sources: Hashes) -> dict[str, str]:
-    """Split -> its fingerprint, "" where it is made with weights of others that are not locked.
+    """Split -> its fingerprint, "" where its sources are not hashed or weights of others are not locked.
 
-    sources: as `hash_sources` gives them.
+    sources: as `hash_sources` gives them, or `hash_seen`.
     """
     keys, code = {}, code_digests(config, "data.code")
     for split in splits:
         digests = split_digests(open_store(config.root), split)
-        known = split_fingerprint(config.family, split, sources[split.name], code, digests.known)
-        keys[split.name] = "" if digests.unknown else known
+        known = split_fingerprint(config.family, split, sources.get(split.name, {}), code, digests.known)
+        keys[split.name] = "" if digests.unknown or split.name not in sources else known
     return keys
 
 
@@ -148,8 +146,9 @@ def split_digests(root: Store, split: Split) -> Digests:
 
 
 def prepared_fingerprint(config: RunConfig, splits: tuple[Split, ...], sources: Hashes) -> str:
-    """Name of the set of prepared splits that a config and its source files lead to."""
-    return set_fingerprint(split_fingerprints(config, splits, sources))
+    """Name of the set of prepared splits that a config and its source files lead to; "" where nobody can know yet."""
+    keys = split_fingerprints(config, splits, sources)
+    return set_fingerprint(keys) if all(keys.values()) else ""
 
 
 def forecast(config: RunConfig, store: Store, splits: tuple[Split, ...] | None = None) -> tuple[SplitForecast, ...]:
@@ -165,6 +164,8 @@ def forecast(config: RunConfig, store: Store, splits: tuple[Split, ...] | None =
 
 def _forecast_split(config: RunConfig, store: Store, split: Split) -> SplitForecast:
     never = "never prepared with this data section"
+    if unseen := unseen_sources([split]):
+        return SplitForecast(split, "", None, unseen_sentence(unseen))
     names = source_names(split.source_files)
     sources: dict[str, str] = {}
     if names:
@@ -184,18 +185,6 @@ def _forecast_split(config: RunConfig, store: Store, split: Split) -> SplitForec
     key = split_fingerprint(config.family, split, sources, code, digests.known)
     manifest = find_split(store, key)
     return SplitForecast(split, key, manifest, "" if manifest else never)
-
-
-def forecast_prepared(config: RunConfig, store: Store) -> tuple[Prepared | None, str]:
-    """The set of prepared splits that preparing would find, or None and why not: without reading source files."""
-    found = forecast(config, store)
-    missing = [part for part in found if part.manifest is None]
-    if not missing:
-        return compose_set(store, {part.split.name: part.fingerprint for part in found})[0], ""
-    reasons = {part.reason for part in missing}
-    if len(missing) == len(found) and len(reasons) == 1:
-        return None, reasons.pop()
-    return None, "; ".join(f"{part.split.name}: {part.reason}" for part in missing)
 
 
 def note_sources(store: Store, config: RunConfig, splits: tuple[Split, ...], sources: Hashes) -> None:

@@ -152,7 +152,8 @@ class RunDecision:
         found = data.prepared
         if found is None or unlocked:
             reasons = (data.reason, *unlocked) if found is None else unlocked
-            return replace(work, reasons=tuple(dict.fromkeys(reasons)), unlocked=unlocked)
+            work = replace(work, reasons=tuple(dict.fromkeys(reasons)), unlocked=unlocked)
+            return replace(work, action="depends") if data.unseen else work
         same = f"equal data section and source files ({found.num_files} files)"
         reference = str(found.reference)
         return replace(work, action="reuse", reasons=(same,), reference=reference, seconds=0.0, prepared=found)

@@ -16,7 +16,16 @@ from stageline.data.prepared import Prepared, compose_set, read_prepared
 from stageline.data.splits import Split
 from stageline.errors import DataError
 from stageline.store import Reference, Store
-from stageline.work.data import Hashes, SplitForecast, forecast, hash_sources, run_splits, split_fingerprints
+from stageline.work.data import (
+    Hashes,
+    SplitForecast,
+    forecast,
+    hash_seen,
+    run_splits,
+    split_fingerprints,
+    unseen_sentence,
+    unseen_sources,
+)
 
 
 @dataclass(frozen=True)
@@ -26,12 +35,14 @@ class RunData:
     inputs: split -> fingerprint of what it is made from; "" where source files would have to be read first.
     prepared: the set of prepared splits, None while some are still to be made; it need not be written down yet.
     reason: why some are still to be made.
+    unseen: why some can be told by the job alone that prepares them; "" where all sources can be seen from here.
     given: whether somebody named the set, which then holds all that may be read.
     """
 
     inputs: Mapping[str, str] = field(default_factory=dict)
     prepared: Prepared | None = None
     reason: str = ""
+    unseen: str = ""
     given: bool = False
 
     @property
@@ -69,22 +80,24 @@ def forecast_data(
     read: read source files of which nothing is noted; else their inputs stay unknown.
     """
     splits = run_splits(config, family)
+    hidden = unseen_sources(splits)
+    unseen = unseen_sentence(hidden) if hidden else ""
     if hashes is not None:
         keys = split_fingerprints(config, splits, hashes)
         found = compose_set(root, keys)[0] if all(keys.values()) else None
-        return RunData(keys, found, "" if found else "never prepared with this data section")
+        return RunData(keys, found, "" if found else unseen or "never prepared with this data section", unseen)
     parts = forecast(config, root, splits)
     keys = {part.split.name: part.fingerprint for part in parts}
     if read:
         keys |= _read(config, parts)
     found = compose_set(root, keys)[0] if all(keys.values()) else None
-    return RunData(keys, found, "" if found else _why(parts))
+    return RunData(keys, found, "" if found else unseen or _why(parts), unseen)
 
 
 def _read(config: RunConfig, parts: Sequence[SplitForecast]) -> dict[str, str]:
     """Fingerprints of the splits of which nothing is noted, from their files."""
     unknown = tuple(part.split for part in parts if not part.fingerprint)
-    return split_fingerprints(config, unknown, hash_sources(unknown))
+    return split_fingerprints(config, unknown, hash_seen(unknown))
 
 
 def _why(parts: Sequence[SplitForecast]) -> str:

@@ -16,7 +16,8 @@ PLAN = "plan.json"
 """Where the plan of the newest command lies in a run."""
 
 Action = Literal["run", "reuse", "continue", "depends", "blocked", "not selected", "reuse (not selected)"]
-"""depends: only once its data are prepared can anybody say whether it is made anew or reused."""
+"""depends: whether it is made anew or reused can be said only once its data are prepared; of the data themselves, only
+by the job that sees their sources."""
 Kind = Literal["prepare_data", "stage", "evaluate", "report"]
 
 

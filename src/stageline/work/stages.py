@@ -92,7 +92,8 @@ def _undecided(work: StageWork, waiting: Sequence[str], undecided: Sequence[str]
     """
     recorded = work.recorded
     changed = changed_fields(recorded, work.config) if recorded else ["never recorded"]
-    made = [f"the data will be prepared anew: {work.data.reason}"] if work.inputs is None else []
+    anew = work.data.unseen or f"the data will be prepared anew: {work.data.reason}"
+    made = [anew] if work.inputs is None else []
     made += unlocked
     sentences = (*made, *waiting, *undecided)
     maybe = undecided or (made and not waiting and not changed)

@@ -35,11 +35,12 @@ def evaluation_splits(config: FilmFlowConfig) -> tuple[Split, ...]:
 
 def _with_features(config: FilmFlowConfig, name: str) -> tuple[Split, ...]:
     """A split of pictures, and that of their features where the config has a condition that is prepared."""
-    found = [Split(name, pictures_key(config, name), _picture_files(config, name))]
+    unseen = _unseen(config, name)
+    found = [Split(name, pictures_key(config, name), _picture_files(config, name), unseen=unseen)]
     if has_features(config, name):
         key = {**pictures_key(config, name), "condition": condition_key(config)}
         files = _picture_files(config, name, features=True)
-        found.append(Split(f"{name}{FEATURES}", key, files, externals(config)))
+        found.append(Split(f"{name}{FEATURES}", key, files, externals(config), unseen))
     return tuple(found)
 
 
@@ -79,14 +80,23 @@ def condition_key(config: FilmFlowConfig) -> dict[str, Any]:
 
 
 def _picture_files(config: FilmFlowConfig, name: str, *, features: bool = False) -> tuple[Path, ...]:
-    """The files a split is made from, sorted; a folder that is missing gives none (preparing names it)."""
+    """The files a split is made from, sorted; a folder that is missing gives none (`_unseen` names it)."""
     data, vlm = config.data, config.model.vlm_film_config
     found = [Path(data.prompts_file)] if data.prompts_file else []
     if features and vlm.encoder == "precomputed" and vlm.model_name:
         found.append(Path(vlm.model_name))
-    folder = {"train": data.train_dir, "val": data.val_dir, "test": data.test_dir}[name]
-    for part in ("image", "label"):
-        path = Path(folder or "") / part
-        if folder and path.is_dir():
-            found += [file for file in path.iterdir() if file.is_file()]
+    for folder in _picture_folders(config, name):
+        if folder.is_dir():
+            found += [file for file in folder.iterdir() if file.is_file()]
     return tuple(sorted(found))
+
+
+def _picture_folders(config: FilmFlowConfig, name: str) -> tuple[Path, ...]:
+    data = config.data
+    folder = {"train": data.train_dir, "val": data.val_dir, "test": data.test_dir}[name]
+    return tuple(Path(folder) / part for part in ("image", "label")) if folder else ()
+
+
+def _unseen(config: FilmFlowConfig, name: str) -> tuple[Path, ...]:
+    """The folders of a split that are not there, as seen from here."""
+    return tuple(folder for folder in _picture_folders(config, name) if not folder.is_dir())
