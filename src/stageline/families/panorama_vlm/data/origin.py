@@ -1,8 +1,8 @@
 """The splits of panorama_vlm: the part of the config that each depends on, and the files that are read; no torch.
 
-`train-pictures`, `val-pictures` and `test-pictures` hold each distinct panorama once, reduced; `train`, `val` and
-`test` the rows of query and response. So other captions, or another overlap, leave pictures alone, and stage `vision`
-reads pictures only.
+`train-pictures`, `val-pictures` and `test-pictures` hold each distinct panorama once, reduced; `train`, `val` and `test`
+the rows of query and response, each with the number of its picture. So other captions, or another overlap, leave
+pictures alone, and stage `vision` reads pictures only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from stageline.data.splits import Split
 from stageline.errors import DataError
-from stageline.families.panorama_vlm.data.rows import read_rows
+from stageline.families.panorama_vlm.data.rows import CheckImage, Row, Table, distinct_images, read_rows
 
 if TYPE_CHECKING:
     from stageline.families.panorama_vlm.config import PanoramaVlmConfig
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PICTURES = "-pictures"
 NUMBERS = {"train": "num_train", "val": "num_val", "test": "num_test"}
+"""Keys of `data` that say how many panoramas are made."""
 
 
 def splits(config: PanoramaVlmConfig, stage: Stage) -> tuple[Split, ...]:
@@ -35,19 +36,26 @@ def evaluation_splits(config: PanoramaVlmConfig) -> tuple[Split, ...]:
 
 
 def _of(config: PanoramaVlmConfig, name: str, *, rows: bool) -> tuple[Split, ...]:
-    files = source_files(config, name)
-    pictures = Split(f"{name}{PICTURES}", pictures_key(config, name), files)
-    return (pictures, Split(name, rows_key(config, name), files)) if rows else (pictures,)
+    pictures = picture_files(config, name)
+    found = [Split(f"{name}{PICTURES}", pictures_key(config, name), pictures)]
+    if rows:
+        files = (file for file in csv_files(config, name) if file.is_file())
+        found.append(Split(name, rows_key(config, name), tuple(sorted({*files, *pictures}))))
+    return tuple(found)
 
 
 def _origin_key(config: PanoramaVlmConfig, name: str) -> dict[str, Any]:
     data = config.data
     if data.name != "csv":
-        return {"name": data.name, "number": getattr(data, NUMBERS[name]), "seed": config.seed}
-    looked = {
-        key: getattr(data, key) for key in ("on_bad", "max_bad_fraction", "verify", "erp_hfov_deg", "erp_vfov_deg")
-    }
+        return {"name": data.name, "number": num_rooms(config, name), "seed": config.seed}
+    looked = {key: getattr(data, key) for key in ("on_bad", "max_bad_fraction", "erp_hfov_deg", "erp_vfov_deg")}
     return {"name": data.name, **looked}
+
+
+def num_rooms(config: PanoramaVlmConfig, name: str) -> int:
+    """How many made panoramas a split has."""
+    number: int = getattr(config.data, NUMBERS[name])
+    return number
 
 
 def pictures_key(config: PanoramaVlmConfig, name: str) -> dict[str, Any]:
@@ -63,22 +71,21 @@ def rows_key(config: PanoramaVlmConfig, name: str) -> dict[str, Any]:
 
 
 def csv_files(config: PanoramaVlmConfig, name: str) -> tuple[Path, ...]:
-    """The CSV files of a split."""
-    files: tuple[str, ...] = getattr(config.data, f"csv_{name}")
-    return tuple(Path(file) for file in files)
+    """The CSV files of a split, in their order; none for made data."""
+    files: tuple[str, ...] = getattr(config.data, f"csv_{name}") if config.data.name == "csv" else ()
+    return tuple(Path(file).expanduser() for file in files)
 
 
-def source_files(config: PanoramaVlmConfig, name: str) -> tuple[Path, ...]:
-    """The CSV files of a split and the pictures they name, sorted; preparing names what is not there."""
-    data = config.data
-    found = [file for file in csv_files(config, name) if file.is_file()] if data.name == "csv" else []
+def picture_files(config: PanoramaVlmConfig, name: str) -> tuple[Path, ...]:
+    """The pictures that a split's rows name, sorted; what is not there is left out: preparing names it."""
+    found = [file for file in csv_files(config, name) if file.is_file()]
     stamps = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in found)
-    pictures = _pictures_of(stamps, data.image_root, data.url_cache)
-    return tuple(sorted({*found, *(path for path in pictures if path.is_file())}))
+    pictures = _pictures_named(stamps, config.data.image_root, config.data.url_cache)
+    return tuple(sorted(path for path in pictures if path.is_file()))
 
 
 @lru_cache(maxsize=64)
-def _pictures_of(stamps: tuple[tuple[str, int, int], ...], root: str | None, cache: str | None) -> tuple[Path, ...]:
+def _pictures_named(stamps: tuple[tuple[str, int, int], ...], root: str | None, cache: str | None) -> tuple[Path, ...]:
     """The pictures that CSV files name. stamps: (path, time, size) of each file."""
     if not stamps:
         return ()
@@ -86,13 +93,43 @@ def _pictures_of(stamps: tuple[tuple[str, int, int], ...], root: str | None, cac
         table = read_rows(
             [Path(path) for path, _, _ in stamps],
             lambda _path, _hfov, _vfov: None,
-            image_root=Path(root) if root else None,
-            url_cache=Path(cache) if cache else None,
+            image_root=_folder(root),
+            url_cache=_folder(cache),
             with_text=False,
         )
     except DataError:
         return ()  # preparing lists its faults
     return tuple({row.path for row in (*table.rows, *(aside.row for aside in table.set_aside))})
+
+
+def read_table(config: PanoramaVlmConfig, name: str, check_image: CheckImage, *, text: bool) -> Table:
+    """The rows of a split. check_image: looks at a picture file.  text: whether query and response are needed."""
+    data = config.data
+    return read_rows(
+        csv_files(config, name),
+        check_image,
+        image_root=_folder(data.image_root),
+        url_cache=_folder(data.url_cache),
+        query_template=data.query_template,
+        with_text=text,
+    )
+
+
+def _folder(given: str | None) -> Path | None:
+    return None if given is None else Path(given).expanduser()
+
+
+def field_of_view(config: PanoramaVlmConfig, row: Row) -> tuple[float | None, float | None]:
+    """Degrees that a row's panorama shows, horizontally and vertically: its own, or else the data set's; None for all."""
+    return (
+        config.data.erp_hfov_deg if row.erp_hfov_deg is None else row.erp_hfov_deg,
+        config.data.erp_vfov_deg if row.erp_vfov_deg is None else row.erp_vfov_deg,
+    )
+
+
+def pictures_of(config: PanoramaVlmConfig, table: Table) -> list[tuple[Path, float | None, float | None]]:
+    """The distinct pictures of a table in the order in which they are prepared: file and field of view."""
+    return [(row.path, *field_of_view(config, row)) for row in distinct_images(table.rows)]
 
 
 def num_samples(config: PanoramaVlmConfig, stage: Stage, prepared: Mapping[str, Any]) -> int | None:

@@ -1,0 +1,150 @@
+"""Preparing data: CSV files and panoramas -> rows of text, and every distinct picture once, reduced.
+
+A row that can't be used is set aside with its class and reason, within the limit of `data.max_bad_fraction`; it is
+never replaced. What is written depends on the config and the source files alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stageline.data.shards import SplitWriter
+from stageline.data.splits import Split, file_sha256
+from stageline.errors import DataError, Faults
+from stageline.families.panorama_vlm.data.origin import PICTURES, csv_files, pictures_of, read_table
+from stageline.families.panorama_vlm.data.panorama import PanoramaFault, check_panorama, read_reduced
+from stageline.families.panorama_vlm.data.rows import Table, check_quarantine, quarantine_csv
+
+if TYPE_CHECKING:
+    from stageline.families.panorama_vlm.config import PanoramaConfig
+
+Progress = Callable[[int, int, str], None]
+
+
+class _Looks:
+    """What is known of picture files in this process: each is decoded once, however many splits ask."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], PanoramaFault | None] = {}
+
+    def check(self, config: PanoramaConfig) -> Callable[[Path, float | None, float | None], PanoramaFault | None]:
+        """A function that decodes a picture and says what is wrong with it."""
+
+        def look(path: Path, hfov: float | None, vfov: float | None) -> PanoramaFault | None:
+            try:
+                status = path.stat()
+                key = (path, status.st_size, status.st_mtime_ns, hfov, vfov, config.data.max_pixels)
+            except OSError:
+                key = (path, hfov, vfov)
+            if key not in self._known:
+                self._known[key] = check_panorama(
+                    path, erp_hfov_deg=hfov, erp_vfov_deg=vfov, max_pixels=config.data.max_pixels
+                )
+            return self._known[key]
+
+        return look
+
+
+LOOKS = _Looks()
+
+
+def check_sources(config: PanoramaConfig, splits: Sequence[Split], progress: Progress) -> None:
+    """Every fault of the CSV files and pictures of these splits, at once; pictures are decoded."""
+    faults = Faults(DataError, "data", "mend them, or say in `data` what may be set aside")
+    names = sorted({split.name.removesuffix(PICTURES) for split in splits})
+    for number, name in enumerate(names):
+        progress(number, len(names), f"checking {name}")
+        texts = sorted({not split.name.endswith(PICTURES) for split in splits if _is_of(split, name)})
+        if not csv_files(config, name):
+            faults.add(f"data.csv_{name} names no file")
+            continue
+        for text in texts[-1:]:
+            try:
+                _table(config, name, text=text)
+            except DataError as error:
+                faults.add(error.message)
+    progress(len(names), len(names), "checked")
+    faults.raise_if_any()
+
+
+def _is_of(split: Split, name: str) -> bool:
+    return split.name.removesuffix(PICTURES) == name
+
+
+def _table(config: PanoramaConfig, name: str, *, text: bool) -> Table:
+    table = read_table(config, name, LOOKS.check(config), text=text)
+    check_quarantine(table, config.data.on_bad, config.data.max_bad_fraction)
+    return table
+
+
+def prepare(config: PanoramaConfig, split: Split, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
+    """Write the rows of a split, pictures or text; returns facts for its manifest. config: of the run."""
+    name = split.name.removesuffix(PICTURES)
+    if split.name.endswith(PICTURES):
+        return _write_pictures(config, name, writer, progress)
+    return _write_rows(config, name, writer, progress)
+
+
+def _write_pictures(config: PanoramaConfig, name: str, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
+    table = _table(config, name, text=False)
+    pictures = pictures_of(table)
+    enlarged = 0
+    for number, (path, hfov, vfov) in enumerate(pictures):
+        progress(number, len(pictures), f"preparing {name}{PICTURES}")
+        found = read_reduced(
+            path,
+            plan=config.plan,
+            size=config.view_size,
+            antialias=config.image_processing.antialias,
+            erp_hfov_deg=hfov,
+            erp_vfov_deg=vfov,
+            max_pixels=config.data.max_pixels,
+        )
+        enlarged += found.is_enlarged
+        arrays = {"erp": found.pixels} | ({} if found.seen is None else {"seen": found.seen})
+        writer.add(arrays, {"image": path.name, "sha256": picture_id(path, hfov, vfov)})
+    progress(len(pictures), len(pictures), f"prepared {name}{PICTURES}")
+    return {"pictures": len(pictures), "smaller_than_views": enlarged, **_told(table)}
+
+
+def picture_id(path: Path, hfov: float | None, vfov: float | None) -> str:
+    """SHA-256 (hex) that a picture's features are kept by: of its file, and of its field of view where one is declared.
+
+    hfov, vfov: degrees.
+    """
+    own = file_sha256(path)
+    return own if hfov is None and vfov is None else hashlib.sha256(f"{own} {hfov} {vfov}".encode()).hexdigest()
+
+
+def _write_rows(config: PanoramaConfig, name: str, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
+    places = {picture: number for number, picture in enumerate(pictures_of(_table(config, name, text=False)))}
+    table = _table(config, name, text=True)
+    progress(0, len(table.rows), f"preparing {name}")
+    for row in table.rows:
+        fields = {
+            "id": row.id,
+            "row": row.number,
+            "csv": row.csv.name,
+            "image": row.image,
+            "query": row.query,
+            "response": row.response,
+            "references": list(row.references),
+        }
+        picture = places[row.path, row.erp_hfov_deg, row.erp_vfov_deg]
+        writer.add({}, fields, {"picture": picture})
+    progress(len(table.rows), len(table.rows), f"prepared {name}")
+    return {"rows": len(table.rows), **_told(table)}
+
+
+def _told(table: Table) -> dict[str, Any]:
+    """What a manifest says of rows that were set aside."""
+    return {
+        "rows_read": table.num_read,
+        "quarantined": len(table.set_aside),
+        "quarantined_by_class": table.counts,
+        "quarantine_csv": quarantine_csv(table),
+    }
+

@@ -1,0 +1,219 @@
+"""Prepared rows as samples: panoramas for stage `vision`, questions about panoramas for the others.
+
+A sample names its picture by number; its pixels or its features are read when the sample is asked for, in whichever
+process that is. Views are cut from pixels on the device, after batching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stageline.contract import SampleKey
+from stageline.data.features import FeatureStore
+from stageline.data.prepared import PreparedData
+from stageline.data.reading import SplitReader
+from stageline.families.panorama_vlm.data.origin import PICTURES
+from stageline.families.panorama_vlm.data.text import (
+    PromptBuilder,
+    TextBatch,
+    TrainingText,
+    collate_prompts,
+    collate_training,
+)
+from stageline.objectives.step import seeded
+
+if TYPE_CHECKING:
+    from stageline.families.panorama_vlm.config import PanoramaConfig
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One reduced panorama.
+
+    pixels: (3, H, W) uint8 or uint16, or None where `features` are there.  features: (V, S, D_v) of the frozen tower.
+    seen: (H, W) bool, where a partial panorama has pixels; None where everywhere.
+    """
+
+    number: int
+    pixels: Tensor | None = None
+    features: Tensor | None = None
+    seen: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about a picture. text: its ids; of an evaluation the prompt alone."""
+
+    picture: Picture
+    text: TrainingText
+
+
+@dataclass
+class Batch:
+    """A batch on its way to the device.
+
+    pictures: each distinct panorama once.  rows: (B,) int64, which picture each text is about.  text: None in stage
+    `vision`.
+    """
+
+    pictures: list[Picture]
+    rows: Tensor
+    text: TextBatch | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on a device."""
+
+        def move(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device)
+
+        pictures = [Picture(p.number, move(p.pixels), move(p.features), move(p.seen)) for p in self.pictures]
+        text = None if self.text is None else _moved(self.text, device)
+        return Batch(pictures, self.rows.to(device), text)
+
+
+def _moved(text: TextBatch, device: torch.device | str) -> TextBatch:
+    parts = {name: getattr(text, name).to(device) for name in ("ids", "attention_mask", "position_ids", "labels")}
+    return TextBatch(**parts, num_queries_cut=text.num_queries_cut, num_responses_cut=text.num_responses_cut)
+
+
+@dataclass
+class PictureSet:
+    """The distinct panoramas of a split, by number.
+
+    features: the frozen tower's, once they are computed.
+    """
+
+    split: SplitReader
+    features: FeatureStore | None = None
+    ids: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def id(self, number: int) -> str:
+        """SHA-256 (hex) of a picture's file, which its features are kept by."""
+        if number not in self.ids:
+            self.ids[number] = str(self.split.fields(number)["sha256"])
+        return self.ids[number]
+
+    def pixels(self, number: int) -> Picture:
+        """A panorama's pixels."""
+        arrays = self.split.arrays(number)
+        pixels = torch.from_numpy(np.array(arrays["erp"])).permute(2, 0, 1)
+        seen = torch.from_numpy(np.array(arrays["seen"])) if "seen" in arrays else None
+        return Picture(number, pixels, seen=seen)
+
+    def picture(self, number: int) -> Picture:
+        """A panorama's features where they are computed, else its pixels."""
+        if self.features is None:
+            return self.pixels(number)
+        return Picture(number, features=self.features.tensor(self.id(number)))
+
+
+@dataclass
+class Panoramas:
+    """Samples of stage `vision`: pictures alone. Indexed by a `SampleKey` in training, by an int in validation."""
+
+    pictures: PictureSet
+    yaw_roll: bool = False
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, item: Any, /) -> Picture:
+        epoch, number = item if isinstance(item, tuple) else (None, item)
+        picture = self.pictures.pixels(number)
+        if self.yaw_roll and epoch is not None and picture.pixels is not None:
+            rng = seeded("yaw_roll", self.seed, epoch, number)
+            columns = int(torch.randint(picture.pixels.shape[-1], (), generator=rng))
+            seen = None if picture.seen is None else picture.seen.roll(columns, -1)
+            picture = Picture(number, picture.pixels.roll(columns, -1), seen=seen)
+        return picture
+
+
+@dataclass
+class Questions:
+    """Samples of the other stages: rows of text with their pictures."""
+
+    rows: SplitReader
+    pictures: PictureSet
+    builder: PromptBuilder
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def number(self, row: int) -> int:
+        """The picture of a row."""
+        return int(self.rows.numbers("picture")[row])
+
+    def text(self, row: int) -> TrainingText:
+        """The ids of a row, to train on."""
+        fields = self.rows.fields(row)
+        return self.builder.training_text(fields["query"], fields["response"])
+
+    def __getitem__(self, item: Any, /) -> Sample:
+        row = item[1] if isinstance(item, tuple) else item
+        return Sample(self.pictures.picture(self.number(row)), self.text(row))
+
+
+def collate_pictures(pictures: Sequence[Picture]) -> Batch:
+    """A batch of stage `vision`."""
+    return Batch(list(pictures), torch.arange(len(pictures)))
+
+
+def collate_samples(samples: Sequence[Sample], pad: int) -> Batch:
+    """A batch of questions, each distinct picture once."""
+    places: dict[int, int] = {}
+    pictures = []
+    for sample in samples:
+        if sample.picture.number not in places:
+            places[sample.picture.number] = len(pictures)
+            pictures.append(sample.picture)
+    rows = torch.tensor([places[sample.picture.number] for sample in samples])
+    return Batch(pictures, rows, collate_training([sample.text for sample in samples], pad))
+
+
+def collate_questions(
+    rows: Questions, numbers: Sequence[int], pad: int
+) -> tuple[Batch, list[dict[str, Any]]]:
+    """A batch of prompts to be answered, and the fields of its rows. numbers: of the rows."""
+    fields = [rows.rows.fields(number) for number in numbers]
+    places: dict[int, int] = {}
+    for number in numbers:
+        places.setdefault(rows.number(number), len(places))
+    pictures = [rows.pictures.picture(number) for number in places]
+    text = collate_prompts([rows.builder.prompt(row["query"]) for row in fields], pad)
+    return Batch(pictures, torch.tensor([places[rows.number(number)] for number in numbers]), text), fields
+
+
+def grouped_by_picture(pictures: np.ndarray[Any, Any], seed: int, epoch: int) -> list[SampleKey]:
+    """The order of one epoch: pictures at random, all rows of one next to each other, at random among themselves.
+
+    pictures: (N,) the picture of each row.  What questions about one picture have in common and where they differ is
+    what teaches a direction; spread over an epoch they teach what most pictures have.
+    """
+    rng = np.random.default_rng([seed & (2**63 - 1), epoch])
+    of_picture = rng.permutation(int(pictures.max()) + 1 if len(pictures) else 0)
+    order = np.lexsort((rng.random(len(pictures)), of_picture[pictures]))
+    return [(epoch, int(row)) for row in order]
+
+
+def open_pictures(data: PreparedData, name: str) -> PictureSet:
+    """The panoramas of a split."""
+    return PictureSet(data.split(f"{name}{PICTURES}"))
+
+
+def open_questions(data: PreparedData, name: str, builder: PromptBuilder) -> Questions:
+    """The rows of a split with their panoramas."""
+    return Questions(data.split(name), open_pictures(data, name), builder)
+

@@ -1,0 +1,65 @@
+"""From panoramas of a batch to views on the device, and from views to features of the tower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from stageline.families.panorama_vlm.data.sets import Picture
+from stageline.families.panorama_vlm.geometry.projection import project
+from stageline.families.panorama_vlm.geometry.views import View, wrap
+
+if TYPE_CHECKING:
+    from stageline.families.panorama_vlm.config import PanoramaConfig
+    from stageline.families.panorama_vlm.model.assembly import PanoramaModel
+
+
+def cut_views(config: PanoramaConfig, pictures: Sequence[Picture], size: int) -> Tensor:
+    """All views of the plan: (B, V, 3, T, T) float32 in [0, 1]. size: T."""
+    return _projected(pictures, [list(config.plan.views)] * len(pictures), config, size)
+
+
+def cut_turned(config: PanoramaConfig, pictures: Sequence[Picture], offsets_deg: Tensor, size: int) -> Tensor:
+    """The tiles of the plan, turned to the right by an offset per picture: (B, N, 3, T, T). offsets_deg: (B,)."""
+    turned = [
+        [replace(tile, yaw_deg=wrap(tile.yaw_deg + float(offset))) for tile in config.plan.tiles]
+        for offset in offsets_deg
+    ]
+    return _projected(pictures, turned, config, size)
+
+
+def _projected(
+    pictures: Sequence[Picture], views: Sequence[Sequence[View]], config: PanoramaConfig, size: int
+) -> Tensor:
+    processing, plan = config.image_processing, config.plan
+    found = []
+    for picture, chosen in zip(pictures, views, strict=True):
+        assert picture.pixels is not None
+        found.append(
+            project(
+                picture.pixels,
+                list(chosen),
+                size,
+                pixel_centres=plan.pixel_centres,
+                antialias=processing.antialias,
+                global_mode=plan.global_mode,
+            )
+        )
+    return torch.stack(found)
+
+
+def batch_features(config: PanoramaConfig, model: PanoramaModel, pictures: Sequence[Picture], size: int) -> Tensor:
+    """Features (B, V, S, D_v) of pictures: those that are computed already, and the frozen tower's for the others."""
+    missing = [picture for picture in pictures if picture.features is None]
+    device = next(model.parameters()).device
+    found: dict[int, Tensor] = {}
+    if missing:
+        with torch.no_grad():
+            made = model.encode(cut_views(config, missing, size).to(device))
+        found = {picture.number: features for picture, features in zip(missing, made, strict=True)}
+    parts = [found[p.number] if p.features is None else p.features.to(device) for p in pictures]
+    return torch.stack([part.float() for part in parts])

@@ -1,0 +1,198 @@
+"""The loss of stage `vision`: matched tokens of two views agree (VICReg), and the tower stays near where it started.
+
+Pairs of tokens come from the kinds in `vicreg.pairs`, each exact: `adjacent` tiles of the plan, a tile and the `global`
+view, a tile and the same tile turned (`jitter`), a tile with other colours (`photometric`). Tokens of one side stand on
+their centres, those of the other are interpolated where the first ones look.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stageline.families.panorama_vlm import vicreg
+from stageline.families.panorama_vlm.data.sets import Batch
+from stageline.families.panorama_vlm.geometry.matching import Correspondence, global_partners, jitter_pairs, pairs
+from stageline.families.panorama_vlm.model.assembly import PanoramaModel
+from stageline.families.panorama_vlm.model.tower import grid_of, view_tokens
+from stageline.families.panorama_vlm.views import cut_turned, cut_views
+from stageline.objectives.step import StepContext, ValidationContext, of_one_rank
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stageline.families.panorama_vlm.config import PanoramaConfig
+
+JITTER = (0.25, 0.75)
+"""A second render of a tile is turned by this share of its width, drawn evenly."""
+BRIGHTNESS, CONTRAST = 0.2, 0.2
+"""Largest change of a second picture's colours, drawn evenly."""
+ANCHOR_WARNING = 0.9
+"""Mean cosine to the tower as it was, below which it drifts away from what a language model is aligned with later."""
+
+
+class Matched:
+    """Matched tokens of all kinds of a batch.
+
+    x, y: (K, n, D) of K directed pairs.  valid: (K, n).
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, valid: Tensor) -> None:
+        self.x, self.y, self.valid = x, y, valid
+
+
+class VisionLoss:
+    """Loss and measures of one stage's model. size: T, pixels along a side of a view."""
+
+    def __init__(self, config: PanoramaConfig, network: PanoramaModel, size: int) -> None:
+        self.config, self.settings, self.size = config, config.vicreg, size
+        self.grid = grid_of(network.vision.config)
+        self.network = network
+        self.kinds = config.pair_kinds
+        self._anchor: nn.Module | None = None
+
+    def keep_anchor(self) -> None:
+        """Keep the tower as it is now, outside of the model, as what `anchor_cos` compares with."""
+        if self.settings.anchor_weight > 0:
+            self._anchor = copy.deepcopy(self.network.vision).eval().requires_grad_(requires_grad=False)
+
+    def set_anchor(self, tower: nn.Module) -> None:
+        """Compare with this tower from now on."""
+        self._anchor = tower.eval().requires_grad_(requires_grad=False)
+
+    def terms(self, network: PanoramaModel, batch: Batch, context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss, its parts) of a batch, terms over all ranks."""
+        total, parts, _, _ = self._all(network, batch, [context.rng] * len(batch), context.gather, context.shared)
+        return total, parts
+
+    def measures(self, network: PanoramaModel, batch: Batch, context: ValidationContext) -> dict[str, Tensor]:
+        """Loss, parts and diagnostics of a validation batch."""
+        draws = [context.rng(row) for row in range(len(batch))]
+        total, parts, matched, features = self._all(network, batch, draws, of_one_rank, draws[0])
+        flat = features.flatten(0, -2)
+        return {
+            "val_loss": total,
+            **parts,
+            "pair_cos": vicreg.pair_cosine(matched.x[matched.valid], matched.y[matched.valid]),
+            "pair_retrieval": vicreg.pair_retrieval(matched.x, matched.y, matched.valid),
+            "feature_std": vicreg.feature_std(flat),
+            "effective_rank": vicreg.effective_rank(flat),
+        }
+
+    def _all(
+        self,
+        network: PanoramaModel,
+        batch: Batch,
+        draws: Sequence[torch.Generator],
+        gather: Callable[[Tensor], Tensor],
+        shared: torch.Generator,
+    ) -> tuple[Tensor, dict[str, Tensor], Matched, Tensor]:
+        device = next(network.parameters()).device
+        views = cut_views(self.config, batch.pictures, self.size).to(device)
+        features = self._tapped(network, network.encode(views))
+        matched = self._matched(network, batch, views, features, draws)
+        assert network.projector is not None
+        # One call over both sides: batch norm sees them together, as two calls in a row would not.
+        keep = matched.valid.flatten()
+        x, y = matched.x.flatten(0, 1)[keep], matched.y.flatten(0, 1)[keep]
+        projected = network.projector(torch.cat([x, y]).float())
+        if self.settings.statistics == "per_pair":
+            width = projected.shape[-1]
+            sides = []
+            for values in projected.chunk(2):
+                side = values.new_zeros(len(keep), width)
+                side[keep] = values
+                sides.append(side.unflatten(0, matched.valid.shape))
+            terms = vicreg.loss(*sides, self.settings.form, matched.valid, statistics="per_pair")
+        else:
+            left, right = projected.chunk(2)
+            raw = None
+            if self.settings.statistics_on == "raw":
+                tokens = network.projector(features.flatten(0, -2).float())
+                raw = (tokens, tokens)
+            terms = vicreg.loss(
+                left,
+                right,
+                self.settings.form,
+                raw=raw,
+                gather=gather,
+                max_tokens=self.settings.max_tokens,
+                rng=shared,
+            )
+        total = terms.total
+        parts = {"invariance": terms.inv, "variance": terms.var, "covariance": terms.cov}
+        if self._anchor is not None:
+            cosine = self._anchor_cosine(network, views)
+            total = total + self.settings.anchor_weight * (1 - cosine)
+            parts["anchor_cos"] = cosine
+        return total, parts, matched, features
+
+    def _anchor_cosine(self, network: PanoramaModel, views: Tensor) -> Tensor:
+        """Mean cosine of the tower's tokens to those of the tower as it was."""
+        assert self._anchor is not None
+        flat = views.flatten(0, 1)
+        self._anchor.to(flat.device)
+        with torch.no_grad():
+            before = view_tokens(self._anchor, flat)
+        return functional.cosine_similarity(network.encode(views).flatten(0, 1).float(), before.float(), dim=-1).mean()
+
+    def _tapped(self, network: PanoramaModel, features: Tensor) -> Tensor:
+        """What the loss acts on: the tower's tokens, or those behind a resampler that keeps their places."""
+        if self.settings.tap == "vision":
+            return features
+        tokens = network.image_tokens(features).tokens
+        return tokens.unflatten(1, features.shape[1:3])
+
+    def _matched(
+        self,
+        network: PanoramaModel,
+        batch: Batch,
+        views: Tensor,
+        features: Tensor,
+        draws: Sequence[torch.Generator],
+    ) -> Matched:
+        plan = self.config.plan
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        first = 1 if plan.has_global else 0
+        for kind in self.kinds:
+            if kind == "adjacent":
+                found.append(_sampled(pairs(plan, self.grid, size=self.size), features))
+            elif kind == "global":
+                found.append(_sampled(global_partners(plan, self.grid, size=self.size), features))
+            elif kind == "jitter":
+                shares = torch.stack([torch.rand((), generator=rng) for rng in draws])
+                offsets = (JITTER[0] + (JITTER[1] - JITTER[0]) * shares) * plan.fov_deg
+                turned = cut_turned(self.config, batch.pictures, offsets, self.size).to(views.device)
+                others = network.encode(turned)
+                places = jitter_pairs(plan, self.grid, offsets, size=self.size)
+                found.append(_sampled(places, features, others))
+            else:
+                others = network.encode(_recoloured(views[:, first:], draws))
+                x = features[:, first:].flatten(0, 1)
+                found.append((x, others.flatten(0, 1), torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)))
+        x, y, valid = (torch.cat(part) for part in zip(*found, strict=True))
+        return Matched(x, y, valid)
+
+
+def _sampled(places: Correspondence, features: Tensor, others: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens of views `a`, features of views `b` where they look, and which count: (B * P, S, D) and (B * P, S).
+
+    features: (B, V, S, D) of all views.  others: (B, P, S, D) of a second render of the views, if there is one.
+    """
+    x = features[:, places.a.to(features.device)]
+    y = places.sample(features.float() if others is None else others.float(), of_pairs=others is not None)
+    valid = places.valid.to(features.device).expand(*x.shape[:3])
+    return x.flatten(0, 1).float(), y.flatten(0, 1), valid.flatten(0, 1)
+
+
+def _recoloured(views: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
+    """Views (B, V, 3, T, T) with another brightness and contrast for each panorama, in [0, 1]."""
+    shares = torch.stack([torch.rand(2, generator=rng) for rng in draws]).to(views) * 2 - 1
+    brightness, contrast = (shares[:, k].view(-1, 1, 1, 1, 1) for k in (0, 1))
+    mean = views.mean(dim=(-3, -2, -1), keepdim=True)
+    return ((views - mean) * (1 + CONTRAST * contrast) + mean + BRIGHTNESS * brightness).clamp(0, 1)
