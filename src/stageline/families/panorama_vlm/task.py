@@ -32,7 +32,7 @@ from stageline.families.panorama_vlm.data.sets import (
 )
 from stageline.families.panorama_vlm.data.text import PromptBuilder, response_loss
 from stageline.families.panorama_vlm.facts import facts
-from stageline.families.panorama_vlm.model.assembly import PanoramaModel, build_model, build_tokenizer, tile_size
+from stageline.families.panorama_vlm.model.assembly import PanoramaModel, build_model, build_tokenizer, pretrained_tower, tile_size
 from stageline.families.panorama_vlm.model.tower import block_names
 from stageline.families.panorama_vlm.views import batch_features, cut_views
 from stageline.families.panorama_vlm.vision_loss import VisionLoss
@@ -128,9 +128,10 @@ class VisionTask(PanoramaTask):
         return collate_pictures(samples)
 
     def begin(self, workspace: Workspace) -> None:
-        """Keep the tower as its source has it, to measure how far training takes it."""
+        """Have the tower as its source has it, to measure how far training takes this one from it."""
         del workspace
-        self.vision_loss.keep_anchor()
+        if self.config.vicreg.anchor_weight > 0:
+            self.vision_loss.set_anchor(pretrained_tower(self.config))
 
     def loss(self, model: nn.Module, batch: Batch, context: StepContext) -> StageLoss:
         """VICReg of matched tokens over all ranks, and the distance to the tower as it was."""

@@ -7,7 +7,6 @@ their centres, those of the other are interpolated where the first ones look.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -56,13 +55,8 @@ class VisionLoss:
         self.kinds = config.pair_kinds
         self._anchor: nn.Module | None = None
 
-    def keep_anchor(self) -> None:
-        """Keep the tower as it is now, outside of the model, as what `anchor_cos` compares with."""
-        if self.settings.anchor_weight > 0:
-            self._anchor = copy.deepcopy(self.network.vision).eval().requires_grad_(requires_grad=False)
-
     def set_anchor(self, tower: nn.Module) -> None:
-        """Compare with this tower from now on."""
+        """Compare the model's tower with this one, which stays outside of the model and does not train."""
         self._anchor = tower.eval().requires_grad_(requires_grad=False)
 
     def terms(self, network: PanoramaModel, batch: Batch, context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
@@ -94,7 +88,8 @@ class VisionLoss:
     ) -> tuple[Tensor, dict[str, Tensor], Matched, Tensor]:
         device = next(network.parameters()).device
         views = cut_views(self.config, batch.pictures, self.size).to(device)
-        features = self._tapped(network, network.encode(views))
+        tokens = network.encode(views)
+        features = self._tapped(network, tokens)
         matched = self._matched(network, batch, views, features, draws)
         assert network.projector is not None
         # One call over both sides: batch norm sees them together, as two calls in a row would not.
@@ -113,8 +108,8 @@ class VisionLoss:
             left, right = projected.chunk(2)
             raw = None
             if self.settings.statistics_on == "raw":
-                tokens = network.projector(features.flatten(0, -2).float())
-                raw = (tokens, tokens)
+                whole = network.projector(features.flatten(0, -2).float())
+                raw = (whole, whole)
             terms = vicreg.loss(
                 left,
                 right,
@@ -127,19 +122,17 @@ class VisionLoss:
         total = terms.total
         parts = {"invariance": terms.inv, "variance": terms.var, "covariance": terms.cov}
         if self._anchor is not None:
-            cosine = self._anchor_cosine(network, views)
+            cosine = self._anchor_cosine(views, tokens)
             total = total + self.settings.anchor_weight * (1 - cosine)
             parts["anchor_cos"] = cosine
         return total, parts, matched, features
 
-    def _anchor_cosine(self, network: PanoramaModel, views: Tensor) -> Tensor:
-        """Mean cosine of the tower's tokens to those of the tower as it was."""
+    def _anchor_cosine(self, views: Tensor, tokens: Tensor) -> Tensor:
+        """Mean cosine of the tower's tokens (B, V, S, D) to those of the tower as it was."""
         assert self._anchor is not None
-        flat = views.flatten(0, 1)
-        self._anchor.to(flat.device)
         with torch.no_grad():
-            before = view_tokens(self._anchor, flat)
-        return functional.cosine_similarity(network.encode(views).flatten(0, 1).float(), before.float(), dim=-1).mean()
+            before = view_tokens(self._anchor.to(views.device), views.flatten(0, 1))
+        return functional.cosine_similarity(tokens.flatten(0, 1).float(), before.float(), dim=-1).mean()
 
     def _tapped(self, network: PanoramaModel, features: Tensor) -> Tensor:
         """What the loss acts on: the tower's tokens, or those behind a resampler that keeps their places."""

@@ -70,23 +70,36 @@ def score_samples(
 
     Raises DataError for lists of different lengths, a sample without references and anything that is no text.
     """
-    if tokenize not in TOKENIZERS:
-        raise ConfigError(f"metrics.tokenize is {tokenize!r}", remedy=f"use one of {', '.join(TOKENIZERS)}")
     texts = _checked(predictions, references)
-    split = TOKENIZERS[tokenize]
-    tokens = [(split(prediction), [split(text) for text in true]) for prediction, true in texts]
-    corpus = CiderCorpus([true for _, true in tokens])
-    return [
-        SampleScore(
+    scorer = SampleScorer([true for _, true in texts], tokenize)
+    return [scorer.score(number, prediction) for number, (prediction, _) in enumerate(texts)]
+
+
+class SampleScorer:
+    """Scores predictions one by one against a fixed reference corpus, in any order.
+
+    references: (N,) lists of texts.  tokenize: `word` or `char`.
+    """
+
+    def __init__(self, references: Sequence[Sequence[str]], tokenize: str = "word") -> None:
+        if tokenize not in TOKENIZERS:
+            raise ConfigError(f"metrics.tokenize is {tokenize!r}", remedy=f"use one of {', '.join(TOKENIZERS)}")
+        self._split = TOKENIZERS[tokenize]
+        self._exact = [{plain_text(text) for text in sample} for sample in references]
+        self._tokens = [[self._split(text) for text in sample] for sample in references]
+        self._corpus = CiderCorpus(self._tokens)
+
+    def score(self, number: int, prediction: str) -> SampleScore:
+        """The metrics of one prediction. number: of its sample, in [0, N)."""
+        found, true = self._split(prediction), self._tokens[number]
+        return SampleScore(
             bleu=bleu_counts(found, true),
             rouge_l=rouge_l(found, true),
-            cider=corpus.cider(found, true) if len(tokens) > 1 else None,
+            cider=self._corpus.cider(found, true) if len(self._tokens) > 1 else None,
             meteor_es=meteor(found, true),
             content_f1=content_f1(found, true),
-            exact_match=float(plain_text(prediction) in {plain_text(text) for text in originals}),
+            exact_match=float(plain_text(prediction) in self._exact[number]),
         )
-        for (found, true), (prediction, originals) in zip(tokens, texts, strict=True)
-    ]
 
 
 def total_scores(samples: Sequence[SampleScore]) -> Scores:

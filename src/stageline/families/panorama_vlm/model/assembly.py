@@ -233,15 +233,7 @@ def load_externals(config: PanoramaConfig, stage: Stage, model: nn.Module) -> No
     config, stage: the stage's own. The scale of a resampler that is still untouched follows the embeddings it now meets.
     """
     assert isinstance(model, PanoramaModel)
-    if not config.models.is_tiny_vision:
-        folder = external_folder(config, external_of(config, VISION))
-        frozen = load_frozen(
-            type(model.vision).from_pretrained,
-            folder,
-            unused=("text_model.*", "logit_scale", "logit_bias", "vision_model.head.*", "head.*"),
-            config=vision_config(config),
-        )
-        _copy(frozen.state_dict(), model.vision, {name: name for name in model.vision.state_dict()})
+    _fill_vision(config, model.vision)
     if model.language is not None and not config.models.is_tiny_language:
         from transformers import Qwen3ForCausalLM
 
@@ -252,6 +244,27 @@ def load_externals(config: PanoramaConfig, stage: Stage, model: nn.Module) -> No
         if model.resampler is not None:
             with torch.no_grad():
                 model.resampler.scale.fill_(embedding_rms(model.language))
+
+
+def pretrained_tower(config: PanoramaConfig) -> nn.Module:
+    """The tower as its source has it."""
+    with tower.fixed_random(tower.TINY_SEED):
+        made = tower.build_tower(vision_config(config))
+    _fill_vision(config, made)
+    return made
+
+
+def _fill_vision(config: PanoramaConfig, vision: nn.Module) -> None:
+    """Copy the tower's weights from its source; those of the tiny one are there from the start."""
+    if config.models.is_tiny_vision:
+        return
+    frozen = load_frozen(
+        type(vision).from_pretrained,
+        external_folder(config, external_of(config, VISION)),
+        unused=("text_model.*", "logit_scale", "logit_bias", "vision_model.head.*", "head.*"),
+        config=vision_config(config),
+    )
+    _copy(frozen.state_dict(), vision, {name: name for name in vision.state_dict()})
 
 
 def _copy(source: dict[str, Tensor], target: nn.Module, names: dict[str, str]) -> None:

@@ -18,6 +18,7 @@ from stageline.errors import ConfigError
 
 if TYPE_CHECKING:
     from stageline.families.panorama_vlm.config import PanoramaConfig
+    from stageline.stage import Stage
 
 PREFIX = "language."
 ADAPTER = "default"
@@ -103,13 +104,14 @@ def base_name(name: str) -> str:
     return name.replace(BASE_LAYER, ".")
 
 
-def adapter_files(
-    config: PanoramaConfig, tensors: Mapping[str, Tensor]
-) -> dict[str, bytes | dict[str, Tensor]]:
+def exports(
+    config: PanoramaConfig, stage: Stage, tensors: Mapping[str, Tensor]
+) -> dict[str, bytes | Mapping[str, Tensor]]:
     """`lora_weights/` in PEFT's layout, made of a stage's own tensors; {} where it has no adapters.
 
     config: the stage's.  tensors: full name -> tensor on the CPU.
     """
+    del stage
     found = {
         f"base_model.model.{name.removeprefix(PREFIX).replace(f'.{ADAPTER}.', '.')}": tensor
         for name, tensor in tensors.items()

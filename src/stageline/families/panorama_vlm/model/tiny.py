@@ -8,19 +8,17 @@ from typing import Any
 
 from torch import nn
 
+from stageline.families.panorama_vlm.data.made import ANSWER, COLOURS, DIRECTIONS, QUESTION
 from stageline.families.panorama_vlm.data.text import find_special_ids
 from stageline.families.panorama_vlm.data.tokenizer import train_tokenizer
 from stageline.families.panorama_vlm.model.language import build_language, tiny_language_config
 from stageline.families.panorama_vlm.model.tower import TINY_SEED, fixed_random
 
-DIRECTIONS = ("front", "right", "back", "left")
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
-
 
 def tiny_corpus() -> list[str]:
     """The texts that the tiny tokenizer learns its merges from."""
-    questions = [f"What colour is at the {direction}?" for direction in DIRECTIONS]
-    answers = [f"The {direction} is {colour}." for direction, colour in product(DIRECTIONS, COLOURS)]
+    questions = [QUESTION.format(direction=direction) for direction in DIRECTIONS]
+    answers = [ANSWER.format(direction=where, colour=colour) for where, colour in product(DIRECTIONS, COLOURS)]
     return [*questions, *answers, "a panorama of a room with four walls", "user", "assistant", "system"]
 
 

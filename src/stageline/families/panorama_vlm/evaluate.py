@@ -1,0 +1,243 @@
+"""A checkpoint's answers to the questions of a split, and what they are worth.
+
+Rows are answered in a fixed partition by number, greedily; every batch is kept as soon as it is finished. A batch with a
+row that is not answered yet is answered whole, so that its texts do not depend on where an evaluation was interrupted.
+Rows that were set aside when the data were prepared stand in `predictions.csv` with their status.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from stageline.contract import Emit, Evaluation, Row, RowKey
+from stageline.data.prepared import PreparedData
+from stageline.families.panorama_vlm.data.sets import Batch, Questions, collate_questions, open_questions
+from stageline.families.panorama_vlm.metrics import SampleScorer, score
+from stageline.families.panorama_vlm.model.assembly import PanoramaModel, tile_size
+from stageline.families.panorama_vlm.panels import prediction_panel
+from stageline.families.panorama_vlm.task import prompt_builder
+from stageline.families.panorama_vlm.views import batch_features
+
+if TYPE_CHECKING:
+    from stageline.families.panorama_vlm.config import PanoramaConfig
+
+Progress = Callable[[int, int, str], None]
+PLAIN, SHUFFLED, ROLLED = "", "shuffled", "rolled"
+"""Modes: the question about its own picture; about another row's; about its own, turned by a quarter."""
+COLUMNS = (
+    *("sample_id", "row", "image_path", "query", "reference", "prediction", "status", "finish"),
+    *("prompt_tokens", "vision_tokens", "new_tokens", "latency_ms"),
+    *("exact", "rouge_l", "bleu4_sentence", "cider", "meteor_es"),
+)
+"""Of `predictions.csv`."""
+PREDICTIONS = "predictions.csv"
+ROLL_PART = 4
+"""A rolled panorama is turned by its width divided by this."""
+
+
+def evaluate(
+    config: PanoramaConfig,
+    model: nn.Module,
+    data: PreparedData,
+    finished: Mapping[RowKey, Row],
+    emit: Emit,
+    progress: Progress,
+) -> Evaluation:
+    """Answer every question of `config.evaluate.split` and score the answers.
+
+    Metrics of the plain mode bear plain names, those of a control a suffix (`exact_match_rolled`).
+    """
+    assert isinstance(model, PanoramaModel)
+    work = _Evaluator(config, model, data, finished, emit)
+    total = len(work.numbers) * len(work.modes)
+    for done, (mode, numbers) in enumerate(work.batches()):
+        progress(min(total, done * config.evaluate.batch_size), total, f"answering {mode or 'questions'}")
+        work.answer(mode, numbers)
+    progress(total, total, "answered")
+    return work.result()
+
+
+class _Evaluator:
+    """What one evaluation gathers."""
+
+    def __init__(
+        self,
+        config: PanoramaConfig,
+        model: PanoramaModel,
+        data: PreparedData,
+        finished: Mapping[RowKey, Row],
+        emit: Emit,
+    ) -> None:
+        self.config, self.model, self.emit = config, model.eval(), emit
+        self.builder = prompt_builder(config, model)
+        self.size = tile_size(config, model.vision.config)
+        self.questions: Questions = open_questions(data, config.evaluate.split, self.builder)
+        count = len(self.questions)
+        if config.evaluate.max_samples is not None:
+            count = min(count, config.evaluate.max_samples)
+        self.numbers = range(count)
+        self.modes = (PLAIN, *config.evaluate.controls)
+        self.fields = [self.questions.rows.fields(number) for number in self.numbers]
+        self.references = [list(fields["references"]) for fields in self.fields]
+        self.scorer = SampleScorer(self.references, config.metrics.tokenize)
+        self.rows: dict[RowKey, dict[str, Any]] = {key: dict(row) for key, row in finished.items()}
+        self.finished = frozenset(finished)
+
+    def batches(self) -> list[tuple[str, list[int]]]:
+        """(mode, numbers of rows) of every batch, in order."""
+        size = self.config.evaluate.batch_size
+        parts = [list(self.numbers[start : start + size]) for start in range(0, len(self.numbers), size)]
+        return [(mode, part) for mode in self.modes for part in parts]
+
+    def answer(self, mode: str, numbers: Sequence[int]) -> None:
+        """Answer one batch and hand its rows over, unless all are there."""
+        if all((str(self.fields[number]["id"]), mode) in self.finished for number in numbers):
+            return
+        began = time.monotonic()
+        batch, fields = collate_questions(self.questions, numbers, self.builder.special.pad)
+        batch = self._controlled(batch, mode, numbers).to(next(self.model.parameters()).device)
+        ids = generate(self.config, self.model, batch, self.size, self.builder.special)
+        milliseconds = 1000 * (time.monotonic() - began) / len(numbers)
+        assert batch.text is not None
+        lengths = batch.text.attention_mask.sum(dim=1).tolist()
+        for place, (number, row) in enumerate(zip(numbers, fields, strict=True)):
+            if (str(row["id"]), mode) in self.finished:
+                continue
+            text, finish, new_tokens = self.builder.read_answer(ids[place].tolist())
+            found = self.scorer.score(number, text)
+            made = {
+                "id": str(row["id"]),
+                **({"mode": mode} if mode else {}),
+                "row": row["row"],
+                "image": row["image"],
+                "query": row["query"],
+                "reference": self.references[number][0],
+                "prediction": text,
+                "finish": finish,
+                "prompt_tokens": int(lengths[place]),
+                "vision_tokens": self.builder.num_image_tokens,
+                "new_tokens": new_tokens,
+                "latency_ms": round(milliseconds, 3),
+                "exact_match": found.exact_match,
+                "rouge_l": found.rouge_l,
+                "bleu_4": found.bleu_4,
+                "cider": found.cider,
+                "meteor_es": found.meteor_es,
+                "content_f1": found.content_f1,
+            }
+            self.rows[made["id"], mode] = made
+            self.emit(made, self._panel(mode, number, made))
+
+    def _panel(self, mode: str, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+        if mode or number >= self.config.evaluate.num_panels:
+            return {}
+        picture = self.questions.pictures.pixels(self.questions.number(number))
+        assert picture.pixels is not None
+        return {f"prediction-{number}": prediction_panel(picture.pixels, self.config.plan, row)}
+
+    def _controlled(self, batch: Batch, mode: str, numbers: Sequence[int]) -> Batch:
+        """The batch with other rows' pictures, or with its pictures turned."""
+        pictures = self.questions.pictures
+        if mode == SHUFFLED:
+            half = max(1, len(self.numbers) // 2)
+            others = [self.questions.number((number + half) % len(self.numbers)) for number in numbers]
+            return Batch([pictures.pixels(o) for o in others], torch.arange(len(others)), batch.text)
+        if mode == ROLLED:
+            turned = []
+            for picture in batch.pictures:
+                assert picture.pixels is not None
+                columns = picture.pixels.shape[-1] // ROLL_PART
+                turned.append(type(picture)(picture.number, picture.pixels.roll(columns, -1)))
+            return Batch(turned, batch.rows, batch.text)
+        return batch
+
+    def result(self) -> Evaluation:
+        """Metrics over all rows, the table of predictions, and how they were made."""
+        metrics: dict[str, float | None] = {}
+        reasons: dict[str, str] = {}
+        samples: dict[str, int] = {}
+        for mode in self.modes:
+            suffix = f"_{mode}" if mode else ""
+            rows = [self.rows[str(fields["id"]), mode] for fields in self.fields]
+            found = score([row["prediction"] for row in rows], self.references, self.config.metrics.tokenize)
+            names = {name: f"{name}{suffix}" for name in found}
+            metrics |= {names[name]: value for name, value in found.items()}
+            reasons |= {names[name]: why for name, why in found.reasons.items()}
+            if not mode:
+                metrics |= {
+                    "empty_predictions": float(sum(not row["prediction"].strip() for row in rows)),
+                    "stopped_by_length": float(sum(row["finish"] == "length" for row in rows)),
+                    "prediction_words": _mean([len(row["prediction"].split()) for row in rows]),
+                    "reference_words": _mean([len(texts[0].split()) for texts in self.references]),
+                }
+            samples |= dict.fromkeys([name for name in metrics if name not in samples], len(rows))
+        return Evaluation(
+            metrics=metrics,
+            num_samples=samples,
+            rows=(),
+            panels={},
+            provenance=self._provenance(),
+            reasons=reasons,
+            files={PREDICTIONS: self._predictions().encode()},
+        )
+
+    def _provenance(self) -> dict[str, Any]:
+        config, facts = self.config, self.questions.rows.facts
+        plan = config.plan
+        return {
+            "split": config.evaluate.split,
+            "weights": config.evaluate.weights,
+            "plan": plan.describe(),
+            "plan_id": plan.plan_id,
+            "views": plan.num_views,
+            "stitching": config.image_processing.stitching_mode,
+            "image_tokens": self.builder.num_image_tokens,
+            "resampler": config.models.resampler_type,
+            "rows": facts["rows_read"],
+            "scored": len(self.numbers),
+            "quarantined": facts["quarantined"],
+            "max_new_tokens": config.generation.max_new_tokens,
+            "tokenize": config.metrics.tokenize,
+        }
+
+    def _predictions(self) -> str:
+        """The text of `predictions.csv`: every row of the CSV files, those that were set aside too."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        for fields in self.fields:
+            row = self.rows[str(fields["id"]), PLAIN]
+            named = {"sample_id": "id", "image_path": "image", "exact": "exact_match", "bleu4_sentence": "bleu_4"}
+            writer.writerow({"status": "ok"} | {name: row[named.get(name, name)] for name in COLUMNS if name != "status"})
+        for aside in csv.DictReader(io.StringIO(self.questions.rows.facts["quarantine_csv"])):
+            writer.writerow({"row": aside["row"], "image_path": aside["file"], "status": "quarantined"})
+        return text.getvalue()
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+@torch.no_grad()
+def generate(config: PanoramaConfig, model: PanoramaModel, batch: Batch, size: int, special: Any) -> Tensor:
+    """New ids (B, N) of greedy answers, stop and padding included. special: ids of the tokenizer."""
+    assert batch.text is not None
+    assert model.language is not None
+    features = batch_features(config, model, batch.pictures, size)
+    tokens = model.image_tokens(features).tokens[batch.rows]
+    found: Tensor = model.language.generate(  # type: ignore[operator]
+        inputs_embeds=model.inputs(tokens, batch.text, special.image),
+        attention_mask=batch.text.attention_mask,
+        max_new_tokens=config.generation.max_new_tokens,
+        do_sample=False,
+        eos_token_id=list(special.stops),
+        pad_token_id=special.pad,
+    )
+    return found

@@ -1,0 +1,133 @@
+"""Questions about panoramas in, answers out: what `stageline predict` does for panorama_vlm.
+
+An input is a picture and a question, `picture.jpg?What is on the left?`, or a CSV file of rows as in training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from stageline.errors import DataError, Faults
+from stageline.families.panorama_vlm.data.panorama import check_panorama, read_reduced
+from stageline.families.panorama_vlm.data.rows import read_rows
+from stageline.families.panorama_vlm.data.sets import Batch, Picture
+from stageline.families.panorama_vlm.data.text import collate_prompts
+from stageline.families.panorama_vlm.evaluate import generate
+from stageline.families.panorama_vlm.model.assembly import PanoramaModel, tile_size
+from stageline.families.panorama_vlm.task import prompt_builder
+
+if TYPE_CHECKING:
+    from stageline.families.panorama_vlm.config import PanoramaConfig
+
+Progress = Callable[[int, int, str], None]
+ANSWERS = "answers.jsonl"
+
+
+@dataclass(frozen=True)
+class Question:
+    """picture: its file.  query: the whole sentence.  hfov, vfov: degrees that a partial panorama shows."""
+
+    picture: Path
+    query: str
+    hfov: float | None = None
+    vfov: float | None = None
+
+
+def predict(
+    config: PanoramaConfig, model: nn.Module, inputs: Sequence[str | Path], target: Path, progress: Progress
+) -> list[dict[str, Any]]:
+    """Write `answers.jsonl`, one line per question, and a text file for each.
+
+    inputs: `<picture>?<question>`, or CSV files.
+    Returns one mapping per question: picture, query, answer, finish, and the file of the answer.
+    Raises DataError that lists every input that can't be read, before any is answered.
+    """
+    assert isinstance(model, PanoramaModel)
+    questions = read_questions(config, inputs)
+    builder, size = prompt_builder(config, model.eval()), tile_size(config, model.vision.config)
+    device = next(model.parameters()).device
+    target.mkdir(parents=True, exist_ok=True)
+    results = []
+    for number, question in enumerate(questions):
+        progress(number, len(questions), f"answering about {question.picture.name}")
+        found = read_reduced(
+            question.picture,
+            plan=config.plan,
+            size=config.view_size,
+            antialias=config.image_processing.antialias,
+            erp_hfov_deg=question.hfov,
+            erp_vfov_deg=question.vfov,
+            max_pixels=config.data.max_pixels,
+        )
+        picture = Picture(0, torch.from_numpy(found.pixels).permute(2, 0, 1))
+        text = collate_prompts([builder.prompt(question.query)], builder.special.pad)
+        batch = Batch([picture], torch.zeros(1, dtype=torch.int64), text).to(device)
+        ids = generate(config, model, batch, size, builder.special)
+        answer, finish, _ = builder.read_answer(ids[0].tolist())
+        path = target / f"answer-{number}.txt"
+        path.write_text(answer + "\n", encoding="utf-8")
+        results.append(
+            {
+                "image": str(question.picture),
+                "query": question.query,
+                "answer": answer,
+                "finish": finish,
+                "file": str(path),
+            }
+        )
+    progress(len(questions), len(questions), "answered")
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in results)
+    (target / ANSWERS).write_text(lines, encoding="utf-8")
+    return results
+
+
+def read_questions(config: PanoramaConfig, inputs: Sequence[str | Path]) -> list[Question]:
+    """The questions of all inputs. DataError with every input that is none, and every picture that can't be read."""
+    faults = Faults(DataError, "questions", "give `picture.jpg?question`, or a CSV file with a picture and a query per row")
+    found: list[Question] = []
+    for given in map(str, inputs):
+        if given.lower().endswith(".csv"):
+            found += _of_csv(config, Path(given), faults)
+            continue
+        name, mark, query = given.partition("?")
+        if not mark or not query.strip():
+            faults.add(f"{given!r}: no question behind a `?`")
+        else:
+            found.append(Question(Path(name), f"{query.strip()}" + ("" if query.strip().endswith("?") else "?")))
+    if not inputs:
+        faults.add("none were given")
+    for question in found:
+        fault = check_panorama(
+            question.picture,
+            erp_hfov_deg=question.hfov,
+            erp_vfov_deg=question.vfov,
+            max_pixels=config.data.max_pixels,
+        )
+        if fault is not None:
+            faults.add(f"{str(question.picture)!r}: {fault.kind}: {fault.message}")
+    faults.raise_if_any()
+    return found
+
+
+def _of_csv(config: PanoramaConfig, path: Path, faults: Faults) -> list[Question]:
+    try:
+        table = read_rows(
+            [path],
+            lambda *_: None,
+            image_root=Path(config.data.image_root) if config.data.image_root else None,
+            url_cache=Path(config.data.url_cache) if config.data.url_cache else None,
+            query_template=config.data.query_template,
+        )
+    except DataError as error:
+        faults.add(error.message)
+        return []
+    for aside in table.set_aside:
+        faults.add(f"{path.name} row {aside.row.number}: {aside.kind}: {aside.message}")
+    return [Question(row.path, row.query, row.erp_hfov_deg, row.erp_vfov_deg) for row in table.rows]
