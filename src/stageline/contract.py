@@ -294,6 +294,8 @@ class Family:
         there are such) on the CPU: key below the checkpoint -> bytes, or tensors for a safetensors file. Pure.
     reads_with_code: whether training, evaluation and prediction need the user's files of `data.code` too: a reader of
         the user's own. Preparing always has them.
+    demo_data(folder): tiny data and tiny base weights in a folder in which the family's guide was laid out, and its
+        configs changed so that the guide's commands run there as they are; returns names of what it wrote.
     check_sources(config, splits, progress): every fault of the source files of the splits that are to be made, at once;
         called before any of them is.
     """
@@ -315,6 +317,7 @@ class Family:
     begin: Callable[[Any, Workspace], None] = lambda _task, _workspace: None
     reads_with_code: bool = False
     check_sources: Callable[[Any, Sequence[Split], Progress], None] = lambda _config, _splits, _progress: None
+    demo_data: Callable[[Path], list[str]] | None = None
 
     @property
     def code_sections(self) -> tuple[Section, ...]:

@@ -9,6 +9,7 @@ checkpoints     checkpoint show verify lineage import export prune
 jobs            job render submit logs cancel list
 checking        doctor
 trying          trial
+guiding         guide
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def options(
         raise typer.BadParameter("a command is missing; see --help")
 
 
-for _module in ("training", "running", "checkpoints", "jobs", "checking", "trying"):
+for _module in ("training", "running", "checkpoints", "jobs", "checking", "trying", "guiding"):
     importlib.import_module(f"stageline.cli.{_module}").register(app)
 
 
