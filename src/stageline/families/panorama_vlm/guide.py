@@ -1,0 +1,133 @@
+"""What the guide's own scripts need: its words for stages, what `--resume` means, its files beside ours. No torch.
+
+`runs/<run>_stage_state.json` and `results/eval_results/…` are written for people who follow the guide; nothing of ours
+reads them, so they may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from stageline.checkpoint.layout import resolve
+from stageline.errors import CheckpointError, ConfigError
+from stageline.families import load_config
+from stageline.families.panorama_vlm.config.spellings import STAGE_ALIASES
+from stageline.families.panorama_vlm.config.stages import STAGES
+from stageline.store import Reference
+
+SIBLING = "__ov000"
+"""Suffix of runs without overlap, which the guide does not know."""
+
+
+def stages_of(text: str) -> list[str]:
+    """Names of stages from `resampler,finetune`, `2,3` or the guide's own words. ConfigError for one that is none."""
+    names = STAGES.names
+    found = []
+    for part in (part.strip() for part in text.split(",")):
+        if part.isdigit():
+            if not 1 <= int(part) <= len(names):
+                raise ConfigError(f"--stage {text}: there is no stage {part}", remedy=f"1 to {len(names)}: {', '.join(names)}")
+            found.append(names[int(part) - 1])
+        else:
+            found.append(STAGES[STAGE_ALIASES.get(part, part)].name)
+    return found
+
+
+def resume_overrides(config: str, words: Sequence[str], path: str, *, weights_only: bool) -> list[str]:
+    """The settings that `--resume PATH` stands for.
+
+    config: the config file.  words: overrides that come with it.  path: a checkpoint.
+    weights_only: take the weights of a checkpoint of the same stage and start it anew.
+
+    A checkpoint of an earlier stage is the parent of the first stage that is asked for; one of the same stage of this
+    run is where the run goes on anyway. ConfigError for one of a later stage, CheckpointError for one that is not there.
+    """
+    own = load_config(config, words)
+    first = STAGES[own.stages[0]] if own.stages else next(iter(STAGES))
+    try:
+        found = resolve(path)
+    except CheckpointError as error:
+        hint = _sibling(path)
+        if hint is None:
+            raise
+        raise CheckpointError(
+            f"there is no checkpoint at {path}; the one without overlap is another run: {hint}",
+            remedy=f"say --resume {hint} if that is the one you mean",
+        ) from error
+    order = list(STAGES.names)
+    stage = found.metadata.stage
+    if stage == first.name and not weights_only:
+        if found.metadata.run != own.run:
+            raise ConfigError(
+                f"{path} is of stage {stage!r} of run {found.metadata.run!r}, and this config is run {own.run!r}",
+                remedy="use the config of that run to go on with it, or --resume-mode weights to start from its weights",
+            )
+        return []
+    if order.index(stage) > order.index(first.name):
+        raise ConfigError(
+            f"{path} is of stage {stage!r}, which comes after {first.name!r}, the first stage that is asked for",
+            remedy=f"ask for a later stage (--stage), or name a checkpoint of {' or '.join(order[: order.index(first.name)])}",
+        )
+    return [f"parents.{first.name}.default={path}"]
+
+
+def _sibling(path: str) -> str | None:
+    """The same path in the run without overlap, where that exists."""
+    parts = Path(path).parts
+    for place, part in enumerate(parts):
+        if part == "runs" and place + 1 < len(parts):
+            other = Path(*parts[: place + 1], parts[place + 1] + SIBLING, *parts[place + 2 :])
+            return str(other) if other.exists() else None
+    return None
+
+
+def root_beside(folder: Path) -> list[str]:
+    """The root of a run, for a config that lies in one of its stage directories; nothing for any other config."""
+    for parent in folder.parents:
+        if (parent / "run.json").is_file() and parent.parent.name == "runs":
+            return [f"root={parent.parent.parent}"]
+    return []
+
+
+def copy_evaluation(reference: str) -> Path:
+    """Copy a finished evaluation to `results/eval_results/<run>/predictions_<time>/`; returns that folder."""
+    source = Path(Reference.parse(reference).uri.removeprefix("file://"))
+    plain = json.loads((source / "metrics.json").read_bytes())
+    stamp = datetime.datetime.now().astimezone().strftime("predictions_%Y%m%d_%H%M%S")  # local time, as the guide says
+    folder = Path("results/eval_results") / str(plain["checkpoint"]["run"])
+    target, number = folder / stamp, 1
+    while target.exists():
+        number += 1
+        target = folder / f"{stamp}_{number}"
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    unfinished.mkdir(parents=True)
+    for name in ("metrics.json", "predictions.csv"):
+        shutil.copyfile(source / name, unfinished / name)
+    unfinished.rename(target)
+    return target
+
+
+def write_stage_state(config: str, words: Sequence[str]) -> Path:
+    """Write `runs/<run>_stage_state.json`: what became of each stage, read from the run itself."""
+    own = load_config(config, words)
+    runs = Path(own.root.removeprefix("file://")) / "runs"
+    stages = {}
+    for stage in STAGES:
+        folder = runs / own.run / stage.name
+        best = next(iter(sorted(folder.glob("*/best.ckpt"))), None)
+        ref = None if best is None else resolve(str(best))
+        final = ref is not None and ref.metadata.final
+        stages[stage.name] = {
+            "status": "pending" if ref is None else "completed" if final else "interrupted",
+            "stage_fingerprint": None if ref is None else ref.metadata.stage_fingerprint,
+            "best_ckpt": None if best is None else str(best),
+            "best_sha256": None if ref is None else ref.digest,
+        }
+    path = runs / f"{own.run}_stage_state.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"run_name": own.run, "stages": stages}, indent=1) + "\n")
+    return path
