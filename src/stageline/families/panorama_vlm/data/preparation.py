@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from stageline.data.shards import SplitWriter
 from stageline.data.splits import Split, file_sha256
 from stageline.errors import DataError, Faults
-from stageline.families.panorama_vlm.data.origin import PICTURES, csv_files, pictures_of, read_table
+from stageline.families.panorama_vlm.data.made import DIRECTIONS, draw_room, make_room, questions_of
+from stageline.families.panorama_vlm.data.origin import PICTURES, csv_files, num_rooms, pictures_of, read_table
 from stageline.families.panorama_vlm.data.panorama import PanoramaFault, check_panorama, read_reduced
 from stageline.families.panorama_vlm.data.rows import Table, check_quarantine, quarantine_csv
 
@@ -53,6 +54,8 @@ LOOKS = _Looks()
 
 def check_sources(config: PanoramaConfig, splits: Sequence[Split], progress: Progress) -> None:
     """Every fault of the CSV files and pictures of these splits, at once; pictures are decoded."""
+    if config.data.name == "rooms":
+        return
     faults = Faults(DataError, "data", "mend them, or say in `data` what may be set aside")
     names = sorted({split.name.removesuffix(PICTURES) for split in splits})
     for number, name in enumerate(names):
@@ -83,6 +86,8 @@ def _table(config: PanoramaConfig, name: str, *, text: bool) -> Table:
 def prepare(config: PanoramaConfig, split: Split, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
     """Write the rows of a split, pictures or text; returns facts for its manifest. config: of the run."""
     name = split.name.removesuffix(PICTURES)
+    if config.data.name == "rooms":
+        return _write_rooms(config, split, writer, progress)
     if split.name.endswith(PICTURES):
         return _write_pictures(config, name, writer, progress)
     return _write_rows(config, name, writer, progress)
@@ -137,6 +142,34 @@ def _write_rows(config: PanoramaConfig, name: str, writer: SplitWriter, progress
         writer.add({}, fields, {"picture": picture})
     progress(len(table.rows), len(table.rows), f"prepared {name}")
     return {"rows": len(table.rows), **_told(table)}
+
+
+def _write_rooms(config: PanoramaConfig, split: Split, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
+    """Made panoramas, or the questions about them."""
+    name = split.name.removesuffix(PICTURES)
+    total = num_rooms(config, name)
+    for number in range(total):
+        progress(number, total, f"making {split.name}")
+        room = make_room(name, number, config.seed)
+        if split.name.endswith(PICTURES):
+            pixels = draw_room(room, seed=config.seed)
+            identity = hashlib.sha256(pixels.tobytes()).hexdigest()
+            writer.add({"erp": pixels}, {"image": room.name, "sha256": identity})
+            continue
+        for place, question in enumerate(questions_of(room)):
+            fields = {
+                "id": question.id,
+                "row": number * len(DIRECTIONS) + place + 1,
+                "csv": "",
+                "image": room.name,
+                "query": question.query,
+                "response": question.response,
+                "references": [question.response],
+                "direction": question.direction,
+            }
+            writer.add({}, fields, {"picture": number})
+    progress(total, total, f"made {split.name}")
+    return {"rooms": total, **_told(Table((), ())), "rows_read": writer.num_rows}
 
 
 def _told(table: Table) -> dict[str, Any]:

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import product
 from typing import Any
 
 from torch import nn
 
-from stageline.families.panorama_vlm.data.made import ANSWER, COLOURS, DIRECTIONS, QUESTION
+from stageline.families.panorama_vlm.data.made import made_texts
 from stageline.families.panorama_vlm.data.text import find_special_ids
 from stageline.families.panorama_vlm.data.tokenizer import train_tokenizer
 from stageline.families.panorama_vlm.model.language import build_language, tiny_language_config
 from stageline.families.panorama_vlm.model.tower import TINY_SEED, fixed_random
 
 
-def tiny_corpus() -> list[str]:
-    """The texts that the tiny tokenizer learns its merges from."""
-    questions = [QUESTION.format(direction=direction) for direction in DIRECTIONS]
-    answers = [ANSWER.format(direction=where, colour=colour) for where, colour in product(DIRECTIONS, COLOURS)]
-    return [*questions, *answers, "a panorama of a room with four walls", "user", "assistant", "system"]
-
-
 @lru_cache(maxsize=1)
 def tiny_tokenizer() -> Any:
     """The tokenizer of the tiny language model."""
-    return train_tokenizer(tiny_corpus())
+    return train_tokenizer(made_texts())
 
 
 def tiny_language(attention: str) -> nn.Module:
