@@ -13,11 +13,13 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from stageline.data.rng import numpy_rng
+from stageline.families.panorama_vlm.config.architectures import TINY_LANGUAGE, TINY_VISION
 from stageline.families.panorama_vlm.data.made import make_room, questions_of
 from stageline.families.panorama_vlm.data.text import PromptBuilder, collate_training, response_loss
 from stageline.families.panorama_vlm.data.tokenizer import save_tokenizer
-from stageline.families.panorama_vlm.model.tiny import tiny_language, tiny_tokenizer
-from stageline.families.panorama_vlm.model.tower import TINY_SEED, build_tower, fixed_random, tiny_tower_config
+from stageline.families.panorama_vlm.model.assembly import tiny_tokenizer
+from stageline.families.panorama_vlm.model.language import build_language, language_config
+from stageline.families.panorama_vlm.model.tower import TINY_SEED, build_tower, fixed_random, tower_config
 
 STEPS, BATCH, LEARNING_RATE, WARMUP = 200, 64, 3e-3, 20
 IMAGE_TOKENS = 20
@@ -29,7 +31,7 @@ Progress = Callable[[int, int, str], None]
 def write_tower(folder: Path) -> None:
     """Write the random tower."""
     with fixed_random(TINY_SEED):
-        tower = build_tower(tiny_tower_config())
+        tower = build_tower(tower_config(TINY_VISION, "siglip"))
     tower.save_pretrained(str(folder))
 
 
@@ -39,7 +41,8 @@ def write_language(folder: Path, progress: Progress, *, steps: int = STEPS, seed
     steps: optimizer steps.  seed: of the order of sentences.
     """
     tokenizer = tiny_tokenizer()
-    model = tiny_language("sdpa")
+    with fixed_random(TINY_SEED):
+        model = build_language(language_config(TINY_LANGUAGE), "sdpa")
     builder = PromptBuilder(tokenizer, IMAGE_TOKENS)
     texts = [
         builder.training_text(question.query, question.response)

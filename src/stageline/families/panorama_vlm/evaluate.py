@@ -18,15 +18,16 @@ from torch import Tensor, nn
 
 from stageline.contract import Emit, Evaluation, Row, RowKey
 from stageline.data.prepared import PreparedData
+from stageline.families.panorama_vlm.config.stages import STAGES
 from stageline.families.panorama_vlm.data.sets import Batch, Questions, collate_questions, open_questions
 from stageline.families.panorama_vlm.metrics import SampleScorer, score
-from stageline.families.panorama_vlm.model.assembly import PanoramaModel, tile_size
+from stageline.families.panorama_vlm.model.assembly import PanoramaModel
 from stageline.families.panorama_vlm.panels import prediction_panel
 from stageline.families.panorama_vlm.task import prompt_builder
 from stageline.families.panorama_vlm.views import batch_features
 
 if TYPE_CHECKING:
-    from stageline.families.panorama_vlm.config import PanoramaConfig
+    from stageline.families.panorama_vlm.config import PanoramaVlmConfig
 
 Progress = Callable[[int, int, str], None]
 PLAIN, SHUFFLED, ROLLED = "", "shuffled", "rolled"
@@ -43,7 +44,7 @@ ROLL_PART = 4
 
 
 def evaluate(
-    config: PanoramaConfig,
+    config: PanoramaVlmConfig,
     model: nn.Module,
     data: PreparedData,
     finished: Mapping[RowKey, Row],
@@ -69,16 +70,15 @@ class _Evaluator:
 
     def __init__(
         self,
-        config: PanoramaConfig,
+        config: PanoramaVlmConfig,
         model: PanoramaModel,
         data: PreparedData,
         finished: Mapping[RowKey, Row],
         emit: Emit,
     ) -> None:
         self.config, self.model, self.emit = config, model.eval(), emit
-        self.builder = prompt_builder(config, model)
-        self.size = tile_size(config, model.vision.config)
-        self.questions: Questions = open_questions(data, config.evaluate.split, self.builder)
+        self.builder = prompt_builder(config, STAGES["finetune"], model)
+        self.questions: Questions = open_questions(data, config.evaluation_split, self.builder)
         count = len(self.questions)
         if config.evaluate.max_samples is not None:
             count = min(count, config.evaluate.max_samples)
@@ -103,7 +103,7 @@ class _Evaluator:
         began = time.monotonic()
         batch, fields = collate_questions(self.questions, numbers, self.builder.special.pad)
         batch = self._controlled(batch, mode, numbers).to(next(self.model.parameters()).device)
-        ids = generate(self.config, self.model, batch, self.size, self.builder.special)
+        ids = generate(self.config, self.model, batch, self.builder.special)
         milliseconds = 1000 * (time.monotonic() - began) / len(numbers)
         assert batch.text is not None
         lengths = batch.text.attention_mask.sum(dim=1).tolist()
@@ -140,7 +140,7 @@ class _Evaluator:
             return {}
         picture = self.questions.pictures.pixels(self.questions.number(number))
         assert picture.pixels is not None
-        return {f"prediction-{number}": prediction_panel(picture.pixels, self.config.plan, row)}
+        return {f"prediction-{number}": prediction_panel(picture.pixels, self.config.image_processing.plan, row)}
 
     def _controlled(self, batch: Batch, mode: str, numbers: Sequence[int]) -> Batch:
         """The batch with other rows' pictures, or with its pictures turned."""
@@ -190,16 +190,16 @@ class _Evaluator:
 
     def _provenance(self) -> dict[str, Any]:
         config, facts = self.config, self.questions.rows.facts
-        plan = config.plan
+        plan = config.image_processing.plan
         return {
-            "split": config.evaluate.split,
+            "split": config.evaluation_split,
             "weights": config.evaluate.weights,
             "plan": plan.describe(),
             "plan_id": plan.plan_id,
             "views": plan.num_views,
             "stitching": config.image_processing.stitching_mode,
             "image_tokens": self.builder.num_image_tokens,
-            "resampler": config.models.resampler_type,
+            "resampler": config.model.resampler_type,
             "rows": facts["rows_read"],
             "scored": len(self.numbers),
             "quarantined": facts["quarantined"],
@@ -226,11 +226,11 @@ def _mean(values: Sequence[float]) -> float:
 
 
 @torch.no_grad()
-def generate(config: PanoramaConfig, model: PanoramaModel, batch: Batch, size: int, special: Any) -> Tensor:
+def generate(config: PanoramaVlmConfig, model: PanoramaModel, batch: Batch, special: Any) -> Tensor:
     """New ids (B, N) of greedy answers, stop and padding included. special: ids of the tokenizer."""
     assert batch.text is not None
     assert model.language is not None
-    features = batch_features(config, model, batch.pictures, size)
+    features = batch_features(config, model, batch.pictures)
     tokens = model.image_tokens(features).tokens[batch.rows]
     found: Tensor = model.language.generate(  # type: ignore[operator]
         inputs_embeds=model.inputs(tokens, batch.text, special.image),

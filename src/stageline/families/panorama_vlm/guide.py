@@ -15,7 +15,7 @@ from pathlib import Path
 from stageline.checkpoint.layout import resolve
 from stageline.errors import CheckpointError, ConfigError
 from stageline.families import load_config
-from stageline.families.panorama_vlm.config.spellings import STAGE_ALIASES
+from stageline.families.panorama_vlm.config.spellings import ALIASES
 from stageline.families.panorama_vlm.config.stages import STAGES
 from stageline.store import Reference
 
@@ -33,7 +33,7 @@ def stages_of(text: str) -> list[str]:
                 raise ConfigError(f"--stage {text}: there is no stage {part}", remedy=f"1 to {len(names)}: {', '.join(names)}")
             found.append(names[int(part) - 1])
         else:
-            found.append(STAGES[STAGE_ALIASES.get(part, part)].name)
+            found.append(STAGES[ALIASES.get(part, part)].name)
     return found
 
 

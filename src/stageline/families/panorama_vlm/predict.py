@@ -15,16 +15,17 @@ import torch
 from torch import nn
 
 from stageline.errors import DataError, Faults
+from stageline.families.panorama_vlm.config.stages import STAGES
 from stageline.families.panorama_vlm.data.panorama import check_panorama, read_reduced
 from stageline.families.panorama_vlm.data.rows import read_rows
 from stageline.families.panorama_vlm.data.sets import Batch, Picture
 from stageline.families.panorama_vlm.data.text import collate_prompts
 from stageline.families.panorama_vlm.evaluate import generate
-from stageline.families.panorama_vlm.model.assembly import PanoramaModel, tile_size
+from stageline.families.panorama_vlm.model.assembly import PanoramaModel
 from stageline.families.panorama_vlm.task import prompt_builder
 
 if TYPE_CHECKING:
-    from stageline.families.panorama_vlm.config import PanoramaConfig
+    from stageline.families.panorama_vlm.config import PanoramaVlmConfig
 
 Progress = Callable[[int, int, str], None]
 ANSWERS = "answers.jsonl"
@@ -41,7 +42,7 @@ class Question:
 
 
 def predict(
-    config: PanoramaConfig, model: nn.Module, inputs: Sequence[str | Path], target: Path, progress: Progress
+    config: PanoramaVlmConfig, model: nn.Module, inputs: Sequence[str | Path], target: Path, progress: Progress
 ) -> list[dict[str, Any]]:
     """Write `answers.jsonl`, one line per question, and a text file for each.
 
@@ -51,7 +52,7 @@ def predict(
     """
     assert isinstance(model, PanoramaModel)
     questions = read_questions(config, inputs)
-    builder, size = prompt_builder(config, model.eval()), tile_size(config, model.vision.config)
+    builder = prompt_builder(config, STAGES["finetune"], model.eval())
     device = next(model.parameters()).device
     target.mkdir(parents=True, exist_ok=True)
     results = []
@@ -59,8 +60,8 @@ def predict(
         progress(number, len(questions), f"answering about {question.picture.name}")
         found = read_reduced(
             question.picture,
-            plan=config.plan,
-            size=config.view_size,
+            plan=config.image_processing.plan,
+            size=config.tile_size,
             antialias=config.image_processing.antialias,
             erp_hfov_deg=question.hfov,
             erp_vfov_deg=question.vfov,
@@ -69,7 +70,7 @@ def predict(
         picture = Picture(0, torch.from_numpy(found.pixels).permute(2, 0, 1))
         text = collate_prompts([builder.prompt(question.query)], builder.special.pad)
         batch = Batch([picture], torch.zeros(1, dtype=torch.int64), text).to(device)
-        ids = generate(config, model, batch, size, builder.special)
+        ids = generate(config, model, batch, builder.special)
         answer, finish, _ = builder.read_answer(ids[0].tolist())
         path = target / f"answer-{number}.txt"
         path.write_text(answer + "\n", encoding="utf-8")
@@ -88,7 +89,7 @@ def predict(
     return results
 
 
-def read_questions(config: PanoramaConfig, inputs: Sequence[str | Path]) -> list[Question]:
+def read_questions(config: PanoramaVlmConfig, inputs: Sequence[str | Path]) -> list[Question]:
     """The questions of all inputs. DataError with every input that is none, and every picture that can't be read."""
     faults = Faults(DataError, "questions", "give `picture.jpg?question`, or a CSV file with a picture and a query per row")
     found: list[Question] = []
@@ -116,7 +117,7 @@ def read_questions(config: PanoramaConfig, inputs: Sequence[str | Path]) -> list
     return found
 
 
-def _of_csv(config: PanoramaConfig, path: Path, faults: Faults) -> list[Question]:
+def _of_csv(config: PanoramaVlmConfig, path: Path, faults: Faults) -> list[Question]:
     try:
         table = read_rows(
             [path],

@@ -31,8 +31,9 @@ from stageline.families.panorama_vlm.data.sets import (
     open_questions,
 )
 from stageline.families.panorama_vlm.data.text import PromptBuilder, response_loss
+from stageline.families.panorama_vlm.externals import trained_tower
 from stageline.families.panorama_vlm.facts import facts
-from stageline.families.panorama_vlm.model.assembly import PanoramaModel, build_model, build_tokenizer, pretrained_tower, tile_size
+from stageline.families.panorama_vlm.model.assembly import PanoramaModel, build_model, build_tokenizer, build_tower, load_tower
 from stageline.families.panorama_vlm.model.tower import block_names
 from stageline.families.panorama_vlm.views import batch_features, cut_views
 from stageline.families.panorama_vlm.vision_loss import VisionLoss
@@ -40,7 +41,7 @@ from stageline.layers.parameter_groups import group_parameters
 from stageline.objectives.step import StageLoss, StepContext, ValidationContext
 
 if TYPE_CHECKING:
-    from stageline.families.panorama_vlm.config import PanoramaConfig
+    from stageline.families.panorama_vlm.config import PanoramaVlmConfig
     from stageline.stage import Stage
 
 UNDECAYED = ("*.A_log", "*.dt_bias", "*.D", "*queries*", "resampler.scale")
@@ -55,12 +56,11 @@ class PanoramaTask:
     train_set: Samples
     val_set: Samples
 
-    def __init__(self, config: PanoramaConfig, stage: Stage) -> None:
+    def __init__(self, config: PanoramaVlmConfig, stage: Stage) -> None:
         self.config = config
         self.stage = stage
         self.network = build_model(config, stage)
         self.model: nn.Module = self.network
-        self.size = tile_size(config, self.network.vision.config)
 
     def batch_items(self, epoch: int) -> Sequence[SampleKey] | None:
         """The loop's own order."""
@@ -88,10 +88,10 @@ class PanoramaTask:
         )
 
     def _factors(self) -> dict[str, float]:
-        optimization = self.config.optimization
-        factors = {"vision.*": optimization.vision_lr_factor}
+        model = self.config.model
+        factors = {"vision.*": model.vision_learning_rate_scale}
         if self.stage.name == "finetune":
-            factors |= {f"{part}.*": optimization.resampler_lr_factor for part in ("resampler", "pe")}
+            factors |= {f"{part}.*": model.resampler_learning_rate_scale for part in ("resampler", "pe")}
         return {pattern: factor for pattern, factor in factors.items() if factor != 1.0}
 
     def advance(self, step: int, steps: int) -> None:
@@ -117,11 +117,11 @@ def _any(names: Iterable[str], pattern: str) -> bool:
 class VisionTask(PanoramaTask):
     """Stage `vision`."""
 
-    def __init__(self, config: PanoramaConfig, stage: Stage, data: PreparedData) -> None:
+    def __init__(self, config: PanoramaVlmConfig, stage: Stage, data: PreparedData) -> None:
         super().__init__(config, stage)
-        self.train_set = Panoramas(open_pictures(data, "train"), config.data.yaw_roll, config.seed)
+        self.train_set = Panoramas(open_pictures(data, "train"), config.vicreg.yaw_roll, config.seed)
         self.val_set = Panoramas(open_pictures(data, "val"))
-        self.vision_loss = VisionLoss(config, self.network, self.size)
+        self.vision_loss = VisionLoss(config)
 
     def collate(self, samples: Sequence[Any]) -> Batch:
         """Pictures -> one batch."""
@@ -131,7 +131,9 @@ class VisionTask(PanoramaTask):
         """Have the tower as its source has it, to measure how far training takes this one from it."""
         del workspace
         if self.config.vicreg.anchor_weight > 0:
-            self.vision_loss.set_anchor(pretrained_tower(self.config))
+            anchor = build_tower(self.config)
+            load_tower(self.config, self.stage, anchor)
+            self.vision_loss.set_anchor(anchor)
 
     def loss(self, model: nn.Module, batch: Batch, context: StepContext) -> StageLoss:
         """VICReg of matched tokens over all ranks, and the distance to the tower as it was."""
@@ -152,15 +154,14 @@ class TextTask(PanoramaTask):
     train_set: Questions
     val_set: Questions
 
-    def __init__(self, config: PanoramaConfig, stage: Stage, data: PreparedData) -> None:
+    def __init__(self, config: PanoramaVlmConfig, stage: Stage, data: PreparedData) -> None:
         super().__init__(config, stage)
         assert self.network.resampler is not None
-        self.builder = prompt_builder(config, self.network)
+        self.builder = prompt_builder(config, stage, self.network)
         self.special = self.builder.special
         self.train_set = open_questions(data, "train", self.builder)
         self.val_set = open_questions(data, "val", self.builder)
-        trained = [name for name in block_names(self.network.vision)] if config.training_vision_blocks(stage) else []
-        self.frozen_tower = not trained
+        self.frozen_tower = not trained_tower(config)
 
     def batch_items(self, epoch: int) -> Sequence[SampleKey] | None:
         """Pictures at random, all questions about one together."""
@@ -187,7 +188,7 @@ class TextTask(PanoramaTask):
         device = next(self.network.parameters()).device
         for start in range(0, len(numbers), ENCODE_AT_ONCE):
             chunk = [pictures.pixels(number) for number in numbers[start : start + ENCODE_AT_ONCE]]
-            views = cut_views(self.config, chunk, self.size).to(device)
+            views = cut_views(self.config, chunk).to(device)
             features = self.network.encode(views).to(torch.bfloat16 if device.type == "cuda" else torch.float32)
             for picture, values in zip(chunk, features.cpu(), strict=True):
                 yield pictures.id(picture.number), values
@@ -201,9 +202,9 @@ class TextTask(PanoramaTask):
     def _response_loss(self, network: PanoramaModel, batch: Batch) -> tuple[Tensor, int]:
         assert batch.text is not None
         if self.frozen_tower:
-            features = batch_features(self.config, network, batch.pictures, self.size)
+            features = batch_features(self.config, network, batch.pictures)
         else:
-            features = network.encode(cut_views(self.config, batch.pictures, self.size))
+            features = network.encode(cut_views(self.config, batch.pictures))
         tokens = network.image_tokens(features).tokens[batch.rows]
         hidden = network.hidden(tokens, batch.text, self.special.image)
         return response_loss(hidden, network.lm_head, batch.text.labels)
@@ -215,13 +216,13 @@ class TextTask(PanoramaTask):
         return {"val_loss": (float(total), float(count))}
 
 
-def features_key(config: PanoramaConfig, vision: nn.Module) -> dict[str, Any]:
+def features_key(config: PanoramaVlmConfig, vision: nn.Module) -> dict[str, Any]:
     """What features of a frozen tower depend on beside the picture: its weights, the views, how they are cut."""
     return {
         "family": config.family,
         "owner": weights_digest(vision),
-        "plan": config.plan.plan_id,
-        "view_size": config.view_size,
+        "plan": config.image_processing.plan.plan_id,
+        "tile_size": config.tile_size,
         "antialias": config.image_processing.antialias,
     }
 
@@ -235,20 +236,20 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def prompt_builder(config: PanoramaConfig, network: PanoramaModel) -> PromptBuilder:
+def prompt_builder(config: PanoramaVlmConfig, stage: Stage, network: PanoramaModel) -> PromptBuilder:
     """What makes prompts for a model: as many image tokens as its resampler gives."""
     assert network.resampler is not None
     text = config.text
     return PromptBuilder(
-        build_tokenizer(config),
+        build_tokenizer(config, stage),
         network.resampler.num_tokens,
         max_text_length=text.max_text_length,
         min_response_tokens=text.min_response_tokens,
-        system=text.system or None,
+        system=text.system,
     )
 
 
-def build_task(config: PanoramaConfig, stage: Stage, data: PreparedData) -> PanoramaTask:
+def build_task(config: PanoramaVlmConfig, stage: Stage, data: PreparedData) -> PanoramaTask:
     """The task of a stage over prepared data."""
     kind = VisionTask if stage.name == "vision" else TextTask
     return kind(config, stage, data)

@@ -14,28 +14,28 @@ from stageline.families.panorama_vlm.geometry.projection import project
 from stageline.families.panorama_vlm.geometry.views import View, wrap
 
 if TYPE_CHECKING:
-    from stageline.families.panorama_vlm.config import PanoramaConfig
+    from stageline.families.panorama_vlm.config import PanoramaVlmConfig
     from stageline.families.panorama_vlm.model.assembly import PanoramaModel
 
 
-def cut_views(config: PanoramaConfig, pictures: Sequence[Picture], size: int) -> Tensor:
-    """All views of the plan: (B, V, 3, T, T) float32 in [0, 1]. size: T."""
-    return _projected(pictures, [list(config.plan.views)] * len(pictures), config, size)
+def cut_views(config: PanoramaVlmConfig, pictures: Sequence[Picture]) -> Tensor:
+    """All views of the plan: (B, V, 3, T, T) float32 in [0, 1]."""
+    return _projected(pictures, [list(config.image_processing.plan.views)] * len(pictures), config)
 
 
-def cut_turned(config: PanoramaConfig, pictures: Sequence[Picture], offsets_deg: Tensor, size: int) -> Tensor:
+def cut_turned(config: PanoramaVlmConfig, pictures: Sequence[Picture], offsets_deg: Tensor) -> Tensor:
     """The tiles of the plan, turned to the right by an offset per picture: (B, N, 3, T, T). offsets_deg: (B,)."""
     turned = [
-        [replace(tile, yaw_deg=wrap(tile.yaw_deg + float(offset))) for tile in config.plan.tiles]
+        [replace(tile, yaw_deg=wrap(tile.yaw_deg + float(offset))) for tile in config.image_processing.plan.tiles]
         for offset in offsets_deg
     ]
-    return _projected(pictures, turned, config, size)
+    return _projected(pictures, turned, config)
 
 
 def _projected(
-    pictures: Sequence[Picture], views: Sequence[Sequence[View]], config: PanoramaConfig, size: int
+    pictures: Sequence[Picture], views: Sequence[Sequence[View]], config: PanoramaVlmConfig
 ) -> Tensor:
-    processing, plan = config.image_processing, config.plan
+    processing, plan = config.image_processing, config.image_processing.plan
     found = []
     for picture, chosen in zip(pictures, views, strict=True):
         assert picture.pixels is not None
@@ -43,7 +43,7 @@ def _projected(
             project(
                 picture.pixels,
                 list(chosen),
-                size,
+                config.tile_size,
                 pixel_centres=plan.pixel_centres,
                 antialias=processing.antialias,
                 global_mode=plan.global_mode,
@@ -52,14 +52,14 @@ def _projected(
     return torch.stack(found)
 
 
-def batch_features(config: PanoramaConfig, model: PanoramaModel, pictures: Sequence[Picture], size: int) -> Tensor:
+def batch_features(config: PanoramaVlmConfig, model: PanoramaModel, pictures: Sequence[Picture]) -> Tensor:
     """Features (B, V, S, D_v) of pictures: those that are computed already, and the frozen tower's for the others."""
     missing = [picture for picture in pictures if picture.features is None]
     device = next(model.parameters()).device
     found: dict[int, Tensor] = {}
     if missing:
         with torch.no_grad():
-            made = model.encode(cut_views(config, missing, size).to(device))
+            made = model.encode(cut_views(config, missing).to(device))
         found = {picture.number: features for picture, features in zip(missing, made, strict=True)}
     parts = [found[p.number] if p.features is None else p.features.to(device) for p in pictures]
     return torch.stack([part.float() for part in parts])

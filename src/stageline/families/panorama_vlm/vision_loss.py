@@ -18,14 +18,14 @@ from stageline.families.panorama_vlm import vicreg
 from stageline.families.panorama_vlm.data.sets import Batch
 from stageline.families.panorama_vlm.geometry.matching import Correspondence, global_partners, jitter_pairs, pairs
 from stageline.families.panorama_vlm.model.assembly import PanoramaModel
-from stageline.families.panorama_vlm.model.tower import grid_of, view_tokens
+from stageline.families.panorama_vlm.model.tower import view_tokens
 from stageline.families.panorama_vlm.views import cut_turned, cut_views
 from stageline.objectives.step import StepContext, ValidationContext, of_one_rank
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from stageline.families.panorama_vlm.config import PanoramaConfig
+    from stageline.families.panorama_vlm.config import PanoramaVlmConfig
 
 JITTER = (0.25, 0.75)
 """A second render of a tile is turned by this share of its width, drawn evenly."""
@@ -46,13 +46,11 @@ class Matched:
 
 
 class VisionLoss:
-    """Loss and measures of one stage's model. size: T, pixels along a side of a view."""
+    """Loss and measures of one stage's model."""
 
-    def __init__(self, config: PanoramaConfig, network: PanoramaModel, size: int) -> None:
-        self.config, self.settings, self.size = config, config.vicreg, size
-        self.grid = grid_of(network.vision.config)
-        self.network = network
-        self.kinds = config.pair_kinds
+    def __init__(self, config: PanoramaVlmConfig) -> None:
+        self.config, self.settings = config, config.vicreg
+        self.plan, self.grid, self.size = config.image_processing.plan, config.grid, config.tile_size
         self._anchor: nn.Module | None = None
 
     def set_anchor(self, tower: nn.Module) -> None:
@@ -87,7 +85,7 @@ class VisionLoss:
         shared: torch.Generator,
     ) -> tuple[Tensor, dict[str, Tensor], Matched, Tensor]:
         device = next(network.parameters()).device
-        views = cut_views(self.config, batch.pictures, self.size).to(device)
+        views = cut_views(self.config, batch.pictures).to(device)
         tokens = network.encode(views)
         features = self._tapped(network, tokens)
         matched = self._matched(network, batch, views, features, draws)
@@ -149,10 +147,10 @@ class VisionLoss:
         features: Tensor,
         draws: Sequence[torch.Generator],
     ) -> Matched:
-        plan = self.config.plan
+        plan = self.plan
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         first = 1 if plan.has_global else 0
-        for kind in self.kinds:
+        for kind in self.config.vicreg_pairs:
             if kind == "adjacent":
                 found.append(_sampled(pairs(plan, self.grid, size=self.size), features))
             elif kind == "global":
@@ -160,7 +158,7 @@ class VisionLoss:
             elif kind == "jitter":
                 shares = torch.stack([torch.rand((), generator=rng) for rng in draws])
                 offsets = (JITTER[0] + (JITTER[1] - JITTER[0]) * shares) * plan.fov_deg
-                turned = cut_turned(self.config, batch.pictures, offsets, self.size).to(views.device)
+                turned = cut_turned(self.config, batch.pictures, offsets).to(views.device)
                 others = network.encode(turned)
                 places = jitter_pairs(plan, self.grid, offsets, size=self.size)
                 found.append(_sampled(places, features, others))

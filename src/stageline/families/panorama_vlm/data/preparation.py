@@ -20,7 +20,7 @@ from stageline.families.panorama_vlm.data.panorama import PanoramaFault, check_p
 from stageline.families.panorama_vlm.data.rows import Table, check_quarantine, quarantine_csv
 
 if TYPE_CHECKING:
-    from stageline.families.panorama_vlm.config import PanoramaConfig
+    from stageline.families.panorama_vlm.config import PanoramaVlmConfig
 
 Progress = Callable[[int, int, str], None]
 
@@ -31,7 +31,7 @@ class _Looks:
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], PanoramaFault | None] = {}
 
-    def check(self, config: PanoramaConfig) -> Callable[[Path, float | None, float | None], PanoramaFault | None]:
+    def check(self, config: PanoramaVlmConfig) -> Callable[[Path, float | None, float | None], PanoramaFault | None]:
         """A function that decodes a picture and says what is wrong with it."""
 
         def look(path: Path, hfov: float | None, vfov: float | None) -> PanoramaFault | None:
@@ -52,7 +52,7 @@ class _Looks:
 LOOKS = _Looks()
 
 
-def check_sources(config: PanoramaConfig, splits: Sequence[Split], progress: Progress) -> None:
+def check_sources(config: PanoramaVlmConfig, splits: Sequence[Split], progress: Progress) -> None:
     """Every fault of the CSV files and pictures of these splits, at once; pictures are decoded."""
     if config.data.name == "rooms":
         return
@@ -77,13 +77,13 @@ def _is_of(split: Split, name: str) -> bool:
     return split.name.removesuffix(PICTURES) == name
 
 
-def _table(config: PanoramaConfig, name: str, *, text: bool) -> Table:
+def _table(config: PanoramaVlmConfig, name: str, *, text: bool) -> Table:
     table = read_table(config, name, LOOKS.check(config), text=text)
     check_quarantine(table, config.data.on_bad, config.data.max_bad_fraction)
     return table
 
 
-def prepare(config: PanoramaConfig, split: Split, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
+def prepare(config: PanoramaVlmConfig, split: Split, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
     """Write the rows of a split, pictures or text; returns facts for its manifest. config: of the run."""
     name = split.name.removesuffix(PICTURES)
     if config.data.name == "rooms":
@@ -93,7 +93,7 @@ def prepare(config: PanoramaConfig, split: Split, writer: SplitWriter, progress:
     return _write_rows(config, name, writer, progress)
 
 
-def _write_pictures(config: PanoramaConfig, name: str, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
+def _write_pictures(config: PanoramaVlmConfig, name: str, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
     table = _table(config, name, text=False)
     pictures = pictures_of(table)
     enlarged = 0
@@ -101,8 +101,8 @@ def _write_pictures(config: PanoramaConfig, name: str, writer: SplitWriter, prog
         progress(number, len(pictures), f"preparing {name}{PICTURES}")
         found = read_reduced(
             path,
-            plan=config.plan,
-            size=config.view_size,
+            plan=config.image_processing.plan,
+            size=config.tile_size,
             antialias=config.image_processing.antialias,
             erp_hfov_deg=hfov,
             erp_vfov_deg=vfov,
@@ -124,7 +124,7 @@ def picture_id(path: Path, hfov: float | None, vfov: float | None) -> str:
     return own if hfov is None and vfov is None else hashlib.sha256(f"{own} {hfov} {vfov}".encode()).hexdigest()
 
 
-def _write_rows(config: PanoramaConfig, name: str, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
+def _write_rows(config: PanoramaVlmConfig, name: str, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
     places = {picture: number for number, picture in enumerate(pictures_of(_table(config, name, text=False)))}
     table = _table(config, name, text=True)
     progress(0, len(table.rows), f"preparing {name}")
@@ -144,7 +144,7 @@ def _write_rows(config: PanoramaConfig, name: str, writer: SplitWriter, progress
     return {"rows": len(table.rows), **_told(table)}
 
 
-def _write_rooms(config: PanoramaConfig, split: Split, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
+def _write_rooms(config: PanoramaVlmConfig, split: Split, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
     """Made panoramas, or the questions about them."""
     name = split.name.removesuffix(PICTURES)
     total = num_rooms(config, name)

@@ -29,7 +29,7 @@ from stageline.families.panorama_vlm.data.text import (
 from stageline.objectives.step import seeded
 
 if TYPE_CHECKING:
-    from stageline.families.panorama_vlm.config import PanoramaConfig
+    from stageline.families.panorama_vlm.config import PanoramaVlmConfig
 
 
 @dataclass(frozen=True)

@@ -10,43 +10,49 @@ State-dict names: `vision.*`, `projector.*`, `pe.*`, `resampler.*`, `language.*`
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import Qwen3ForCausalLM
 
 from stageline.encoders.copies import external_folder
+from stageline.encoders.external import External
 from stageline.encoders.frozen import load_frozen
-from stageline.errors import ConfigError
+from stageline.errors import CheckpointError
+from stageline.families.panorama_vlm.config.resamplers import sizes
+from stageline.families.panorama_vlm.data.made import made_texts
 from stageline.families.panorama_vlm.data.text import TextBatch, place_image_tokens
-from stageline.families.panorama_vlm.data.tokenizer import load_tokenizer
-from stageline.families.panorama_vlm.externals import LANGUAGE, VISION, external_of
-from stageline.families.panorama_vlm.facts import token_layout, token_rules
+from stageline.families.panorama_vlm.data.tokenizer import load_tokenizer, train_tokenizer
+from stageline.families.panorama_vlm.externals import externals
+from stageline.families.panorama_vlm.facts import has_resampler
 from stageline.families.panorama_vlm.geometry.tokens import directions
 from stageline.families.panorama_vlm.model import language as lm
 from stageline.families.panorama_vlm.model import tower
 from stageline.families.panorama_vlm.model.encoding import DirectionEncodings, make_encodings
 from stageline.families.panorama_vlm.model.resampler import ImageTokens, Resampler
 from stageline.families.panorama_vlm.model.resamplers import make_resampler
-from stageline.families.panorama_vlm.model.tiny import tiny_language, tiny_tokenizer
 from stageline.families.panorama_vlm.vicreg import VicregProjector
 
 if TYPE_CHECKING:
-    from transformers import Siglip2VisionConfig, SiglipVisionConfig
-
-    from stageline.families.panorama_vlm.config import PanoramaConfig
+    from stageline.families.panorama_vlm.config import PanoramaVlmConfig
     from stageline.stage import Stage
 
 T = TypeVar("T")
 EMBEDDING_ROWS = 4096
 """Rows of the embedding table whose size sets that of image tokens; all of them take long and say the same."""
+UNUSED_OF_TOWER = ("text_model.*", "logit_scale", "logit_bias", "vision_model.head.*", "head.*")
+"""Tensors of a published model that its tower does not need."""
 
 
 class PanoramaModel(nn.Module):
-    """The modules of a stage; absent ones are None. Call it as `model(function, *arguments)`: `function(model, *arguments)`
-    then runs inside the forward pass, where wrappers gather what they shard.
+    """The modules of a stage; absent ones are None.
+
+    Call it as `model(function, *arguments)`: `function(model, *arguments)` then runs inside the forward pass, where
+    wrappers gather what they shard.
     """
 
     token_dirs: Tensor
@@ -55,23 +61,23 @@ class PanoramaModel(nn.Module):
     def __init__(
         self,
         vision: tower.Tower,
+        token_directions: tuple[Tensor, Tensor],
         *,
-        directions_of_tokens: tuple[Tensor, Tensor],
         projector: VicregProjector | None = None,
         pe: DirectionEncodings | None = None,
         resampler: Resampler | None = None,
         language: nn.Module | None = None,
-        micro_batch: int = 0,
+        micro_batch: int = 64,
     ) -> None:
-        """directions_of_tokens: (V, S, 3) unit directions and (V, S) log solid angles.
+        """token_directions: (V, S, 3) unit directions and (V, S) log solid angles.
 
-        micro_batch: views that go through the tower at once, 0 for all.
+        micro_batch: views that go through the tower at once.
         """
         super().__init__()
         self.vision = vision
         self.projector, self.pe, self.resampler, self.language = projector, pe, resampler, language
         self.micro_batch = micro_batch
-        for name, values in zip(("token_dirs", "token_logsolid"), directions_of_tokens, strict=True):
+        for name, values in zip(("token_dirs", "token_logsolid"), token_directions, strict=True):
             self.register_buffer(name, values, persistent=False)
 
     def forward(self, function: Callable[..., T], *arguments: Any) -> T:
@@ -79,9 +85,7 @@ class PanoramaModel(nn.Module):
 
     def encode(self, views: Tensor) -> Tensor:
         """Features of views: (B, V, 3, T, T) in [0, 1] -> (B, V, S, D_v)."""
-        flat = views.flatten(0, 1)
-        size = self.micro_batch or len(flat)
-        parts = [tower.view_tokens(self.vision, part) for part in flat.split(size)]
+        parts = [tower.view_tokens(self.vision, part) for part in views.flatten(0, 1).split(self.micro_batch)]
         return torch.cat(parts).unflatten(0, views.shape[:2])
 
     def image_tokens(self, features: Tensor, view_valid: Tensor | None = None) -> ImageTokens:
@@ -122,101 +126,74 @@ class PanoramaModel(nn.Module):
         return head
 
 
-def build_model(config: PanoramaConfig, stage: Stage) -> PanoramaModel:
+def build_model(config: PanoramaVlmConfig, stage: Stage) -> PanoramaModel:
     """The model of a stage, randomly initialised from config.seed; on the meta device where the caller sets one.
 
-    config: the stage's own. Of a real tower and language model only the configs are read here.
+    config: the stage's own. Tower and language model are built from their sizes; `load_externals` brings the weights.
     """
-    with tower.fixed_random(tower.TINY_SEED):
-        vision = tower.build_tower(vision_config(config))
-    grid = tower.grid_of(vision.config)
-    plan = config.plan
-    where = directions(plan, grid, size=tile_size(config, vision.config), dtype=torch.float32)
-    width = int(vision.config.hidden_size)
+    model, plan = config.model, config.image_processing.plan
+    vision = build_tower(config)
+    where = directions(
+        plan, config.grid, size=config.tile_size, global_grid=config.global_grid, dtype=torch.float32
+    )
+    width, out = model.vision.hidden_size, model.language.hidden_size
+    connected = has_resampler(config, stage)
     parts: dict[str, Any] = {}
-    needs_resampler = stage.name != "vision" or config.vicreg.tap == "resampler"
+    if stage.name != "vision":
+        parts["language"] = build_language(config)
     with tower.fixed_random(config.seed):
         if stage.name == "vision":
-            head = config.vicreg_projector
-            projected = language_width(config) if needs_resampler else width
-            parts["projector"] = VicregProjector(projected, head.width, head.norm)
-        else:
-            parts["language"] = build_language(config)
-        if needs_resampler:
-            out = language_width(config)
-            pe = config.pe
+            projected = out if connected else width
+            parts["projector"] = VicregProjector(projected, config.projector_width, config.vicreg.projector_norm)
+        if connected:
+            pe = model.pe
             parts["pe"] = make_encodings(
-                width,
-                out,
-                enabled=config.models.use_projection_positional_encoding,
-                kind=pe.kind,
-                after=pe.after,
-                solid_angle=pe.solid_angle,
+                width, out, enabled=model.has_encoding, kind=pe.kind, after=pe.after, solid_angle=pe.solid_angle
             )
             parts["resampler"] = make_resampler(
-                token_layout(config, grid),
-                token_rules(config),
+                config.token_layout,
+                config.token_rules,
                 width,
                 out,
-                output_rms=1.0 if stage.name == "vision" else embedding_rms(parts["language"]),
-                **config.models.resampler_sizes,
+                output_rms=embedding_rms(parts["language"]) if "language" in parts else 1.0,
+                **sizes(model.resampler),
             )
         if stage.name == "finetune" and config.lora.use_lora:
             lm.add_adapters(parts["language"], config)
+    if model.gradient_checkpointing and "language" in parts:
+        parts["language"].gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return PanoramaModel(
-        vision, directions_of_tokens=(where.dirs, where.log_solid), micro_batch=config.runtime.vision_micro_batch, **parts
+        vision, (where.dirs, where.log_solid), micro_batch=config.runtime.vision_micro_batch, **parts
     )
 
 
-def vision_config(config: PanoramaConfig) -> SiglipVisionConfig | Siglip2VisionConfig:
-    """The config of the tower that `models.vision_name` names."""
-    if config.models.is_tiny_vision:
-        return tower.tiny_tower_config()
-    return tower.tower_config(*_read_config(external_folder(config, external_of(config, VISION))))
+def build_tower(config: PanoramaVlmConfig) -> tower.Tower:
+    """The tower of a config; its weights are those of the tiny profile, whatever the config says."""
+    with tower.fixed_random(tower.TINY_SEED):
+        return tower.build_tower(tower.tower_config(config.model.vision, config.model.vision_class))
 
 
-def tile_size(config: PanoramaConfig, vision: Any) -> int:
-    """T: pixels along a side of a view, the tower's own unless the config says so; ConfigError for one it can't read."""
-    own = int(getattr(vision, "image_size", 0)) or tower.grid_of(vision) * int(vision.patch_size)
-    wanted = config.image_processing.tile_size or own
-    if wanted != own:
-        raise ConfigError(
-            f"image_processing.tile_size is {wanted}, but the tower reads views of {own} pixels",
-            remedy="leave tile_size out, or name a tower of that size",
-        )
-    return own
+def build_language(config: PanoramaVlmConfig) -> nn.Module:
+    """The language model of a config without adapters; its weights as those of the tower."""
+    with tower.fixed_random(tower.TINY_SEED):
+        return lm.build_language(lm.language_config(config.model.language), config.runtime.attention)
 
 
-def build_language(config: PanoramaConfig) -> nn.Module:
-    """The language model that `models.language_model_name` names, randomly initialised."""
-    if config.models.is_tiny_language:
-        return tiny_language(config.runtime.attention)
-    plain, where = _read_config(external_folder(config, external_of(config, LANGUAGE)))
-    return lm.build_language(lm.language_config(plain, where), config.runtime.attention)
+@lru_cache(maxsize=1)
+def tiny_tokenizer() -> Any:
+    """The tokenizer of the tiny profile, a function of the texts that made data consist of."""
+    return train_tokenizer(made_texts())
 
 
-def language_width(config: PanoramaConfig) -> int:
-    """D_llm, without building the model."""
-    if config.models.is_tiny_language:
-        return 64
-    plain, where = _read_config(external_folder(config, external_of(config, LANGUAGE)))
-    return int(lm.language_config(plain, where).hidden_size)
-
-
-def build_tokenizer(config: PanoramaConfig) -> Any:
-    """The tokenizer of the language model."""
-    if config.models.is_tiny_language:
+def build_tokenizer(config: PanoramaVlmConfig, stage: Stage) -> Any:
+    """The tokenizer of the language model. config, stage: the stage's own."""
+    if config.model.is_tiny:
         return tiny_tokenizer()
-    return load_tokenizer(external_folder(config, external_of(config, LANGUAGE)))
+    return load_tokenizer(external_folder(config, _external(config, stage, "language")))
 
 
-def _read_config(folder: Path) -> tuple[dict[str, Any], str]:
-    """A model's `config.json` and its path."""
-    path = folder / "config.json"
-    plain = json.loads(path.read_bytes())
-    if not isinstance(plain, dict):
-        raise ConfigError(f"{str(path)!r} holds no mapping", remedy="fetch the model again")
-    return plain, str(path)
+def _external(config: PanoramaVlmConfig, stage: Stage, name: str) -> External:
+    return next(external for external in externals(config, stage) if external.name == name)
 
 
 def embedding_rms(language: nn.Module) -> float:
@@ -227,47 +204,50 @@ def embedding_rms(language: nn.Module) -> float:
     return float(weight[:EMBEDDING_ROWS].detach().float().square().mean().sqrt())
 
 
-def load_externals(config: PanoramaConfig, stage: Stage, model: nn.Module) -> None:
+def load_externals(config: PanoramaVlmConfig, stage: Stage, model: nn.Module) -> None:
     """Copy the weights of tower and language model into a model that was just built.
 
-    config, stage: the stage's own. The scale of a resampler that is still untouched follows the embeddings it now meets.
+    config, stage: the stage's own. The resampler's scale follows the embeddings that its tokens now stand among.
     """
     assert isinstance(model, PanoramaModel)
-    _fill_vision(config, model.vision)
-    if model.language is not None and not config.models.is_tiny_language:
-        from transformers import Qwen3ForCausalLM
-
-        folder = external_folder(config, external_of(config, LANGUAGE))
-        frozen = load_frozen(Qwen3ForCausalLM.from_pretrained, folder)
-        names = {name: lm.base_name(name) for name in model.language.state_dict() if ".lora_" not in name}
-        _copy(frozen.state_dict(), model.language, names)
-        if model.resampler is not None:
-            with torch.no_grad():
-                model.resampler.scale.fill_(embedding_rms(model.language))
-
-
-def pretrained_tower(config: PanoramaConfig) -> nn.Module:
-    """The tower as its source has it."""
-    with tower.fixed_random(tower.TINY_SEED):
-        made = tower.build_tower(vision_config(config))
-    _fill_vision(config, made)
-    return made
-
-
-def _fill_vision(config: PanoramaConfig, vision: nn.Module) -> None:
-    """Copy the tower's weights from its source; those of the tiny one are there from the start."""
-    if config.models.is_tiny_vision:
+    load_tower(config, stage, model.vision)
+    if model.language is None or config.model.is_tiny:
         return
-    frozen = load_frozen(
-        type(vision).from_pretrained,
-        external_folder(config, external_of(config, VISION)),
-        unused=("text_model.*", "logit_scale", "logit_bias", "vision_model.head.*", "head.*"),
-        config=vision_config(config),
-    )
+    folder = external_folder(config, _external(config, stage, "language"))
+    lm.check_language(_read_config(folder), config.model.language, str(folder / "config.json"))
+    frozen = load_frozen(Qwen3ForCausalLM.from_pretrained, folder)
+    names = {name: lm.base_name(name) for name in model.language.state_dict() if ".lora_" not in name}
+    _copy(frozen.state_dict(), model.language, names)
+    if model.resampler is not None:
+        with torch.no_grad():
+            model.resampler.scale.fill_(embedding_rms(model.language))
+
+
+def load_tower(config: PanoramaVlmConfig, stage: Stage, vision: nn.Module) -> None:
+    """Copy the tower's weights from its source; those of the tiny profile are there from the start."""
+    if config.model.is_tiny:
+        return
+    folder = external_folder(config, _external(config, stage, "vision"))
+    kind = config.model.vision_class
+    tower.check_tower(_read_config(folder), config.model.vision, kind, str(folder / "config.json"))
+    wanted = tower.tower_config(config.model.vision, kind)
+    frozen = load_frozen(type(vision).from_pretrained, folder, unused=UNUSED_OF_TOWER, config=wanted)  # type: ignore[attr-defined]
     _copy(frozen.state_dict(), vision, {name: name for name in vision.state_dict()})
 
 
-def _copy(source: dict[str, Tensor], target: nn.Module, names: dict[str, str]) -> None:
+def _read_config(folder: Path) -> dict[str, Any]:
+    """A model's `config.json`."""
+    path = folder / "config.json"
+    try:
+        plain = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read: {error}", remedy="fetch the model again") from error
+    if not isinstance(plain, dict):
+        raise CheckpointError(f"{str(path)!r} holds no mapping", remedy="fetch the model again")
+    return plain
+
+
+def _copy(source: Mapping[str, Tensor], target: nn.Module, names: Mapping[str, str]) -> None:
     """Copy tensors into a module. names: of the target -> of the source; every one must be there, in its shape."""
     own = target.state_dict()
     with torch.no_grad():

@@ -14,60 +14,63 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from stageline.errors import ConfigError
+from stageline.errors import ConfigError, Faults
+from stageline.families.panorama_vlm.config.architectures import LanguageShape, language_numbers
 
 if TYPE_CHECKING:
-    from stageline.families.panorama_vlm.config import PanoramaConfig
+    from stageline.families.panorama_vlm.config import PanoramaVlmConfig
     from stageline.stage import Stage
 
 PREFIX = "language."
 ADAPTER = "default"
 BASE_LAYER = ".base_layer."
 LORA_FOLDER = "lora_weights"
-TINY_INITIALIZER_RANGE = 0.15
-"""With the usual 0.02, tied embeddings and a frozen base the logits stay so small that no adapter can learn."""
 
 
-def tiny_language_config(num_tokens: int, pad_id: int, eos_id: int) -> Qwen3Config:
-    """A language model of two layers, 64 wide. num_tokens: of the tokenizer.  pad_id, eos_id: of its special tokens."""
+def language_config(shape: LanguageShape) -> Qwen3Config:
+    """transformers' config of a language model."""
     return Qwen3Config(
-        vocab_size=num_tokens,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        initializer_range=TINY_INITIALIZER_RANGE,
-        pad_token_id=pad_id,
-        eos_token_id=eos_id,
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=shape.max_positions,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        tie_word_embeddings=shape.tie_embeddings,
+        initializer_range=shape.initializer_range,
         bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
     )
 
 
-def language_config(plain: Mapping[str, Any], where: str) -> Qwen3Config:
-    """The config of a language model from its `config.json`. ConfigError for a model of another kind.
+def check_language(plain: Mapping[str, Any], shape: LanguageShape, where: str) -> None:
+    """ConfigError where a model's `config.json` is of another kind or size than the config says.
 
     plain: the file, parsed.  where: its path.
     """
-    kind = plain.get("model_type")
-    if kind != "qwen3":
-        raise ConfigError(
-            f"{where}: model_type {kind!r}, expected 'qwen3'",
-            remedy="set models.language_model_name to a Qwen3 model, e.g. Qwen/Qwen3-0.6B",
-        )
-    return Qwen3Config(**{key: value for key, value in plain.items() if key != "model_type"})
+    faults = Faults(ConfigError, where, "name another model in model.language_model_name, or mend model.language_config")
+    if plain.get("model_type") != "qwen3":
+        faults.add(f"model_type {plain.get('model_type')!r}, expected qwen3")
+    for key, value in language_numbers(plain).items():
+        if value != getattr(shape, key):
+            faults.add(f"{key} is {value}, the config says {getattr(shape, key)}")
+    faults.raise_if_any()
 
 
 def build_language(config: Qwen3Config, attention: str) -> Qwen3ForCausalLM:
-    """The language model of a config, randomly initialised. attention: `sdpa`, `eager` or `flash_attention_2`."""
-    config._attn_implementation = attention
+    """The language model of a config, randomly initialised.
+
+    attention: `auto` (sdpa), `sdpa`, `eager` or `flash_attention_2`.
+    """
+    config._attn_implementation = "sdpa" if attention == "auto" else attention
     return Qwen3ForCausalLM(config)
 
 
-def lora_config(config: PanoramaConfig) -> LoraConfig:
+def lora_config(config: PanoramaVlmConfig) -> LoraConfig:
     """peft's own config of the adapters."""
     lora = config.lora
     return LoraConfig(
@@ -82,7 +85,7 @@ def lora_config(config: PanoramaConfig) -> LoraConfig:
     )
 
 
-def add_adapters(language: nn.Module, config: PanoramaConfig) -> None:
+def add_adapters(language: nn.Module, config: PanoramaVlmConfig) -> None:
     """Put fresh adapters beside the layers that `lora.target_modules` names, in place.
 
     ConfigError unless every layer of the model got one adapter for each of those names.
@@ -105,7 +108,7 @@ def base_name(name: str) -> str:
 
 
 def exports(
-    config: PanoramaConfig, stage: Stage, tensors: Mapping[str, Tensor]
+    config: PanoramaVlmConfig, stage: Stage, tensors: Mapping[str, Tensor]
 ) -> dict[str, bytes | Mapping[str, Tensor]]:
     """`lora_weights/` in PEFT's layout, made of a stage's own tensors; {} where it has no adapters.
 
@@ -121,8 +124,8 @@ def exports(
         return {}
     plain = lora_config(config).to_dict()
     plain |= {
-        "base_model_name_or_path": config.models.language_model_name,
-        "revision": config.models.language_revision or None,
+        "base_model_name_or_path": config.model.language_model_name,
+        "revision": config.model.language_model_revision or None,
         "inference_mode": True,
         "target_modules": sorted(config.lora.target_modules),
     }

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Siglip2VisionConfig, Siglip2VisionModel, SiglipVisionConfig, SiglipVisionModel
 
-from stageline.errors import ConfigError
+from stageline.errors import ConfigError, Faults
+from stageline.families.panorama_vlm.config.architectures import VisionShape, vision_numbers
 
 FIXED = ("siglip", "siglip_vision_model")
 NAFLEX = ("siglip2", "siglip2_vision_model")
@@ -35,36 +36,34 @@ def fixed_random(seed: int) -> Iterator[None]:
         yield
 
 
-def tiny_tower_config() -> SiglipVisionConfig:
-    """A tower of two layers, 48 wide, that reads views of 32 pixels as 4 x 4 patches."""
-    return SiglipVisionConfig(
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=32,
-        patch_size=8,
-        vision_use_head=False,
-    )
+def tower_config(shape: VisionShape, kind: str) -> SiglipVisionConfig | Siglip2VisionConfig:
+    """transformers' config of a tower. kind: `siglip` or `siglip2_naflex`."""
+    sizes: dict[str, Any] = {
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "patch_size": shape.patch_size,
+        "vision_use_head": False,
+    }
+    if kind == "siglip2_naflex":
+        return Siglip2VisionConfig(num_patches=shape.grid**2, **sizes)
+    return SiglipVisionConfig(image_size=shape.image_size, **sizes)
 
 
-def tower_config(plain: Mapping[str, Any], where: str) -> SiglipVisionConfig | Siglip2VisionConfig:
-    """The tower's config from a model's `config.json`, the whole model's or the tower's alone.
+def check_tower(plain: Mapping[str, Any], shape: VisionShape, kind: str, where: str) -> None:
+    """ConfigError where a model's `config.json` is of another kind or size than the config says.
 
-    plain: the file, parsed.  where: its path, for the error.  ConfigError for a model of another kind.
+    plain: the file, parsed; of the whole model or of the tower alone.  where: its path.
     """
-    kind = plain.get("model_type")
-    own = dict(plain.get("vision_config", plain))
-    own.pop("model_type", None)
-    own["vision_use_head"] = False
-    if kind in FIXED:
-        return SiglipVisionConfig(**own)
-    if kind in NAFLEX:
-        return Siglip2VisionConfig(**own)
-    raise ConfigError(
-        f"{where}: model_type {kind!r}, expected one of {', '.join((*FIXED, *NAFLEX))}",
-        remedy="set models.vision_name to a SigLIP or SigLIP2 model",
-    )
+    faults = Faults(ConfigError, where, "name another tower in model.vision_name, or mend model.vision_config")
+    expected = NAFLEX if kind == "siglip2_naflex" else FIXED
+    if plain.get("model_type") not in expected:
+        faults.add(f"model_type {plain.get('model_type')!r}, expected {' or '.join(expected)} for vision_class {kind}")
+    for key, value in vision_numbers(plain).items():
+        if value != getattr(shape, key):
+            faults.add(f"{key} is {value}, the config says {getattr(shape, key)}")
+    faults.raise_if_any()
 
 
 def build_tower(config: SiglipVisionConfig | Siglip2VisionConfig) -> Tower:
@@ -77,13 +76,6 @@ def build_tower(config: SiglipVisionConfig | Siglip2VisionConfig) -> Tower:
 def is_naflex(tower: nn.Module) -> bool:
     """Whether the tower reads patches instead of square pictures."""
     return isinstance(tower, Siglip2VisionModel)
-
-
-def grid_of(config: SiglipVisionConfig | Siglip2VisionConfig) -> int:
-    """Patches along one side of a square view."""
-    if isinstance(config, Siglip2VisionConfig):
-        return int(config.num_patches**0.5)
-    return int(config.image_size) // int(config.patch_size)
 
 
 def view_tokens(tower: nn.Module, views: Tensor) -> Tensor:
