@@ -6,8 +6,8 @@ from stageline.contract import Family
 from stageline.families.panorama_vlm.config import FAMILY_CONFIG
 from stageline.families.panorama_vlm.data.preparation import check_sources, prepare
 from stageline.families.panorama_vlm.evaluate import evaluate
+from stageline.families.panorama_vlm.externals import section_of
 from stageline.families.panorama_vlm.imports import import_files
-from stageline.families.panorama_vlm.inheritance import section_of
 from stageline.families.panorama_vlm.model.assembly import build_model, load_externals
 from stageline.families.panorama_vlm.model.language import exports
 from stageline.families.panorama_vlm.predict import predict

@@ -15,70 +15,65 @@ from stageline.data.shards import SplitWriter
 from stageline.data.splits import Split, file_sha256
 from stageline.errors import DataError, Faults
 from stageline.families.panorama_vlm.data.made import DIRECTIONS, draw_room, make_room, questions_of
-from stageline.families.panorama_vlm.data.origin import PICTURES, csv_files, num_rooms, pictures_of, read_table
+from stageline.families.panorama_vlm.data.origin import (
+    PICTURES,
+    csv_files,
+    field_of_view,
+    num_rooms,
+    pictures_of,
+    read_table,
+)
 from stageline.families.panorama_vlm.data.panorama import PanoramaFault, check_panorama, read_reduced
-from stageline.families.panorama_vlm.data.rows import Table, check_quarantine, quarantine_csv
+from stageline.families.panorama_vlm.data.rows import CheckImage, Table, check_quarantine, quarantine_csv
 
 if TYPE_CHECKING:
     from stageline.families.panorama_vlm.config import PanoramaVlmConfig
 
 Progress = Callable[[int, int, str], None]
-
-
-class _Looks:
-    """What is known of picture files in this process: each is decoded once, however many splits ask."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[Any, ...], PanoramaFault | None] = {}
-
-    def check(self, config: PanoramaVlmConfig) -> Callable[[Path, float | None, float | None], PanoramaFault | None]:
-        """A function that decodes a picture and says what is wrong with it."""
-
-        def look(path: Path, hfov: float | None, vfov: float | None) -> PanoramaFault | None:
-            try:
-                status = path.stat()
-                key = (path, status.st_size, status.st_mtime_ns, hfov, vfov, config.data.max_pixels)
-            except OSError:
-                key = (path, hfov, vfov)
-            if key not in self._known:
-                self._known[key] = check_panorama(
-                    path, erp_hfov_deg=hfov, erp_vfov_deg=vfov, max_pixels=config.data.max_pixels
-                )
-            return self._known[key]
-
-        return look
-
-
-LOOKS = _Looks()
+LOOKED_AT: dict[tuple[Any, ...], PanoramaFault | None] = {}
+"""What is known of picture files in this process: each is decoded once, however many splits ask."""
 
 
 def check_sources(config: PanoramaVlmConfig, splits: Sequence[Split], progress: Progress) -> None:
     """Every fault of the CSV files and pictures of these splits, at once; pictures are decoded."""
-    if config.data.name == "rooms":
+    if config.data.name != "csv":
         return
     faults = Faults(DataError, "data", "mend them, or say in `data` what may be set aside")
     names = sorted({split.name.removesuffix(PICTURES) for split in splits})
+    with_text = {split.name for split in splits}
     for number, name in enumerate(names):
         progress(number, len(names), f"checking {name}")
-        texts = sorted({not split.name.endswith(PICTURES) for split in splits if _is_of(split, name)})
         if not csv_files(config, name):
             faults.add(f"data.csv_{name} names no file")
             continue
-        for text in texts[-1:]:
-            try:
-                _table(config, name, text=text)
-            except DataError as error:
-                faults.add(error.message)
+        try:
+            _table(config, name, text=name in with_text)
+        except DataError as error:
+            faults.add(error.message)
     progress(len(names), len(names), "checked")
     faults.raise_if_any()
 
 
-def _is_of(split: Split, name: str) -> bool:
-    return split.name.removesuffix(PICTURES) == name
+def _check(config: PanoramaVlmConfig) -> CheckImage:
+    """A function that decodes a picture and says what is wrong with it."""
+
+    def look(path: Path, hfov: float | None, vfov: float | None) -> PanoramaFault | None:
+        hfov = config.data.erp_hfov_deg if hfov is None else hfov
+        vfov = config.data.erp_vfov_deg if vfov is None else vfov
+        try:
+            status = path.stat()
+        except OSError:
+            status = None
+        key = (path, None if status is None else (status.st_size, status.st_mtime_ns), hfov, vfov)
+        if key not in LOOKED_AT:
+            LOOKED_AT[key] = check_panorama(path, erp_hfov_deg=hfov, erp_vfov_deg=vfov)
+        return LOOKED_AT[key]
+
+    return look
 
 
 def _table(config: PanoramaVlmConfig, name: str, *, text: bool) -> Table:
-    table = read_table(config, name, LOOKS.check(config), text=text)
+    table = read_table(config, name, _check(config), text=text)
     check_quarantine(table, config.data.on_bad, config.data.max_bad_fraction)
     return table
 
@@ -86,7 +81,7 @@ def _table(config: PanoramaVlmConfig, name: str, *, text: bool) -> Table:
 def prepare(config: PanoramaVlmConfig, split: Split, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
     """Write the rows of a split, pictures or text; returns facts for its manifest. config: of the run."""
     name = split.name.removesuffix(PICTURES)
-    if config.data.name == "rooms":
+    if config.data.name != "csv":
         return _write_rooms(config, split, writer, progress)
     if split.name.endswith(PICTURES):
         return _write_pictures(config, name, writer, progress)
@@ -95,7 +90,7 @@ def prepare(config: PanoramaVlmConfig, split: Split, writer: SplitWriter, progre
 
 def _write_pictures(config: PanoramaVlmConfig, name: str, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
     table = _table(config, name, text=False)
-    pictures = pictures_of(table)
+    pictures = pictures_of(config, table)
     enlarged = 0
     for number, (path, hfov, vfov) in enumerate(pictures):
         progress(number, len(pictures), f"preparing {name}{PICTURES}")
@@ -106,7 +101,6 @@ def _write_pictures(config: PanoramaVlmConfig, name: str, writer: SplitWriter, p
             antialias=config.image_processing.antialias,
             erp_hfov_deg=hfov,
             erp_vfov_deg=vfov,
-            max_pixels=config.data.max_pixels,
         )
         enlarged += found.is_enlarged
         arrays = {"erp": found.pixels} | ({} if found.seen is None else {"seen": found.seen})
@@ -125,7 +119,8 @@ def picture_id(path: Path, hfov: float | None, vfov: float | None) -> str:
 
 
 def _write_rows(config: PanoramaVlmConfig, name: str, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
-    places = {picture: number for number, picture in enumerate(pictures_of(_table(config, name, text=False)))}
+    pictures = pictures_of(config, _table(config, name, text=False))
+    places = {picture: number for number, picture in enumerate(pictures)}
     table = _table(config, name, text=True)
     progress(0, len(table.rows), f"preparing {name}")
     for row in table.rows:
@@ -138,23 +133,21 @@ def _write_rows(config: PanoramaVlmConfig, name: str, writer: SplitWriter, progr
             "response": row.response,
             "references": list(row.references),
         }
-        picture = places[row.path, row.erp_hfov_deg, row.erp_vfov_deg]
-        writer.add({}, fields, {"picture": picture})
+        writer.add({}, fields, {"picture": places[row.path, *field_of_view(config, row)]})
     progress(len(table.rows), len(table.rows), f"prepared {name}")
     return {"rows": len(table.rows), **_told(table)}
 
 
 def _write_rooms(config: PanoramaVlmConfig, split: Split, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
     """Made panoramas, or the questions about them."""
-    name = split.name.removesuffix(PICTURES)
+    name, is_pictures = split.name.removesuffix(PICTURES), split.name.endswith(PICTURES)
     total = num_rooms(config, name)
     for number in range(total):
         progress(number, total, f"making {split.name}")
         room = make_room(name, number, config.seed)
-        if split.name.endswith(PICTURES):
+        if is_pictures:
             pixels = draw_room(room, seed=config.seed)
-            identity = hashlib.sha256(pixels.tobytes()).hexdigest()
-            writer.add({"erp": pixels}, {"image": room.name, "sha256": identity})
+            writer.add({"erp": pixels}, {"image": room.name, "sha256": hashlib.sha256(pixels.tobytes()).hexdigest()})
             continue
         for place, question in enumerate(questions_of(room)):
             fields = {
@@ -165,11 +158,11 @@ def _write_rooms(config: PanoramaVlmConfig, split: Split, writer: SplitWriter, p
                 "query": question.query,
                 "response": question.response,
                 "references": [question.response],
-                "direction": question.direction,
             }
             writer.add({}, fields, {"picture": number})
     progress(total, total, f"made {split.name}")
-    return {"rooms": total, **_told(Table((), ())), "rows_read": writer.num_rows}
+    told = {**_told(Table((), ())), "rows_read": writer.num_rows}
+    return {"pictures" if is_pictures else "rows": writer.num_rows, **told}
 
 
 def _told(table: Table) -> dict[str, Any]:
@@ -180,4 +173,3 @@ def _told(table: Table) -> dict[str, Any]:
         "quarantined_by_class": table.counts,
         "quarantine_csv": quarantine_csv(table),
     }
-
