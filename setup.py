@@ -6,9 +6,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 FOLDERS = {
-    f"stageline_guides.{folder.name}": folder
-    for folder in sorted((ROOT / "scripts").glob("[a-z]*"))
-    if folder.is_dir()
+    f"stageline_guides.{folder.name}": folder for folder in sorted((ROOT / "scripts").glob("[a-z]*")) if folder.is_dir()
 }
 """Package -> folder of a family's guide: scripts and configs, with subfolders, as they are laid out for a user."""
 

@@ -1,6 +1,6 @@
 """Compares two evaluations or runs, with intervals: `stageline compare A B`.
 
-    python scripts/compare.py --a runs/<run A> --b runs/<run B>
+python scripts/compare.py --a runs/<run A> --b runs/<run B>
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The guide's evaluation command, translated: evaluates a checkpoint and copies the result where the guide looks for it.
+"""The guide's evaluation command, translated: evaluates a checkpoint, copies the result to where the guide has it.
 
     python scripts/eval.py --config runs/<run>/finetune/<variant>/config.yaml --csv-input data/quic360/test.csv
 
@@ -38,7 +38,14 @@ def main() -> int:
         chosen.append(f"evaluate.max_samples={given.max_samples}")
     if given.batch_size is not None:
         chosen.append(f"evaluate.batch_size={given.batch_size}")
-    command = ["evaluate", "-c", given.config, "--quiet", *(["--checkpoint", checkpoint] if checkpoint else []), *chosen]
+    command = [
+        "evaluate",
+        "-c",
+        given.config,
+        "--quiet",
+        *(["--checkpoint", checkpoint] if checkpoint else []),
+        *chosen,
+    ]
     print(f"$ stageline {shlex.join(command)}", file=sys.stderr, flush=True)
     result = subprocess.run([str(PROGRAM), *command], stdout=subprocess.PIPE, text=True, check=False)
     if result.returncode != 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -60,7 +59,7 @@ def lay_out(family: str, folder: Path) -> list[str]:
         unfinished = target.with_name(f".{target.name}.unfinished")
         unfinished.write_bytes(path.read_bytes())
         unfinished.chmod(0o755 if path.suffix == ".sh" else 0o644)
-        os.replace(unfinished, target)
+        unfinished.replace(target)
     return [path.relative_to(source).as_posix() for path in missing]
 
 

@@ -27,7 +27,10 @@ from stageline.errors import ConfigError
 if TYPE_CHECKING:
     from stageline.contract import Family, FamilyConfig
 
-FAMILIES = {"film_flow": "stageline.families.film_flow"}
+FAMILIES = {
+    "film_flow": "stageline.families.film_flow",
+    "panorama_vlm": "stageline.families.panorama_vlm",
+}
 
 
 def _module(name: str) -> str:

@@ -57,17 +57,17 @@ def write_language(folder: Path, progress: Progress, *, steps: int = STEPS, seed
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP)
         batch = collate_training([texts[int(n)] for n in rng.integers(len(texts), size=BATCH)], builder.special.pad)
-        hidden = model.model(  # type: ignore[operator, union-attr]
+        hidden = model.model(
             input_ids=batch.ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False
         ).last_hidden_state
-        total, count = response_loss(hidden, model.lm_head, batch.labels)  # type: ignore[arg-type]
+        total, count = response_loss(hidden, model.lm_head, batch.labels)
         loss = total / count
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         last = float(loss.detach())
     progress(steps, steps, "the language model can spell answers")
-    model.save_pretrained(str(folder))  # type: ignore[operator]
+    model.save_pretrained(str(folder))
     save_tokenizer(tokenizer, folder)
     return last

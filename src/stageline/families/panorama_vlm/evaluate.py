@@ -1,8 +1,8 @@
 """A checkpoint's answers to the questions of a split, and what they are worth.
 
-Rows are answered in a fixed partition by number, greedily; every batch is kept as soon as it is finished. A batch with a
-row that is not answered yet is answered whole, so that its texts do not depend on where an evaluation was interrupted.
-Rows that were set aside when the data were prepared stand in `predictions.csv` with their status.
+Rows are answered in a fixed partition by number, greedily; every batch is kept as soon as it is finished. A batch with
+a row that is not answered yet is answered whole, so that its texts do not depend on where an evaluation was
+interrupted. Rows that were set aside when the data were prepared stand in `predictions.csv` with their status.
 """
 
 from __future__ import annotations
@@ -215,7 +215,9 @@ class _Evaluator:
         for fields in self.fields:
             row = self.rows[str(fields["id"]), PLAIN]
             named = {"sample_id": "id", "image_path": "image", "exact": "exact_match", "bleu4_sentence": "bleu_4"}
-            writer.writerow({"status": "ok"} | {name: row[named.get(name, name)] for name in COLUMNS if name != "status"})
+            writer.writerow(
+                {"status": "ok"} | {name: row[named.get(name, name)] for name in COLUMNS if name != "status"}
+            )
         for aside in csv.DictReader(io.StringIO(self.questions.rows.facts["quarantine_csv"])):
             writer.writerow({"row": aside["row"], "image_path": aside["file"], "status": "quarantined"})
         return text.getvalue()

@@ -30,7 +30,9 @@ def stages_of(text: str) -> list[str]:
     for part in (part.strip() for part in text.split(",")):
         if part.isdigit():
             if not 1 <= int(part) <= len(names):
-                raise ConfigError(f"--stage {text}: there is no stage {part}", remedy=f"1 to {len(names)}: {', '.join(names)}")
+                raise ConfigError(
+                    f"--stage {text}: there is no stage {part}", remedy=f"1 to {len(names)}: {', '.join(names)}"
+                )
             found.append(names[int(part) - 1])
         else:
             found.append(STAGES[ALIASES.get(part, part)].name)
@@ -44,7 +46,7 @@ def resume_overrides(config: str, words: Sequence[str], path: str, *, weights_on
     weights_only: take the weights of a checkpoint of the same stage and start it anew.
 
     A checkpoint of an earlier stage is the parent of the first stage that is asked for; one of the same stage of this
-    run is where the run goes on anyway. ConfigError for one of a later stage, CheckpointError for one that is not there.
+    run is where the run goes on anyway. ConfigError for one of a later stage, CheckpointError for one that is absent.
     """
     own = load_config(config, words)
     first = STAGES[own.stages[0]] if own.stages else next(iter(STAGES))
@@ -64,13 +66,13 @@ def resume_overrides(config: str, words: Sequence[str], path: str, *, weights_on
         if found.metadata.run != own.run:
             raise ConfigError(
                 f"{path} is of stage {stage!r} of run {found.metadata.run!r}, and this config is run {own.run!r}",
-                remedy="use the config of that run to go on with it, or --resume-mode weights to start from its weights",
+                remedy="use that run's config to go on with it, or --resume-mode weights to start from its weights",
             )
         return []
     if order.index(stage) > order.index(first.name):
         raise ConfigError(
             f"{path} is of stage {stage!r}, which comes after {first.name!r}, the first stage that is asked for",
-            remedy=f"ask for a later stage (--stage), or name a checkpoint of {' or '.join(order[: order.index(first.name)])}",
+            remedy="ask for a later stage with --stage, or name a checkpoint of an earlier one",
         )
     return [f"parents.{first.name}.default={path}"]
 

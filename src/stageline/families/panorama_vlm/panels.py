@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -69,7 +70,7 @@ def _lines(places: NDArray[np.float64], width: int, height: int) -> Iterator[lis
     y = (0.5 - places[:, 1] / 180) * height - 0.5
     closed = [*zip(x, y, strict=True), (x[0], y[0])]
     line = [closed[0]]
-    for before, place in zip(closed, closed[1:], strict=False):
+    for before, place in itertools.pairwise(closed):
         if abs(place[0] - before[0]) > width / 2:
             yield line
             line = []

@@ -65,7 +65,6 @@ def predict(
             antialias=config.image_processing.antialias,
             erp_hfov_deg=question.hfov,
             erp_vfov_deg=question.vfov,
-            max_pixels=config.data.max_pixels,
         )
         picture = Picture(0, torch.from_numpy(found.pixels).permute(2, 0, 1))
         text = collate_prompts([builder.prompt(question.query)], builder.special.pad)
@@ -91,7 +90,9 @@ def predict(
 
 def read_questions(config: PanoramaVlmConfig, inputs: Sequence[str | Path]) -> list[Question]:
     """The questions of all inputs. DataError with every input that is none, and every picture that can't be read."""
-    faults = Faults(DataError, "questions", "give `picture.jpg?question`, or a CSV file with a picture and a query per row")
+    faults = Faults(
+        DataError, "questions", "give `picture.jpg?question`, or a CSV file with a picture and a query per row"
+    )
     found: list[Question] = []
     for given in map(str, inputs):
         if given.lower().endswith(".csv"):
@@ -109,7 +110,6 @@ def read_questions(config: PanoramaVlmConfig, inputs: Sequence[str | Path]) -> l
             question.picture,
             erp_hfov_deg=question.hfov,
             erp_vfov_deg=question.vfov,
-            max_pixels=config.data.max_pixels,
         )
         if fault is not None:
             faults.add(f"{str(question.picture)!r}: {fault.kind}: {fault.message}")

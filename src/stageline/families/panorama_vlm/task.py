@@ -1,9 +1,9 @@
 """The stages of panorama_vlm as the loop sees them: loss, parameter groups, features of the frozen tower, validation.
 
 `vision` trains the tower's last blocks so that neighbouring views agree where they see the same (`vision_loss`).
-`resampler` and `finetune` train on the response tokens of questions about panoramas; the loss is a sum over label tokens,
-so that a step may be split into any micro-batches. Where the tower is frozen and pictures are not changed, its features
-are computed once per picture and kept below the root.
+`resampler` and `finetune` train on the response tokens of questions about panoramas; the loss is a sum over label
+tokens, so that a step may be split into any micro-batches. Where the tower is frozen, its features are computed once
+per picture and kept below the root.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,7 +34,13 @@ from stageline.families.panorama_vlm.data.sets import (
 from stageline.families.panorama_vlm.data.text import PromptBuilder, response_loss
 from stageline.families.panorama_vlm.externals import trained_tower
 from stageline.families.panorama_vlm.facts import facts
-from stageline.families.panorama_vlm.model.assembly import PanoramaModel, build_model, build_tokenizer, build_tower, load_tower
+from stageline.families.panorama_vlm.model.assembly import (
+    PanoramaModel,
+    build_model,
+    build_tokenizer,
+    build_tower,
+    load_tower,
+)
 from stageline.families.panorama_vlm.model.tower import block_names
 from stageline.families.panorama_vlm.views import batch_features, cut_views
 from stageline.families.panorama_vlm.vision_loss import VisionLoss
@@ -80,7 +87,7 @@ class PanoramaTask:
         return units
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """Weight decay on all weights but those of norms, biases, queries and the scan; factors of tower and resampler."""
+        """No weight decay on norms, biases, queries and the scan; tower and resampler learn at rates of their own."""
         names = [name for name, _ in self.model.named_parameters()]
         factors = {pattern: factor for pattern, factor in self._factors().items() if _any(names, pattern)}
         return group_parameters(
@@ -139,7 +146,9 @@ class VisionTask(PanoramaTask):
         """VICReg of matched tokens over all ranks, and the distance to the tower as it was."""
         total, parts = model(self.vision_loss.terms, batch, context)
         weight = float(len(batch))
-        return StageLoss(total * weight, weight, {name: (value.detach() * weight, weight) for name, value in parts.items()})
+        return StageLoss(
+            total * weight, weight, {name: (value.detach() * weight, weight) for name, value in parts.items()}
+        )
 
     def validate(self, model: nn.Module, batch: Batch, context: ValidationContext) -> Mapping[str, tuple[float, float]]:
         """The loss and its parts, and what the tokens are like."""
@@ -179,12 +188,13 @@ class TextTask(PanoramaTask):
         store = FeatureStore.open(workspace.store, key, self.config.data.cache_bytes)
         for questions in (self.train_set, self.val_set):
             pictures = questions.pictures
-            numbers = {pictures.id(number): number for number in range(len(pictures))}
-            store.fill(numbers, lambda ids, p=pictures, n=numbers: self._encoded(p, [n[name] for name in ids]))
+            store.fill([pictures.id(number) for number in range(len(pictures))], partial(self._encoded, pictures))
             pictures.features = store
 
     @torch.no_grad()
-    def _encoded(self, pictures: PictureSet, numbers: Sequence[int]) -> Iterable[tuple[str, Tensor]]:
+    def _encoded(self, pictures: PictureSet, ids: Sequence[str]) -> Iterable[tuple[str, Tensor]]:
+        places = {pictures.id(number): number for number in range(len(pictures))}
+        numbers = [places[name] for name in ids]
         device = next(self.network.parameters()).device
         for start in range(0, len(numbers), ENCODE_AT_ONCE):
             chunk = [pictures.pixels(number) for number in numbers[start : start + ENCODE_AT_ONCE]]
@@ -249,10 +259,9 @@ def prompt_builder(config: PanoramaVlmConfig, stage: Stage, network: PanoramaMod
     )
 
 
-def build_task(config: PanoramaVlmConfig, stage: Stage, data: PreparedData) -> PanoramaTask:
+def build_task(config: PanoramaVlmConfig, stage: Stage, data: PreparedData) -> VisionTask | TextTask:
     """The task of a stage over prepared data."""
-    kind = VisionTask if stage.name == "vision" else TextTask
-    return kind(config, stage, data)
+    return VisionTask(config, stage, data) if stage.name == "vision" else TextTask(config, stage, data)
 
 
 def begin(task: Any, workspace: Workspace) -> None:

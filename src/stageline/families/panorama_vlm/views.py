@@ -32,9 +32,7 @@ def cut_turned(config: PanoramaVlmConfig, pictures: Sequence[Picture], offsets_d
     return _projected(pictures, turned, config)
 
 
-def _projected(
-    pictures: Sequence[Picture], views: Sequence[Sequence[View]], config: PanoramaVlmConfig
-) -> Tensor:
+def _projected(pictures: Sequence[Picture], views: Sequence[Sequence[View]], config: PanoramaVlmConfig) -> Tensor:
     processing, plan = config.image_processing, config.image_processing.plan
     found = []
     for picture, chosen in zip(pictures, views, strict=True):

@@ -100,8 +100,8 @@ class VisionLoss:
             for values in projected.chunk(2):
                 side = values.new_zeros(len(keep), width)
                 side[keep] = values
-                sides.append(side.unflatten(0, matched.valid.shape))
-            terms = vicreg.loss(*sides, self.settings.form, matched.valid, statistics="per_pair")
+                sides.append(side.reshape(*matched.valid.shape, width))
+            terms = vicreg.loss(sides[0], sides[1], self.settings.form, matched.valid, statistics="per_pair")
         else:
             left, right = projected.chunk(2)
             raw = None
@@ -117,7 +117,8 @@ class VisionLoss:
                 max_tokens=self.settings.max_tokens,
                 rng=shared,
             )
-        total = terms.total
+        weights = (self.settings.invariance_weight, self.settings.variance_weight, self.settings.covariance_weight)
+        total = weights[0] * terms.inv + weights[1] * terms.var + weights[2] * terms.cov
         parts = {"invariance": terms.inv, "variance": terms.var, "covariance": terms.cov}
         if self._anchor is not None:
             cosine = self._anchor_cosine(views, tokens)
@@ -137,7 +138,7 @@ class VisionLoss:
         if self.settings.tap == "vision":
             return features
         tokens = network.image_tokens(features).tokens
-        return tokens.unflatten(1, features.shape[1:3])
+        return tokens.reshape(*features.shape[:3], tokens.shape[-1])
 
     def _matched(
         self,

@@ -1,8 +1,8 @@
 """The splits of panorama_vlm: the part of the config that each depends on, and the files that are read; no torch.
 
-`train-pictures`, `val-pictures` and `test-pictures` hold each distinct panorama once, reduced; `train`, `val` and `test`
-the rows of query and response, each with the number of its picture. So other captions, or another overlap, leave
-pictures alone, and stage `vision` reads pictures only.
+`train-pictures`, `val-pictures` and `test-pictures` hold each distinct panorama once, reduced; `train`, `val` and
+`test` the rows of query and response, each with the number of its picture. So other captions, or another overlap,
+leave pictures alone, and stage `vision` reads pictures only.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _folder(given: str | None) -> Path | None:
 
 
 def field_of_view(config: PanoramaVlmConfig, row: Row) -> tuple[float | None, float | None]:
-    """Degrees that a row's panorama shows, horizontally and vertically: its own, or else the data set's; None for all."""
+    """Degrees that a row's panorama shows, across and up: its own, or else those of the data set; None for all."""
     return (
         config.data.erp_hfov_deg if row.erp_hfov_deg is None else row.erp_hfov_deg,
         config.data.erp_vfov_deg if row.erp_vfov_deg is None else row.erp_vfov_deg,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +27,6 @@ from stageline.families.panorama_vlm.data.text import (
     collate_training,
 )
 from stageline.objectives.step import seeded
-
-if TYPE_CHECKING:
-    from stageline.families.panorama_vlm.config import PanoramaVlmConfig
 
 
 @dataclass(frozen=True)
@@ -174,7 +171,7 @@ def collate_pictures(pictures: Sequence[Picture]) -> Batch:
 def collate_samples(samples: Sequence[Sample], pad: int) -> Batch:
     """A batch of questions, each distinct picture once."""
     places: dict[int, int] = {}
-    pictures = []
+    pictures: list[Picture] = []
     for sample in samples:
         if sample.picture.number not in places:
             places[sample.picture.number] = len(pictures)
@@ -183,9 +180,7 @@ def collate_samples(samples: Sequence[Sample], pad: int) -> Batch:
     return Batch(pictures, rows, collate_training([sample.text for sample in samples], pad))
 
 
-def collate_questions(
-    rows: Questions, numbers: Sequence[int], pad: int
-) -> tuple[Batch, list[dict[str, Any]]]:
+def collate_questions(rows: Questions, numbers: Sequence[int], pad: int) -> tuple[Batch, list[dict[str, Any]]]:
     """A batch of prompts to be answered, and the fields of its rows. numbers: of the rows."""
     fields = [rows.rows.fields(number) for number in numbers]
     places: dict[int, int] = {}
@@ -216,4 +211,3 @@ def open_pictures(data: PreparedData, name: str) -> PictureSet:
 def open_questions(data: PreparedData, name: str, builder: PromptBuilder) -> Questions:
     """The rows of a split with their panoramas."""
     return Questions(data.split(name), open_pictures(data, name), builder)
-

@@ -6,6 +6,13 @@ measures  BLEU, ROUGE-L, CIDEr-D, METEOR without synonyms, F1 of content words, 
 scoring   all of them over a set of samples, and per sample
 """
 
-from stageline.families.panorama_vlm.metrics.scoring import SampleScore, SampleScorer, Scores, score, score_samples, total_scores
+from stageline.families.panorama_vlm.metrics.scoring import (
+    SampleScore,
+    SampleScorer,
+    Scores,
+    score,
+    score_samples,
+    total_scores,
+)
 
 __all__ = ["SampleScore", "SampleScorer", "Scores", "score", "score_samples", "total_scores"]

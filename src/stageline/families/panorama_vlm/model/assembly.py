@@ -4,7 +4,7 @@
     -> in place of `<|image_pad|>` among the text's embeddings -> language -> hidden states (B, L, D_llm)
 
 A stage builds only what it needs: `vision` has no resampler (unless its loss acts behind it) and no language model.
-State-dict names: `vision.*`, `projector.*`, `pe.*`, `resampler.*`, `language.*` with adapters `*.lora_A.*`, `*.lora_B.*`.
+State-dict names: `vision.*`, `projector.*`, `pe.*`, `resampler.*`, `language.*`; adapters `*.lora_A.*`, `*.lora_B.*`.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class PanoramaModel(nn.Module):
 
     def encode(self, views: Tensor) -> Tensor:
         """Features of views: (B, V, 3, T, T) in [0, 1] -> (B, V, S, D_v)."""
-        parts = [tower.view_tokens(self.vision, part) for part in views.flatten(0, 1).split(self.micro_batch)]
-        return torch.cat(parts).unflatten(0, views.shape[:2])
+        parts = [tower.view_tokens(self.vision, part) for part in torch.split(views.flatten(0, 1), self.micro_batch)]
+        return torch.cat(parts).reshape(*views.shape[:2], *parts[0].shape[1:])
 
     def image_tokens(self, features: Tensor, view_valid: Tensor | None = None) -> ImageTokens:
         """features: (B, V, S, D_v).  view_valid: (B, V), (B, V, S) or None.  Returns (B, T, D_llm) and their mask."""
@@ -109,7 +109,7 @@ class PanoramaModel(nn.Module):
     def hidden(self, image_tokens: Tensor, text: TextBatch, image_id: int) -> Tensor:
         """Last hidden states (B, L, D_llm) of texts with their image tokens."""
         assert self.language is not None
-        out: Tensor = self.language.model(  # type: ignore[operator, union-attr]
+        out: Tensor = self.language.model(  # type: ignore[operator]
             inputs_embeds=self.inputs(image_tokens, text, image_id),
             attention_mask=text.attention_mask,
             position_ids=text.position_ids,
@@ -133,9 +133,7 @@ def build_model(config: PanoramaVlmConfig, stage: Stage) -> PanoramaModel:
     """
     model, plan = config.model, config.image_processing.plan
     vision = build_tower(config)
-    where = directions(
-        plan, config.grid, size=config.tile_size, global_grid=config.global_grid, dtype=torch.float32
-    )
+    where = directions(plan, config.grid, size=config.tile_size, global_grid=config.global_grid, dtype=torch.float32)
     width, out = model.vision.hidden_size, model.language.hidden_size
     connected = has_resampler(config, stage)
     parts: dict[str, Any] = {}
@@ -162,9 +160,7 @@ def build_model(config: PanoramaVlmConfig, stage: Stage) -> PanoramaModel:
             lm.add_adapters(parts["language"], config)
     if model.gradient_checkpointing and "language" in parts:
         parts["language"].gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return PanoramaModel(
-        vision, (where.dirs, where.log_solid), micro_batch=config.runtime.vision_micro_batch, **parts
-    )
+    return PanoramaModel(vision, (where.dirs, where.log_solid), micro_batch=config.runtime.vision_micro_batch, **parts)
 
 
 def build_tower(config: PanoramaVlmConfig) -> tower.Tower:

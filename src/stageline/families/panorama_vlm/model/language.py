@@ -52,7 +52,9 @@ def check_language(plain: Mapping[str, Any], shape: LanguageShape, where: str) -
 
     plain: the file, parsed.  where: its path.
     """
-    faults = Faults(ConfigError, where, "name another model in model.language_model_name, or mend model.language_config")
+    faults = Faults(
+        ConfigError, where, "name another model in model.language_model_name, or mend model.language_config"
+    )
     if plain.get("model_type") != "qwen3":
         faults.add(f"model_type {plain.get('model_type')!r}, expected qwen3")
     for key, value in language_numbers(plain).items():
@@ -75,7 +77,7 @@ def lora_config(config: PanoramaVlmConfig) -> LoraConfig:
     lora = config.lora
     return LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft divides it; fractions are fine
         lora_dropout=lora.dropout,
         bias="none",
         task_type="CAUSAL_LM",
@@ -90,9 +92,9 @@ def add_adapters(language: nn.Module, config: PanoramaVlmConfig) -> None:
 
     ConfigError unless every layer of the model got one adapter for each of those names.
     """
-    inject_adapter_in_model(lora_config(config), language, ADAPTER)  # type: ignore[arg-type]
+    inject_adapter_in_model(lora_config(config), language, ADAPTER)
     names = [name for name, _ in language.named_parameters() if ".lora_" in name]
-    wanted = 2 * int(language.config.num_hidden_layers) * len(config.lora.target_modules)
+    wanted = 2 * config.model.language.num_layers * len(config.lora.target_modules)
     if len(names) != wanted:
         raise ConfigError(
             f"lora.target_modules {list(config.lora.target_modules)} gave {len(names)} adapter tensors, expected "
@@ -122,7 +124,7 @@ def exports(
     }
     if not found:
         return {}
-    plain = lora_config(config).to_dict()
+    plain = lora_config(config).to_dict()  # type: ignore[no-untyped-call]
     plain |= {
         "base_model_name_or_path": config.model.language_model_name,
         "revision": config.model.language_model_revision or None,

@@ -86,13 +86,16 @@ def view_tokens(tower: nn.Module, views: Tensor) -> Tensor:
     dtype = next(tower.parameters()).dtype
     pixels = ((views.float() - MEAN) / STD).to(dtype)
     if not is_naflex(tower):
-        out: Tensor = tower(pixel_values=pixels).last_hidden_state
-        return out
-    patches, grid = patchify(pixels, int(tower.config.patch_size))
+        return _tokens(tower(pixel_values=pixels))
+    patches, grid = patchify(pixels, int(tower.config.patch_size))  # type: ignore[union-attr, arg-type]
     mask = torch.ones(patches.shape[:2], dtype=torch.int32, device=patches.device)
     shapes = torch.tensor([[grid, grid]] * len(patches), device=patches.device)
-    out = tower(pixel_values=patches, pixel_attention_mask=mask, spatial_shapes=shapes).last_hidden_state
-    return out
+    return _tokens(tower(pixel_values=patches, pixel_attention_mask=mask, spatial_shapes=shapes))
+
+
+def _tokens(output: Any) -> Tensor:
+    tokens: Tensor = output.last_hidden_state
+    return tokens
 
 
 def patchify(pixels: Tensor, patch: int) -> tuple[Tensor, int]:
