@@ -24,7 +24,7 @@ from stageline.families.panorama_vlm.metrics import SampleScorer, score
 from stageline.families.panorama_vlm.model.assembly import PanoramaModel
 from stageline.families.panorama_vlm.panels import prediction_panel
 from stageline.families.panorama_vlm.task import prompt_builder
-from stageline.families.panorama_vlm.views import batch_features
+from stageline.families.panorama_vlm.views import batch_features, batch_tokens
 
 if TYPE_CHECKING:
     from stageline.families.panorama_vlm.config import PanoramaVlmConfig
@@ -233,7 +233,7 @@ def generate(config: PanoramaVlmConfig, model: PanoramaModel, batch: Batch, spec
     assert batch.text is not None
     assert model.language is not None
     features = batch_features(config, model, batch.pictures)
-    tokens = model.image_tokens(features).tokens[batch.rows]
+    tokens = batch_tokens(config, model, batch.pictures, features)[batch.rows]
     found: Tensor = model.language.generate(  # type: ignore[operator]
         inputs_embeds=model.inputs(tokens, batch.text, special.image),
         attention_mask=batch.text.attention_mask,

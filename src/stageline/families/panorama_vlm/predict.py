@@ -18,7 +18,7 @@ from stageline.errors import DataError, Faults
 from stageline.families.panorama_vlm.config.stages import STAGES
 from stageline.families.panorama_vlm.data.panorama import check_panorama, read_reduced
 from stageline.families.panorama_vlm.data.rows import read_rows
-from stageline.families.panorama_vlm.data.sets import Batch, Picture
+from stageline.families.panorama_vlm.data.sets import Batch, picture_of
 from stageline.families.panorama_vlm.data.text import collate_prompts
 from stageline.families.panorama_vlm.evaluate import generate
 from stageline.families.panorama_vlm.model.assembly import PanoramaModel
@@ -66,7 +66,7 @@ def predict(
             erp_hfov_deg=question.hfov,
             erp_vfov_deg=question.vfov,
         )
-        picture = Picture(0, torch.from_numpy(found.pixels).permute(2, 0, 1))
+        picture = picture_of(found.pixels, found.seen)
         text = collate_prompts([builder.prompt(question.query)], builder.special.pad)
         batch = Batch([picture], torch.zeros(1, dtype=torch.int64), text).to(device)
         ids = generate(config, model, batch, builder.special)

@@ -42,7 +42,7 @@ from stageline.families.panorama_vlm.model.assembly import (
     load_tower,
 )
 from stageline.families.panorama_vlm.model.tower import block_names
-from stageline.families.panorama_vlm.views import batch_features, cut_views
+from stageline.families.panorama_vlm.views import batch_features, batch_tokens, cut_views
 from stageline.families.panorama_vlm.vision_loss import VisionLoss
 from stageline.layers.parameter_groups import group_parameters
 from stageline.objectives.step import StageLoss, StepContext, ValidationContext
@@ -215,7 +215,7 @@ class TextTask(PanoramaTask):
             features = batch_features(self.config, network, batch.pictures)
         else:
             features = network.encode(cut_views(self.config, batch.pictures))
-        tokens = network.image_tokens(features).tokens[batch.rows]
+        tokens = batch_tokens(self.config, network, batch.pictures, features)[batch.rows]
         hidden = network.hidden(tokens, batch.text, self.special.image)
         return response_loss(hidden, network.lm_head, batch.text.labels)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from stageline.families.panorama_vlm.data.sets import Picture
 from stageline.families.panorama_vlm.geometry.projection import project
@@ -50,6 +51,14 @@ def _projected(pictures: Sequence[Picture], views: Sequence[Sequence[View]], con
     return torch.stack(found)
 
 
+def batch_tokens(
+    config: PanoramaVlmConfig, model: PanoramaModel, pictures: Sequence[Picture], features: Tensor
+) -> Tensor:
+    """Image tokens (B, T, D_llm) of pictures from their features (B, V, S, D_v)."""
+    seen = seen_tokens(config, pictures)
+    return model.image_tokens(features, None if seen is None else seen.to(features.device)).tokens
+
+
 def batch_features(config: PanoramaVlmConfig, model: PanoramaModel, pictures: Sequence[Picture]) -> Tensor:
     """Features (B, V, S, D_v) of pictures: those that are computed already, and the frozen tower's for the others."""
     missing = [picture for picture in pictures if picture.features is None]
@@ -61,3 +70,24 @@ def batch_features(config: PanoramaVlmConfig, model: PanoramaModel, pictures: Se
         found = {picture.number: features for picture, features in zip(missing, made, strict=True)}
     parts = [found[p.number] if p.features is None else p.features.to(device) for p in pictures]
     return torch.stack([part.float() for part in parts])
+
+
+def seen_tokens(config: PanoramaVlmConfig, pictures: Sequence[Picture]) -> Tensor | None:
+    """Which tokens of which views show a part of the panorama that is there: (B, V, S) bool; None where all do.
+
+    A token counts where most of its pixels are seen.
+    """
+    if all(picture.seen is None for picture in pictures):
+        return None
+    grid, size = config.grid, config.tile_size
+    plan = config.image_processing.plan
+    found = []
+    for picture in pictures:
+        if picture.seen is None:
+            found.append(torch.ones(plan.num_views, grid * grid, dtype=torch.bool))
+            continue
+        mask = picture.seen.float().cpu().expand(3, -1, -1)
+        views = project(mask, list(plan.views), size, pixel_centres=plan.pixel_centres, antialias="off")
+        cells = functional.avg_pool2d(views[:, :1], size // grid)
+        found.append(cells.flatten(1) > 0.5)
+    return torch.stack(found)

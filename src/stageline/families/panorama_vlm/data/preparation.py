@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stageline.data.shards import SplitWriter
 from stageline.data.splits import Split, file_sha256
 from stageline.errors import DataError, Faults
+from stageline.families.panorama_vlm.data.decoding import PanoramaFault
 from stageline.families.panorama_vlm.data.made import DIRECTIONS, draw_room, make_room, questions_of
 from stageline.families.panorama_vlm.data.origin import (
     PICTURES,
@@ -23,7 +24,7 @@ from stageline.families.panorama_vlm.data.origin import (
     pictures_of,
     read_table,
 )
-from stageline.families.panorama_vlm.data.panorama import PanoramaFault, check_panorama, read_reduced
+from stageline.families.panorama_vlm.data.panorama import check_panorama, read_reduced
 from stageline.families.panorama_vlm.data.rows import CheckImage, Table, check_quarantine, quarantine_csv
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def prepare(config: PanoramaVlmConfig, split: Split, writer: SplitWriter, progre
 def _write_pictures(config: PanoramaVlmConfig, name: str, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
     table = _table(config, name, text=False)
     pictures = pictures_of(config, table)
-    enlarged = 0
+    enlarged, partial = 0, 0
     for number, (path, hfov, vfov) in enumerate(pictures):
         progress(number, len(pictures), f"preparing {name}{PICTURES}")
         found = read_reduced(
@@ -103,10 +104,11 @@ def _write_pictures(config: PanoramaVlmConfig, name: str, writer: SplitWriter, p
             erp_vfov_deg=vfov,
         )
         enlarged += found.is_enlarged
+        partial += found.seen is not None
         arrays = {"erp": found.pixels} | ({} if found.seen is None else {"seen": found.seen})
         writer.add(arrays, {"image": path.name, "sha256": picture_id(path, hfov, vfov)})
     progress(len(pictures), len(pictures), f"prepared {name}{PICTURES}")
-    return {"pictures": len(pictures), "smaller_than_views": enlarged, **_told(table)}
+    return {"pictures": len(pictures), "smaller_than_views": enlarged, "partial": partial, **_told(table)}
 
 
 def picture_id(path: Path, hfov: float | None, vfov: float | None) -> str:

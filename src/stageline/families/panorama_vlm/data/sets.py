@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stageline.contract import SampleKey
@@ -41,6 +42,12 @@ class Picture:
     pixels: Tensor | None = None
     features: Tensor | None = None
     seen: Tensor | None = None
+
+
+def picture_of(pixels: NDArray[Any], seen: NDArray[Any] | None = None, number: int = 0) -> Picture:
+    """A panorama (H, W, 3) of uint8 or uint16 as a picture of its own memory. seen: (H, W) bool."""
+    own = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+    return Picture(number, own, seen=None if seen is None else torch.from_numpy(np.array(seen)))
 
 
 @dataclass(frozen=True)
@@ -105,15 +112,22 @@ class PictureSet:
     def pixels(self, number: int) -> Picture:
         """A panorama's pixels."""
         arrays = self.split.arrays(number)
-        pixels = torch.from_numpy(np.array(arrays["erp"])).permute(2, 0, 1)
-        seen = torch.from_numpy(np.array(arrays["seen"])) if "seen" in arrays else None
-        return Picture(number, pixels, seen=seen)
+        return picture_of(arrays["erp"], arrays.get("seen"), number)
 
     def picture(self, number: int) -> Picture:
         """A panorama's features where they are computed, else its pixels."""
         if self.features is None:
             return self.pixels(number)
-        return Picture(number, features=self.features.tensor(self.id(number)))
+        seen = None
+        if self.has_parts:
+            arrays = self.split.arrays(number)
+            seen = torch.from_numpy(np.array(arrays["seen"])) if "seen" in arrays else None
+        return Picture(number, features=self.features.tensor(self.id(number)), seen=seen)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether any panorama of the split shows less than the whole sphere."""
+        return bool(self.split.facts.get("partial"))
 
 
 @dataclass
