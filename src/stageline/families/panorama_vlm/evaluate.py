@@ -7,8 +7,6 @@ interrupted. Rows that were set aside when the data were prepared stand in `pred
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 
 from stageline.contract import Emit, Evaluation, Row, RowKey
 from stageline.data.prepared import PreparedData
+from stageline.data.tables import csv_rows, csv_text
 from stageline.families.panorama_vlm.config.stages import STAGES
 from stageline.families.panorama_vlm.data.sets import Batch, Questions, collate_questions, open_questions
 from stageline.families.panorama_vlm.metrics import SampleScorer, score
@@ -209,18 +208,14 @@ class _Evaluator:
 
     def _predictions(self) -> str:
         """The text of `predictions.csv`: every row of the CSV files, those that were set aside too."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
+        lines: list[dict[str, Any]] = []
         for fields in self.fields:
             row = self.rows[str(fields["id"]), PLAIN]
             named = {"sample_id": "id", "image_path": "image", "exact": "exact_match", "bleu4_sentence": "bleu_4"}
-            writer.writerow(
-                {"status": "ok"} | {name: row[named.get(name, name)] for name in COLUMNS if name != "status"}
-            )
-        for aside in csv.DictReader(io.StringIO(self.questions.rows.facts["quarantine_csv"])):
-            writer.writerow({"row": aside["row"], "image_path": aside["file"], "status": "quarantined"})
-        return text.getvalue()
+            lines.append({"status": "ok"} | {name: row[named.get(name, name)] for name in COLUMNS if name != "status"})
+        for aside in csv_rows(self.questions.rows.facts["quarantine_csv"]):
+            lines.append({"row": aside["row"], "image_path": aside["file"], "status": "quarantined"})
+        return csv_text(COLUMNS, lines)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stageline.checkpoint.identity import RUN_NAME
+from stageline.data.tables import csv_rows
 from stageline.errors import DataError, PlanError
 from stageline.families import load_config
 from stageline.store import Store, open_store
@@ -51,7 +50,7 @@ class Side:
     def rows(self) -> dict[Key, Mapping[str, str]]:
         """Its rows by sample and mode."""
         text = self.run.get(f"{EVALUATIONS}/{self.record.name}/{ROWS}").decode()
-        found = [row for row in csv.DictReader(io.StringIO(text)) if row.get("checkpoint", "") in ("", self.name)]
+        found = [row for row in csv_rows(text) if row.get("checkpoint", "") in ("", self.name)]
         rows: dict[Key, Mapping[str, str]] = {(row.get("id", ""), row.get("mode", "")): row for row in found}
         if len(rows) != len(found) or not rows:
             raise DataError(

@@ -7,9 +7,7 @@ of an uninterrupted one.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
 import time
@@ -18,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from stageline.contract import Row, RowKey
+from stageline.data.tables import csv_text
 from stageline.errors import BusyError, DataError, StagelineError
 from stageline.store import Store
 from stageline.work.evaluations import media_type
@@ -154,11 +153,7 @@ def as_json(value: Any) -> Any:
 def rows_to_csv(rows: Sequence[Row]) -> bytes:
     """One line per row; the columns are all keys in the order of their first appearance, None is an empty cell."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-    return text.getvalue().encode()
+    return csv_text(columns, ({key: _cell(value) for key, value in row.items()} for row in rows)).encode()
 
 
 def _cell(value: Any) -> Any:

@@ -7,8 +7,6 @@ directory is opened.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from stageline.checkpoint.layout import (
     open_checkpoint,
 )
 from stageline.contract import Words
+from stageline.data.tables import csv_rows
 from stageline.errors import PlanError, StagelineError
 from stageline.families import family_words
 from stageline.store import Store
@@ -182,7 +181,7 @@ class Reader:
             if info.key.endswith(".png"):
                 data = self.attempt(f"{folder}/{info.key}", lambda key=info.key: store.get(key), b"")  # type: ignore[misc]
                 pictures.append((info.key, data))
-        rows = list(csv.DictReader(io.StringIO(self.text(f"{folder}/rows.csv"))))
+        rows = csv_rows(self.text(f"{folder}/rows.csv"))
         listed = metrics.get("files")
         files = {
             name: entry

@@ -9,7 +9,6 @@ right in 0.46 of the cases. Everything is a function of (seed, split, index). No
 
 from __future__ import annotations
 
-import csv
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stageline.data.rng import numpy_rng
+from stageline.data.tables import csv_text
 from stageline.errors import ConfigError
 
 DIRECTIONS = ("front", "right", "back", "left")
@@ -234,7 +234,8 @@ def _save(path: Path, pixels: NDArray[np.uint8]) -> None:
 
 
 def _write_csv(path: Path, rows: Sequence[tuple[Question, str]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("id", "image", "question", "response", "direction"))
-        writer.writerows((row.id, image, row.query, row.response, row.direction) for row, image in rows)
+    lines = (
+        {"id": row.id, "image": image, "question": row.query, "response": row.response, "direction": row.direction}
+        for row, image in rows
+    )
+    path.write_text(csv_text(("id", "image", "question", "response", "direction"), lines), encoding="utf-8", newline="")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from stageline.data.tables import csv_text
 from stageline.errors import ConfigError, DataError, Faults
 
 QUERY_TEMPLATE = 'In this panoramic image, please provide a concise but detailed description of "{query}".'
@@ -201,12 +201,17 @@ def check_quarantine(table: Table, on_bad: str, max_bad_fraction: float) -> None
 
 def quarantine_csv(table: Table) -> str:
     """The text of `quarantine.csv`: row number, its CSV, picture file, class and message."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("row", "csv", "file", "class", "message"))
-    for aside in table.set_aside:
-        writer.writerow((aside.row.number, aside.row.csv, aside.row.path, aside.kind, aside.message))
-    return text.getvalue()
+    rows = (
+        {
+            "row": aside.row.number,
+            "csv": aside.row.csv,
+            "file": aside.row.path,
+            "class": aside.kind,
+            "message": aside.message,
+        }
+        for aside in table.set_aside
+    )
+    return csv_text(("row", "csv", "file", "class", "message"), rows)
 
 
 def distinct_images(rows: Sequence[Row]) -> list[Row]:

@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -18,6 +17,8 @@ from stageline.errors import ConfigError, Faults
 from stageline.families.panorama_vlm.config.architectures import LanguageShape, language_numbers
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
+
     from stageline.families.panorama_vlm.config import PanoramaVlmConfig
     from stageline.stage import Stage
 
@@ -74,6 +75,8 @@ def build_language(config: Qwen3Config, attention: str) -> Qwen3ForCausalLM:
 
 def lora_config(config: PanoramaVlmConfig) -> LoraConfig:
     """peft's own config of the adapters."""
+    from peft import LoraConfig  # takes seconds to import, and two of three stages have no adapters
+
     lora = config.lora
     return LoraConfig(
         r=lora.rank,
@@ -92,6 +95,8 @@ def add_adapters(language: nn.Module, config: PanoramaVlmConfig) -> None:
 
     ConfigError unless every layer of the model got one adapter for each of those names.
     """
+    from peft import inject_adapter_in_model
+
     inject_adapter_in_model(lora_config(config), language, ADAPTER)
     names = [name for name, _ in language.named_parameters() if ".lora_" in name]
     wanted = 2 * config.model.language.num_layers * len(config.lora.target_modules)
