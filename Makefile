@@ -37,6 +37,10 @@ env: # the environment, if it is not there yet; says so in words where Python is
 demo: env ## train, evaluate and report on made-up vessels and on a real picture (5 minutes)
 	@$(BIN)/python scripts/demo.py
 
+.PHONY: demo-panorama
+demo-panorama: env ## questions about directions in made-up panoramas, with and without overlap (5 minutes)
+	@$(BIN)/python scripts/demo_panorama.py
+
 .PHONY: test
 test: env ## the default tests: CPU, no network (6 minutes)
 	@$(PYTEST) -m "not slow and not cluster" $(PARALLEL)
