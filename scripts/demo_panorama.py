@@ -47,7 +47,7 @@ stage_overrides:
   finetune: {{trainer.max_steps: 900, trainer.learning_rate: 2.0e-3, model.resampler_learning_rate_scale: 0.75}}
 """
 OVERLAP_0 = "image_processing.overlap_ratio=0"
-VISION = f"{FOLDER}/runs/{HALF}/vision/anyres-e2p_mlp/best.ckpt"
+VISION = f"runs/{HALF}/vision/anyres-e2p_mlp/best.ckpt"
 STEPS = (
     (
         ("plan", "-c", str(CONFIG), f"run={HALF}"),
@@ -67,8 +67,8 @@ STEPS = (
             "image_processing.overlap_ratio=0",
             f"parents.resampler.default={VISION}",
         ),
-        "Five views without overlap, from the same vision checkpoint: the tower sees single views, so its weights serve\n"
-        "any overlap; resampler and adapters are trained anew.",
+        "Five views without overlap, from the same vision checkpoint: the tower sees single views, so its weights\n"
+        "serve any overlap; resampler and adapters are trained anew.",
     ),
     (
         ("compare", f"{FOLDER}/runs/{HALF}", f"{FOLDER}/runs/{NONE}"),

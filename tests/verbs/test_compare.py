@@ -167,10 +167,6 @@ def same_weights(runs: Runs) -> tuple[str, str]:
     return runs.evaluation("a", some_rows()), runs.evaluation("a2", some_rows(0.1))
 
 
-def equal_rows(runs: Runs) -> tuple[str, str]:
-    return runs.evaluation("a", some_rows()), runs.evaluation("b", some_rows())
-
-
 def other_data(runs: Runs) -> tuple[str, str]:
     data = {"uri": "", "digest": "a", "inputs": "1" * 64}
     return runs.evaluation("a", some_rows()), runs.evaluation("b", some_rows(0.1), data=data)
@@ -200,7 +196,6 @@ def two_evaluations(runs: Runs) -> tuple[str, str]:
     [
         (same_evaluation, PlanError, "they are one evaluation"),
         (same_weights, PlanError, "the same weights"),
-        (equal_rows, PlanError, "have equal rows"),
         (other_data, DataError, "their data differ: 000000000000"),
         (other_samples, DataError, r"has no row s38 off, s39 off, s39 on"),
         (nothing_shared, DataError, "no metric in common"),
@@ -216,6 +211,14 @@ def test_what_cannot_be_compared_is_refused_by_name(
     with pytest.raises(error, match=part):
         runs.compare(a, b)
     assert not list(Path(runs.root.uri).rglob("comparison.json"))
+
+
+def test_other_weights_with_equal_rows_show_no_difference(runs: Runs) -> None:
+    """Two checkpoints may both be right everywhere: that is a result, no mistake."""
+    made = runs.compare(runs.evaluation("a", some_rows()), runs.evaluation("b", some_rows()))
+    assert made.differences
+    for found in made.differences:
+        assert (found.difference, found.low, found.high) == (0.0, 0.0, 0.0)
 
 
 def test_what_both_have_is_compared_where_it_is_asked_for(runs: Runs) -> None:

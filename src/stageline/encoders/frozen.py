@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import fnmatch
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def load_part(loader: Callable[..., Any], folder: Path, what: str, **options: An
     MissingPartError where a package or a file is missing.
     """
     try:
-        return loader(str(folder), trust_remote_code=False, local_files_only=True, **options)
+        with _without_bars():
+            return loader(str(folder), trust_remote_code=False, local_files_only=True, **options)
     except ImportError as error:
         part = "torchvision" if "torchvision" in str(error).lower() else "a package that is not installed"
         raise MissingPartError(
@@ -40,6 +42,20 @@ def load_part(loader: Callable[..., Any], folder: Path, what: str, **options: An
             f"the {what} in {str(folder)!r} cannot be loaded: {str(error).strip().splitlines()[0]}",
             remedy="give a folder with config, safetensors weights and what else the model needs",
         ) from error
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """transformers without its progress bars, which are no lines of ours and last a moment."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load_frozen(

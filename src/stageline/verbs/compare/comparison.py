@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stageline.config import fingerprint, seal
-from stageline.errors import DataError, Faults, PlanError
+from stageline.errors import DataError, Faults
 from stageline.families import family_words
 from stageline.verbs.compare.bootstrap import Bootstrap, Difference, differences_of
 from stageline.verbs.compare.sides import Key, Side, find_side, refuse_itself
@@ -61,11 +61,6 @@ def compare_evaluations(
         raise DataError(
             f"{one.title} and {other.title} have no metric in common that their rows hold",
             remedy="only metrics that every row has can be compared",
-        )
-    if all(rows[key].get(name) == others[key].get(name) for key in shared for name in names):
-        raise PlanError(
-            f"{one.title} and {other.title} have equal rows: they measure one model in one way",
-            remedy="name two evaluations that can differ",
         )
     plain = {
         "schema": SCHEMA,
