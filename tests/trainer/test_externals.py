@@ -16,6 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 from stageline.checkpoint.layout import resolve
+from stageline.checkpoint.tensors import read_tensors
+from stageline.cli.imports import import_files
+from stageline.config import to_yaml
 from stageline.encoders.copies import external_digest
 from stageline.encoders.lock import EXTERNALS
 from stageline.errors import CheckpointError, InterruptedRunError, PlanError
@@ -106,6 +109,27 @@ def test_the_plan_knows_nothing_until_it_is_prepared(train: Any, table: Path, tm
     assert (again.action, again.fingerprint) == ("depends", "")
     prepare_data(config)
     assert decide(config, "base").action == "reuse"
+
+
+def test_the_plan_says_that_a_parent_was_trained_with_others(train: Any, table: Path) -> None:
+    settings = {"model.table": str(table), "trainer.max_steps": 2}
+    base = resolve(str(train(**settings).reference))
+    write_table(table, 0.75)
+    prepare_data(config_of(base))
+    config = config_of(base, "run=other", f"parents.tune.default='{base.uri}'", "stages=[tune]")
+    old, now = base.metadata.externals["table"].digest[:12], decide(config, "tune").digests["table"][:12]
+    assert f"parent default: external table: checkpoint {old}, now {now} (reported)" in decide(config, "tune").notes
+
+
+def test_an_import_records_the_digest(train: Any, table: Path, tmp_path: Path) -> None:
+    """The table may be left out of the file; what the checkpoint was made with is known nevertheless."""
+    ref = resolve(str(train(**{"model.table": str(table), "trainer.max_steps": 2}).reference))
+    save_file(read_tensors(ref, "raw"), tmp_path / "others.safetensors")
+    (tmp_path / "import.yaml").write_text(to_yaml(config_of(ref)))
+    words = [str(tmp_path / "others.safetensors")]
+    made = import_files(words, "imported", stage="base", config=tmp_path / "import.yaml")
+    found = resolve(made["reference"])
+    assert found.metadata.externals == ref.metadata.externals
 
 
 def stop_at(step: int) -> Any:

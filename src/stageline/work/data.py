@@ -180,7 +180,7 @@ def _forecast_split(config: RunConfig, store: Store, split: Split) -> SplitForec
         sources = {name: str(noted[name][2]) for name in names}
     digests = split_digests(store, split)
     if digests.unknown:
-        return SplitForecast(split, "", None, "; ".join(digests.unknown))
+        return SplitForecast(split, "", None, "made with weights of others that are not locked")
     code = code_digests(config, "data.code")
     key = split_fingerprint(config.family, split, sources, code, digests.known)
     manifest = find_split(store, key)

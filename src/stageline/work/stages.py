@@ -10,7 +10,6 @@ from stageline.checkpoint.layout import Survey
 from stageline.checkpoint.metadata import CheckpointMetadata
 from stageline.checkpoint.retention import superseded
 from stageline.checkpoint.usercode import code_digests
-from stageline.contract import External
 from stageline.errors import CheckpointError, StagelineError
 from stageline.stage import Stage, num_steps, refuse_split, stage_config, stage_fingerprint
 from stageline.work.data import inputs_digest
@@ -73,7 +72,7 @@ def decide_selected(run: RunDecision, stage: Stage) -> StageWork:
         data=data,
         inputs=inputs,
         digests=digests.known,
-        notes=(*work.notes, *_needs(work.externals, digests.known)),
+        notes=(*work.notes, *_needs(work, digests.known)),
         steps=steps,
         recorded=recorded,
         parameters=recorded_parameters(recorded) if recorded else None,
@@ -194,9 +193,17 @@ def _notes(work: StageWork, survey: Survey) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _needs(externals: Sequence[External], digests: Mapping[str, str]) -> list[str]:
-    """Which weights of others it needs, one line each."""
-    return [f"needs {external}: {digests.get(external.name, 'not locked')[:12]}" for external in externals]
+def _needs(work: StageWork, digests: Mapping[str, str]) -> list[str]:
+    """Which weights of others it needs, and which parents were trained with others, one line each."""
+    lines = [f"needs {external}: {digests.get(external.name, 'not locked')[:12]}" for external in work.externals]
+    for role, ref in work.sources.items():
+        old = {name: record.digest for name, record in ref.metadata.externals.items() if record.digest}
+        lines += [
+            f"parent {role}: external {name}: checkpoint {old[name][:12]}, now {digest[:12]} (reported)"
+            for name, digest in digests.items()
+            if old.get(name, digest) != digest
+        ]
+    return lines
 
 
 def kept_note(work: StageWork) -> tuple[str, ...]:
