@@ -52,9 +52,8 @@ def _prepare_splits(config: RunConfig, store: Store, progress: Progress) -> Prep
     splits = run_splits(config, family)
     for external in run_externals(config, family):
         lock_external(store, external, progress)
-    hidden = [split for split in splits if unseen_sources([split])]
-    if hidden:  # the family says it in its own words
-        load_family(config.family).check_sources(config, hidden, progress)
+    if unseen_sources(splits):  # the family says it in its own words, with every other fault of the sources
+        load_family(config.family).check_sources(config, splits, progress)
     sources = hash_sources(splits, progress)
     keys = split_fingerprints(config, splits, sources)
     missing = [split for split in splits if find_split(store, keys[split.name]) is None]

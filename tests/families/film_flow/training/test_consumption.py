@@ -125,6 +125,7 @@ READ_BY = {
     "data.num_samples_per_image": "families/film_flow/data/sets.py",
     "data.flips": "families/film_flow/data/sets.py",
     "data.cache_bytes": "verbs/train/stage.py",
+    "data.code": "verbs/prepare.py",
     "evaluate.checkpoints": "work/evaluations.py",
     "evaluate.split": "families/film_flow/evaluate.py",
     "evaluate.weights": "families/film_flow/evaluate.py",

@@ -36,12 +36,20 @@ def evaluation_splits(config: PanoramaVlmConfig) -> tuple[Split, ...]:
 
 
 def _of(config: PanoramaVlmConfig, name: str, *, rows: bool) -> tuple[Split, ...]:
-    pictures = picture_files(config, name)
-    found = [Split(f"{name}{PICTURES}", pictures_key(config, name), pictures)]
+    pictures, unseen = picture_files(config, name), unseen_places(config, name)
+    found = [Split(f"{name}{PICTURES}", pictures_key(config, name), pictures, unseen=unseen)]
     if rows:
         files = (file for file in csv_files(config, name) if file.is_file())
-        found.append(Split(name, rows_key(config, name), tuple(sorted({*files, *pictures}))))
+        found.append(Split(name, rows_key(config, name), tuple(sorted({*files, *pictures})), unseen=unseen))
     return tuple(found)
+
+
+def unseen_places(config: PanoramaVlmConfig, name: str) -> tuple[Path, ...]:
+    """CSV files and folders that a split is read from and that are not there, as seen from here."""
+    files = csv_files(config, name)
+    root = _folder(config.data.image_root) if files else None
+    absent = [file for file in files if not file.is_file()]
+    return tuple([*absent, root] if root is not None and not root.is_dir() else absent)
 
 
 def _origin_key(config: PanoramaVlmConfig, name: str) -> dict[str, Any]:

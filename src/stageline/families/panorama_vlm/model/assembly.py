@@ -133,7 +133,10 @@ def build_model(config: PanoramaVlmConfig, stage: Stage) -> PanoramaModel:
     """
     model, plan = config.model, config.image_processing.plan
     vision = build_tower(config)
-    where = directions(plan, config.grid, size=config.tile_size, global_grid=config.global_grid, dtype=torch.float32)
+    with torch.device("cpu"):  # numbers of the plan, whatever the device of the weights
+        where = directions(
+            plan, config.grid, size=config.tile_size, global_grid=config.global_grid, dtype=torch.float32
+        )
     width, out = model.vision.hidden_size, model.language.hidden_size
     connected = has_resampler(config, stage)
     parts: dict[str, Any] = {}
