@@ -251,7 +251,7 @@ class WithoutBuckets(BaseHTTPRequestHandler):
 
 def test_a_store_without_the_bucket(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), WithoutBuckets) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)

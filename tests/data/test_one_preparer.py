@@ -4,49 +4,77 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 from guards import HANG_SECONDS
 from PIL import Image
 
-RANK = """
-import json, sys
 from stageline.errors import StagelineError
 from stageline.families import parse_config
-from stageline.verbs import one_preparer
-from stageline.verbs import prepare
-one_preparer.SILENT_SECONDS = float(sys.argv[2])
-one_preparer.RENEW_SECONDS = 0.2
-raw = json.loads(sys.argv[1])
-hashed = prepare.hash_sources
-def noted(*args):
-    print("hashed", flush=True)
-    if len(sys.argv) > 3:
-        import os, signal
-        os.kill(os.getpid(), signal.SIGKILL)
-    return hashed(*args)
-prepare.hash_sources = noted
-try:
-    made = prepare.prepare_data(parse_config(raw))
-except StagelineError as error:
-    print(type(error).__name__, error)
-    raise SystemExit(error.exit_code)
-print(made.reference)
-"""
+from stageline.verbs import one_preparer, prepare
+
+SILENT_SECONDS = 600.0
 
 
-def start(raw: dict[str, Any], rank: int, silent: float = 60, *more: str) -> subprocess.Popen[str]:
-    ranks = {"RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x", "MASTER_PORT": "1"}
-    words = [sys.executable, "-c", RANK, json.dumps(raw), str(silent), *more]
-    return subprocess.Popen(words, env={**os.environ, **ranks}, stdout=subprocess.PIPE, text=True)
+def rank(number: int, raw: dict[str, Any], silent: float = SILENT_SECONDS, *, dies: bool = False) -> int:
+    """Start `prepare` as one of two ranks, in a process that is forked with all modules loaded; returns its id.
+
+    silent: seconds after which rank 0 counts as dead.  dies: killed as soon as it reads a source file.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.environ.update(RANK=str(number), WORLD_SIZE="2", TORCHELASTIC_RUN_ID="x", MASTER_PORT="1")
+        one_preparer.SILENT_SECONDS = silent
+        one_preparer.RENEW_SECONDS = one_preparer.POLL_SECONDS = 0.1
+        lines: list[str] = []
+        hash_sources = prepare.hash_sources
+
+        def noted(*arguments: Any) -> Any:
+            lines.append("hashed")
+            if dies:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return hash_sources(*arguments)
+
+        prepare.hash_sources = noted
+        try:
+            lines.append(str(prepare.prepare_data(parse_config(raw)).reference))
+            code = 0
+        except StagelineError as error:
+            lines.append(f"{type(error).__name__} {error}")
+            code = error.exit_code
+        said(raw, number).write_text("\n".join(lines))
+    finally:
+        os._exit(code)
 
 
-def ends(*ranks: subprocess.Popen[str]) -> list[tuple[int, list[str]]]:
-    outputs = [rank.communicate(timeout=HANG_SECONDS)[0].splitlines() for rank in ranks]
-    return [(rank.returncode, lines) for rank, lines in zip(ranks, outputs, strict=True)]
+def said(raw: dict[str, Any], number: int) -> Path:
+    """Where a rank leaves its lines."""
+    return Path(f"{raw['root']}-rank-{number}.txt")
+
+
+def ends(raw: dict[str, Any], *pids: int) -> list[tuple[int, list[str]]]:
+    """(exit code, lines) of each rank, once all have ended."""
+    codes: dict[int, int] = {}
+    end = time.monotonic() + HANG_SECONDS
+    while len(codes) < len(pids):
+        assert time.monotonic() < end, f"ended: {codes} of {pids}"
+        for pid in pids:
+            if pid not in codes:
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    codes[pid] = os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    files = [said(raw, number) for number in range(len(pids))]
+    return [
+        (codes[pid], file.read_text().splitlines() if file.exists() else [])
+        for pid, file in zip(pids, files, strict=True)
+    ]
 
 
 def small(root: Path) -> dict[str, Any]:
@@ -55,13 +83,14 @@ def small(root: Path) -> dict[str, Any]:
 
 
 def test_rank_0_prepares_and_the_others_wait_for_it(tmp_path: Path) -> None:
-    other = start(small(tmp_path), 1)
-    first = start(small(tmp_path), 0)
-    (code, lines), (other_code, other_lines) = ends(first, other)
+    raw = small(tmp_path / "root")
+    other = rank(1, raw)
+    first = rank(0, raw)
+    (code, lines), (other_code, other_lines) = ends(raw, first, other)
     assert (code, other_code) == (0, 0)
     assert lines[0] == "hashed"
     assert other_lines == lines[1:], "the same reference, and no source file was read for it"
-    (note,) = (tmp_path / "cache" / "prepared" / "preparing").iterdir()
+    (note,) = (tmp_path / "root" / "cache" / "prepared" / "preparing").iterdir()
     assert json.loads(note.read_text())["reference"] == lines[1]
 
 
@@ -72,12 +101,11 @@ def test_the_others_end_where_rank_0_fails_or_dies(tmp_path: Path) -> None:
     raw = small(tmp_path / "one") | {"data": {"name": "folder", "train_dir": str(bad.parent), "val_dir": str(bad)}}
     raw["model"] |= {"vlm_film_config": {"prompt_template": "x"}}
     raw["data"] |= {"image_size": 32}
-    (code, _), (other_code, other_lines) = ends(start(raw, 0), start(raw, 1))
+    (code, _), (other_code, other_lines) = ends(raw, rank(0, raw), rank(1, raw))
     assert (code, other_code) == (3, 138)
     assert "rank 0 could not prepare the data" in other_lines[0]
 
-    (code, _), (other_code, other_lines) = ends(
-        start(small(tmp_path / "two"), 0, 60, "die"), start(small(tmp_path / "two"), 1, 3)
-    )
+    raw = small(tmp_path / "two")
+    (code, _), (other_code, other_lines) = ends(raw, rank(0, raw, dies=True), rank(1, raw, 2))
     assert (code, other_code) == (-9, 138)
-    assert "has been silent for 3 seconds" in other_lines[0]
+    assert "has been silent for 2 seconds" in other_lines[0]

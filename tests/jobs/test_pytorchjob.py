@@ -126,7 +126,7 @@ def test_a_training_client_takes_a_job_as_it_is(name: str) -> None:
             """Nothing to the terminal."""
 
     with HTTPServer(("127.0.0.1", 0), Answering) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         host = f"http://127.0.0.1:{server.server_port}"
         client = TrainingClient(client_configuration=Configuration(host=host), namespace="training")
         client.create_job(as_model(job))

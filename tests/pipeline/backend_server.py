@@ -81,7 +81,7 @@ def backend_server() -> Iterator[BackendServer]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     backend.endpoint = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield backend

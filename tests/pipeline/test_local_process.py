@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from guards import HANG_SECONDS
 
+from stageline.jobs import local
 from stageline.jobs.job import Job
 from stageline.jobs.local import LocalProcess, start_job
 from stageline.jobs.processes import descendants, is_marked, kill_marked, watch_process
@@ -116,14 +117,24 @@ time.sleep(60)
 """
 
 
-def test_the_second_cancel_ends_everything_even_what_left_the_process_group(tmp_path: Path) -> None:
-    process = start(tmp_path, STUBBORN)
+@pytest.mark.parametrize("asked", ["twice", "once"])
+def test_a_job_that_does_not_listen_is_killed_with_all_that_left_its_process_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """By the second cancel a while after the first, or in stated time after the only one."""
+    monkeypatch.setattr(local, "REPEAT_SECONDS", 0.1)
+    monkeypatch.setattr(local, "KILL_AFTER_SECONDS", HANG_SECONDS if asked == "twice" else 0.2)
+    process = start(tmp_path, STUBBORN, shutdown_timeout_seconds=0)
     pids = [process.process.pid]
 
     def stop(line: str) -> None:
         pids.append(int(line))
         process.cancel()
-        process.cancel()
+        process.cancel()  # at once: still the same request
+        assert process.process.poll() is None
+        if asked == "twice":
+            time.sleep(0.2)
+            process.cancel()
 
     verdict = process.follow(stop)
     assert verdict.exit_code >= 128

@@ -49,7 +49,7 @@ def run(root: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(root, *overrides),
         cwd=elsewhere,
-        env=environment(root),
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -57,9 +57,9 @@ def run(root: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def environment(root: Path) -> dict[str, str]:
-    """Byte code is kept: a run starts a dozen processes, and each would compile torch anew."""
-    return {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(root / "bytecode")}
+def environment() -> dict[str, str]:
+    """Byte code is kept where it always lies: a run starts a dozen processes, and each would compile torch anew."""
+    return {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def test_another_identity_under_the_name_is_blocked(finished: Finished) -> None:
 def test_a_failing_step_ends_the_run_with_its_own_sentence_and_code(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in environment(finished.root).items():
+    for name, value in environment().items():
         monkeypatch.setenv(name, value)
     data = tmp_path / "data"
     for part in ("image", "label"):
@@ -265,7 +265,7 @@ class Background:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=environment(root),
+            env=environment(),
             start_new_session=True,
         )
         self.lines: list[str] = []

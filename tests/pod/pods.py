@@ -1,17 +1,19 @@
 """Pods as processes: `stageline-entry` with small programs in place of torchrun and the ranks.
 
-Run as a program it is the entry itself, with the stand-ins put in.
+The entry is forked from the tests' own process, so that its modules are loaded once.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
+import signal
 import sys
+import tempfile
 import textwrap
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from guards import HANG_SECONDS
+
+from stageline.pod import attempt, program
+from stageline.pod.entry import run_entry
+from stageline.pod.memory import count_oom_kills
 
 AGENT = """
 import os, signal, subprocess, sys, time
@@ -86,10 +92,42 @@ class PodEnd:
     message: dict[str, Any]
 
 
+class Forked:
+    """A child of this process, by the verbs of `subprocess.Popen`."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise TimeoutError(f"process {self.pid} has not ended")
+            time.sleep(0.01)
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+        self.wait(HANG_SECONDS)
+
+
 class PodProcess:
     """An entry that runs."""
 
-    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
+    def __init__(self, process: Forked, folder: Path) -> None:
         self.process = process
         self.folder = folder
 
@@ -123,8 +161,13 @@ def start_pod(
     ranks: int = 2,
     environment: Mapping[str, str] | None = None,
     groups: Path | None = None,
+    patience: Mapping[str, float] | None = None,
 ) -> PodProcess:
-    """Start an entry whose ranks run the text `rank`. groups: a folder in place of /sys/fs/cgroup."""
+    """Start an entry whose ranks run the text `rank`.
+
+    groups: a folder in place of /sys/fs/cgroup.
+    patience: seconds in place of constants of `stageline.pod.program` and `stageline.pod.attempt`, by their names.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "message").write_text("")
     (folder / "agent.py").write_text(AGENT)
@@ -132,11 +175,6 @@ def start_pod(
     python = folder / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} {folder / "agent.py"} "$@"\n')
     python.chmod(0o755)
-    plan = {
-        "python": str(python),
-        "command": [sys.executable, str(folder / "rank.py")],
-        "groups": str(groups) if groups else "",
-    }
     own = {key: value for key, value in os.environ.items() if not key.startswith(("STAGELINE_", "PET_"))}
     variables = {
         **own,
@@ -150,26 +188,43 @@ def start_pod(
         "TMPDIR": str(folder),
         **(environment or {}),
     }
-    with (folder / "output.txt").open("w") as output:
-        command = [sys.executable, __file__, json.dumps(plan), *arguments]
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=variables, text=True)
-    return PodProcess(process, folder)
+    options: dict[str, Any] = {"count_kills": lambda: count_oom_kills(groups)} if groups else {}
+    command = [sys.executable, str(folder / "rank.py")]
+
+    def body() -> int:
+        for name, seconds in (patience or {}).items():
+            setattr(program if hasattr(program, name) else attempt, name, seconds)
+        return run_entry(arguments, python=str(python), command=command, **options)
+
+    return PodProcess(fork(body, folder / "output.txt", variables), folder)
+
+
+def fork(body: Callable[[], int], output: Path, environment: Mapping[str, str]) -> Forked:
+    """A new process that ends with the code `body` returns; its output goes to a file."""
+    output.touch()
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return Forked(pid)
+    code = 1
+    try:
+        os.environ.clear()
+        os.environ.update(environment)
+        tempfile.tempdir = None
+        with output.open("w") as out, open(os.devnull) as nothing:  # noqa: PTH123  # descriptors, which are kept
+            os.dup2(nothing.fileno(), 0)
+            os.dup2(out.fileno(), 1)
+            os.dup2(out.fileno(), 2)
+            sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)
+            try:
+                code = body()
+            except BaseException:  # noqa: BLE001  # whoever waits sees it in output and code
+                traceback.print_exc()
+            sys.stdout.flush()
+    finally:
+        os._exit(code)
 
 
 def run_pod(folder: Path, rank: str, **options: Any) -> PodEnd:
     """Start a pod and wait for its end."""
     return start_pod(folder, rank, **options).end()
-
-
-def main() -> int:
-    from stageline.pod.entry import run_entry
-    from stageline.pod.memory import count_oom_kills
-
-    plan = json.loads(sys.argv[1])
-    groups = plan["groups"]
-    options: dict[str, Any] = {"count_kills": lambda: count_oom_kills(Path(groups))} if groups else {}
-    return run_entry(sys.argv[2:], python=plan["python"], command=plan["command"], **options)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -111,7 +111,8 @@ def test_success_is_what_the_ranks_say_not_torchrun(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [0, 138])
 def test_a_torchrun_that_hangs_after_its_ranks_is_ended(tmp_path: Path, code: int) -> None:
-    end = run_pod(tmp_path, f"record('peer_lost', {code})", environment={"AGENT_HANGS": "yes"})
+    script, hangs = f"record('peer_lost', {code})", {"AGENT_HANGS": "yes"}
+    end = run_pod(tmp_path, script, environment=hangs, patience={"FOLLOW_SECONDS": 0.0 if code == 0 else 1000.0})
     assert end.code == code, end.output
     assert ("torchrun did not follow" in end.output) is (code == 0), "a gang that is lost is not waited for"
 
@@ -164,14 +165,14 @@ def test_after_the_deadline_nothing_begins(tmp_path: Path) -> None:
 
 def test_ranks_that_do_not_listen_are_killed_in_stated_time(tmp_path: Path) -> None:
     script = "signal.signal(15, signal.SIG_IGN); print('ready', flush=True); sleep()"
-    pod = start_pod(tmp_path, script, environment={"PET_SHUTDOWN_TIMEOUT": "0.1"})
+    pod = start_pod(tmp_path, script, environment={"PET_SHUTDOWN_TIMEOUT": "0.1"}, patience={"KILL_AFTER_SECONDS": 0.3})
     pod.wait_for("[rank 0] ready")
     pod.wait_for("[rank 1] ready")
     start = time.monotonic()
     pod.process.send_signal(signal.SIGTERM)
     end = pod.end()
     assert end.code >= 128, end.output
-    assert time.monotonic() - start < 60
+    assert 0.4 < time.monotonic() - start < 60
     assert "before it could commit" in end.message["sentence"]
 
 
@@ -214,7 +215,8 @@ def _is_zombie_of(stat: Path, parent: int) -> bool:
 def test_a_rendezvous_that_fails_is_tried_again_in_the_same_pod(tmp_path: Path) -> None:
     counter = tmp_path / "left"
     counter.write_text("2")
-    end = run_pod(tmp_path / "pod", "pass", environment={"AGENT_FAILS": str(counter)})
+    environment = {"AGENT_FAILS": str(counter)}
+    end = run_pod(tmp_path / "pod", "pass", environment=environment, patience={"AGAIN_SECONDS": 0.1})
     assert end.code == 0, end.output
     assert end.output.count("trying again") == 2
 
@@ -222,8 +224,8 @@ def test_a_rendezvous_that_fails_is_tried_again_in_the_same_pod(tmp_path: Path) 
 def test_a_rendezvous_that_never_comes_together_is_tried_again_by_the_operator(tmp_path: Path) -> None:
     counter = tmp_path / "left"
     counter.write_text("1000")
-    environment = {"AGENT_FAILS": str(counter), "STAGELINE_RENDEZVOUS_SECONDS": "3"}
-    end = run_pod(tmp_path / "pod", "pass", environment=environment)
+    environment = {"AGENT_FAILS": str(counter), "STAGELINE_RENDEZVOUS_SECONDS": "0.5"}
+    end = run_pod(tmp_path / "pod", "pass", environment=environment, patience={"AGAIN_SECONDS": 0.1})
     assert end.code == 138, end.output
     assert "did not find each other" in end.message["sentence"]
 

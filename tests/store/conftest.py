@@ -10,10 +10,15 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from stageline.store import Store, open_store
+from stageline.store import Store, open_store, settings
 
 KEY_ID, SECRET = "AKIATESTKEYID00000001", "very/secret+key0000000000000000000000001"
 BUCKET = "stageline-test"
+
+
+@pytest.fixture(autouse=True)
+def _a_wrong_address_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "FIRST_SECONDS", 0.5)
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,7 @@ def test_refused_credentials_are_no_outage_and_are_not_repeated(
     verb: str, s3_environment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with HTTPServer(("127.0.0.1", 0), Refusing) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
         store = open_store("s3://some-bucket/x")

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata as installed
 from typing import Any
 
@@ -44,7 +45,12 @@ class RunRecord:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what takes part in a result, read without importing it."""
+    """Versions of what takes part in a result, read without importing it, once."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> Mapping[str, str]:
     found = {"stageline": __version__, "python": platform.python_version(), "platform": sys.platform}
     for package in PACKAGES:
         try:

@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -104,8 +105,13 @@ def section_of(model: type[BaseModel], path: Sequence[Any]) -> type[BaseModel] |
     return model
 
 
-def dotted_fields(model: type[BaseModel], prefix: str = "", *, with_operational: bool = True) -> list[str]:
+def dotted_fields(model: type[BaseModel], *, with_operational: bool = True) -> list[str]:
     """Every leaf key of a config class, dotted (`trainer.keep.last`)."""
+    return list(_dotted_fields(model, with_operational))
+
+
+@cache
+def _dotted_fields(model: type[BaseModel], with_operational: bool) -> tuple[str, ...]:
     keys: list[str] = []
     for name, field in model.model_fields.items():
         if not with_operational and is_operational(field):
@@ -113,10 +119,10 @@ def dotted_fields(model: type[BaseModel], prefix: str = "", *, with_operational:
         key = key_of(name, field)
         section = section_of(model, (key,))
         if section is None:
-            keys.append(prefix + key)
+            keys.append(key)
         else:
-            keys += dotted_fields(section, f"{prefix}{key}.", with_operational=with_operational)
-    return keys
+            keys += [f"{key}.{inner}" for inner in _dotted_fields(section, with_operational)]
+    return tuple(keys)
 
 
 def json_schema(model: type[BaseModel]) -> dict[str, Any]:

@@ -76,7 +76,6 @@ class Program:
     num_ranks: int = 0
     deadline: float | None = None
     shutdown_timeout_seconds: float = 120.0
-    follow_seconds: float = FOLLOW_SECONDS
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
 
 
@@ -143,7 +142,7 @@ class _RunningProgram:
             return
         self._gone_at = self._gone_at or now
         failed = any(note.get("returncode") for note in read_notes(self.program.notes))
-        if failed or now - self._gone_at > self.program.follow_seconds:
+        if failed or now - self._gone_at > FOLLOW_SECONDS:
             self.hung = self.hung or not failed
             self._send(signal.SIGKILL)
 

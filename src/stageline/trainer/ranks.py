@@ -71,6 +71,15 @@ class Ranks:
         self.rank, self.size = self.fabric.global_rank, self.fabric.world_size
         self.device = self.fabric.device
 
+    def seed_torch(self, value: int) -> None:
+        """Seed torch's own generators that this rank computes with, as `torch.manual_seed` seeds those of all devices.
+
+        value: in [0, 2**63). That function notes a stack trace for every kind of device that is absent, at each call.
+        """
+        torch.default_generator.manual_seed(value)
+        if self.is_cuda:
+            torch.cuda.manual_seed(value)
+
     def _parallelise(self, model: nn.Module, mesh: Any) -> nn.Module:
         assert self.shard is not None
         return self.shard(model, mesh)

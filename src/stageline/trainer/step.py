@@ -111,7 +111,7 @@ def _run_micro_batches(
             gather=ranks.gather_rows,
         )
         # Dropout and the like draw from torch's own generators.
-        torch.manual_seed(seeded("global", seed, step, ranks.rank, number).initial_seed())
+        ranks.seed_torch(seeded("global", seed, step, ranks.rank, number).initial_seed())
         with parts.hold_sync(number < len(plan.micro_batches) - 1):
             loss = parts.task.loss(parts.model, ranks.fabric.to_device(batch), context)
             ranks.fabric.backward(loss.sum * (0.0 if micro.padding else scale))

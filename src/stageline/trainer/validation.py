@@ -104,7 +104,7 @@ def _measure(
             if ranks.sum([float(bool(stop.reason))])[0]:
                 return None
             # What a family draws from torch's own generators, against its promise, is at least the same every time.
-            torch.manual_seed(seeded("validation", seed, samples[0]).initial_seed())
+            ranks.seed_torch(seeded("validation", seed, samples[0]).initial_seed())
             context = ValidationContext(seed, tuple(samples))
             result = task.validate(model, ranks.fabric.to_device(batch), context)
             if number < plan.counted:
