@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage, optimize
-from skimage.morphology import skeletonize
+from skimage import morphology
 
 from stageline.errors import ConfigError
 
@@ -88,7 +88,7 @@ def skeleton_of(mask: ArrayLike) -> Bools:
     if not filled.any():
         return np.zeros(filled.shape, dtype=bool)
     # One pixel of frame: the skeleton of a vessel that leaves the picture then reaches the border.
-    skeleton: Bools = skeletonize(np.pad(filled, 1, mode="edge"))[1:-1, 1:-1]  # type: ignore[no-untyped-call]
+    skeleton: Bools = morphology.skeletonize(np.pad(filled, 1, mode="edge"))[1:-1, 1:-1]  # type: ignore[no-untyped-call]
     return skeleton
 
 
@@ -112,7 +112,7 @@ def prune(skeleton: Bools, distance: Floats) -> Bools:
         short[end] = roots[end] > 0 and lengths[end] < SPUR_RADII * roots[end] + SPUR_PIXELS
     if not short.any():
         return skeleton
-    return np.asarray(skeletonize(skeleton & ~short[branches]))  # type: ignore[no-untyped-call]
+    return np.asarray(morphology.skeletonize(skeleton & ~short[branches]))  # type: ignore[no-untyped-call]
 
 
 def _branches_at(skeleton: Bools, cluster: Bools) -> int:

@@ -14,9 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from skimage.data import retina
-from skimage.filters import apply_hysteresis_threshold, sato
-from skimage.transform import resize
+from skimage import data, filters, transform
 
 PSEUDO_PROMPT = "vessels (pseudo-label)"
 PSEUDO_ORIGIN = "pseudo-label: Sato ridge filter on skimage.data.retina(), made by no person"
@@ -52,9 +50,9 @@ def make_pseudo_label(green: NDArray[np.float64], field: NDArray[np.bool_]) -> N
     inside `field`, small components dropped.
     """
     level = green - ndimage.gaussian_filter(green, BACKGROUND_SIGMA)
-    ridges = np.where(field, sato(level, sigmas=RIDGE_SIGMAS, black_ridges=True), 0.0)  # type: ignore[no-untyped-call]
+    ridges = np.where(field, filters.sato(level, sigmas=RIDGE_SIGMAS, black_ridges=True), 0.0)  # type: ignore[no-untyped-call]
     low, high = np.quantile(ridges[field], HYSTERESIS_QUANTILES)
-    found = apply_hysteresis_threshold(ridges, low, high) & field  # type: ignore[no-untyped-call]
+    found = filters.apply_hysteresis_threshold(ridges, low, high) & field  # type: ignore[no-untyped-call]
     parts, _ = ndimage.label(found, np.ones((3, 3)))
     large = np.bincount(parts.ravel()) >= MIN_COMPONENT_PIXELS
     large[0] = False
@@ -64,7 +62,7 @@ def make_pseudo_label(green: NDArray[np.float64], field: NDArray[np.bool_]) -> N
 @lru_cache(maxsize=1)
 def load_pseudo_retina() -> PseudoLabelled:
     """The whole picture at 704 x 704 with its pseudo-label; about a second of work the first time."""
-    picture = resize(retina(), (SIZE, SIZE, 3), anti_aliasing=True)  # type: ignore[no-untyped-call]
+    picture = transform.resize(data.retina(), (SIZE, SIZE, 3), anti_aliasing=True)  # type: ignore[no-untyped-call]
     green = np.ascontiguousarray(picture[..., 1])
     field = ndimage.binary_fill_holes(picture.mean(axis=2) > FIELD_LEVEL)
     inner = ndimage.binary_erosion(field, iterations=FIELD_EROSION)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
-from skimage.measure import euler_number
+from skimage import measure
 
 from stageline.errors import DataError
 from stageline.families.film_flow.data.junctions import EIGHT, Junctions, find_junctions, match_nodes, skeleton_of
@@ -57,7 +57,7 @@ def betti_numbers(mask: ArrayLike) -> tuple[int, int]:
     """(components, loops) of a mask (H, W), 8-connected; loops = components - Euler number."""
     filled = _as_mask(mask, "mask")
     components = int(ndimage.label(filled, EIGHT)[1])
-    euler = int(euler_number(filled, connectivity=2))  # type: ignore[no-untyped-call]
+    euler = int(measure.euler_number(filled, connectivity=2))  # type: ignore[no-untyped-call]
     return components, components - euler
 
 
