@@ -108,6 +108,7 @@ render: env ## write what follows from something else: pipelines, manifests, the
 	@$(BIN)/python scripts/render_chart.py
 	@$(BIN)/python scripts/render_jobs.py
 	@$(BIN)/python -m tests.jobs.jobs
+	@$(BIN)/python -m tests.families.jobs
 
 .PHONY: bench
 bench: env ## measurements side by side, as ratios

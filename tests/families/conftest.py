@@ -1,4 +1,4 @@
-"""Paths of the modules that tests of families share: the toy family, and ranks in forked processes."""
+"""Paths of the modules that tests of families share, and one small run of each family for the contract suite."""
 
 from __future__ import annotations
 

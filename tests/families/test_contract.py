@@ -5,79 +5,57 @@ A family brings data for it (`case.py`: settings that make `tiny` small, its ste
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import nullcontext, suppress
+from fnmatch import fnmatchcase
+from html import unescape
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from ranks import run_ranks
 
-from stageline.checkpoint.layout import CheckpointRef, resolve
+from stageline.checkpoint.layout import resolve
+from stageline.checkpoint.ownership import GIVEN
 from stageline.checkpoint.tensors import read_tensors
 from stageline.cli.starter import starter_yaml
-from stageline.config import RunConfig, flatten, json_schema, parse_yaml
-from stageline.contract import Family, FamilyConfig, Parent, Words
-from stageline.errors import InterruptedRunError
+from stageline.config import flatten, json_schema, parse_yaml
+from stageline.contract import Family, FamilyConfig, Parent, Split, Words
+from stageline.data.prepared import open_prepared
+from stageline.errors import DataError, InterruptedRunError
 from stageline.families import FAMILIES, family_config, load_family, parse_config, raw_preset
 from stageline.plan import make_plan
 from stageline.stage import Stage, stage_config
 from stageline.trainer.parameters import check_groups, freeze_untrained
-from stageline.verbs.evaluate.evaluation import evaluate_checkpoint
-from stageline.verbs.predict import load
 from stageline.verbs.prepare import prepare_data
 from stageline.verbs.train import train_stage
 
-HERE = Path(__file__).parent
-ROOMS = {**{name: name for name in FAMILIES}, "toy": "toy_family"}
-"""Family -> its folder beside this file."""
+from .jobs import GOLDENS, job_texts
+from .tiny_run import ROOMS, Build, TinyRun, built_by, case_of, configs_at_stages, small_config
 
 
-@pytest.fixture(autouse=True)
-def _toy_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FAMILIES, "toy", "toy_family")
-
-
-@pytest.fixture(params=sorted(ROOMS))
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture(scope="module", params=sorted(ROOMS))
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyRun]:
+    """The small run of a family, which all tests of this file look at."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FAMILIES, "toy", "toy_family")
+        yield TinyRun(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture
-def family(name: str) -> FamilyConfig:
-    return family_config(name)
+def name(run: TinyRun) -> str:
+    return run.name
 
 
-def case_of(name: str) -> ModuleType:
-    """The family's data for this suite."""
-    spec = importlib.util.spec_from_file_location(f"case_of_{name}", HERE / ROOMS[name] / "case.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def small_config(name: str, root: Path | str, *overrides: str, run: str = "small") -> RunConfig:
-    """The preset `tiny` of a family, shrunk."""
-    case = case_of(name)
-    steps = [f"trainer.max_steps={case.STEPS}", "trainer.accelerator=cpu", "trainer.tensorboard=false"]
-    raw = raw_preset(name, "tiny")
-    raw.pop("stage_overrides", None)
-    return parse_config(raw, [*case.SHRUNK, *steps, f"root={root}", f"run={run}", *overrides])
-
-
-def configs_at_stages(family: FamilyConfig, config: RunConfig) -> Iterator[tuple[Any, Stage]]:
-    """(config, stage) of every stage that this config selects."""
-    for stage in family.selected(config):
-        yield stage_config(config, stage), stage
+@pytest.fixture
+def family(run: TinyRun) -> FamilyConfig:
+    return run.family
 
 
 def test_presets_and_schema(name: str, family: FamilyConfig) -> None:
@@ -94,14 +72,14 @@ def test_presets_and_schema(name: str, family: FamilyConfig) -> None:
 
 def test_the_door_is_complete(name: str, family: FamilyConfig) -> None:
     """Whatever is asked of a family is asked with (config, stage), and what it answers is JSON where files hold it."""
+    known: set[str] = set()
     for preset in family.presets:
         config = parse_config(raw_preset(name, preset))
         for own, stage in configs_at_stages(family, config):
             family.check(own, stage)
             facts = family.facts(own, stage)
             assert json.loads(json.dumps(facts)) == facts
-            assert set(family.fact_rules) <= set(facts)
-            assert all(json.dumps(dict(split.key)) for split in family.splits(own, stage))
+            known |= set(facts)
             for role, source in stage.parents.items():
                 parents_own = stage_config(config, family.stages[source])
                 parent = Parent(role, source, family.facts(parents_own, family.stages[source]))
@@ -114,8 +92,14 @@ def test_the_door_is_complete(name: str, family: FamilyConfig) -> None:
             family.casts(own, stage)
             family.may_lack_gradient(own, stage)
             family.num_samples(own, stage, {})
-        family.evaluation_splits(config)
-        assert set(family.asked({**raw_preset(name, preset), "family": name})) <= set(facts)
+        assert set(family.asked({**raw_preset(name, preset), "family": name})) <= known
+        splits: list[Split] = []
+        # The data of a preset for larger things need not lie here.
+        with nullcontext() if preset == "tiny" else suppress(DataError):
+            splits += family.evaluation_splits(config)
+            splits += [split for own, stage in configs_at_stages(family, config) for split in family.splits(own, stage)]
+        assert all(json.dumps(dict(split.key)) for split in splits)
+    assert set(family.fact_rules) <= known
     assert family.words != Words()
     assert len(family.words.main_metrics) <= 10
     record = load_family(name)
@@ -123,114 +107,173 @@ def test_the_door_is_complete(name: str, family: FamilyConfig) -> None:
     assert record.config is family
 
 
-def test_what_trains_is_what_config_and_model_say(name: str, family: FamilyConfig, tmp_path: Path) -> None:
-    """Patterns match the model's parameters, names belong to sections, what a parent gives is told for every tensor."""
-    config = small_config(name, tmp_path)
-    record = load_family(name)
-    for own, stage in configs_at_stages(family, config):
-        model = record.build_model(own, stage)
+def test_what_trains_is_what_config_and_model_say(run: TinyRun, name: str, family: FamilyConfig) -> None:
+    """Patterns match the model's parameters, names belong to sections, the same seed gives the same weights."""
+    for own, stage in configs_at_stages(family, run.config):
+        model = run.build_model(own, stage)
         trained = freeze_untrained(model, family.trains(own, stage), stage.name)
         assert trained
-        assert all(record.section_of(tensor) for tensor in model.state_dict())
+        assert all(load_family(name).section_of(tensor) for tensor in model.state_dict())
         with torch.device("meta"):
-            counted = record.build_model(own, stage)
+            counted = run.build_model(own, stage)
         assert {n: p.shape for n, p in counted.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
-        again = record.build_model(own, stage)
+        again = run.build_model(own, stage)
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)), "not seeded"
 
 
-def trained_stages(config: RunConfig, data: str) -> dict[str, CheckpointRef]:
-    """Every selected stage, trained in order: stage -> what it hands on."""
-    return {
-        stage.name: resolve(str(train_stage(config, stage.name, data=data).reference))
-        for stage in family_config(config.family).selected(config)
-    }
-
-
-def test_a_run_from_data_to_prediction(name: str, family: FamilyConfig, tmp_path: Path) -> None:
-    """Prepare, stages, evaluation, prediction; the plan foresees each, frozen tensors keep their bits."""
-    config = small_config(name, tmp_path / "root with a space")
-    before = {item.name: item.action for item in make_plan(config).items}
-    assert all(before[stage.name] == "run" for stage in family.selected(config))
-    data = str(prepare_data(config).reference)
-    refs = trained_stages(config, data)
-    for own, stage in configs_at_stages(family, config):
-        meta = refs[stage.name].metadata
-        assert meta.facts == family.facts(own, stage), "the facts of the model are those of the config"
-        assert set(meta.parents) == set(stage.parents)
-        weights = read_tensors(refs[stage.name], "raw")
-        for role, source in stage.parents.items():
-            parent = read_tensors(refs[source], meta.parents[role].weights)
-            trains = family.trains(own, stage)
-            kept = [s for s in meta.parents[role].sections if s["outcome"] == "load"]
-            for tensor in [] if not kept else weights:
-                frozen = not trains.matches(tensor) and tensor in parent and len(stage.parents) == 1
-                if frozen and tensor in dict(load_family(name).build_model(own, stage).named_parameters()):
-                    assert torch.equal(weights[tensor], parent[tensor]), f"{tensor} of {stage.name} is frozen"
-    made = {item.name: item for item in make_plan(config).items}
-    for stage in family.selected(config):
-        assert made[stage.name].action == "reuse", made[stage.name].reasons
-    last = family.selected(config)[-1].name
-    record = evaluate_checkpoint(config, str(refs[last].reference), data)
-    assert record.metrics
-    assert set(family.words.main_metrics) & set(record.metrics)
-    case = case_of(name)
-    results = load(str(refs[last].reference), case.PREDICT).predict(case.inputs(tmp_path), tmp_path / "out")
-    files = [
-        Path(value) for result in results for value in map(str, result.values()) if value.startswith(str(tmp_path))
-    ]
-    assert any(file.is_file() and file.parent == tmp_path / "out" for file in files)
-
-
-def test_a_stopped_stage_goes_on_bit_for_bit(
-    name: str, family: FamilyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Interrupted in its second step and continued: the same content as without."""
-    whole = small_config(name, tmp_path, run="whole")
-    data = str(prepare_data(whole).reference)
-    first = family.selected(whole)[0]
-    wanted = resolve(str(train_stage(whole, first.name, data=data).reference), prefer="last")
-    module = importlib.import_module(f"{FAMILIES[name]}.family")
-    record: Family = module.FAMILY
-
-    def build(config: Any, stage: Stage, prepared: Any) -> Any:
-        task = record.build_task(config, stage, prepared)
-        loss = task.loss
-
-        def stopping(model: Any, batch: Any, context: Any) -> Any:
-            if context.step == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return loss(model, batch, context)
-
-        task.loss = stopping  # type: ignore[method-assign]
-        return task
-
-    parts = small_config(name, tmp_path, run="parts")
-    monkeypatch.setattr(module, "FAMILY", replace(record, build_task=build))
-    with pytest.raises(InterruptedRunError):
-        train_stage(parts, first.name, data=data)
-    monkeypatch.setattr(module, "FAMILY", record)
-    result = train_stage(parts, first.name, data=data)
-    assert result.action == "continue"
-    found = resolve(str(result.reference), prefer="last")
-    assert found.content == wanted.content
-
-
-def test_groups_hold_what_trains(name: str, family: FamilyConfig, tmp_path: Path) -> None:
-    from stageline.data.prepared import PreparedData
-
-    config = small_config(name, tmp_path)
-    prepared = PreparedData(prepare_data(config))
-    for own, stage in configs_at_stages(family, config):
-        task = load_family(name).build_task(own, stage, prepared)
+def test_groups_hold_what_trains(run: TinyRun, name: str, family: FamilyConfig) -> None:
+    """And the facts of the task are those of the config."""
+    for own, stage in configs_at_stages(family, run.config):
+        names = [split.name for split in family.splits(own, stage)]
+        task = load_family(name).build_task(own, stage, open_prepared(run.data, names))
         trained = freeze_untrained(task.model, family.trains(own, stage), stage.name)
         check_groups(task.parameter_groups(), trained)
         assert flatten(task.facts()) == flatten(family.facts(own, stage))
 
 
+def test_every_split_is_prepared_with_rows(run: TinyRun, family: FamilyConfig) -> None:
+    read = {split.name for own, stage in configs_at_stages(family, run.config) for split in family.splits(own, stage)}
+    read |= {split.name for split in family.evaluation_splits(run.config)}
+    prepared = open_prepared(run.data)
+    assert set(prepared.names) == read
+    assert all(len(prepared.split(split)) > 0 for split in read)
+
+
+def test_the_plan_foresees_every_stage(run: TinyRun, family: FamilyConfig) -> None:
+    """Before it was trained and after; what it is trained from and what its checkpoint says are as declared."""
+    selected = family.selected(run.config)
+    assert all(run.foreseen[stage.name] == "run" for stage in selected)
+    assert set(run.refs) == {stage.name for stage in selected}
+    made = {item.name: item for item in make_plan(run.config).items}
+    for own, stage in configs_at_stages(family, run.config):
+        assert made[stage.name].action == "reuse", made[stage.name].reasons
+        meta = run.refs[stage.name].metadata
+        assert meta.facts == family.facts(own, stage)
+        assert meta.variant == family.variant(own)
+        assert meta.final
+        assert {role: record.stage for role, record in meta.parents.items()} == {
+            role: source for role, source in stage.parents.items() if source in run.refs
+        }
+
+
+def test_what_is_frozen_keeps_the_bits_of_its_parent(run: TinyRun, family: FamilyConfig) -> None:
+    """Every parameter that a role gives and the stage does not train."""
+    for own, stage in configs_at_stages(family, run.config):
+        trains = family.trains(own, stage)
+        weights = read_tensors(run.refs[stage.name], "raw")
+        parameters = {name for name, _ in run.build_model(own, stage).named_parameters()}
+        for role, record in run.refs[stage.name].metadata.parents.items():
+            parent = read_tensors(run.refs[stage.parents[role]], record.weights)
+            patterns = [p for section in record.sections if section["outcome"] in GIVEN for p in section["patterns"]]
+            given = {name for name in parent if any(fnmatchcase(name, pattern) for pattern in patterns)}
+            assert given & set(weights), f"{role} gives {stage.name} nothing"
+            for tensor in sorted(given & set(weights) & parameters):
+                if not trains.matches(tensor):
+                    assert torch.equal(weights[tensor], parent[tensor]), f"{tensor} of {stage.name} is frozen"
+
+
+def test_all_that_trains_has_a_gradient_and_nothing_else(run: TinyRun, family: FamilyConfig) -> None:
+    """Finite, and not zero in every step, but for what the family declares; what is frozen has none."""
+    assert run.refs
+    for own, stage in configs_at_stages(family, run.config):
+        seen = run.gradients[stage.name]
+        model = run.build_model(own, stage)
+        assert set(seen.largest) == set(freeze_untrained(model, family.trains(own, stage), stage.name))
+        assert not seen.broken, f"{stage.name}: gradients that are not finite"
+        assert not seen.frozen, f"{stage.name}: gradients of what is frozen"
+        declared = family.may_lack_gradient(own, stage)
+        silent = [
+            name
+            for name, largest in seen.largest.items()
+            if largest == 0.0 and not any(fnmatchcase(name, pattern) for pattern in declared)
+        ]
+        assert not silent, f"{stage.name} trains what no gradient reaches"
+
+
+def test_its_last_stage_is_evaluated(run: TinyRun, family: FamilyConfig) -> None:
+    record = run.evaluation
+    assert record.metrics
+    assert set(family.words.main_metrics) & set(record.metrics)
+
+
+def test_its_last_stage_predicts_files(run: TinyRun) -> None:
+    """Of any kind; the paths of what was written stand in the results."""
+    named = [Path(value) for result in run.predicted for value in map(str, result.values()) if value]
+    written = {path for path in (run.folder / "out").rglob("*") if path.is_file()}
+    assert written
+    assert written & set(named)
+
+
+GENERAL = {"labels", "precision", "recall", "split", "weights"}
+"""Words of the field, and of the core's own settings, that are nobody's own."""
+
+
+def words_of(name: str) -> set[str]:
+    """What a family alone says to people: its own name, its stages, the words of its record."""
+    family = family_config(name)
+    words, config = family.words, parse_config(raw_preset(name, "tiny"))
+    captions = [*words.modes.values(), *words.metrics, *words.metrics.values(), *words.main_metrics]
+    captions += [*words.pictures.values(), *words.told.values(), *words.cautions.values()]
+    captions += [part.strip(" ,.;:") for part in re.split(r"\{[^}]*\}", words.headline)]
+    said = {name, *(stage.name for stage in family.selected(config)), *captions}
+    return {word for word in said if word} - GENERAL
+
+
+def visible(page: str) -> str:
+    """What a reader of a page sees."""
+    text = re.sub(r"<(style|script).*?</\1>", " ", page, flags=re.DOTALL)
+    return unescape(re.sub(r"<[^>]*>", " ", text))
+
+
+def test_a_report_says_no_word_of_another_family(run: TinyRun, name: str, family: FamilyConfig) -> None:
+    page = visible(run.report)
+    assert all(stage.name in page for stage in family.selected(run.config))
+    own = words_of(name)
+    for other in sorted(set(ROOMS) - {name}):
+        foreign = sorted(word for word in words_of(other) - own if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", page))
+        assert not foreign, f"words of {other}"
+
+
+def test_its_jobs_are_rendered_as_their_golden_says(name: str) -> None:
+    assert job_texts(name) == (GOLDENS / f"{name}.yaml").read_text(), "`make render` writes the goldens anew"
+
+
+def test_every_golden_is_of_a_family() -> None:
+    assert sorted(path.stem for path in GOLDENS.glob("*.yaml")) == sorted(ROOMS)
+
+
+def test_a_stopped_stage_goes_on_bit_for_bit(run: TinyRun, name: str, family: FamilyConfig) -> None:
+    """Interrupted in its second step and continued: the same content as in the run that was not."""
+    first = family.selected(run.config)[0]
+    wanted = resolve(str(run.refs[first.name].reference), prefer="last")
+    parts = small_config(name, run.config.root, run="parts")
+
+    def stopping(build: Build) -> Build:
+        def stopped(config: Any, stage: Stage, data: Any) -> Any:
+            task = build(config, stage, data)
+            loss = task.loss
+
+            def at_step(model: Any, batch: Any, context: Any) -> Any:
+                if context.step == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return loss(model, batch, context)
+
+            task.loss = at_step
+            return task
+
+        return stopped
+
+    with built_by(name, stopping), pytest.raises(InterruptedRunError):
+        train_stage(parts, first.name, data=run.data)
+    result = train_stage(parts, first.name, data=run.data)
+    assert result.action == "continue"
+    found = resolve(str(result.reference), prefer="last")
+    assert found.content == wanted.content
+
+
 @pytest.mark.slow
-def test_two_ranks_train_and_agree(name: str, family: FamilyConfig, tmp_path: Path) -> None:
-    config = small_config(name, tmp_path, "trainer.processes=2", "trainer.batch_size=1", run="two")
+def test_two_ranks_train_and_agree(run: TinyRun, name: str, family: FamilyConfig, tmp_path: Path) -> None:
+    config = small_config(name, tmp_path, "trainer.processes=2", *case_of(name).TWO_RANKS, run="two")
     data = str(prepare_data(config).reference)
     first = family.selected(config)[0].name
     ends = run_ranks(lambda _: dict(train_stage(config, first, data=data).metrics), 2, tmp_path / "ranks")

@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 
-from stageline.data.prepared import silent, write_set
+from stageline.data.prepared import silent
 from stageline.encoders.copies import lock_external
 from stageline.families import FAMILIES, family_config, parse_config
 from stageline.store import open_store
@@ -32,10 +32,15 @@ def _toy_family(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     family.CHANGE.clear()
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> str:
-    """Reference of prepared data without a split: the toy family makes its samples itself."""
-    return str(write_set(open_store(tmp_path), {}).reference)
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Reference of the toy family's prepared rows, the same for all tests."""
+    from stageline.verbs.prepare import prepare_data
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FAMILIES, "toy", "toy_family")
+        config = parse_config({"family": "toy", "run": "rows", "root": str(tmp_path_factory.mktemp("rows"))})
+        return str(prepare_data(config).reference)
 
 
 @pytest.fixture

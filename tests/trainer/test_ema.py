@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from toy_family.toy import ToyModel
+from toy_family.model import ToyModel
 
 from stageline.layers.ema import Ema, decay_of_update, leftover_fraction
 

@@ -99,8 +99,9 @@ def test_the_plan_knows_nothing_until_it_is_prepared(train: Any, table: Path, tm
     prepare_data(config, lambda _done, _total, what: said.append(what))
     assert decide_data(config).action == "reuse"
     digest = decide(config, "base").digests["table"]
-    assert said[-1].startswith(f"locked external 'table' ({table}): {digest[:12]}, 1 files")
-    assert describe_externals(config) == (said[-1].removeprefix("locked "),)
+    (locked,) = [line for line in said if line.startswith("locked ")]
+    assert locked.startswith(f"locked external 'table' ({table}): {digest[:12]}, 1 files")
+    assert describe_externals(config) == (locked.removeprefix("locked "),)
     assert decide(config, "base").fingerprint
     done = train(**{"model.table": str(table), "trainer.max_steps": 2})
     shutil.rmtree(tmp_path / EXTERNALS)

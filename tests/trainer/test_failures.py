@@ -52,7 +52,7 @@ def test_a_bad_step_changes_nothing_and_is_counted(train, tmp_path):
     assert [e["in_a_row"] for e in events(tmp_path, "skipped")] == [1, 2, 3, 4]
     *_, last = stage_dir(tmp_path).committed()
     assert last.metadata.step == 3
-    from toy_family.toy import ToyModel
+    from toy_family.model import ToyModel
 
     fresh = ToyModel(3).state_dict()
     for name, tensor in read_tensors(last).items():

@@ -78,7 +78,7 @@ def test_a_name_of_ours_is_refused(train: Any, monkeypatch: pytest.MonkeyPatch, 
 @pytest.fixture
 def parts(tmp_path: Path) -> list[Path]:
     """The toy model in two files."""
-    from toy_family.toy import ToyModel
+    from toy_family.model import ToyModel
 
     state = ToyModel(7).state_dict()
     paths = [tmp_path / "stem=1.safetensors", tmp_path / "rest.safetensors"]
@@ -90,7 +90,7 @@ def parts(tmp_path: Path) -> list[Path]:
 def test_several_files_become_one_checkpoint_of_the_stage_that_is_named(
     parts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from toy_family.toy import ToyModel
+    from toy_family.model import ToyModel
 
     command = ["checkpoint", "import", *map(str, parts), f"root={tmp_path}", "--to", "old", "--family", "toy"]
     assert main([*command, "--stage", "tune"]) == 0, capsys.readouterr().err

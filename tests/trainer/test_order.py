@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_family.toy import ToyTask
+from toy_family.task import ToyTask
 
 from stageline.config import RunConfig, TrainerConfig
 from stageline.errors import DataError

@@ -86,7 +86,7 @@ def test_ranks_on_two_nodes_are_those_of_one_machine_bit_for_bit(train, tmp_path
 
 def test_a_sharded_model_equals_one_rank_and_loads_plain(train, tmp_path):
     from toy_family import family
-    from toy_family.toy import ToyModel
+    from toy_family.model import ToyModel
 
     sharded = {**TWO, "trainer.strategy": "fsdp2"}
     train(run="one", **ONE)

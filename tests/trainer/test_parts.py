@@ -13,7 +13,8 @@ from guards import HANG_SECONDS
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from toy_family.toy import STAGE, ToyModel, ToyTask
+from toy_family.model import ToyModel
+from toy_family.task import STAGE, ToyTask
 
 from stageline.config import TrainerConfig
 from stageline.contract import ParameterGroup

@@ -114,7 +114,7 @@ def test_modules_in_which_nothing_trains_are_in_eval_mode(train):
 
 def test_a_fresh_section_starts_at_its_own_initialisation(train):
     from toy_family import family
-    from toy_family.toy import ToyModel
+    from toy_family.model import ToyModel
 
     train("base", run="a", **{"model.fresh_head": True})
     seen: list[dict[str, Any]] = []

@@ -15,6 +15,8 @@ SHRUNK = (
 """Overrides that make the preset `tiny` small enough for the suite."""
 STEPS = 3
 """Optimizer steps of every stage there."""
+TWO_RANKS = ("trainer.batch_size=1",)
+"""Overrides for its first stage on two ranks."""
 PREDICT = ("evaluate.prompt=all vessels",)
 """Overrides with which the checkpoint is loaded to predict."""
 

@@ -15,6 +15,8 @@ SHRUNK = (
 """Overrides that make the preset `tiny` small enough for the suite."""
 STEPS = 2
 """Optimizer steps of every stage there."""
+TWO_RANKS = ("trainer.batch_size=1",)
+"""Overrides for its first stage on two ranks."""
 PREDICT = ("generation.max_new_tokens=4",)
 """Overrides with which the checkpoint is loaded to predict."""
 

@@ -1,1 +1,1 @@
-"""A family of two stages for the trainer's own tests: base trains everything, tune trains body and head from it."""
+"""The tests' own family, laid out as a room: two parents by role, a partly external module, a loss over ranks."""

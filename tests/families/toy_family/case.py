@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-SHRUNK = ("data.num_train=10", "data.num_val=3")
+SHRUNK = ("data.num_train=10", "data.num_val=3", "data.num_test=3")
 """Overrides that make the preset `tiny` small enough for the suite."""
 STEPS = 4
 """Optimizer steps of every stage there."""
+TWO_RANKS = ("trainer.batch_size=1",)
+"""Overrides for its first stage on two ranks."""
 PREDICT = ()
 """Overrides with which the checkpoint is loaded to predict."""
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import Field
 
 from stageline.config import DataSettings, RunConfig, Settings
-from stageline.contract import External, FamilyConfig, Parent, Words
-from stageline.stage import Inheritance, Stage, Stages, Trains
+from stageline.contract import FamilyConfig, Split, Words
+from stageline.stage import Stage, Stages
+
+from .inheritance import externals, inherit, trains
+
+ROWS = {"train": 32, "val": 16, "test": 8}
+"""Prepared rows of each split; a run uses the first ones."""
 
 
 class ToyModelConfig(Settings):
@@ -21,8 +28,9 @@ class ToyModelConfig(Settings):
 
 
 class ToyDataConfig(DataSettings):
-    num_train: int = 22
-    num_val: int = 7
+    num_train: int = Field(default=22, ge=0, le=ROWS["train"])
+    num_val: int = Field(default=7, ge=0, le=ROWS["val"])
+    num_test: int = Field(default=5, ge=1, le=ROWS["test"])
     tokens: bool = True
     poison: tuple[int, ...] = ()
 
@@ -30,6 +38,8 @@ class ToyDataConfig(DataSettings):
 class ToyConfig(RunConfig):
     model: ToyModelConfig = ToyModelConfig()
     data: ToyDataConfig = ToyDataConfig()
+
+    OF_EVALUATION: ClassVar[tuple[str, ...]] = ("data.num_test",)
 
 
 STAGES = Stages(
@@ -77,39 +87,14 @@ STAGES = Stages(
 )
 
 
-TABLE = "table.weight"
-"""The tensor that is not the family's own: it comes from the folder `model.table`, or is made from that text."""
-MADE = "made from "
-"""How `model.table` begins where the family makes the table itself."""
+def facts(config: ToyConfig, stage: Stage) -> dict[str, Any]:
+    """What a checkpoint says about itself."""
+    return {"width": 8}
 
 
-def inherit(parent: Parent, config: ToyConfig, stage: Stage) -> tuple[Inheritance, ...]:
-    """A single parent gives everything; of two, `trunk` gives all but the head."""
-    roles = {"default": "load", "trunk": "load", "head": "drop"}
-    head = {"default": "fresh" if config.model.fresh_head else "load", "trunk": "drop", "head": "load"}[parent.role]
-    trunk: Any = roles[parent.role]
-    outcome: Any = head
-    sections = [
-        Inheritance("stem", trunk, "same shape", ("stem.*",)),
-        Inheritance("trunk", trunk, "same shape", ("body.*", "strength")),
-        Inheritance("head", outcome, "as role and config say", ("head.*",)),
-    ]
-    if config.model.table:
-        sections += [
-            Inheritance("scale", trunk, "same shape", ("table.scale",)),
-            Inheritance("table", "external", "read from its own file", (TABLE,)),
-        ]
-    return tuple(sections)
-
-
-def trains(config: ToyConfig, stage: Stage) -> Trains:
-    """The stage's patterns, without what is not ours."""
-    return Trains(stage.trains, (TABLE,) if config.model.table else ())
-
-
-def externals(config: ToyConfig, stage: Stage) -> tuple[External, ...]:
-    source = config.model.table
-    return (External("table", source, patterns=(TABLE,), generated=source.startswith(MADE)),) if source else ()
+def split(name: str) -> Split:
+    """A split, which depends on how many rows it has."""
+    return Split(name, {"rows": ROWS[name]})
 
 
 FAMILY_CONFIG = FamilyConfig(
@@ -117,14 +102,19 @@ FAMILY_CONFIG = FamilyConfig(
     config=ToyConfig,
     stages=STAGES,
     presets={
-        "tiny": {"family": "toy", "trainer": {"batch_size": 4, "learning_rate": 0.02}},
+        "tiny": {
+            "family": "toy",
+            "stages": ["base", "tune", "join", "even"],
+            "model": {"table": "made from nothing", "variant": "small"},
+            "trainer": {"batch_size": 4, "learning_rate": 0.02},
+        },
         "dropped": {"family": "toy", "model": {"dropout": 0.1}},
     },
-    facts=lambda _config, _stage: {"width": 8},
+    facts=facts,
     fact_rules={},
     inherit=inherit,
-    splits=lambda _config, _stage: (),
-    evaluation_splits=lambda _config: (),
+    splits=lambda _config, _stage: (split("train"), split("val")),
+    evaluation_splits=lambda _config: (split("test"),),
     check=lambda _config, _stage: None,
     may_lack_gradient=lambda config, _stage: ("unused.*",) if config.model.declared else (),
     casts=lambda config, stage: {config.model.cast: "bfloat16"} if config.model.cast and stage.name == "tune" else {},

@@ -10,17 +10,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from stageline.contract import Emit, Evaluation, Family, Progress, Row, RowKey, Split, Workspace
+from stageline.contract import Family, Workspace
 from stageline.data.prepared import PreparedData
-from stageline.data.shards import SplitWriter
 from stageline.encoders.copies import external_folder
 from stageline.encoders.frozen import read_weights
-from stageline.errors import CheckpointError, DataError, Faults
+from stageline.errors import CheckpointError
 from stageline.objectives.step import seeded
 from stageline.stage import Stage
 
-from .config import FAMILY_CONFIG, ToyConfig, externals
-from .toy import ToyModel, ToySet, ToyTask
+from .config import FAMILY_CONFIG, ToyConfig
+from .data import prepare
+from .evaluate import evaluate, predict
+from .inheritance import externals
+from .model import ToyModel
+from .task import ToyTask
 
 TASKS: list[ToyTask] = []
 """Tasks that were built, for tests to look at and to change before."""
@@ -29,17 +32,17 @@ CHANGE: list[Any] = []
 
 
 def build_task(config: ToyConfig, stage: Stage, data: PreparedData) -> ToyTask:
-    data = config.data
     task = ToyTask(
-        num_train=data.num_train,
-        num_val=data.num_val,
-        tokens=data.tokens,
-        poison=data.poison,
+        num_train=config.data.num_train,
+        num_val=config.data.num_val,
+        tokens=config.data.tokens,
+        poison=config.data.poison,
         dropout=config.model.dropout,
         seed=config.seed,
         unused=config.model.unused,
         table=bool(config.model.table),
         over_ranks=stage.loss_over == "ranks",
+        rows={name: data.split(name) for name in ("train", "val")},
     )
     for change in CHANGE:
         change(task)
@@ -71,59 +74,6 @@ def load_externals(config: ToyConfig, stage: Stage, model: nn.Module) -> None:
         row = read_weights(external_folder(config, table) / "table.safetensors")["row"]
     with torch.no_grad():
         model.table.weight.copy_(row)
-
-
-def evaluate(
-    config: ToyConfig,
-    model: nn.Module,
-    data: PreparedData,
-    finished: Mapping[RowKey, Row],
-    emit: Emit,
-    progress: Progress,
-) -> Evaluation:
-    """The squared error of every validation sample."""
-    samples = ToySet(config.data.num_val, False)
-    errors = []
-    for index in range(len(samples)):
-        known = finished.get((str(index), ""))
-        if known is None:
-            sample = samples[index]
-            with torch.no_grad():
-                error = float((model(sample["x"][None]) - sample["target"]).square())
-            emit({"id": str(index), "error": error})
-        errors.append(error if known is None else float(known["error"]))
-        progress(index + 1, len(samples), "evaluating")
-    mean = sum(errors) / len(errors)
-    return Evaluation({"error": mean}, {"error": len(errors)}, (), {}, {"weights": "ema", "split": "val"})
-
-
-def predict(
-    config: ToyConfig, model: nn.Module, inputs: Sequence[str | Path], target: Path, progress: Progress
-) -> list[dict[str, Any]]:
-    """Four numbers, as text `1,2,3,4`, to a text file with the answer."""
-    faults = Faults(DataError, "inputs", "give four numbers, separated by commas")
-    rows: list[list[float]] = []
-    for text in map(str, inputs):
-        try:
-            row = [float(part) for part in text.split(",")]
-        except ValueError:
-            row = []
-        rows.append(row)
-        if len(row) != 4:
-            faults.add(f"{text!r} is no list of four numbers")
-    faults.raise_if_any()
-    results = []
-    for number, row in enumerate(rows):
-        with torch.no_grad():
-            answer = float(model(torch.tensor([row])))
-        path = target / f"answer-{number}.txt"
-        path.write_text(f"{answer!r}\n")
-        results.append({"input": inputs[number], "answer": str(path)})
-    return results
-
-
-def prepare(config: ToyConfig, split: Split, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
-    raise AssertionError(f"the toy family has no split, and {split.name!r} is to be prepared")
 
 
 def import_files(

@@ -62,8 +62,8 @@ def condition_features(config: FilmFlowConfig) -> int:
     return parts * (config.model.vlm_film_config.feature_dim or 0)
 
 
-def facts(config: FilmFlowConfig) -> dict[str, Any]:
-    """What a checkpoint of a stage with this config says about itself."""
+def facts(config: FilmFlowConfig, _stage: Stage | None = None) -> dict[str, Any]:
+    """What a checkpoint of a stage with this config says about itself; the same at every stage of one config."""
     model, vlm, plan = config.model, config.model.vlm_film_config, film_plan(config)
     film = bool(plan.stages)
     return {

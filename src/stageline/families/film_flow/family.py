@@ -14,7 +14,7 @@ from stageline.families.film_flow.task import build_task
 
 FAMILY = Family(
     config=FAMILY_CONFIG,
-    build_model=lambda config, _stage: build_model(config),
+    build_model=build_model,
     build_task=build_task,
     prepare=prepare,
     evaluate=evaluate,

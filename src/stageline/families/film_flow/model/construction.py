@@ -12,6 +12,7 @@ from stageline.families.film_flow.model.film import FilmLimit
 from stageline.families.film_flow.model.network import FilmFlowModel
 from stageline.families.film_flow.model.unet import BackboneSettings
 from stageline.objectives.step import seeded
+from stageline.stage import Stage
 
 
 def model_arguments(config: FilmFlowConfig) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def model_arguments(config: FilmFlowConfig) -> dict[str, Any]:
     }
 
 
-def build_model(config: FilmFlowConfig) -> FilmFlowModel:
+def build_model(config: FilmFlowConfig, _stage: Stage | None = None) -> FilmFlowModel:
     """The network of a stage config; its initial weights are a function of `config.seed` alone.
 
     On the meta device where the caller sets one. The caller's own random state is left as it was.

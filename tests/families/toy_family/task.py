@@ -1,4 +1,4 @@
-"""A small stage for the trainer's own tests: an MLP with dropout, a float buffer and per-sample randomness."""
+"""A small stage for the trainer's own tests: per-sample randomness, losses that are split as its fields say."""
 
 from __future__ import annotations
 
@@ -10,69 +10,20 @@ import torch
 from torch import nn
 
 from stageline.contract import ParameterGroup
-from stageline.objectives.step import StageLoss, StepContext, ValidationContext, seeded
+from stageline.data.reading import SplitReader
+from stageline.objectives.step import StageLoss, StepContext, ValidationContext
 from stageline.stage import Stage
+
+from .data import ToySet
+from .model import ToyModel
 
 STAGE = Stage("toy", trains=("body.*", "head.*"), objective="mse", steps=10, metric="error", direction="min")
 
 
-class ToyTable(nn.Module):
-    """A row that is added to every input: its weight comes from a file of others, its scale is trained here."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(4))
-        self.scale = nn.Parameter(torch.ones(1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.scale * self.weight
-
-
-class ToyModel(nn.Module):
-    """stem (often frozen) -> body with dropout -> head; `strength` is a schedule buffer."""
-
-    def __init__(self, seed: int = 0, dropout: float = 0.0, *, unused: bool = False, table: bool = False) -> None:
-        super().__init__()
-        self.stem = nn.Linear(4, 8)
-        self.body = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Dropout(dropout))
-        self.head = nn.Linear(8, 1)
-        if unused:
-            self.unused = nn.Linear(2, 2, bias=False)
-        self.register_buffer("strength", torch.zeros(()))
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=seeded(seed, name)) * 0.3)
-        self.table = ToyTable() if table else None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x if self.table is None else self.table(x)
-        seen = self.stem(x.to(self.stem.weight.dtype)).to(x.dtype)  # a frozen stem may be held in bf16
-        out: torch.Tensor = self.head(self.body(seen))
-        return out
-
-
-class ToySet(torch.utils.data.Dataset[Any]):
-    """Generated samples; each training sample has noise of its own, a function of (seed, epoch, index)."""
-
-    def __init__(self, size: int, training: bool, poison: Sequence[int] = ()) -> None:
-        self.size, self.training, self.poison = size, training, frozenset(poison)
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, item: Any) -> dict[str, torch.Tensor]:
-        epoch, index = item if self.training else (0, item)
-        x = torch.randn(4, generator=seeded("sample", int(self.training), index))
-        target = x.sum().tanh().reshape(1)
-        noise = torch.randn(4, generator=seeded("noise", epoch, index)) if self.training else torch.zeros(4)
-        if index in self.poison:
-            target = target * float("nan")
-        return {"x": x + 0.1 * noise, "target": target, "index": torch.tensor(index), "epoch": torch.tensor(epoch)}
-
-
 @dataclass
 class ToyTask:
-    """num_train, num_val: samples.  tokens: weigh sample i as 1 + i % 3, as token counts would.  seen: what came."""
+    """num_train, num_val: samples.  tokens: weigh sample i as 1 + i % 3, as token counts would.  rows: prepared
+    ones by split, made anew where there are none.  seen: what came."""
 
     num_train: int = 22
     num_val: int = 7
@@ -83,13 +34,14 @@ class ToyTask:
     unused: bool = False
     table: bool = False
     over_ranks: bool = False
+    rows: Mapping[str, SplitReader] = field(default_factory=dict)
     seen: list[tuple[int, int]] = field(default_factory=list)
     on_loss: Any = None
 
     def __post_init__(self) -> None:
         self.model: nn.Module = ToyModel(self.seed, self.dropout, unused=self.unused, table=self.table)
-        self.train_set = ToySet(self.num_train, True, self.poison)
-        self.val_set = ToySet(self.num_val, False)
+        self.train_set = ToySet(self.num_train, True, self.poison, self.rows.get("train"))
+        self.val_set = ToySet(self.num_val, False, rows=self.rows.get("val"))
 
     def collate(self, samples: Sequence[Any]) -> Any:
         return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}

@@ -1,0 +1,68 @@
+"""The toy family's evaluation and prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from stageline.contract import Emit, Evaluation, Progress, Row, RowKey
+from stageline.data.prepared import PreparedData
+from stageline.errors import DataError, Faults
+
+from .data import ToySet
+
+if TYPE_CHECKING:
+    from .config import ToyConfig
+
+
+def evaluate(
+    config: ToyConfig,
+    model: nn.Module,
+    data: PreparedData,
+    finished: Mapping[RowKey, Row],
+    emit: Emit,
+    progress: Progress,
+) -> Evaluation:
+    """The squared error of every test sample."""
+    samples = ToySet(config.data.num_test, False, rows=data.split("test"))
+    errors = []
+    for index in range(len(samples)):
+        known = finished.get((str(index), ""))
+        if known is None:
+            sample = samples[index]
+            with torch.no_grad():
+                error = float((model(sample["x"][None]) - sample["target"]).square())
+            emit({"id": str(index), "error": error})
+        errors.append(error if known is None else float(known["error"]))
+        progress(index + 1, len(samples), "evaluating")
+    mean = sum(errors) / len(errors)
+    return Evaluation({"error": mean}, {"error": len(errors)}, (), {}, {"weights": "ema", "split": "test"})
+
+
+def predict(
+    config: ToyConfig, model: nn.Module, inputs: Sequence[str | Path], target: Path, progress: Progress
+) -> list[dict[str, Any]]:
+    """Four numbers, as text `1,2,3,4`, to a text file with the answer."""
+    faults = Faults(DataError, "inputs", "give four numbers, separated by commas")
+    rows: list[list[float]] = []
+    for text in map(str, inputs):
+        try:
+            row = [float(part) for part in text.split(",")]
+        except ValueError:
+            row = []
+        rows.append(row)
+        if len(row) != 4:
+            faults.add(f"{text!r} is no list of four numbers")
+    faults.raise_if_any()
+    results = []
+    for number, row in enumerate(rows):
+        with torch.no_grad():
+            answer = float(model(torch.tensor([row])))
+        path = target / f"answer-{number}.txt"
+        path.write_text(f"{answer!r}\n")
+        results.append({"input": inputs[number], "answer": str(path)})
+    return results
