@@ -43,6 +43,7 @@ def picture(case: dict[str, Any], erp: Array = SCENE, **options: Any) -> Array:
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_corner_mode_is_py360convert(case: dict[str, Any]) -> None:
     """Check 2: 13 views, among them the seam at 48 and 49 pixels, narrow views at seam and zenith, unequal sides."""
+    assert py360convert.utils.cv2 is None, "with OpenCV it samples at 1/32 pixel and is no reference"
     hw = (case["out_h"], case["out_w"])
     expected = py360convert.e2p(SCENE, (case["fov_h"], case["fov_v"]), case["yaw"], case["pitch"], hw)
     assert np.abs(picture(case, pixel_centres="corner") - expected).max() <= 1e-5
@@ -209,7 +210,10 @@ def test_shapes_and_types_that_are_taken() -> None:
     for wrong in (SCENE[..., :2], SCENE[..., 0], SCENE[:, :-1], SCENE.astype(np.int32)):
         with pytest.raises(DataError, match="panorama"):
             project(wrong, made, 16)
-    for faulty in ({"fov": 90}, {"fov_h": 90, "yaw": 0}):
+    told = (100, 70, -60, 10)
+    for same in (told, [told], {"fov_h": 100, "fov_v": 70, "yaw": -60, "pitch": 10}, [view(100, -60, 10, 0, 70)]):
+        assert torch.equal(project(SCENE, same, (8, 10)), project(SCENE, (*told, 0), (8, 10)))
+    for faulty in ({"fov": 90}, {"fov_h": 90, "yaw": 0}, (90, 90), (90, 90, 0, 0, 0, 1)):
         with pytest.raises(ConfigError, match="expected fov_h"):
             project(SCENE, faulty, 16)
     with pytest.raises(ConfigError, match="no view"):

@@ -22,14 +22,17 @@ from stageline.errors import ConfigError, DataError
 from stageline.families.panorama_vlm.geometry.resolution import SUPPORT, Antialias, Filter, quality_of, reduced_size
 from stageline.families.panorama_vlm.geometry.tiles import GlobalMode, TilePlan
 from stageline.families.panorama_vlm.geometry.tokens import cell_centres
-from stageline.families.panorama_vlm.geometry.views import PixelCentres, View, edge_tangents, view
+from stageline.families.panorama_vlm.geometry.views import PixelCentres, View, edge_tangents, is_number, view
 
 PAD = 1
 """Pixels around the panorama for bilinear sampling."""
 LEVELS = {torch.uint8: 255.0, torch.uint16: 65535.0}
 CACHED_GRIDS = 16
 
-Views = TilePlan | View | Mapping[str, Any] | Sequence[View | Mapping[str, Any]]
+VIEW_NAMES = ("fov_h", "fov_v", "yaw", "pitch", "roll")
+
+OneView = View | Mapping[str, Any] | Sequence[float]
+Views = TilePlan | OneView | Sequence[OneView]
 
 
 def project(
@@ -44,11 +47,11 @@ def project(
     """Views of panoramas: (V, 3, height, width) float32, or (B, V, 3, height, width) for a batch, on the same device.
 
     erp: numpy or torch, (H, W, 3), (3, H, W), (B, H, W, 3) or (B, 3, H, W), W even, over the whole sphere. uint8 and
-    uint16 come out in [0, 1]; floats keep their range.  views: a plan, a view, or several, in that order; instead of a
-    view a mapping with the names fov_h, fov_v, yaw, pitch, roll (degrees).  size: pixels of a view, (height, width) or
-    one number for both.  pixel_centres: the plan's, or `half`; see `views.edge_tangents`.  antialias: `auto` reduces a
-    large panorama with a bicubic filter, `fast` to fewer pixels and bilinearly, `best` to more and with 2 x 2 samples
-    per pixel, `off` samples it as it is.  global_mode: the plan's, or `stretch`.
+    uint16 come out in [0, 1]; floats keep their range.  views: a plan, a view, or several, in that order; a view may
+    be told by its fov_h, fov_v, yaw, pitch, roll in degrees, by name or in this order.  size: pixels of a view, one
+    number or (height, width).  pixel_centres: the plan's, or `half`; see `views.edge_tangents`.  antialias: `auto`
+    reduces a large panorama with a bicubic filter, `fast` to fewer pixels and bilinearly, `best` to more and with 2 x 2
+    samples per pixel, `off` samples it as it is.  global_mode: the plan's, or `stretch`.
     Raises DataError for arrays of another shape or type, ConfigError for settings.
     """
     chosen, centres, mode = _asked(views, pixel_centres, global_mode)
@@ -80,7 +83,8 @@ def _asked(
     if isinstance(views, TilePlan):
         chosen, centres, mode = views.views, pixel_centres or views.pixel_centres, global_mode or views.global_mode
     else:
-        several = [views] if isinstance(views, (View, Mapping)) else list(views)
+        several: Sequence[Any] = [views] if isinstance(views, (View, Mapping)) else views
+        several = [several] if several and is_number(several[0]) else several
         chosen = tuple(v if isinstance(v, View) else _view_of(v) for v in several)
     if centres not in ("half", "corner"):
         raise ConfigError(f"pixel_centres is {centres!r}, expected half or corner")
@@ -94,11 +98,15 @@ def _asked(
     return chosen, centres, mode
 
 
-def _view_of(named: Mapping[str, Any]) -> View:
-    known = {"fov_h", "fov_v", "yaw", "pitch", "roll"}
-    unknown = sorted(set(named) - known - {"out_h", "out_w"})
+def _view_of(told: Any) -> View:
+    """A view told by names, or by its numbers in the order of VIEW_NAMES."""
+    named = dict(told) if isinstance(told, Mapping) else dict(enumerate(told))
+    if not isinstance(told, Mapping) and len(named) in (4, 5):
+        named = dict(zip(VIEW_NAMES, told, strict=False))
+    # Sizes stand beside the angles in tables of views; here `size` says them.
+    unknown = set(named) - {*VIEW_NAMES, "out_h", "out_w"}
     if unknown or not {"fov_h", "yaw", "pitch"} <= set(named):
-        raise ConfigError(f"view {dict(named)!r}: expected fov_h, yaw, pitch and, if wanted, fov_v, roll; {unknown=}")
+        raise ConfigError(f"view {told!r}: expected fov_h, fov_v, yaw, pitch and, if wanted, roll")
     return view(named["fov_h"], named["yaw"], named["pitch"], named.get("roll", 0.0), named.get("fov_v"))
 
 
