@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from stageline.checkpoint.usercode import code_digests, keep_code, name_code
+from stageline.checkpoint.usercode import code_digests, keep_code, load_code, name_code, named_code
 from stageline.cli.configuration import raw_preset
 from stageline.config import RunConfig, fingerprint, semantic
 from stageline.errors import ConfigError
-from stageline.families import family_config, parse_config
+from stageline.families import family_config, load_family, parse_config
 from stageline.families.film_flow.data import sources
 from stageline.plan import make_plan
 from stageline.store import open_store
@@ -112,3 +113,14 @@ def test_a_file_that_is_gone_blocks_the_plan(tmp_path: Path) -> None:
     plan = make_plan(tiny(tmp_path, tmp_path / "gone.py"))
     assert plan["prepare_data"].action == "blocked"
     assert "gone.py' cannot be read" in plan["prepare_data"].reasons[0]
+
+
+def test_readers_get_it_where_their_family_asks(tmp_path: Path) -> None:
+    """Training, evaluation, prediction and `load` execute it for such a family alone, and `load` names it then."""
+    config = tiny(tmp_path, write(tmp_path / "own.py", "a reader"))
+    family = load_family("film_flow")
+    assert named_code(config, family.code_sections) == ()
+    assert load_code(config, sections=family.code_sections) == {}
+    asking = replace(family, reads_with_code=True)
+    assert named_code(config, asking.code_sections) == (str(tmp_path / "own.py"),)
+    assert set(load_code(config, sections=asking.code_sections)) == {"own.py"}
