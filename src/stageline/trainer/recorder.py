@@ -1,6 +1,6 @@
 """One place through which the loop tells what happened: events, `/metrics`, TensorBoard and the person watching.
 
-Only rank 0 has one that writes; the others hold a recorder without outlets.
+Only rank 0 has one that writes; the others hold a recorder that writes nowhere.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class StepReport:
 
 
 class Recorder:
-    """The outlets of one stage; each may be absent."""
+    """Where the records of one stage go; each may be absent."""
 
     def __init__(
         self,
@@ -174,9 +174,9 @@ class Recorder:
         )
 
     def close(self) -> None:
-        for outlet in (self._view, self._tensorboard, self._metrics, self._events):
-            if outlet is not None:
-                outlet.close()
+        for sink in (self._view, self._tensorboard, self._metrics, self._events):
+            if sink is not None:
+                sink.close()
 
     def _metric(self, name: str, value: float, part: str | None = None) -> None:
         if self._metrics is not None:

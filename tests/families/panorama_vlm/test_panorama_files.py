@@ -166,7 +166,7 @@ def test_small_files_come_as_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(512, 1024), (500, 1000), (300, 606), (301, 601)])
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_a_reduced_file_shows_the_scene(tmp_path: Path, size: tuple[int, int], suffix: str) -> None:
+def test_a_reduced_file_shows_the_same(tmp_path: Path, size: tuple[int, int], suffix: str) -> None:
     """At the reduced size, seam and poles included; the JPEG's own error is below three levels."""
     path = save(tmp_path / f"a.{suffix}", eight(smooth(*size)), **({"quality": 100} if suffix == "jpg" else {}))
     found = read(path)

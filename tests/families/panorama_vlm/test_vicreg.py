@@ -145,7 +145,7 @@ def test_gathered_shares_sum_to_the_whole_loss() -> None:
     assert torch.allclose(total, whole.grad, atol=1e-12)
 
 
-def matched_scenes(rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def matched_pictures(rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """384 pairs of noisy looks at the same hidden content."""
     content = torch.randn(384, 8, generator=rng) @ torch.randn(8, 24, generator=torch.Generator().manual_seed(5))
     return tuple(content + 0.3 * torch.randn(384, 24, generator=rng) for _ in range(2))  # type: ignore[return-value]
@@ -159,7 +159,7 @@ def test_loss_falls_and_features_do_not_collapse() -> None:
     optimizer = torch.optim.AdamW([*tower.parameters(), *projector.parameters()], lr=1e-3)
     rng, losses, ranks = torch.Generator().manual_seed(0), [], []
     for _ in range(30):
-        x, y = (tower(side) for side in matched_scenes(rng))
+        x, y = (tower(side) for side in matched_pictures(rng))
         total = vicreg.loss(projector(x), projector(y)).total
         optimizer.zero_grad()
         total.backward()

@@ -1,4 +1,4 @@
-"""What belongs to a stage directory while it is ours: lease, outlets, provenance, the record of a failure."""
+"""What belongs to a stage directory while it is ours: lease, recorder, provenance, the record of a failure."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Session:
         work.stage_dir.store.put("config.yaml", redact(to_yaml(work.config)).encode())
 
     def set_aside(self, found: Sequence[Damaged]) -> None:
-        """Rank 0, under the lease: take damaged checkpoints out of use and name them, once outlets are open too."""
+        """Rank 0, under the lease: take damaged checkpoints out of use and name them, in the events too."""
         assert self.lease is not None
         for damaged in found:
             self.lease.check()
@@ -93,7 +93,7 @@ class Session:
             print(f"set aside, damaged: {damaged.uri}: {damaged.reason}", flush=True)
             self.aside.append(damaged)
 
-    def open_outlets(self, work: StageWork, ref: CheckpointRef | None, steps: int) -> None:
+    def open_records(self, work: StageWork, ref: CheckpointRef | None, steps: int) -> None:
         """Rank 0: events, endpoint, TensorBoard and lines; earlier events after the starting step become void."""
         step = 0 if ref is None else ref.metadata.step
         settings, store = work.config.trainer, work.stage_dir.store

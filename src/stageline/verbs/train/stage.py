@@ -212,7 +212,7 @@ def _fit(
     writer: CheckpointWriter | None = None
     if ranks.is_first:
         assert session.lease is not None
-        session.open_outlets(work, ref, steps)
+        session.open_records(work, ref, steps)
         for notice in () if seeding is None else seeding.notices:
             session.recorder.event("seeded", **notice)
             session.recorder.say(f"seeded from {notice['reference']} ({notice['weights']} weights)")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from stageline.families.film_flow.data.augmentation import Transform, draw_transform
-from stageline.families.film_flow.data.scenes import make_prompted_scene
 from stageline.families.film_flow.data.sets import open_data
+from stageline.families.film_flow.data.tree_pictures import make_prompted_picture
 
 from .conftest import make_data
 
@@ -15,9 +15,9 @@ from .conftest import make_data
 @pytest.mark.parametrize("turns", range(4))
 @pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True), (True, True)])
 def test_augmentation_equals_the_transform_of_the_mask(turns, flips):
-    scene = make_prompted_scene(1, "train", 0, 48)
+    made = make_prompted_picture(1, "train", 0, 48)
     transform = Transform((5, 9, 32, 32), *flips, turns)
-    mask, pixels = scene.masks[0], scene.pixels
+    mask, pixels = made.masks[0], made.pixels
     expected = mask[5:37, 9:41]
     expected = expected[::-1] if flips[0] else expected
     expected = expected[:, ::-1] if flips[1] else expected

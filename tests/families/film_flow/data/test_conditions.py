@@ -18,12 +18,12 @@ from stageline.families.film_flow.conditions.encoder import (
 )
 from stageline.families.film_flow.conditions.features import FeatureSource, load_encoder
 from stageline.families.film_flow.conditions.stub import StubEncoder, describe_picture, describe_text
-from stageline.families.film_flow.data.scenes import make_prompted_scene
+from stageline.families.film_flow.data.tree_pictures import make_prompted_picture
 
 
 def pictures(count, size=48):
-    scenes = [make_prompted_scene(0, "val", n, size) for n in range(count)]
-    return [np.repeat(scene.pixels[..., None], 3, axis=2) for scene in scenes]
+    pictures = [make_prompted_picture(0, "val", n, size) for n in range(count)]
+    return [np.repeat(made.pixels[..., None], 3, axis=2) for made in pictures]
 
 
 def settings(**fields) -> EncoderSettings:

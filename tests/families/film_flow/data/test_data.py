@@ -19,9 +19,9 @@ from stageline.errors import ConfigError, DataError
 from stageline.families import parse_config
 from stageline.families.film_flow.conditions.encoder import encoder_settings
 from stageline.families.film_flow.data.junctions import find_junctions, junction_heat
-from stageline.families.film_flow.data.scenes import PROMPTS, make_prompted_scene
 from stageline.families.film_flow.data.sets import Batch, collate, open_data, window_condition
 from stageline.families.film_flow.data.sources import find_prompt, make_target
+from stageline.families.film_flow.data.tree_pictures import PROMPTS, make_prompted_picture
 
 from .conftest import SMALL, make_data
 
@@ -137,13 +137,13 @@ def test_two_epochs_in_a_row_show_both_prompts(data):
         assert prompts[:2] == prompts[2:]
 
 
-def test_validation_samples_are_the_scenes_themselves(data):
-    scene = make_prompted_scene(0, "val", 1, 32)
+def test_validation_samples_are_the_pictures_themselves(data):
+    made = make_prompted_picture(0, "val", 1, 32)
     sample = data.val_set[2]
-    np.testing.assert_array_equal(sample.mask[0], scene.masks[0])
+    np.testing.assert_array_equal(sample.mask[0], made.masks[0])
     np.testing.assert_array_equal(sample.target, sample.mask * 2 - 1)
-    np.testing.assert_allclose(sample.nodes, scene.nodes[:, :2], atol=1e-4)
-    expected = junction_heat(scene.nodes[:, :2], scene.nodes[:, 2], (32, 32), 8.0)
+    np.testing.assert_allclose(sample.nodes, made.nodes[:, :2], atol=1e-4)
+    expected = junction_heat(made.nodes[:, :2], made.nodes[:, 2], (32, 32), 8.0)
     np.testing.assert_allclose(sample.heat[0], expected, atol=1e-3)
     assert sample.image.min() >= -1
     assert sample.image.max() <= 1
@@ -220,8 +220,8 @@ def test_pictures_of_different_sizes_do_not_fit_one_batch(data, make_config, mak
 
 
 def test_targets_keep_the_mask_as_their_sign():
-    scene = make_prompted_scene(0, "train", 0, 48)
-    mask, coverage = scene.masks[0], scene.coverage[0]
+    made = make_prompted_picture(0, "train", 0, 48)
+    mask, coverage = made.masks[0], made.coverage[0]
     assert make_target(mask, coverage, "hard") == ()
     (soft,) = make_target(mask, coverage, "soft")
     np.testing.assert_allclose(soft, coverage * 2 - 1, atol=1e-6)
@@ -303,8 +303,8 @@ def test_exact_nodes_agree_with_the_union_of_both_masks(make_config):
     from stageline.families.film_flow.data.junctions import match_nodes
 
     for index in range(12):
-        scene = make_prompted_scene(0, "train", index, 96)
-        nodes = find_junctions(scene.masks[0] | scene.masks[1]).points
-        matched += len(match_nodes(nodes, scene.nodes[:, :2], 5.0))
-        found, true = found + len(nodes), true + len(scene.nodes)
+        made = make_prompted_picture(0, "train", index, 96)
+        nodes = find_junctions(made.masks[0] | made.masks[1]).points
+        matched += len(match_nodes(nodes, made.nodes[:, :2], 5.0))
+        found, true = found + len(nodes), true + len(made.nodes)
     assert 2 * matched / (found + true) > 0.75

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from stageline.errors import DataError
 from stageline.families.film_flow.data.junctions import Junctions
-from stageline.families.film_flow.data.scenes import make_tree_scene
+from stageline.families.film_flow.data.tree_pictures import make_tree_picture
 from stageline.families.film_flow.measures.metrics import (
     betti_numbers,
     case_metrics,
@@ -87,7 +87,7 @@ def test_nothing_to_find_and_nothing_found_is_perfect():
 def test_perfect_prediction_is_perfect():
     """Acceptance check 15."""
     for index in range(5):
-        mask = make_tree_scene(0, "val", index, 96).masks[0]
+        mask = make_tree_picture(0, "val", index, 96).masks[0]
         metrics = case_metrics(mask, mask)
         for name in ("dice", "iou", "precision", "recall", "cldice", "junction_f1", "junction_recall"):
             assert metrics[name] == 1.0, name

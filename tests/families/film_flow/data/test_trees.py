@@ -11,11 +11,11 @@ import pytest
 from guards import HANG_SECONDS
 
 from stageline.families.film_flow.data.junctions import find_junctions, match_nodes
-from stageline.families.film_flow.data.scenes import (
+from stageline.families.film_flow.data.tree_pictures import (
     PROMPTS,
-    SceneLook,
-    make_prompted_scene,
-    make_tree_scene,
+    PictureLook,
+    make_prompted_picture,
+    make_tree_picture,
 )
 from stageline.families.film_flow.data.trees import (
     Branch,
@@ -40,10 +40,10 @@ def test_mask_junctions_agree_with_the_recorded_ones():
     """Acceptance check 14."""
     found = true = matched = 0
     for index in range(60):
-        scene = make_tree_scene(0, "train", index, 128)
-        nodes = find_junctions(scene.masks[0]).points
-        matched += len(match_nodes(nodes, scene.nodes[:, :2], 4.0))
-        found, true = found + len(nodes), true + len(scene.nodes)
+        made = make_tree_picture(0, "train", index, 128)
+        nodes = find_junctions(made.masks[0]).points
+        matched += len(match_nodes(nodes, made.nodes[:, :2], 4.0))
+        found, true = found + len(nodes), true + len(made.nodes)
     assert true > 150
     assert 2 * matched / (found + true) >= 0.90
 
@@ -54,7 +54,7 @@ def test_trees_avoid_themselves():
         components, loops = betti_numbers(rasterise(tree, 128) >= 0.5)
         assert components == 1
         assert loops <= 1, f"tree {index} closes {loops} loops"
-    loops = [betti_numbers(make_tree_scene(3, "train", i, 128).masks[0])[1] for i in range(40)]
+    loops = [betti_numbers(make_tree_picture(3, "train", i, 128).masks[0])[1] for i in range(40)]
     assert np.mean(loops) < 0.1
 
 
@@ -115,36 +115,36 @@ def test_crossing_of_two_lines_is_where_they_cross():
 
 
 def test_crossings_are_recorded_apart_from_bifurcations():
-    scene = next(s for i in range(20) if len((s := make_tree_scene(0, "train", i, 96, num_trees=2)).crossings))
-    assert scene.nodes.shape[0] == len(scene.bifurcations) + len(scene.crossings)
-    row, column, _ = scene.crossings[0]
-    assert scene.masks[0][round(row), round(column)] == 1
+    made = next(s for i in range(20) if len((s := make_tree_picture(0, "train", i, 96, num_trees=2)).crossings))
+    assert made.nodes.shape[0] == len(made.bifurcations) + len(made.crossings)
+    row, column, _ = made.crossings[0]
+    assert made.masks[0][round(row), round(column)] == 1
 
 
-def test_prompted_scene_is_dark_and_bright():
+def test_prompted_picture_is_dark_and_bright():
     for index in range(8):
-        scene = make_prompted_scene(0, "val", index, 64, SceneLook(noise=0.0, background=0.0))
-        assert scene.prompts == PROMPTS == ("dark branches", "bright branches")
-        dark, bright = (mask.astype(bool) for mask in scene.masks)
-        ground = np.median(scene.pixels[~dark & ~bright])
-        assert scene.pixels[dark & ~bright].mean() < ground - 20
-        assert scene.pixels[bright].mean() > ground + 20
+        made = make_prompted_picture(0, "val", index, 64, PictureLook(noise=0.0, background=0.0))
+        assert made.prompts == PROMPTS == ("dark branches", "bright branches")
+        dark, bright = (mask.astype(bool) for mask in made.masks)
+        ground = np.median(made.pixels[~dark & ~bright])
+        assert made.pixels[dark & ~bright].mean() < ground - 20
+        assert made.pixels[bright].mean() > ground + 20
 
 
 def test_distractors_change_the_picture_but_no_label():
-    plain = make_prompted_scene(0, "train", 0, 64)
-    crowded = make_prompted_scene(0, "train", 0, 64, SceneLook(distractors=True))
+    plain = make_prompted_picture(0, "train", 0, 64)
+    crowded = make_prompted_picture(0, "train", 0, 64, PictureLook(distractors=True))
     assert not np.array_equal(plain.pixels, crowded.pixels)
     for a, b in zip(plain.coverage, crowded.coverage, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_samples_are_functions_of_seed_split_and_index():
-    in_order = [make_prompted_scene(5, "train", index, 48) for index in range(4)]
-    alone = make_prompted_scene(5, "train", 3, 48)
+    in_order = [make_prompted_picture(5, "train", index, 48) for index in range(4)]
+    alone = make_prompted_picture(5, "train", 3, 48)
     np.testing.assert_array_equal(in_order[3].pixels, alone.pixels)
     np.testing.assert_array_equal(in_order[3].nodes, alone.nodes)
-    others = [make_prompted_scene(*key, 48) for key in ((5, "val", 3), (6, "train", 3), (5, "train", 2))]
+    others = [make_prompted_picture(*key, 48) for key in ((5, "val", 3), (6, "train", 3), (5, "train", 2))]
     assert not any(np.array_equal(alone.pixels, other.pixels) for other in others)
     for one, two in pairwise(in_order):
         assert not np.array_equal(one.masks[0], two.masks[0])
@@ -153,8 +153,8 @@ def test_samples_are_functions_of_seed_split_and_index():
 def test_another_process_makes_the_same_sample():
     code = (
         "import hashlib\n"
-        "from stageline.families.film_flow.data.scenes import make_prompted_scene\n"
-        "s = make_prompted_scene(5, 'train', 3, 48)\n"
+        "from stageline.families.film_flow.data.tree_pictures import make_prompted_picture\n"
+        "s = make_prompted_picture(5, 'train', 3, 48)\n"
         "print(hashlib.sha256(s.pixels.tobytes() + s.masks[1].tobytes()).hexdigest())\n"
         "import sys; assert 'torch' not in sys.modules\n"
     )
@@ -163,5 +163,5 @@ def test_another_process_makes_the_same_sample():
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=HANG_SECONDS
     )
-    here = make_prompted_scene(5, "train", 3, 48)
+    here = make_prompted_picture(5, "train", 3, 48)
     assert done.stdout.strip() == hashlib.sha256(here.pixels.tobytes() + here.masks[1].tobytes()).hexdigest()

@@ -30,7 +30,12 @@ from stageline.families.film_flow.data.retina import (
     load_pseudo_retina,
     tile_boxes,
 )
-from stageline.families.film_flow.data.scenes import TREE_PROMPT, SceneLook, make_prompted_scene, make_tree_scene
+from stageline.families.film_flow.data.tree_pictures import (
+    TREE_PROMPT,
+    PictureLook,
+    make_prompted_picture,
+    make_tree_picture,
+)
 
 if TYPE_CHECKING:
     from stageline.families.film_flow.config import FilmFlowConfig
@@ -159,16 +164,16 @@ def _nodes_of(config: FilmFlowConfig, mask: NDArray[np.uint8], *, annotate: bool
 
 def _tree_source(config: FilmFlowConfig, split: str, *, prompted: bool) -> Source:
     data = config.data
-    look = SceneLook(distractors=data.distractors)
+    look = PictureLook(distractors=data.distractors)
 
     def make(index: int, annotate: bool) -> PreparedImage:
-        build = make_prompted_scene if prompted else make_tree_scene
-        scene = build(config.seed, split, index, data.image_size, look)
-        prompts = scene.prompts if prompted else (find_prompt(config, TREE_PROMPT),)
-        names = tuple(text.replace(" ", "-") for text in scene.prompts) if prompted else ("",)
+        build = make_prompted_picture if prompted else make_tree_picture
+        made = build(config.seed, split, index, data.image_size, look)
+        prompts = made.prompts if prompted else (find_prompt(config, TREE_PROMPT),)
+        names = tuple(text.replace(" ", "-") for text in made.prompts) if prompted else ("",)
         name = f"{split}-{index:05d}"
-        nodes, coverage = scene.nodes, scene.coverage
-        return _finish(config, name, scene.pixels, scene.masks, nodes, prompts, names, coverage, annotate=annotate)
+        nodes, coverage = made.nodes, made.coverage
+        return _finish(config, name, made.pixels, made.masks, nodes, prompts, names, coverage, annotate=annotate)
 
     counts = {"train": data.num_train, "val": data.num_val, "test": data.num_test}
     return Source(split, counts[split], make, "exact: synthetic trees", EXACT_NODES)

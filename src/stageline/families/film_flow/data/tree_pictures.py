@@ -30,7 +30,7 @@ TREE_PROMPT = "branches"
 
 
 @dataclass(frozen=True)
-class SceneLook:
+class PictureLook:
     """How a picture of trees looks; levels in shares of the 8-bit range.
 
     contrast: range of a tree's difference from the background.  noise: standard deviation of the pixel noise.
@@ -45,7 +45,7 @@ class SceneLook:
 
 
 @dataclass(frozen=True)
-class Scene:
+class TreePicture:
     """One synthetic picture and everything known about it.
 
     pixels: (H, W) uint8.  coverage: one (H, W) float32 in [0, 1] per prompt, the exact share of each pixel.
@@ -91,7 +91,7 @@ def _distractors(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
     return np.asarray(catheter + ribs + vignette, dtype=np.float32)
 
 
-def _picture(tree: NDArray[np.float32], look: SceneLook, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _picture(tree: NDArray[np.float32], look: PictureLook, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Signed tree contrast (H, W) -> 8-bit picture."""
     size = tree.shape[0]
     level = 0.5 + look.background * _smooth_field(size, rng) + tree
@@ -101,9 +101,9 @@ def _picture(tree: NDArray[np.float32], look: SceneLook, rng: np.random.Generato
     return np.asarray(np.rint(np.clip(level, 0, 1) * 255), dtype=np.uint8)
 
 
-def make_prompted_scene(seed: int, split: str, index: int, size: int, look: SceneLook | None = None) -> Scene:
+def make_prompted_picture(seed: int, split: str, index: int, size: int, look: PictureLook | None = None) -> TreePicture:
     """A dark and a bright tree in one picture; masks and prompts in the order of `PROMPTS`. A few milliseconds."""
-    look = look or SceneLook()
+    look = look or PictureLook()
     rng = tree_rng(seed, f"prompted/{split}", index)
     dark, bright = grow_tree(size, rng), grow_tree(size, rng)
     coverage = rasterise(dark, size), rasterise(bright, size)
@@ -112,14 +112,14 @@ def make_prompted_scene(seed: int, split: str, index: int, size: int, look: Scen
     signed = signed * (1 - coverage[1]) + rng.uniform(*look.contrast) * coverage[1]
     pixels = _picture(signed.astype(np.float32), look, rng)
     nodes = np.concatenate([dark.bifurcations, bright.bifurcations])
-    return Scene(pixels, coverage, PROMPTS, nodes, find_crossings(dark, bright))
+    return TreePicture(pixels, coverage, PROMPTS, nodes, find_crossings(dark, bright))
 
 
-def make_tree_scene(
-    seed: int, split: str, index: int, size: int, look: SceneLook | None = None, num_trees: int = 1
-) -> Scene:
+def make_tree_picture(
+    seed: int, split: str, index: int, size: int, look: PictureLook | None = None, num_trees: int = 1
+) -> TreePicture:
     """`num_trees` dark trees in one picture under one mask; where two lie over each other crossings are recorded."""
-    look = look or SceneLook()
+    look = look or PictureLook()
     rng = tree_rng(seed, f"trees{num_trees}/{split}", index)
     trees = [grow_tree(size, rng, TreeShape()) for _ in range(num_trees)]
     coverage = np.maximum.reduce([rasterise(tree, size) for tree in trees])
@@ -127,4 +127,4 @@ def make_tree_scene(
     pairs = [(a, b) for i, a in enumerate(trees) for b in trees[i + 1 :]]
     crossings = np.concatenate([np.empty((0, 3)), *(find_crossings(a, b) for a, b in pairs)])
     nodes = np.concatenate([tree.bifurcations for tree in trees])
-    return Scene(pixels, (coverage,), (TREE_PROMPT,), nodes, crossings)
+    return TreePicture(pixels, (coverage,), (TREE_PROMPT,), nodes, crossings)
