@@ -214,8 +214,8 @@ class DataConfig(DataSettings):
     """What becomes of rows that cannot be used: set aside and listed, or refused all at once."""
     max_bad_fraction: float = Field(default=0.02, ge=0, le=1)
     """Share of the rows that may be set aside."""
-    verify: Literal["header", "decode", "off"] = "header"
-    """How closely pictures are looked at before rows are used."""
+    verify: Literal["header", "decode", "off"] = operational("header")
+    """Accepted as guides write it. Preparing reduces every picture once, so all are decoded and judged there anyway."""
     query_template: str = QUERY_TEMPLATE
     """Makes a sentence of a `query` that is a noun; holds {query}."""
     erp_hfov_deg: float | None = Field(default=None, gt=0, le=360)
