@@ -29,7 +29,10 @@ from cluster.process import run
 from cluster.progress import timed
 from cluster.state import State, write_json
 
-SOURCE = ("src", "components", "pipelines", "pyproject.toml", "setup.py", "README.md", "LICENSE", "images/build.py")
+SOURCE = (
+    *("src", "components", "pipelines", "scripts"),
+    *("pyproject.toml", "setup.py", "README.md", "LICENSE", "images/build.py"),
+)
 LOCKS = ("requirements/build.txt", "requirements/uv.txt")
 IMAGES = {
     "launcher": (*SOURCE, *LOCKS, "requirements/launcher.txt", "images/launcher"),

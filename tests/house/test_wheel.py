@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ["src", "components", "pipelines", "pyproject.toml", "setup.py", "README.md", "LICENSE"]
+PARTS = ["src", "components", "pipelines", "scripts", "pyproject.toml", "setup.py", "README.md", "LICENSE"]
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +46,25 @@ def test_every_module_and_every_compiled_pipeline_is_inside(wheel: Path) -> None
     assert wanted - inside == set()
 
 
+def test_the_guides_are_inside_with_their_configs_and_shell_scripts(wheel: Path) -> None:
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {
+        f"stageline_guides/{file.relative_to(ROOT / 'scripts').as_posix()}"
+        for folder in (ROOT / "scripts").iterdir()
+        if folder.is_dir() and folder.name != "__pycache__"
+        for file in folder.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    assert "stageline_guides/panorama_vlm/scripts/train_bimamba_overlap0.sh" in wanted
+    assert {name for name in inside if name.startswith("stageline_guides/")} == wanted
+
+
 def test_nothing_else_is_inside(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {
         "stageline",
         "stageline_components",
+        "stageline_guides",
         "stageline_pipelines",
     }
 
@@ -79,3 +93,17 @@ def test_an_unpacked_wheel_runs_away_from_the_clone(wheel: Path, tmp_path: Path)
         check=True,
     )
     assert all(line.startswith(str(tmp_path)) for line in result.stdout.splitlines())
+
+
+def test_an_unpacked_wheel_lays_out_a_guide(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    subprocess.run(
+        [sys.executable, "-m", "stageline", "guide", "panorama_vlm", "laid_out"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (tmp_path / "laid_out/configs/default.yaml").is_file()
+    assert (tmp_path / "laid_out/scripts/train.py").is_file()

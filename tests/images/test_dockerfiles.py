@@ -13,7 +13,7 @@ from .recipes import IMAGES, ROOT, arguments_of, environment_of, instructions, l
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ORDINARY = {"ARG", "FROM", "RUN", "ENV", "COPY", "WORKDIR", "LABEL", "USER", "ENTRYPOINT", "CMD"}
-SOURCES = {"components", "pipelines", "src", "pyproject.toml", "setup.py", "README.md", "LICENSE"}
+SOURCES = {"components", "pipelines", "scripts", "src", "pyproject.toml", "setup.py", "README.md", "LICENSE"}
 
 pytestmark = pytest.mark.parametrize("image", IMAGES)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+import stageline
 from stageline.errors import ConfigError, Faults
 
 
@@ -20,54 +23,76 @@ def guide(
     family: Annotated[str, typer.Argument(help="Model family.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where it is laid out; made if absent.")],
     demo_data: Annotated[
-        bool, typer.Option("--demo-data", help="Also tiny data and tiny base weights, so that its commands run here.")
+        bool, typer.Option("--demo-data", help="Also tiny data, and configs made tiny, so that its commands run here.")
     ] = False,
 ) -> None:
     """Lay out a family's guide: the folder of scripts and configs in which the guide's own commands run unchanged."""
-    written = lay_out(family, folder)
-    if demo_data:
-        from stageline.families import load_family
-
-        make = load_family(family).demo_data
-        if make is None:
-            raise ConfigError(f"family {family!r} has no data to try its guide with", remedy="leave --demo-data out")
-        written += make(folder)
+    written = lay_out(family, folder, demo_data=demo_data)
     for name in written:
         print(f"written: {folder / name}")
     print(f"{len(written)} {'file' if len(written) == 1 else 'files'}; go on in {folder}")
 
 
-def lay_out(family: str, folder: Path) -> list[str]:
-    """Copy the files of a family's guide; names of those that were not there yet.
+def lay_out(family: str, folder: Path, *, demo_data: bool = False) -> list[str]:
+    """Write the files of a family's guide; names of those that were not there as they are now.
 
+    folder: made if absent.  demo_data: also what `Family.demo_data` makes, and the configs as it changes them.
     ConfigError, before anything is written, that names every file which is there with other content.
     """
     source = guide_folder(family)
-    files = sorted(path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    faults = Faults(ConfigError, f"{str(folder)!r} is not free for the guide of {family}", "choose an empty folder")
-    missing = []
-    for path in files:
-        target = folder / path.relative_to(source)
-        if not target.exists():
-            missing.append(path)
-        elif not target.is_file() or target.read_bytes() != path.read_bytes():
-            faults.add(f"{target} is there and is another file")
-    faults.raise_if_any()
-    for path in missing:
-        target = folder / path.relative_to(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(f".{target.name}.unfinished")
-        unfinished.write_bytes(path.read_bytes())
-        unfinished.chmod(0o755 if path.suffix == ".sh" else 0o644)
-        unfinished.replace(target)
-    return [path.relative_to(source).as_posix() for path in missing]
+    with tempfile.TemporaryDirectory() as made:
+        whole = Path(made) / "guide"
+        shutil.copytree(source, whole, ignore=shutil.ignore_patterns("__pycache__", "__init__.py"))
+        if demo_data:
+            _add_demo_data(family, whole)
+        names = sorted(path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file())
+        faults = Faults(ConfigError, f"{str(folder)!r} is not free for the guide of {family}", "choose an empty folder")
+        missing = []
+        for name in names:
+            here = _content(folder / name)
+            if here is None or (here != (whole / name).read_bytes() and here == _content(source / name)):
+                missing.append(name)
+            elif here != (whole / name).read_bytes():
+                faults.add(f"{folder / name} is there and is another file")
+        faults.raise_if_any()
+        for name in missing:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = target.with_name(f".{target.name}.unfinished")
+            shutil.copyfile(whole / name, unfinished)
+            unfinished.chmod(0o755 if target.suffix == ".sh" else 0o644)
+            unfinished.replace(target)
+    return missing
+
+
+def _content(path: Path) -> bytes | None:
+    """The bytes of a file, none of what is there and is no file; None where nothing is."""
+    if not path.exists():
+        return None
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _add_demo_data(family: str, folder: Path) -> None:
+    from stageline.families import load_family
+
+    make = load_family(family).demo_data
+    if make is None:
+        raise ConfigError(f"family {family!r} has no data to try its guide with", remedy="leave --demo-data out")
+    make(folder)
 
 
 def guide_folder(family: str) -> Path:
-    """The folder of a family's guide in this copy of stageline. ConfigError where it has none."""
+    """The folder of a family's guide in this copy of stageline: of a clone `scripts/<family>`, else of the package.
+
+    ConfigError for a family that does not exist or has no guide.
+    """
     from stageline.families import family_config
 
     family_config(family)  # refuses a family that does not exist
+    clone = Path(stageline.__file__).resolve().parents[2]
+    folder = clone / "scripts" / family
+    if (clone / "pyproject.toml").is_file() and folder.is_dir():
+        return folder
     try:
         spec = importlib.util.find_spec(f"stageline_guides.{family}")
     except ModuleNotFoundError:

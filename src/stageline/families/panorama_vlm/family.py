@@ -7,6 +7,7 @@ from stageline.families.panorama_vlm.config import FAMILY_CONFIG
 from stageline.families.panorama_vlm.data.preparation import check_sources, prepare
 from stageline.families.panorama_vlm.evaluate import evaluate
 from stageline.families.panorama_vlm.externals import section_of
+from stageline.families.panorama_vlm.guide import demo_data
 from stageline.families.panorama_vlm.imports import import_files
 from stageline.families.panorama_vlm.model.assembly import build_model, load_externals
 from stageline.families.panorama_vlm.model.language import exports
@@ -26,4 +27,5 @@ FAMILY = Family(
     exports=exports,
     begin=begin,
     check_sources=check_sources,
+    demo_data=demo_data,
 )

@@ -17,10 +17,13 @@ from stageline.errors import CheckpointError, ConfigError
 from stageline.families import load_config
 from stageline.families.panorama_vlm.config.spellings import ALIASES
 from stageline.families.panorama_vlm.config.stages import STAGES
+from stageline.families.panorama_vlm.data.made import write_made
 from stageline.store import Reference
 
 SIBLING = "__ov000"
 """Suffix of runs without overlap, which the guide does not know."""
+DEMO_COUNTS = {"train": 16, "val": 2, "test": 2}
+"""Rooms of the demo data, four questions each; a step of stage vision takes 8."""
 
 
 def stages_of(text: str) -> list[str]:
@@ -133,3 +136,21 @@ def write_stage_state(config: str, words: Sequence[str]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"run_name": own.run, "stages": stages}, indent=1) + "\n")
     return path
+
+
+def demo_data(folder: Path) -> list[str]:
+    """Made panoramas where the guide has QuIC-360, and its configs under the profile `tiny`; names of what was written.
+
+    folder: a laid-out guide.
+    """
+    names = []
+    for config in sorted((folder / "configs").glob("*.yaml")):
+        text = config.read_text(encoding="utf-8")
+        head, models, rest = text.partition("\nmodels:")
+        text = f"{head}\nprofile: tiny # made weights and a few steps; take this line out for the models below\n{models}{rest}"
+        config.write_text(text.replace("num_workers: 4", "num_workers: 0"), encoding="utf-8")
+        names.append(config.relative_to(folder).as_posix())
+    before = {path for path in folder.rglob("*") if path.is_file()}
+    write_made(folder / "data" / "quic360", counts=DEMO_COUNTS)
+    written = {path for path in folder.rglob("*") if path.is_file()} - before
+    return [*names, *sorted(path.relative_to(folder).as_posix() for path in written)]
