@@ -25,5 +25,10 @@ setup(
         "stageline_pipelines": "pipelines",
         **{package: folder.relative_to(ROOT).as_posix() for package, folder in FOLDERS.items()},
     },
-    package_data={package: files_below(folder) for package, folder in FOLDERS.items()},
+    # Here and not in pyproject.toml, whose list would take the place of this one.
+    package_data={
+        "stageline": ["py.typed"],
+        "stageline_pipelines": ["*.yaml"],
+        **{package: files_below(folder) for package, folder in FOLDERS.items()},
+    },
 )
