@@ -128,6 +128,15 @@ def test_the_other_way_round_is_the_negative(runs: Runs) -> None:
         assert {one.verdict, other.verdict} == {"A is better", "B is better"}
 
 
+def test_the_usual_mode_stands_before_its_controls(runs: Runs) -> None:
+    """Rows of the mode that was asked for name none; rows lie sorted by sample, in any order of modes."""
+    named = {"off": "shuffled", "on": ""}
+    for run, shift in (("a", 0.0), ("b", 0.1)):
+        rows = [{**row, "mode": named[row["mode"]]} for row in reversed(some_rows(shift))]
+        runs.evaluation(run, rows, family="panorama_vlm")
+    assert [found.mode for found in runs.compare("a", "b").differences] == ["", "", "shuffled", "shuffled"]
+
+
 def test_a_comparison_is_the_same_each_time_and_lies_below_the_first_run(runs: Runs) -> None:
     runs.evaluation("a", some_rows(0.0))
     runs.evaluation("b", some_rows(0.0, seed=5))

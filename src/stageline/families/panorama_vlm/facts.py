@@ -160,7 +160,9 @@ def asked(model: type[PanoramaVlmConfig], raw: Mapping[str, Any]) -> dict[str, A
 
 
 def summary(config: PanoramaVlmConfig, stage: Stage) -> tuple[str, ...]:
-    """The plan, the token counts and the run's name as lines for people who look at a plan."""
+    """The plan, token counts, the cost and the run's name as lines for people who look at a plan."""
+    from stageline.families.panorama_vlm.cost import cost_of, told
+
     plan, model = config.image_processing.plan, config.model
     lines = [f"views {plan.describe()}"]
     if reads_language(stage):
@@ -168,6 +170,7 @@ def summary(config: PanoramaVlmConfig, stage: Stage) -> tuple[str, ...]:
             f"tokens: {plan.num_views} views of {config.grid} x {config.grid}, {model.resampler_type} and "
             f"{config.image_processing.stitching_mode} make {config.image_tokens} image tokens of them"
         )
+        lines.append(told(cost_of(config)))
     whole = whole_name(config)
     if whole != config.run:
         lines.append(f"run {config.run}: the settings in full are {whole}")

@@ -81,14 +81,14 @@ def differences_of(
     how: Bootstrap,
     words: Words,
 ) -> list[Difference]:
-    """Every metric in every mode over the samples where both have a number.
+    """Every metric in every mode over the samples where both have a number: the usual mode first, then controls.
 
     names: columns.  rows, others: of the same samples and modes in the same order.
     """
     modes = list(dict.fromkeys(row.get("mode", "") for row in rows))
-    usual = [mode for mode in words.modes if mode in modes] + [mode for mode in modes if mode not in words.modes]
+    known = ["", *words.modes]  # rows of the mode that was asked for may name none
     found = []
-    for mode in usual:
+    for mode in [*(mode for mode in known if mode in modes), *(mode for mode in modes if mode not in known)]:
         pairs = [(x, y) for x, y in zip(rows, others, strict=True) if x.get("mode", "") == mode]
         for name in [
             *[n for n in words.main_metrics if n in names],
