@@ -202,6 +202,8 @@ class _Evaluator:
             "rows": facts["rows_read"],
             "scored": len(self.numbers),
             "quarantined": facts["quarantined"],
+            "limited": len(self.numbers) < len(self.questions),
+            "profile_tiny": config.model.is_tiny,
             "max_new_tokens": config.generation.max_new_tokens,
             "tokenize": config.metrics.tokenize,
         }

@@ -21,6 +21,10 @@ WORDS = Words(
         "meteor": "METEOR",
         "spice": "SPICE",
         **{name: f"BLEU-{name[-1]}" for name in _BLEU},
+        "empty_predictions": "empty predictions",
+        "stopped_by_length": "predictions ended by their length",
+        "prediction_words": "words of a prediction",
+        "reference_words": "words of a reference",
     },
     pictures={"prediction": "Panorama with its tiles, query, reference and prediction"},
     main_metrics=("exact_match", "content_f1", "cider", "rouge_l", "meteor_es", "bleu_1", "bleu_4"),
@@ -29,12 +33,14 @@ WORDS = Words(
         {"exact_match", "content_f1", "rouge_l", "cider", "meteor_es", "meteor", "spice", *_BLEU}
     ),
     told={
-        "plan": "views",
+        "plan": "tile plan",
+        "views": "views",
         "stitching": "stitching",
+        "resampler": "resampler",
         "image_tokens": "image tokens",
-        "resampler_type": "resampler",
         "split": "split",
         "weights": "weights",
+        "quarantined": "rows set aside",
         "max_new_tokens": "at most new tokens",
     },
     cautions={
