@@ -147,7 +147,8 @@ def demo_data(folder: Path) -> list[str]:
     for config in sorted((folder / "configs").glob("*.yaml")):
         text = config.read_text(encoding="utf-8")
         head, models, rest = text.partition("\nmodels:")
-        text = f"{head}\nprofile: tiny # made weights and a few steps; take this line out for the models below\n{models}{rest}"
+        tiny = "profile: tiny # made weights and a few steps; take this line out for the models below"
+        text = f"{head}\n{tiny}\n{models}{rest}"
         config.write_text(text.replace("num_workers: 4", "num_workers: 0"), encoding="utf-8")
         names.append(config.relative_to(folder).as_posix())
     before = {path for path in folder.rglob("*") if path.is_file()}
