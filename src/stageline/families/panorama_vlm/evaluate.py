@@ -153,7 +153,8 @@ class _Evaluator:
             for picture in batch.pictures:
                 assert picture.pixels is not None
                 columns = picture.pixels.shape[-1] // ROLL_PART
-                turned.append(type(picture)(picture.number, picture.pixels.roll(columns, -1)))
+                seen = None if picture.seen is None else picture.seen.roll(columns, -1)
+                turned.append(type(picture)(picture.number, picture.pixels.roll(columns, -1), seen=seen))
             return Batch(turned, batch.rows, batch.text)
         return batch
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from stageline.families.panorama_vlm.data.sets import Picture
-from stageline.families.panorama_vlm.geometry.projection import project
+from stageline.families.panorama_vlm.geometry.projection import global_picture, project
 from stageline.families.panorama_vlm.geometry.views import View, wrap
+from stageline.families.panorama_vlm.model.tower import packed
 
 if TYPE_CHECKING:
     from stageline.families.panorama_vlm.config import PanoramaVlmConfig
@@ -38,17 +39,26 @@ def _projected(pictures: Sequence[Picture], views: Sequence[Sequence[View]], con
     found = []
     for picture, chosen in zip(pictures, views, strict=True):
         assert picture.pixels is not None
-        found.append(
-            project(
-                picture.pixels,
-                list(chosen),
-                config.tile_size,
-                pixel_centres=plan.pixel_centres,
-                antialias=processing.antialias,
-                global_mode=plan.global_mode,
-            )
+        whole = _packed_global(config, picture.pixels) if chosen[0].kind == "global" else None
+        views_here = project(
+            picture.pixels,
+            list(chosen if whole is None else chosen[1:]),
+            config.tile_size,
+            pixel_centres=plan.pixel_centres,
+            antialias=processing.antialias,
+            global_mode=plan.global_mode,
         )
+        found.append(views_here if whole is None else torch.cat([whole[None].to(views_here), views_here]))
     return torch.stack(found)
+
+
+def _packed_global(config: PanoramaVlmConfig, pixels: Tensor) -> Tensor | None:
+    """The whole panorama with the grid of a NaFlex tower, its patches in a square (3, T, T); None for other modes."""
+    if config.global_grid is None:
+        return None
+    patch = config.model.vision.patch_size
+    rows, columns = config.global_grid
+    return packed(global_picture(pixels, (rows * patch, columns * patch)), config.tile_size, patch)
 
 
 def batch_tokens(
@@ -87,7 +97,10 @@ def seen_tokens(config: PanoramaVlmConfig, pictures: Sequence[Picture]) -> Tenso
             found.append(torch.ones(plan.num_views, grid * grid, dtype=torch.bool))
             continue
         mask = picture.seen.float().cpu().expand(3, -1, -1)
-        views = project(mask, list(plan.views), size, pixel_centres=plan.pixel_centres, antialias="off")
+        whole = _packed_global(config, mask)
+        chosen = list(plan.views if whole is None else plan.tiles)
+        views = project(mask, chosen, size, pixel_centres=plan.pixel_centres, antialias="off")
+        views = views if whole is None else torch.cat([whole[None], views])
         cells = functional.avg_pool2d(views[:, :1], size // grid)
         found.append(cells.flatten(1) > 0.5)
     return torch.stack(found)

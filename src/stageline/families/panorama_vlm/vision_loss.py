@@ -18,7 +18,6 @@ from stageline.families.panorama_vlm import vicreg
 from stageline.families.panorama_vlm.data.sets import Batch
 from stageline.families.panorama_vlm.geometry.matching import Correspondence, global_partners, jitter_pairs, pairs
 from stageline.families.panorama_vlm.model.assembly import PanoramaModel
-from stageline.families.panorama_vlm.model.tower import view_tokens
 from stageline.families.panorama_vlm.views import cut_turned, cut_views
 from stageline.objectives.step import StepContext, ValidationContext, of_one_rank
 
@@ -90,48 +89,59 @@ class VisionLoss:
         features = self._tapped(network, tokens)
         matched = self._matched(network, batch, views, features, draws)
         assert network.projector is not None
-        # One call over both sides: batch norm sees them together, as two calls in a row would not.
-        keep = matched.valid.flatten()
-        x, y = matched.x.flatten(0, 1)[keep], matched.y.flatten(0, 1)[keep]
-        projected = network.projector(torch.cat([x, y]).float())
         if self.settings.statistics == "per_pair":
-            width = projected.shape[-1]
-            sides = []
-            for values in projected.chunk(2):
-                side = values.new_zeros(len(keep), width)
-                side[keep] = values
-                sides.append(side.reshape(*matched.valid.shape, width))
-            terms = vicreg.loss(sides[0], sides[1], self.settings.form, matched.valid, statistics="per_pair")
+            terms = self._per_pair(network.projector, matched)
         else:
-            left, right = projected.chunk(2)
-            raw = None
-            if self.settings.statistics_on == "raw":
-                whole = network.projector(features.flatten(0, -2).float())
-                raw = (whole, whole)
-            terms = vicreg.loss(
-                left,
-                right,
-                self.settings.form,
-                raw=raw,
-                gather=gather,
-                max_tokens=self.settings.max_tokens,
-                rng=shared,
-            )
+            terms = self._pooled(network.projector, matched, features, gather, shared)
         weights = (self.settings.invariance_weight, self.settings.variance_weight, self.settings.covariance_weight)
         total = weights[0] * terms.inv + weights[1] * terms.var + weights[2] * terms.cov
         parts = {"invariance": terms.inv, "variance": terms.var, "covariance": terms.cov}
         if self._anchor is not None:
-            cosine = self._anchor_cosine(views, tokens)
+            cosine = self._anchor_cosine(network, views, tokens)
             total = total + self.settings.anchor_weight * (1 - cosine)
             parts["anchor_cos"] = cosine
         return total, parts, matched, features
 
-    def _anchor_cosine(self, views: Tensor, tokens: Tensor) -> Tensor:
+    def _pooled(
+        self,
+        projector: nn.Module,
+        matched: Matched,
+        features: Tensor,
+        gather: Callable[[Tensor], Tensor],
+        shared: torch.Generator,
+    ) -> vicreg.VicregTerms:
+        """Terms over the matched tokens of all ranks.
+
+        Tokens are gathered before the projector, whose batch norm then sees the whole batch on every rank; in one call
+        over both sides, which two in a row would see apart.
+        """
+        keep = matched.valid.flatten()
+        sides = [gather(side.flatten(0, 1)[keep]) for side in (matched.x, matched.y)]
+        left, right = projector(torch.cat(sides).float()).chunk(2)
+        raw = None
+        if self.settings.statistics_on == "raw":
+            whole = projector(gather(features.flatten(0, -2)).float())
+            raw = (whole, whole)
+        most = self.settings.max_tokens
+        return vicreg.loss(left, right, self.settings.form, raw=raw, max_tokens=most, rng=shared)
+
+    def _per_pair(self, projector: nn.Module, matched: Matched) -> vicreg.VicregTerms:
+        """Terms inside each directed pair of this rank, then their mean."""
+        keep = matched.valid.flatten()
+        x, y = matched.x.flatten(0, 1)[keep], matched.y.flatten(0, 1)[keep]
+        sides = []
+        for values in projector(torch.cat([x, y]).float()).chunk(2):
+            side = values.new_zeros(len(keep), values.shape[-1])
+            side[keep] = values
+            sides.append(side.reshape(*matched.valid.shape, -1))
+        return vicreg.loss(sides[0], sides[1], self.settings.form, matched.valid, statistics="per_pair")
+
+    def _anchor_cosine(self, network: PanoramaModel, views: Tensor, tokens: Tensor) -> Tensor:
         """Mean cosine of the tower's tokens (B, V, S, D) to those of the tower as it was."""
         assert self._anchor is not None
         with torch.no_grad():
-            before = view_tokens(self._anchor.to(views.device), views.flatten(0, 1))
-        return functional.cosine_similarity(tokens.flatten(0, 1).float(), before.float(), dim=-1).mean()
+            before = network.encode_with(self._anchor.to(views.device), views)
+        return functional.cosine_similarity(tokens.float(), before.float(), dim=-1).mean()
 
     def _tapped(self, network: PanoramaModel, features: Tensor) -> Tensor:
         """What the loss acts on: the tower's tokens, or those behind a resampler that keeps their places."""

@@ -68,15 +68,17 @@ class PanoramaModel(nn.Module):
         resampler: Resampler | None = None,
         language: nn.Module | None = None,
         micro_batch: int = 64,
+        global_grid: tuple[int, int] | None = None,
     ) -> None:
         """token_directions: (V, S, 3) unit directions and (V, S) log solid angles.
 
-        micro_batch: views that go through the tower at once.
+        micro_batch: views that go through the tower at once.  global_grid: rows and columns of the first view, where
+        it has a grid of its own (NaFlex).
         """
         super().__init__()
         self.vision = vision
         self.projector, self.pe, self.resampler, self.language = projector, pe, resampler, language
-        self.micro_batch = micro_batch
+        self.micro_batch, self.global_grid = micro_batch, global_grid
         for name, values in zip(("token_dirs", "token_logsolid"), token_directions, strict=True):
             self.register_buffer(name, values, persistent=False)
 
@@ -85,8 +87,26 @@ class PanoramaModel(nn.Module):
 
     def encode(self, views: Tensor) -> Tensor:
         """Features of views: (B, V, 3, T, T) in [0, 1] -> (B, V, S, D_v)."""
-        parts = [tower.view_tokens(self.vision, part) for part in torch.split(views.flatten(0, 1), self.micro_batch)]
+        return self.encode_with(self.vision, views)
+
+    def encode_with(self, vision: nn.Module, views: Tensor) -> Tensor:
+        """The same by another tower of the same sizes. views: all of the plan, or its tiles alone."""
+        flat, grids = views.flatten(0, 1), self._grids(views)
+        parts = [
+            tower.view_tokens(vision, flat[start : start + self.micro_batch], grids[start : start + self.micro_batch])
+            if grids is not None
+            else tower.view_tokens(vision, flat[start : start + self.micro_batch])
+            for start in range(0, len(flat), self.micro_batch)
+        ]
         return torch.cat(parts).reshape(*views.shape[:2], *parts[0].shape[1:])
+
+    def _grids(self, views: Tensor) -> Tensor | None:
+        """Rows and columns of patches of each view (B * V, 2) where the whole panorama has others than the tiles."""
+        if self.global_grid is None or views.shape[1] != len(self.token_dirs):
+            return None
+        side = views.shape[-1] // int(self.vision.config.patch_size)  # type: ignore[arg-type]
+        one = torch.tensor([self.global_grid, *[(side, side)] * (views.shape[1] - 1)])
+        return one.repeat(len(views), 1)
 
     def image_tokens(self, features: Tensor, view_valid: Tensor | None = None) -> ImageTokens:
         """features: (B, V, S, D_v).  view_valid: (B, V), (B, V, S) or None.  Returns (B, T, D_llm) and their mask."""
@@ -163,7 +183,13 @@ def build_model(config: PanoramaVlmConfig, stage: Stage) -> PanoramaModel:
             lm.add_adapters(parts["language"], config)
     if model.gradient_checkpointing and "language" in parts:
         parts["language"].gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return PanoramaModel(vision, (where.dirs, where.log_solid), micro_batch=config.runtime.vision_micro_batch, **parts)
+    return PanoramaModel(
+        vision,
+        (where.dirs, where.log_solid),
+        micro_batch=config.runtime.vision_micro_batch,
+        global_grid=config.global_grid,
+        **parts,
+    )
 
 
 def build_tower(config: PanoramaVlmConfig) -> tower.Tower:

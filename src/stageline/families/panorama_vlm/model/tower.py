@@ -78,18 +78,23 @@ def is_naflex(tower: nn.Module) -> bool:
     return isinstance(tower, Siglip2VisionModel)
 
 
-def view_tokens(tower: nn.Module, views: Tensor) -> Tensor:
+def view_tokens(tower: nn.Module, views: Tensor, grids: Tensor | None = None) -> Tensor:
     """Patch tokens of views.
 
-    views: (N, 3, T, T) float in [0, 1], T the tower's picture size.  Returns (N, G * G, D), row-major.
+    views: (N, 3, T, T) float in [0, 1], T the tower's picture size.
+    grids: (N, 2) int64, rows and columns of patches of each view, of a NaFlex tower alone; null is G x G. A view of
+    another grid holds its patches in its first places, row-major (`packed`).
+    Returns (N, G * G, D), row-major; places beyond a view's patches hold nothing of it.
     """
     dtype = next(tower.parameters()).dtype
     pixels = ((views.float() - MEAN) / STD).to(dtype)
     if not is_naflex(tower):
         return _tokens(tower(pixel_values=pixels))
     patches, grid = patchify(pixels, int(tower.config.patch_size))  # type: ignore[union-attr, arg-type]
-    mask = torch.ones(patches.shape[:2], dtype=torch.int32, device=patches.device)
-    shapes = torch.tensor([[grid, grid]] * len(patches), device=patches.device)
+    shapes = torch.tensor([[grid, grid]] * len(patches)) if grids is None else grids
+    shapes = shapes.to(patches.device)
+    places = torch.arange(patches.shape[1], device=patches.device)
+    mask = (places < shapes.prod(dim=1, keepdim=True)).int()
     return _tokens(tower(pixel_values=patches, pixel_attention_mask=mask, spatial_shapes=shapes))
 
 
@@ -107,6 +112,19 @@ def patchify(pixels: Tensor, patch: int) -> tuple[Tensor, int]:
     grid = side // patch
     parts = pixels.reshape(count, channels, grid, patch, grid, patch).permute(0, 2, 4, 3, 5, 1)
     return parts.reshape(count, grid * grid, patch * patch * channels), grid
+
+
+def packed(picture: Tensor, size: int, patch: int) -> Tensor:
+    """The patches of a picture of any grid, row-major, in the first places of a square view; zeros in the others.
+
+    picture: (3, H, W), H and W multiples of `patch` with no more patches than the square has.  Returns (3, size, size).
+    """
+    rows, columns = picture.shape[1] // patch, picture.shape[2] // patch
+    grid = size // patch
+    patches = picture.reshape(3, rows, patch, columns, patch).permute(1, 3, 0, 2, 4).flatten(0, 1)
+    whole = picture.new_zeros(grid * grid, 3, patch, patch)
+    whole[: rows * columns] = patches
+    return whole.reshape(grid, grid, 3, patch, patch).permute(2, 0, 3, 1, 4).reshape(3, size, size)
 
 
 def block_names(tower: nn.Module) -> list[str]:

@@ -1,0 +1,165 @@
+"""Real sizes on the meta device, and the real loading code on folders that transformers wrote."""
+
+from __future__ import annotations
+
+import shutil
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import small, trained
+from safetensors.torch import load_file, save_file
+from tiny_language import tiny_model, tiny_tokenizer
+from torch import nn
+from transformers import (
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
+    SiglipConfig,
+    SiglipModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from stageline.errors import StagelineError
+from stageline.families import load_family, parse_config, raw_preset
+from stageline.families.panorama_vlm.config import FAMILY_CONFIG, STAGES, PanoramaVlmConfig
+from stageline.families.panorama_vlm.data.tokenizer import save_tokenizer
+from stageline.families.panorama_vlm.model.assembly import load_externals
+from stageline.stage import stage_config
+from stageline.verbs.prepare import prepare_data
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "patch_size": 8,
+}
+
+
+def real(*overrides: str) -> PanoramaVlmConfig:
+    raw = {**raw_preset("panorama_vlm", "base"), "data": {"name": "rooms"}}
+    return parse_config(raw, ("run=real", *overrides))
+
+
+def on_meta(config: PanoramaVlmConfig, stage: str) -> nn.Module:
+    with torch.device("meta"):
+        return load_family("panorama_vlm").build_model(stage_config(config, STAGES[stage]), STAGES[stage])
+
+
+def weights(model: nn.Module, part: str) -> int:
+    return sum(value.numel() for name, value in model.named_parameters() if part in name)
+
+
+@pytest.mark.parametrize(("kind", "millions"), [("mlp", 11.5), ("bimamba", 28.8)])
+def test_resamplers_at_real_size(kind: str, millions: float) -> None:
+    model = on_meta(real(f"model.resampler_type={kind}"), "resampler")
+    assert weights(model, "resampler.") / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+@pytest.mark.parametrize(("overlap", "views", "tokens"), [(0, 5, 320), (0.25, 7, 448), (0.5, 9, 576)])
+def test_image_tokens_at_real_size(overlap: float, views: int, tokens: int) -> None:
+    """Check 10: what the config says is what the model of that size has."""
+    config = real(f"image_processing.overlap_ratio={overlap}")
+    assert (config.image_processing.plan.num_views, config.image_tokens) == (views, tokens)
+    assert on_meta(config, "resampler").resampler.num_tokens == tokens
+
+
+def test_a_finetune_checkpoint_at_real_size() -> None:
+    """20.2 M adapter weights; own tensors below 0.6 GB: frozen weights of others are not among them."""
+    config = real()
+    own = stage_config(config, STAGES["finetune"])
+    model = on_meta(config, "finetune")
+    assert weights(model, "lora_") / 1e6 == pytest.approx(20.2, rel=0.01)
+    external = FAMILY_CONFIG.externals(own, STAGES["finetune"])
+    trains = FAMILY_CONFIG.trains(own, STAGES["finetune"])
+    kept = sum(
+        value.numel() * 4
+        for name, value in model.named_parameters()
+        if trains.matches(name) or not any(fnmatchcase(name, pattern) for part in external for pattern in part.patterns)
+    )
+    assert kept < 0.6e9
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders as the hub has them: towers of both kinds, a whole SigLIP, a language model with its tokenizer."""
+    place = tmp_path_factory.mktemp("hub")
+    torch.manual_seed(3)
+    vision = SiglipVisionConfig(image_size=32, **SIZES)
+    SiglipVisionModel(vision).save_pretrained(str(place / "siglip-tower"))
+    Siglip2VisionModel(Siglip2VisionConfig(num_patches=16, **SIZES)).save_pretrained(str(place / "naflex-tower"))
+    text = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
+    whole = SiglipConfig(text_config={**text, "vocab_size": 40}, vision_config=vision.to_dict())
+    SiglipModel(whole).save_pretrained(str(place / "siglip-whole"))
+    tokenizer = tiny_tokenizer()
+    tiny_model(tokenizer, seed=5).save_pretrained(str(place / "qwen"))
+    save_tokenizer(tokenizer, place / "qwen")
+    return place
+
+
+def on_folders(root: Path, folders: Path, tower: str = "siglip-tower", *overrides: str) -> PanoramaVlmConfig:
+    """A run whose tower and language model are folders."""
+    keys = (
+        "model.profile=null",
+        f"model.vision_name={folders / tower}",
+        f"model.language_model_name={folders / 'qwen'}",
+    )
+    return small(root, *keys, *overrides)
+
+
+@pytest.mark.parametrize("tower", ["siglip-tower", "siglip-whole"])
+def test_weights_come_from_folders(tmp_path: Path, folders: Path, tower: str) -> None:
+    """A tower alone, and a whole model whose text tower is not needed, are read bit for bit."""
+    config = on_folders(tmp_path, folders, tower, "stages=[resampler]")
+    prepare_data(config)
+    own = stage_config(config, STAGES["resampler"])
+    model = load_family("panorama_vlm").build_model(own, STAGES["resampler"])
+    load_externals(own, STAGES["resampler"], model)
+    files = load_file(folders / tower / "model.safetensors")
+    read = {name.removeprefix("vision_model."): value for name, value in files.items()}
+    state = model.state_dict()
+    tensors = [name for name in state if name.startswith("vision.")]
+    assert tensors
+    for name in tensors:
+        assert torch.equal(state[name], read[name.removeprefix("vision.")]), name
+    language = load_file(folders / "qwen" / "model.safetensors")
+    for name, value in language.items():
+        assert torch.equal(state[f"language.{name}"], value), name
+
+
+@pytest.mark.parametrize("fault", ["missing", "sizes", "pointer"])
+def test_faulty_folders_are_refused_by_name(tmp_path: Path, folders: Path, fault: str) -> None:
+    """A missing tensor, other sizes and a git-lfs pointer."""
+    broken = tmp_path / "hub"
+    shutil.copytree(folders, broken)
+    file = broken / "siglip-tower" / "model.safetensors"
+    words = "post_layernorm"
+    overrides: tuple[str, ...] = ()
+    if fault == "missing":
+        kept = {name: value for name, value in load_file(file).items() if "post_layernorm.weight" not in name}
+        save_file(kept, file, metadata={"format": "pt"})
+    elif fault == "sizes":
+        sizes = "{hidden_size: 64, intermediate_size: 96, num_layers: 2, num_heads: 4, image_size: 32, patch_size: 8}"
+        overrides, words = (f"model.vision_config={sizes}",), "hidden_size"
+    else:
+        file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
+        words = "git-lfs"
+    config = on_folders(tmp_path / "root", broken, "siglip-tower", "stages=[resampler]", *overrides)
+    own = stage_config(config, STAGES["resampler"])
+    with pytest.raises(StagelineError, match=words):
+        prepare_data(config)
+        model = load_family("panorama_vlm").build_model(own, STAGES["resampler"])
+        load_externals(own, STAGES["resampler"], model)
+
+
+@pytest.mark.parametrize("mode", ["stretch", "naflex"])
+def test_a_naflex_tower_trains(tmp_path: Path, folders: Path, mode: str) -> None:
+    """Patches of any grid; the whole panorama twice as wide as high where the global view says so."""
+    keys = ("model.vision_class=siglip2_naflex", f"image_processing.global_mode={mode}", "trainer.max_steps=1")
+    pool = "model.resampler_type=perceiver"
+    config = on_folders(tmp_path, folders, "naflex-tower", *keys, pool, "stages=[resampler]")
+    ref = trained(config, "resampler")["resampler"]
+    assert ref.metadata.facts["global_mode"] == mode

@@ -1,0 +1,225 @@
+"""Runs through the verbs: broken input, parents of another resampler or overlap, evaluations and their comparison."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from ranks import run_ranks
+from runs import small, trained
+
+from stageline.checkpoint.layout import CheckpointRef
+from stageline.checkpoint.tensors import read_tensors
+from stageline.data.prepared import PreparedData
+from stageline.errors import CheckpointError, DataError, StagelineError
+from stageline.families.panorama_vlm.data.made import draw_room, make_room
+from stageline.plan import make_plan
+from stageline.verbs.compare import compare
+from stageline.verbs.evaluate.evaluation import evaluate_checkpoint
+from stageline.verbs.prepare import prepare_data
+from stageline.verbs.train import train_stage
+
+OVERLAP0 = "image_processing.overlap_ratio=0"
+SHORT = "trainer.max_steps=2"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def parents(root: Path) -> dict[str, CheckpointRef]:
+    """Vision checkpoints with overlap 0.5 of runs with either resampler, and one whose loss acted behind it."""
+    configs = {
+        "bimamba": small(root, SHORT, "model.resampler_type=bimamba", run="a"),
+        "mlp": small(root, SHORT, run="b"),
+        "tapped": small(
+            root, SHORT, "vicreg.tap=resampler", "model.resampler_config={pooling: 1}", run="c"
+        ),
+    }
+    return {name: trained(config, "vision")["vision"] for name, config in configs.items()}
+
+
+@pytest.fixture(scope="module")
+def compared(root: Path) -> dict[str, Any]:
+    """Finished evaluations of a run with overlap and one without."""
+    found = {}
+    for run, overlap in (("with", "0.5"), ("without", "0")):
+        config = small(root, SHORT, f"image_processing.overlap_ratio={overlap}", "stages=[resampler]", run=run)
+        ref = trained(config, "resampler")["resampler"]
+        found[run] = (ref, evaluate_checkpoint(config, str(ref.uri), str(prepare_data(config).reference)))
+    return found
+
+
+def sections(config: Any, stage: str) -> dict[str, str]:
+    """The table of a plan: section -> outcome."""
+    (item,) = [item for item in make_plan(config).items if item.name == stage]
+    return {part["section"]: part["outcome"] for parent in item.parents.values() for part in parent.sections}
+
+
+@pytest.mark.parametrize("origin", ["bimamba", "mlp", "tapped"])
+def test_vision_parents_of_another_run_serve_overlap_0(
+    root: Path, parents: dict[str, CheckpointRef], origin: str
+) -> None:
+    """Check 17: only the tower comes from them, bit for bit, whatever resampler stood beside it."""
+    given = parents[origin]
+    keys = (OVERLAP0, SHORT, "model.resampler_type=bimamba", "stages=[resampler]")
+    config = small(root, *keys, f"parents.resampler.default={given.uri}", run=f"from-{origin}")
+    ref = trained(config, "resampler")["resampler"]
+    told = ref.metadata.parents["default"]
+    outcomes = {part["section"]: part["outcome"] for part in told.sections}
+    assert outcomes["vision"].startswith("load")
+    assert outcomes["resampler"] == outcomes["pe"] == "fresh" or origin == "tapped"
+    reason = next(part["reason"] for part in told.sections if part["section"] == "resampler")
+    assert ("skipped" if origin == "tapped" else "absent") in reason
+    before, after = read_tensors(given, "raw"), read_tensors(ref, "raw")
+    tower = [name for name in before if name.startswith("vision.")]
+    assert tower
+    assert all(torch.equal(before[name], after[name]) for name in tower if name in after)
+
+
+def test_the_same_resampler_of_other_shapes_is_refused(root: Path, parents: dict[str, CheckpointRef]) -> None:
+    """Check 17: named with both values."""
+    config = small(
+        root, OVERLAP0, SHORT, "stages=[resampler]", f"parents.resampler.default={parents['tapped'].uri}", run="shapes"
+    )
+    data = str(prepare_data(config).reference)
+    with pytest.raises((CheckpointError, StagelineError), match="pooling"):
+        train_stage(config, "resampler", data=data)
+
+
+def table(evaluation: Any) -> list[dict[str, str]]:
+    text = next(Path(evaluation.uri.removeprefix("file://")).rglob("predictions.csv")).read_text(encoding="utf-8")
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def pictures(folder: Path, count: int) -> list[str]:
+    names = []
+    for number in range(count):
+        names.append(f"room-{number}.png")
+        Image.fromarray(draw_room(make_room("train", number, 0))).save(folder / names[-1])
+    return names
+
+
+def rows_of(path: Path, rows: list[tuple[str, str, str, str]]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("id", "image", "query", "response"))
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> dict[str, Any]:
+    """Sixteen good rows about four pictures, and one row of each of seven kinds of fault."""
+    names = pictures(tmp_path, 4)
+    whole = (tmp_path / names[0]).read_bytes()
+    Image.new("RGB", (64, 64)).save(tmp_path / "square.png")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_bytes(b"no picture")
+    good = [(f"good-{k}", names[k % 4], f"What is at {k}?", f"Answer {k}.") for k in range(16)]
+    bad = [
+        *[(f"bad-{k}", name, "What?", "This.") for k, name in enumerate(("gone.png", "cut.png", "square.png"))],
+        *[(f"bad-{k}", name, "What?", "This.") for k, name in enumerate(("empty.png", "text.png"), start=3)],
+        *[("bad-5", names[1], "", "This."), ("bad-6", names[1], "What?", "")],
+    ]
+    rows = [row for pair in zip(bad, good[: len(bad)], strict=True) for row in pair] + good[len(bad) :]
+    path = str(rows_of(tmp_path / "rows.csv", rows))
+    return {"name": "csv", "csv_train": [path], "csv_val": [path], "csv_test": [path], "max_bad_fraction": 0.5}
+
+
+def test_broken_rows_are_set_aside_and_nobody_gets_their_picture(tmp_path: Path, broken: dict[str, Any]) -> None:
+    """Check 16: classes, rows and counts; each id keeps the hash of its own picture."""
+    prepared = PreparedData(prepare_data(small(tmp_path / "root", data=broken)))
+    split, files = prepared.split("train"), prepared.split("train-pictures")
+    listed = {row["row"]: row["class"] for row in csv.DictReader(io.StringIO(split.facts["quarantine_csv"]))}
+    assert list(listed.values()) == [
+        *("missing", "truncated", "not_equirectangular", "empty", "not_an_image", "empty_query", "empty_response")
+    ]
+    assert split.facts["quarantined"] == 7
+    assert split.facts["rows_read"] == 23
+    assert len(split) == 16
+    for number in range(len(split)):
+        fields = split.fields(number)
+        picture = files.fields(int(split.numbers("picture")[number]))
+        own = hashlib.sha256((tmp_path / fields["image"]).read_bytes()).hexdigest()
+        assert picture["sha256"] == own, fields["id"]
+        assert fields["response"] == f"Answer {fields['id'].removeprefix('good-')}."
+
+
+@pytest.mark.parametrize("change", [{"max_bad_fraction": 0.02}, {"on_bad": "error"}])
+def test_more_broken_rows_than_allowed_are_refused(
+    tmp_path: Path, broken: dict[str, Any], change: dict[str, Any]
+) -> None:
+    """Check 16: as a fault of the data, before anything is written."""
+    with pytest.raises(DataError, match="7 of 23 rows"):
+        prepare_data(small(tmp_path / "root", data=broken | change))
+
+
+def test_an_evaluation_has_every_row_of_the_csv(tmp_path: Path, broken: dict[str, Any]) -> None:
+    """Check 20: rows set aside stand in predictions.csv with their status; metrics name the checkpoint's content."""
+    config = small(tmp_path / "root", SHORT, "stages=[resampler]", "trainer.batch_size=2", data=broken)
+    ref = trained(config, "resampler")["resampler"]
+    record = evaluate_checkpoint(config, str(ref.uri), str(prepare_data(config).reference))
+    found = table(record)
+    assert len(found) == 23
+    assert sum(row["status"] == "quarantined" for row in found) == 7
+    assert ref.content in json.dumps(record.plain)
+
+
+def test_a_run_is_not_compared_with_itself(compared: dict[str, Any]) -> None:
+    """Check 18."""
+    ref, _ = compared["with"]
+    with pytest.raises(StagelineError):
+        compare(str(ref.uri), str(ref.uri))
+
+
+def test_both_overlaps_are_compared(compared: dict[str, Any]) -> None:
+    """Check 18: both plans, and differences with intervals."""
+    found = compare(str(compared["with"][1].uri), str(compared["without"][1].uri))
+    text = json.dumps(found if isinstance(found, dict) else found.plain, default=str)
+    assert "8x90" in text
+    assert "4x90" in text
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_with_the_rest(
+    root: Path, compared: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after some rows: only the others are answered, and the table is that of one that was not killed."""
+    from stageline.families.panorama_vlm import evaluate as module
+
+    ref, whole = compared["with"]
+    keys = ("image_processing.overlap_ratio=0.5", "stages=[resampler]", "evaluate.batch_size=2")
+    config = small(root, SHORT, *keys, "evaluate.max_samples=7", run="with")
+    data = str(prepare_data(config).reference)
+    calls: list[int] = []
+    generate = module.generate
+
+    def dying(*args: Any) -> Any:
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        calls.append(1)
+        return generate(*args)
+
+    monkeypatch.setattr(module, "generate", dying)
+    (end,) = run_ranks(lambda _: str(evaluate_checkpoint(config, str(ref.uri), data)), 1, tmp_path / "killed")
+    assert end.code == -signal.SIGKILL
+    monkeypatch.setattr(module, "generate", lambda *args: calls.append(1) or generate(*args))
+    resumed = table(evaluate_checkpoint(config, str(ref.uri), data))
+    assert len(calls) == 2
+    plain = {row["sample_id"]: row for row in table(whole)}
+    assert len(resumed) == 7
+    for row in resumed:
+        assert row["prediction"] == plain[row["sample_id"]]["prediction"]

@@ -1,0 +1,143 @@
+"""The stages of one tiny run: what trains and what keeps its bits, and how steps may be split."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+from runs import CHAIN, small, trained
+from safetensors.torch import load_file
+
+from stageline.checkpoint.layout import CheckpointRef
+from stageline.checkpoint.tensors import read_tensors
+from stageline.errors import StagelineError
+from stageline.families import load_family
+from stageline.families.panorama_vlm.config import FAMILY_CONFIG, STAGES
+from stageline.families.panorama_vlm.task import VisionTask
+from stageline.stage import stage_config
+from stageline.verbs.prepare import prepare_data
+from stageline.verbs.train import train_stage
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("panoramas")
+
+
+@pytest.fixture(scope="module")
+def chain(root: Path) -> dict[str, CheckpointRef]:
+    """The three stages of a run, five steps each."""
+    return trained(small(root))
+
+
+def start_of(root: Path, stage: str) -> dict[str, torch.Tensor]:
+    own = stage_config(small(root), STAGES[stage])
+    return dict(load_family("panorama_vlm").build_model(own, STAGES[stage]).state_dict())
+
+
+@pytest.mark.parametrize("stage", CHAIN)
+def test_what_changed_is_what_the_stage_declares(root: Path, chain: dict[str, CheckpointRef], stage: str) -> None:
+    """Check 13: five steps change every declared parameter and no other; adapters have left zero."""
+    config = small(root)
+    start = start_of(root, stage)
+    if stage != "vision":
+        before = read_tensors(chain[CHAIN[CHAIN.index(stage) - 1]], "raw")
+        start |= {name: value for name, value in before.items() if name in start}
+    after = read_tensors(chain[stage], "raw")
+    own = stage_config(config, STAGES[stage])
+    model = load_family("panorama_vlm").build_model(own, STAGES[stage])
+    parameters = [name for name, _ in model.named_parameters()]
+    trains = FAMILY_CONFIG.trains(own, STAGES[stage])
+    changed = {name for name in parameters if name in after and not torch.equal(start[name], after[name])}
+    assert changed == {name for name in parameters if trains.matches(name)}
+    if stage == "finetune":
+        sides = [value for name, value in after.items() if ".lora_B." in name]
+        assert len(sides) == 2 * len(config.lora.target_modules)
+        assert all(float(side.norm()) > 0 for side in sides)
+
+
+def test_a_step_may_be_split(root: Path, tmp_path: Path, chain: dict[str, CheckpointRef]) -> None:
+    """Check 12: a batch of 8, and 8 batches of 1, are the same update."""
+    del chain
+    found = []
+    for run, size in (("whole", 8), ("split", 1)):
+        keys = (f"trainer.batch_size={size}", f"trainer.accumulate_grad_batches={8 // size}", "trainer.max_steps=1")
+        config = small(root, *keys, "stages=[resampler]", "parents.resampler.default=none", run=run)
+        found.append(read_tensors(trained(config)["resampler"], "raw"))
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], atol=1e-5, rtol=0, msg=name)
+
+
+def test_cached_features_change_nothing(root: Path, chain: dict[str, CheckpointRef]) -> None:
+    """Features of the frozen tower from the store, or computed in each step: the same losses."""
+    data = str(prepare_data(small(root)).reference)
+    found = []
+    for run, cached in (("cached", "true"), ("computed", "false")):
+        keys = ("trainer.max_steps=3", "stages=[resampler]", f"runtime.cache_vision_features={cached}")
+        own = small(root, *keys, f"parents.resampler.default={chain['vision'].uri}", run=run)
+        result = train_stage(own, "resampler", data=data)
+        found.append(result.metrics["val_loss"])
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+def test_without_overlap_vision_trains_on_turned_tiles(tmp_path: Path) -> None:
+    """Check 6: adjacent pairs are refused by the plan's name; global and jitter train; by default vision is reused."""
+    overlap0 = "image_processing.overlap_ratio=0"
+    assert [stage.name for stage in FAMILY_CONFIG.selected(small(tmp_path, overlap0))] == ["resampler", "finetune"]
+    with pytest.raises(StagelineError, match="4x90"):
+        trained(small(tmp_path, overlap0, "stages=[vision]", "vicreg.pairs=[adjacent]"))
+    keys = (overlap0, "stages=[vision]", "vicreg.pairs=[global,jitter]", "trainer.max_steps=2")
+    found = trained(small(tmp_path, *keys, run="turned"))
+    assert found["vision"].metadata.facts["vicreg"]["pairs"] == ["global", "jitter"]
+
+
+def test_a_loss_that_is_no_number_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check 12: losses that are no numbers fail the stage, and nothing is best."""
+    loss = VisionTask.loss
+
+    def broken(self: VisionTask, model: Any, batch: Any, context: Any) -> Any:
+        found = loss(self, model, batch, context)
+        return type(found)(found.sum * math.nan, found.weight, found.parts)
+
+    monkeypatch.setattr(VisionTask, "loss", broken)
+    with pytest.raises(StagelineError) as error:
+        trained(small(tmp_path, "trainer.max_steps=8"), "vision")
+    assert error.value.exit_code != 0
+    assert not list((tmp_path / "runs").rglob("best.ckpt"))
+
+
+@pytest.mark.slow
+def test_two_ranks_of_vision_are_one_with_twice_the_batch(tmp_path: Path) -> None:
+    """The loss gathers tokens before the projector, so statistics and update are those of the whole batch."""
+    one = small(tmp_path, "trainer.batch_size=4", "trainer.max_steps=1", "stages=[vision]", run="one")
+    two = small(
+        tmp_path,
+        *("trainer.batch_size=2", "trainer.processes=2", "trainer.max_steps=1", "stages=[vision]"),
+        run="two",
+    )
+    data = str(prepare_data(one).reference)
+    train_stage(one, "vision", data=data)
+
+    def body(rank: int) -> float:
+        del rank
+        return float(train_stage(two, "vision", data=data).metrics["val_loss"])
+
+    ends = run_ranks(body, 2, tmp_path / "ranks")
+    assert [end.code for end in ends] == [0, 0], ends
+    whole, halves = (first_gradient(tmp_path / "runs" / run) for run in ("one", "two"))
+    assert whole.keys() == halves.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(halves[name], value, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def first_gradient(run: Path) -> dict[str, torch.Tensor]:
+    """What a step's gradient left in the optimizer, and the running statistics of the projector."""
+    (moments,) = run.rglob("training/optimizer.safetensors")
+    found = {name: value for name, value in load_file(moments).items() if name.startswith("exp_avg/")}
+    tensors = load_file(moments.parents[1] / "model.safetensors")
+    return found | {name: value for name, value in tensors.items() if ".running_" in name}
