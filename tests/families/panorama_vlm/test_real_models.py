@@ -27,6 +27,7 @@ from stageline.families import load_family, parse_config, raw_preset
 from stageline.families.panorama_vlm.config import FAMILY_CONFIG, STAGES, PanoramaVlmConfig
 from stageline.families.panorama_vlm.data.tokenizer import save_tokenizer
 from stageline.families.panorama_vlm.model.assembly import load_externals
+from stageline.families.panorama_vlm.model.tower import packed, view_tokens
 from stageline.stage import stage_config
 from stageline.verbs.prepare import prepare_data
 
@@ -159,7 +160,22 @@ def test_faulty_folders_are_refused_by_name(tmp_path: Path, folders: Path, fault
 def test_a_naflex_tower_trains(tmp_path: Path, folders: Path, mode: str) -> None:
     """Patches of any grid; the whole panorama twice as wide as high where the global view says so."""
     keys = ("model.vision_class=siglip2_naflex", f"image_processing.global_mode={mode}", "trainer.max_steps=1")
-    pool = "model.resampler_type=perceiver"
-    config = on_folders(tmp_path, folders, "naflex-tower", *keys, pool, "stages=[resampler]")
+    sizes = "{width: 32, depth: 1, heads: 2, head_dim: 16, queries: 4}"
+    pool = ("model.resampler_type=perceiver", f"model.resampler_config={sizes}")
+    config = on_folders(tmp_path, folders, "naflex-tower", *keys, *pool, "stages=[resampler]")
     ref = trained(config, "resampler")["resampler"]
     assert ref.metadata.facts["global_mode"] == mode
+
+
+def test_packed_patches_are_read_as_the_picture_that_they_are_of(folders: Path) -> None:
+    """A picture of 2 x 4 patches packed into a square of 4 x 4: the tower's tokens are those of the picture alone."""
+    torch.manual_seed(7)
+    naflex = Siglip2VisionModel.from_pretrained(str(folders / "naflex-tower")).eval()
+    wide = torch.rand(3, 16, 32)
+    grids = torch.tensor([[2, 4]])
+    with torch.no_grad():
+        found = view_tokens(naflex, packed(wide, 32, 8)[None], grids)[:, :8]
+        patches = ((wide - 0.5) / 0.5).unfold(1, 8, 8).unfold(2, 8, 8).permute(1, 2, 3, 4, 0).reshape(1, 8, 192)
+        mask = torch.ones(1, 8, dtype=torch.int32)
+        alone = naflex(pixel_values=patches, pixel_attention_mask=mask, spatial_shapes=grids).last_hidden_state
+    torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)

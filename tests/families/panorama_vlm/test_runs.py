@@ -21,9 +21,10 @@ from stageline.checkpoint.layout import CheckpointRef
 from stageline.checkpoint.tensors import read_tensors
 from stageline.data.prepared import PreparedData
 from stageline.errors import CheckpointError, DataError, StagelineError
+from stageline.families.panorama_vlm import evaluate as module
 from stageline.families.panorama_vlm.data.made import draw_room, make_room
-from stageline.plan import make_plan
-from stageline.verbs.compare import compare
+from stageline.verbs.compare.comparison import compare_evaluations
+from stageline.verbs.evaluate import rows
 from stageline.verbs.evaluate.evaluation import evaluate_checkpoint
 from stageline.verbs.prepare import prepare_data
 from stageline.verbs.train import train_stage
@@ -43,9 +44,7 @@ def parents(root: Path) -> dict[str, CheckpointRef]:
     configs = {
         "bimamba": small(root, SHORT, "model.resampler_type=bimamba", run="a"),
         "mlp": small(root, SHORT, run="b"),
-        "tapped": small(
-            root, SHORT, "vicreg.tap=resampler", "model.resampler_config={pooling: 1}", run="c"
-        ),
+        "tapped": small(root, SHORT, "vicreg.tap=resampler", "model.resampler_config={pooling: 1}", run="c"),
     }
     return {name: trained(config, "vision")["vision"] for name, config in configs.items()}
 
@@ -59,12 +58,6 @@ def compared(root: Path) -> dict[str, Any]:
         ref = trained(config, "resampler")["resampler"]
         found[run] = (ref, evaluate_checkpoint(config, str(ref.uri), str(prepare_data(config).reference)))
     return found
-
-
-def sections(config: Any, stage: str) -> dict[str, str]:
-    """The table of a plan: section -> outcome."""
-    (item,) = [item for item in make_plan(config).items if item.name == stage]
-    return {part["section"]: part["outcome"] for parent in item.parents.values() for part in parent.sections}
 
 
 @pytest.mark.parametrize("origin", ["bimamba", "mlp", "tapped"])
@@ -99,7 +92,9 @@ def test_the_same_resampler_of_other_shapes_is_refused(root: Path, parents: dict
 
 
 def table(evaluation: Any) -> list[dict[str, str]]:
-    text = next(Path(evaluation.uri.removeprefix("file://")).rglob("predictions.csv")).read_text(encoding="utf-8")
+    text = next(Path(evaluation.reference.uri.removeprefix("file://")).rglob("predictions.csv")).read_text(
+        encoding="utf-8"
+    )
     return list(csv.DictReader(io.StringIO(text)))
 
 
@@ -111,11 +106,11 @@ def pictures(folder: Path, count: int) -> list[str]:
     return names
 
 
-def rows_of(path: Path, rows: list[tuple[str, str, str, str]]) -> Path:
+def rows_of(path: Path, lines: list[tuple[str, str, str, str]]) -> Path:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("id", "image", "query", "response"))
-        writer.writerows(rows)
+        writer.writerows(lines)
     return path
 
 
@@ -134,8 +129,8 @@ def broken(tmp_path: Path) -> dict[str, Any]:
         *[(f"bad-{k}", name, "What?", "This.") for k, name in enumerate(("empty.png", "text.png"), start=3)],
         *[("bad-5", names[1], "", "This."), ("bad-6", names[1], "What?", "")],
     ]
-    rows = [row for pair in zip(bad, good[: len(bad)], strict=True) for row in pair] + good[len(bad) :]
-    path = str(rows_of(tmp_path / "rows.csv", rows))
+    lines = [row for pair in zip(bad, good[: len(bad)], strict=True) for row in pair] + good[len(bad) :]
+    path = str(rows_of(tmp_path / "rows.csv", lines))
     return {"name": "csv", "csv_train": [path], "csv_val": [path], "csv_test": [path], "max_bad_fraction": 0.5}
 
 
@@ -182,15 +177,16 @@ def test_a_run_is_not_compared_with_itself(compared: dict[str, Any]) -> None:
     """Check 18."""
     ref, _ = compared["with"]
     with pytest.raises(StagelineError):
-        compare(str(ref.uri), str(ref.uri))
+        compare_evaluations(str(ref.uri), str(ref.uri))
 
 
 def test_both_overlaps_are_compared(compared: dict[str, Any]) -> None:
     """Check 18: both plans, and differences with intervals."""
-    found = compare(str(compared["with"][1].uri), str(compared["without"][1].uri))
-    text = json.dumps(found if isinstance(found, dict) else found.plain, default=str)
-    assert "8x90" in text
-    assert "4x90" in text
+    found = compare_evaluations(*(str(compared[run][1].reference.uri) for run in ("with", "without")))
+    assert len({found.plain["a"]["content"], found.plain["b"]["content"]}) == 2
+    assert all(d.low is not None and d.low <= d.difference <= d.high for d in found.differences if d.difference)
+    plans = [compared[run][1].plain["provenance"]["views"] for run in ("with", "without")]
+    assert plans == [9, 5]
 
 
 @pytest.mark.slow
@@ -198,8 +194,6 @@ def test_a_killed_evaluation_goes_on_with_the_rest(
     root: Path, compared: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after some rows: only the others are answered, and the table is that of one that was not killed."""
-    from stageline.families.panorama_vlm import evaluate as module
-
     ref, whole = compared["with"]
     keys = ("image_processing.overlap_ratio=0.5", "stages=[resampler]", "evaluate.batch_size=2")
     config = small(root, SHORT, *keys, "evaluate.max_samples=7", run="with")
@@ -213,6 +207,7 @@ def test_a_killed_evaluation_goes_on_with_the_rest(
         calls.append(1)
         return generate(*args)
 
+    monkeypatch.setattr(rows, "FLUSH_ROWS", 2)  # a batch; by default rows wait for five seconds' worth of others
     monkeypatch.setattr(module, "generate", dying)
     (end,) = run_ranks(lambda _: str(evaluate_checkpoint(config, str(ref.uri), data)), 1, tmp_path / "killed")
     assert end.code == -signal.SIGKILL
