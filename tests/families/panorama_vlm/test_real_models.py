@@ -150,10 +150,13 @@ def test_faulty_folders_are_refused_by_name(tmp_path: Path, folders: Path, fault
         words = "git-lfs"
     config = on_folders(tmp_path / "root", broken, "siglip-tower", "stages=[resampler]", *overrides)
     own = stage_config(config, STAGES["resampler"])
-    with pytest.raises(StagelineError, match=words):
+
+    def read() -> None:
         prepare_data(config)
-        model = load_family("panorama_vlm").build_model(own, STAGES["resampler"])
-        load_externals(own, STAGES["resampler"], model)
+        load_externals(own, STAGES["resampler"], load_family("panorama_vlm").build_model(own, STAGES["resampler"]))
+
+    with pytest.raises(StagelineError, match=words):
+        read()
 
 
 @pytest.mark.parametrize("mode", ["stretch", "naflex"])
