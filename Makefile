@@ -47,7 +47,8 @@ test: env ## the default tests: CPU, no network (6 minutes)
 
 .PHONY: test-slow
 test-slow: env ## learning checks, kill drills, two ranks (10 minutes)
-	@$(PYTEST) -m "slow and not cluster" $(PARALLEL)
+	@$(PYTEST) -m "slow and not cluster and not ranks" $(PARALLEL)
+	@$(PYTEST) -m "slow and ranks"
 
 .PHONY: cluster
 cluster: env ## two Kubernetes nodes on this machine, for tests (Linux, root, Go; 35 GB; cold 15 minutes, warm 1)

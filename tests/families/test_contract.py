@@ -272,6 +272,7 @@ def test_a_stopped_stage_goes_on_bit_for_bit(run: TinyRun, name: str, family: Fa
 
 
 @pytest.mark.slow
+@pytest.mark.ranks
 def test_two_ranks_train_and_agree(run: TinyRun, name: str, family: FamilyConfig, tmp_path: Path) -> None:
     config = small_config(name, tmp_path, "trainer.processes=2", *case_of(name).TWO_RANKS, run="two")
     data = str(prepare_data(config).reference)

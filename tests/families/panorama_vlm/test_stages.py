@@ -112,6 +112,7 @@ def test_a_loss_that_is_no_number_fails(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
+@pytest.mark.ranks
 def test_two_ranks_of_vision_are_one_with_twice_the_batch(tmp_path: Path) -> None:
     """The loss gathers tokens before the projector, so statistics and update are those of the whole batch."""
     one = small(tmp_path, "trainer.batch_size=4", "trainer.max_steps=1", "stages=[vision]", run="one")
