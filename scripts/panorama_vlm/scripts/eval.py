@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from stageline.families.panorama_vlm.guide import copy_evaluation, root_beside
+from stageline.families.panorama_vlm.guide import check_config, copy_evaluation, results_dir, root_beside, told
 
 PROGRAM = Path(sys.executable).with_name("stageline")
 
@@ -27,11 +27,13 @@ def main() -> int:
     parser.add_argument("--max-samples", type=int)
     parser.add_argument("--batch-size", type=int)
     given, words = parser.parse_known_args()
+    check_config(given.config)
     beside = Path(given.config).resolve().parent
     checkpoint = given.checkpoint
     if checkpoint in (None, "best", "last") and (beside / "best.ckpt").is_file():
         checkpoint = str(beside / f"{checkpoint or 'best'}.ckpt")
     chosen = [*words, *root_beside(beside)]
+    results = results_dir(given.config, chosen)
     if given.csv_input:
         chosen.append(f"data.csv_test=[{given.csv_input}]")
     if given.max_samples is not None:
@@ -50,9 +52,9 @@ def main() -> int:
     result = subprocess.run([str(PROGRAM), *command], stdout=subprocess.PIPE, text=True, check=False)
     if result.returncode != 0:
         return result.returncode
-    print(copy_evaluation(result.stdout.strip().splitlines()[-1]))
+    print(copy_evaluation(result.stdout.strip().splitlines()[-1], results))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(told(main))

@@ -16,7 +16,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from stageline.families.panorama_vlm.guide import resume_overrides, stages_of, write_stage_state
+from stageline.families.panorama_vlm.guide import (
+    check_config,
+    is_vision_alone,
+    resume_overrides,
+    stages_of,
+    told,
+    write_stage_state,
+)
 
 PROGRAM = Path(sys.executable).with_name("stageline")
 
@@ -30,12 +37,15 @@ def main() -> int:
     parser.add_argument("--resume-mode", choices=("auto", "weights"), default="auto")
     parser.add_argument("--preview", action="store_true", help="show the plan and end")
     given, words = parser.parse_known_args()
+    check_config(given.config)
     chosen = list(words)
     if given.stage:
         chosen.append(f"stages=[{', '.join(stages_of(given.stage))}]")
     if given.resume:
         chosen += resume_overrides(given.config, chosen, given.resume, weights_only=given.resume_mode == "weights")
-    command = ["plan" if given.preview else "run", "-c", given.config, *chosen]
+    alone = is_vision_alone(given.config, chosen)  # it answers no questions: trained, not evaluated
+    verb = ["plan"] if given.preview else ["train", "vision"] if alone else ["run"]
+    command = [*verb, "-c", given.config, *chosen]
     print(f"$ stageline {shlex.join(command)}", file=sys.stderr, flush=True)
     code = subprocess.run([str(PROGRAM), *command], check=False).returncode
     if not given.preview:
@@ -44,4 +54,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(told(main))

@@ -9,12 +9,15 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stageline.checkpoint.layout import resolve
-from stageline.errors import CheckpointError, ConfigError
+from stageline.checkpoint.metadata import ParentRecord
+from stageline.errors import CheckpointError, ConfigError, StagelineError
 from stageline.families import load_config
+from stageline.families.panorama_vlm.config import PanoramaVlmConfig
 from stageline.families.panorama_vlm.config.spellings import ALIASES
 from stageline.families.panorama_vlm.config.stages import STAGES
 from stageline.families.panorama_vlm.data.made import write_made
@@ -46,13 +49,18 @@ def resume_overrides(config: str, words: Sequence[str], path: str, *, weights_on
     """The settings that `--resume PATH` stands for.
 
     config: the config file.  words: overrides that come with it.  path: a checkpoint.
-    weights_only: take the weights of a checkpoint of the same stage and start it anew.
+    weights_only: take its weights and start the first stage anew, whatever stage it is of.
 
     A checkpoint of an earlier stage is the parent of the first stage that is asked for; one of the same stage of this
-    run is where the run goes on anyway. ConfigError for one of a later stage, CheckpointError for one that is absent.
+    run is where the run goes on anyway. ConfigError for one of a later stage without `weights_only`, CheckpointError
+    for one that is absent.
     """
     own = load_config(config, words)
     first = STAGES[own.stages[0]] if own.stages else next(iter(STAGES))
+    path = path.rstrip("/")
+    if (Path(path) / "run.json").is_file():  # of a run: what the first stage starts from, or that stage itself
+        source = first.parents.get("default")
+        path += f"/{source if source and (Path(path) / source).is_dir() else first.name}"
     try:
         found = resolve(path)
     except CheckpointError as error:
@@ -65,19 +73,55 @@ def resume_overrides(config: str, words: Sequence[str], path: str, *, weights_on
         ) from error
     order = list(STAGES.names)
     stage = found.metadata.stage
-    if stage == first.name and not weights_only:
+    if not weights_only and order.index(stage) > order.index(first.name):
+        raise ConfigError(
+            f"{path} is of stage {stage!r}, which comes after {first.name!r}, the first stage that is asked for",
+            remedy="ask for a later stage with --stage, or start from its weights with --resume-mode weights",
+        )
+    if not weights_only and stage == first.name:
         if found.metadata.run != own.run:
             raise ConfigError(
                 f"{path} is of stage {stage!r} of run {found.metadata.run!r}, and this config is run {own.run!r}",
                 remedy="use that run's config to go on with it, or --resume-mode weights to start from its weights",
             )
-        return []
-    if order.index(stage) > order.index(first.name):
+        starts = found.metadata.parents.get("default")  # the run goes on from what it started from
+        if starts is None or starts.uri.startswith(f"runs/{own.run}/"):
+            return []
+        return [f"parents.{first.name}.default={starts.uri}"]
+    if not first.parents:
         raise ConfigError(
-            f"{path} is of stage {stage!r}, which comes after {first.name!r}, the first stage that is asked for",
-            remedy="ask for a later stage with --stage, or name a checkpoint of an earlier one",
+            f"stage {first.name!r} starts from no checkpoint, and {path} was given as one",
+            remedy="leave --resume out, or ask for later stages: --stage resampler,finetune",
         )
     return [f"parents.{first.name}.default={path}"]
+
+
+def check_config(path: str) -> None:
+    """ConfigError for a config that is not there; it names the path in the run without overlap where that exists."""
+    if Path(path).is_file():
+        return
+    hint = _sibling(path)
+    if hint is None:
+        raise ConfigError(f"there is no config {path}", remedy="name a YAML file")
+    raise ConfigError(
+        f"there is no config {path}; the one without overlap is another run: {hint}",
+        remedy=f"say --config {hint} if that is the one you mean",
+    )
+
+
+def is_vision_alone(config: str, words: Sequence[str]) -> bool:
+    """Whether no stage is asked for whose checkpoint answers questions, so that there is nothing to evaluate."""
+    own = load_config(config, words)
+    return own.stages is not None and list(own.stages) == ["vision"]
+
+
+def told(command: Callable[[], int]) -> int:
+    """Run a script's command; our own errors become a sentence, a remedy and their exit code, as in `stageline`."""
+    try:
+        return command()
+    except StagelineError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
 
 
 def _sibling(path: str) -> str | None:
@@ -98,12 +142,19 @@ def root_beside(folder: Path) -> list[str]:
     return []
 
 
-def copy_evaluation(reference: str) -> Path:
-    """Copy a finished evaluation to `results/eval_results/<run>/predictions_<time>/`; returns that folder."""
+def results_dir(config: str, words: Sequence[str]) -> str:
+    """Where a config has finished evaluations copied to."""
+    own = load_config(config, words)
+    assert isinstance(own, PanoramaVlmConfig)
+    return own.evaluate.results_dir
+
+
+def copy_evaluation(reference: str, results: str | Path = "results/eval_results") -> Path:
+    """Copy a finished evaluation to `<results>/<run>/predictions_<time>/`; returns that folder."""
     source = Path(Reference.parse(reference).uri.removeprefix("file://"))
     plain = json.loads((source / "metrics.json").read_bytes())
     stamp = datetime.datetime.now().astimezone().strftime("predictions_%Y%m%d_%H%M%S")  # local time, as the guide says
-    folder = Path("results/eval_results") / str(plain["checkpoint"]["run"])
+    folder = Path(results) / str(plain["checkpoint"]["run"])
     target, number = folder / stamp, 1
     while target.exists():
         number += 1
@@ -120,18 +171,24 @@ def write_stage_state(config: str, words: Sequence[str]) -> Path:
     """Write `runs/<run>_stage_state.json`: what became of each stage, read from the run itself."""
     own = load_config(config, words)
     runs = Path(own.root.removeprefix("file://")) / "runs"
-    stages = {}
+    stages: dict[str, dict[str, object]] = {}
+    reused: dict[str, ParentRecord] = {}
     for stage in STAGES:
-        folder = runs / own.run / stage.name
-        best = next(iter(sorted(folder.glob("*/best.ckpt"))), None)
-        ref = None if best is None else resolve(str(best))
-        final = ref is not None and ref.metadata.final
+        found = sorted((runs / own.run / stage.name).glob("*/best.ckpt"))
+        if not found:
+            stages[stage.name] = {"status": "pending"}
+            continue
+        ref = resolve(str(found[0]))
         stages[stage.name] = {
-            "status": "pending" if ref is None else "completed" if final else "interrupted",
-            "stage_fingerprint": None if ref is None else ref.metadata.stage_fingerprint,
-            "best_ckpt": None if best is None else str(best),
-            "best_sha256": None if ref is None else ref.digest,
+            "status": "completed" if ref.metadata.final else "interrupted",
+            "stage_fingerprint": ref.metadata.stage_fingerprint,
+            "best_ckpt": str(found[0]),
+            "best_sha256": ref.digest,
         }
+        reused |= {parent.stage: parent for parent in ref.metadata.parents.values()}
+    for name, parent in reused.items():
+        if stages[name]["status"] == "pending":
+            stages[name] = {"status": "reused", "best_ckpt": parent.uri, "best_sha256": parent.digest}
     path = runs / f"{own.run}_stage_state.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"run_name": own.run, "stages": stages}, indent=1) + "\n")
