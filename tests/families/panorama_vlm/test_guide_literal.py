@@ -56,7 +56,7 @@ class Shell:
 
 
 def test_every_command_block_of_the_guide_runs_unchanged(tmp_path: Path) -> None:
-    """Check 25: the guide literally. Check 20: the evaluation's folder, its rows and whose checkpoint it says it is of."""
+    """Check 25: the guide literally. Check 20: the evaluation's folder, its rows whose checkpoint it is of."""
     folder = tmp_path / "guide"
     lay_out("panorama_vlm", folder, demo_data=True)
     shell = Shell(folder, tmp_path / "programs")
@@ -79,7 +79,8 @@ def test_every_command_block_of_the_guide_runs_unchanged(tmp_path: Path) -> None
         f"python scripts/eval.py --config runs/{OVERLAP0}/finetune/anyres-e2p_bimamba/config.yaml "
         "--csv-input data/quic360/test.csv"
     )
-    check_copy(folder, folder / result.split()[-1])
+    (copied,) = [line for line in result.splitlines() if line.startswith("results/")]
+    check_copy(folder, folder / copied)
 
     shell.run("rm runs/*_stage_state.json")
     assert "0 made, 6 reused" in shell.run("python scripts/train.py --config configs/default.yaml")
