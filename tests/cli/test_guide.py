@@ -8,7 +8,7 @@ import pytest
 
 from stageline.cli import main
 from stageline.cli.guiding import guide_folder
-from stageline.families import FAMILIES
+from stageline.families import FAMILIES, load_config
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
 
@@ -40,3 +40,13 @@ def test_other_files_are_refused_all_at_once_before_anything_is_written(
     assert files_of(other) == before
     told = capsys.readouterr().err
     assert all(f"{other / name} is there and is another file" in told for name in mine)
+
+
+def test_demo_data_is_the_same_each_time_and_its_configs_are_read(family: str, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert main(["guide", family, str(tmp_path / name), "--demo-data"]) == 0
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+    configs = sorted((tmp_path / "one" / "configs").glob("*.yaml"))
+    assert configs
+    for config in configs:
+        assert load_config(config).run

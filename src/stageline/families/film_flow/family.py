@@ -6,6 +6,7 @@ from stageline.contract import Family
 from stageline.families.film_flow.config import FAMILY_CONFIG
 from stageline.families.film_flow.data.preparation import check_sources, prepare
 from stageline.families.film_flow.evaluate import evaluate
+from stageline.families.film_flow.guide import demo_data
 from stageline.families.film_flow.imports.legacy import import_files
 from stageline.families.film_flow.inheritance import section_of
 from stageline.families.film_flow.model.construction import build_model
@@ -22,4 +23,5 @@ FAMILY = Family(
     import_files=import_files,
     section_of=section_of,
     check_sources=check_sources,
+    demo_data=demo_data,
 )
