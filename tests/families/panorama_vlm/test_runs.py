@@ -11,6 +11,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -22,7 +23,12 @@ from stageline.checkpoint.tensors import read_tensors
 from stageline.data.prepared import PreparedData
 from stageline.errors import CheckpointError, DataError, StagelineError
 from stageline.families.panorama_vlm import evaluate as module
+from stageline.families.panorama_vlm.config import STAGES
 from stageline.families.panorama_vlm.data.made import draw_room, make_room
+from stageline.families.panorama_vlm.data.sets import collate_questions
+from stageline.families.panorama_vlm.model.assembly import build_tokenizer
+from stageline.families.panorama_vlm.task import build_task
+from stageline.stage import stage_config
 from stageline.verbs.compare.comparison import compare_evaluations
 from stageline.verbs.evaluate import rows
 from stageline.verbs.evaluate.evaluation import evaluate_checkpoint
@@ -218,3 +224,24 @@ def test_a_killed_evaluation_goes_on_with_the_rest(
     assert len(resumed) == 7
     for row in resumed:
         assert row["prediction"] == plain[row["sample_id"]]["prediction"]
+
+
+def test_a_sample_has_the_text_and_the_picture_of_its_own_row(tmp_path: Path, broken: dict[str, Any]) -> None:
+    """Check 16: what a batch is trained on, and what is answered, belongs together."""
+    config = stage_config(small(tmp_path / "root", "text.max_text_length=256", data=broken), STAGES["resampler"])
+    data = PreparedData(prepare_data(config))
+    task = build_task(config, STAGES["resampler"], data)
+    samples = [task.train_set[0, number] for number in range(len(task.train_set))]
+    batch = task.collate(samples)
+    asked, fields = collate_questions(task.train_set, range(len(samples)), task.special.pad)
+    assert asked.text is not None
+    read = build_tokenizer(config, STAGES["resampler"]).decode
+    for number, row in enumerate(fields):
+        labels = batch.text.labels[number]
+        assert read(labels[labels >= 0], skip_special_tokens=True) == row["response"]
+        for given in (batch, asked):
+            assert row["query"] in read(given.text.ids[number])
+            pixels = given.pictures[int(given.rows[number])].pixels
+            assert torch.equal(
+                pixels, torch.from_numpy(np.asarray(Image.open(tmp_path / row["image"]))).permute(2, 0, 1)
+            )
