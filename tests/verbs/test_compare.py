@@ -230,6 +230,12 @@ def test_other_weights_with_equal_rows_show_no_difference(runs: Runs) -> None:
         assert (found.difference, found.low, found.high) == (0.0, 0.0, 0.0)
 
 
+def test_rounding_is_no_difference(runs: Runs) -> None:
+    """Sums in another order differ in their last digits; an interval of such gaps excludes 0 and shows nothing."""
+    made = runs.compare(runs.evaluation("a", some_rows()), runs.evaluation("b", some_rows(1e-13)))
+    assert {found.verdict for found in made.differences} == {"no difference shown"}
+
+
 def test_what_both_have_is_compared_where_it_is_asked_for(runs: Runs) -> None:
     a, b = other_samples(runs)
     made = runs.compare(a, b, intersect=True)

@@ -184,6 +184,10 @@ def test_pairs_that_are_left_to_the_plan() -> None:
     zero = config("image_processing.overlap_ratio=0")
     assert zero.vicreg_pairs == ("global", "jitter")
     assert config("image_processing.overlap_ratio=0", "image_processing.global_mode=none").vicreg_pairs == ("jitter",)
+    tower = "model.vision_name=google/siglip2-so400m-patch16-naflex"
+    naflex = ("image_processing.global_mode=naflex", "model.vision_class=siglip2_naflex", tower)
+    assert config("image_processing.overlap_ratio=0", *naflex).vicreg_pairs == ("jitter",)
+    assert "the tiles' own grid" in refused("vicreg.pairs=[global, jitter]", *naflex, stage="vision")
     assert [stage.name for stage in FAMILY_CONFIG.selected(config())] == ["vision", "resampler", "finetune"]
     assert [stage.name for stage in FAMILY_CONFIG.selected(zero)] == ["resampler", "finetune"]
     asked = config("image_processing.overlap_ratio=0", "stages=[vision]")

@@ -20,7 +20,7 @@ from PIL import Image
 from stageline.errors import DataError
 from stageline.families.panorama_vlm.data.panorama import PanoramaError, check_panorama, read_reduced
 from stageline.families.panorama_vlm.geometry import directions, plan, project
-from stageline.families.panorama_vlm.geometry.tokens import inside, seen_tokens
+from stageline.families.panorama_vlm.geometry.tokens import seen_tokens
 
 PLAN = plan(90, 0.5)
 Array = NDArray[Any]
@@ -293,6 +293,13 @@ def test_other_kinds_of_colour(tmp_path: Path) -> None:
     picture.save(buffer, "TIFF")
     (tmp_path / "tiff.png").write_bytes(buffer.getvalue())
     assert check_panorama(tmp_path / "tiff.png").kind == "not_an_image"  # type: ignore[union-attr]
+
+
+def inside(dirs: torch.Tensor, hfov: float, vfov: float) -> torch.Tensor:
+    """Which directions (..., 3) lie within half a width and half a height of the front, by their angles."""
+    lam = torch.atan2(dirs[..., 0], dirs[..., 2]).rad2deg()
+    phi = torch.asin(dirs[..., 1].clamp(-1, 1)).rad2deg()
+    return (lam.abs() <= hfov / 2 + 1e-9) & (phi.abs() <= vfov / 2 + 1e-9) & (dirs.square().sum(-1) > 0.5)
 
 
 @pytest.mark.parametrize(("hfov", "vfov"), [(180, 90), (360, 100), (200, 180), (123.4, 61.7)])

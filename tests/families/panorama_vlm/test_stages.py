@@ -18,6 +18,7 @@ from stageline.errors import StagelineError
 from stageline.families import load_family
 from stageline.families.panorama_vlm.config import FAMILY_CONFIG, STAGES
 from stageline.families.panorama_vlm.task import VisionTask
+from stageline.families.panorama_vlm.vision_loss import _recoloured
 from stageline.stage import stage_config
 from stageline.verbs.prepare import prepare_data
 from stageline.verbs.train import train_stage
@@ -142,3 +143,16 @@ def first_gradient(run: Path) -> dict[str, torch.Tensor]:
     found = {name: value for name, value in load_file(moments).items() if name.startswith("exp_avg/")}
     tensors = load_file(moments.parents[1] / "model.safetensors")
     return found | {name: value for name, value in tensors.items() if ".running_" in name}
+
+
+def test_colours_change_as_far_as_the_setting_says() -> None:
+    """Brightness and contrast together move a pixel by at most the strength times what either can."""
+    views = torch.rand(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
+
+    def changed(strength: float) -> torch.Tensor:
+        return _recoloured(views, [torch.Generator().manual_seed(n) for n in (1, 2)], strength) - views
+
+    assert float(changed(1e-9).abs().max()) < 1e-6
+    weak, strong = changed(0.05), changed(0.2)
+    torch.testing.assert_close(strong, 4 * weak)
+    assert not torch.equal(strong[0], strong[1])

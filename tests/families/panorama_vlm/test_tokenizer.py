@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stageline.encoders.sources import LFS_MARK
 from stageline.errors import CheckpointError
 from stageline.families.panorama_vlm.data.tokenizer import (
-    LFS_POINTER,
     SPECIAL,
     load_tokenizer,
     save_tokenizer,
@@ -75,7 +75,7 @@ def test_what_a_folder_lacks_is_named(tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"(?s)2 faults.*tokenizer_config\.json is missing.*tokenizer\.json is"):
         load_tokenizer(tmp_path)
     save_tokenizer(tokenizer, tmp_path)
-    (tmp_path / "tokenizer.json").write_bytes(LFS_POINTER + b"v1\noid sha256:00\nsize 11422654\n")
+    (tmp_path / "tokenizer.json").write_bytes(LFS_MARK + b"v1\noid sha256:00\nsize 11422654\n")
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(
         CheckpointError, match=r"(?s)tokenizer\.json is a git-lfs pointer of .*tokenizer_config\.json is damaged"

@@ -1,7 +1,7 @@
 """A checkpoint's answers to the questions of a split, and what they are worth.
 
-Rows are answered in a fixed partition by number, greedily; every batch is kept as soon as it is finished. A batch with
-a row that is not answered yet is answered whole, so that its texts do not depend on where an evaluation was
+Rows are answered in a fixed partition by number, greedily, and handed over as soon as their batch is finished. A batch
+with a row that is not answered yet is answered whole, so that its texts do not depend on where an evaluation was
 interrupted. Rows that were set aside when the data were prepared stand in `predictions.csv` with their status.
 """
 
@@ -231,7 +231,7 @@ def generate(config: PanoramaVlmConfig, model: PanoramaModel, batch: Batch, spec
     assert batch.text is not None
     assert model.language is not None
     features = batch_features(config, model, batch.pictures)
-    tokens = batch_tokens(config, model, batch.pictures, features)[batch.rows]
+    tokens = batch_tokens(model, batch.pictures, features)[batch.rows]
     found: Tensor = model.language.generate(  # type: ignore[operator]
         inputs_embeds=model.inputs(tokens, batch.text, special.image),
         attention_mask=batch.text.attention_mask,

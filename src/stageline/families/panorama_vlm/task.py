@@ -215,7 +215,7 @@ class TextTask(PanoramaTask):
             features = batch_features(self.config, network, batch.pictures)
         else:
             features = network.encode(cut_views(self.config, batch.pictures))
-        tokens = batch_tokens(self.config, network, batch.pictures, features)[batch.rows]
+        tokens = batch_tokens(network, batch.pictures, features)[batch.rows]
         hidden = network.hidden(tokens, batch.text, self.special.image)
         return response_loss(hidden, network.lm_head, batch.text.labels)
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from stageline.families.panorama_vlm.data.sets import Picture
 from stageline.families.panorama_vlm.geometry.projection import global_picture, project
+from stageline.families.panorama_vlm.geometry.tokens import seen_tokens
 from stageline.families.panorama_vlm.geometry.views import View, wrap
 from stageline.families.panorama_vlm.model.tower import packed
 
@@ -61,12 +61,14 @@ def _packed_global(config: PanoramaVlmConfig, pixels: Tensor) -> Tensor | None:
     return packed(global_picture(pixels, (rows * patch, columns * patch)), config.tile_size, patch)
 
 
-def batch_tokens(
-    config: PanoramaVlmConfig, model: PanoramaModel, pictures: Sequence[Picture], features: Tensor
-) -> Tensor:
+def batch_tokens(model: PanoramaModel, pictures: Sequence[Picture], features: Tensor) -> Tensor:
     """Image tokens (B, T, D_llm) of pictures from their features (B, V, S, D_v)."""
-    seen = seen_tokens(config, pictures)
-    return model.image_tokens(features, None if seen is None else seen.to(features.device)).tokens
+    if all(picture.seen is None for picture in pictures):
+        return model.image_tokens(features).tokens
+    dirs = model.token_dirs
+    whole = dirs.new_ones((1, 1), dtype=torch.bool)
+    seen = [seen_tokens(whole if p.seen is None else p.seen.to(dirs.device), dirs) for p in pictures]
+    return model.image_tokens(features, torch.stack(seen)).tokens
 
 
 def batch_features(config: PanoramaVlmConfig, model: PanoramaModel, pictures: Sequence[Picture]) -> Tensor:
@@ -80,27 +82,3 @@ def batch_features(config: PanoramaVlmConfig, model: PanoramaModel, pictures: Se
         found = {picture.number: features for picture, features in zip(missing, made, strict=True)}
     parts = [found[p.number] if p.features is None else p.features.to(device) for p in pictures]
     return torch.stack([part.float() for part in parts])
-
-
-def seen_tokens(config: PanoramaVlmConfig, pictures: Sequence[Picture]) -> Tensor | None:
-    """Which tokens of which views show a part of the panorama that is there: (B, V, S) bool; None where all do.
-
-    A token counts where most of its pixels are seen.
-    """
-    if all(picture.seen is None for picture in pictures):
-        return None
-    grid, size = config.grid, config.tile_size
-    plan = config.image_processing.plan
-    found = []
-    for picture in pictures:
-        if picture.seen is None:
-            found.append(torch.ones(plan.num_views, grid * grid, dtype=torch.bool))
-            continue
-        mask = picture.seen.float().cpu().expand(3, -1, -1)
-        whole = _packed_global(config, mask)
-        chosen = list(plan.views if whole is None else plan.tiles)
-        views = project(mask, chosen, size, pixel_centres=plan.pixel_centres, antialias="off")
-        views = views if whole is None else torch.cat([whole[None], views])
-        cells = functional.avg_pool2d(views[:, :1], size // grid)
-        found.append(cells.flatten(1) > 0.5)
-    return torch.stack(found)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stageline.config import note_once
 from stageline.families.panorama_vlm import vicreg
 from stageline.families.panorama_vlm.data.sets import Batch
 from stageline.families.panorama_vlm.geometry.matching import Correspondence, global_partners, jitter_pairs, pairs
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 JITTER = (0.25, 0.75)
 """A second render of a tile is turned by this share of its width, drawn evenly."""
-BRIGHTNESS, CONTRAST = 0.2, 0.2
-"""Largest change of a second picture's colours, drawn evenly."""
 ANCHOR_WARNING = 0.9
 """Mean cosine to the tower as it was, below which it drifts away from what a language model is aligned with later."""
 
@@ -66,6 +65,11 @@ class VisionLoss:
         draws = [context.rng(row) for row in range(len(batch))]
         total, parts, matched, features = self._all(network, batch, draws, of_one_rank, draws[0])
         flat = features.flatten(0, -2)
+        if "anchor_cos" in parts and float(parts["anchor_cos"]) < ANCHOR_WARNING:
+            note_once(
+                f"stage vision: tokens have a mean cosine below {ANCHOR_WARNING} to those of the untrained tower; what "
+                "a language model is aligned with may be lost: fewer steps, a lower rate, or more vicreg.anchor_weight"
+            )
         return {
             "val_loss": total,
             **parts,
@@ -174,7 +178,7 @@ class VisionLoss:
                 places = jitter_pairs(plan, self.grid, offsets, size=self.size)
                 found.append(_sampled(places, features, others))
             else:
-                others = network.encode(_recoloured(views[:, first:], draws))
+                others = network.encode(_recoloured(views[:, first:], draws, self.settings.color_jitter))
                 x = features[:, first:].flatten(0, 1)
                 found.append((x, others.flatten(0, 1), torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)))
         x, y, valid = (torch.cat(part) for part in zip(*found, strict=True))
@@ -192,9 +196,12 @@ def _sampled(places: Correspondence, features: Tensor, others: Tensor | None = N
     return x.flatten(0, 1).float(), y.flatten(0, 1), valid.flatten(0, 1)
 
 
-def _recoloured(views: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
-    """Views (B, V, 3, T, T) with another brightness and contrast for each panorama, in [0, 1]."""
+def _recoloured(views: Tensor, draws: Sequence[torch.Generator], strength: float) -> Tensor:
+    """Views (B, V, 3, T, T) with another brightness and contrast for each panorama, in [0, 1].
+
+    strength: largest change of either, drawn evenly, in (0, 1].
+    """
     shares = torch.stack([torch.rand(2, generator=rng) for rng in draws]).to(views) * 2 - 1
     brightness, contrast = (shares[:, k].view(-1, 1, 1, 1, 1) for k in (0, 1))
     mean = views.mean(dim=(-3, -2, -1), keepdim=True)
-    return ((views - mean) * (1 + CONTRAST * contrast) + mean + BRIGHTNESS * brightness).clamp(0, 1)
+    return ((views - mean) * (1 + strength * contrast) + mean + strength * brightness).clamp(0, 1)

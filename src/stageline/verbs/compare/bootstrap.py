@@ -19,6 +19,8 @@ from stageline.contract import Words
 from stageline.errors import ConfigError, Faults
 
 NO_DIFFERENCE = "no difference shown"
+ROUNDING = 1e-9
+"""Relative difference of two numbers that is none: what adding in another order makes."""
 CHUNK = 2_000_000
 """Draws that are held at once."""
 
@@ -104,6 +106,7 @@ def differences_of(
 def difference_of(name: str, mode: str, both: NDArray[np.float64], how: Bootstrap, words: Words) -> Difference:
     """The difference of one metric. both: (N, 2), a and b of each sample."""
     gaps = both[:, 1] - both[:, 0]
+    gaps[np.abs(gaps) <= ROUNDING * np.abs(both).max(axis=1)] = 0.0
     low, high = how.interval(gaps) if len(gaps) > 1 else (None, None)
     a, b = float(both[:, 0].mean()), float(both[:, 1].mean())
     verdict = verdict_of(name, low, high, words)

@@ -11,7 +11,7 @@ import torch
 
 from stageline.errors import ConfigError
 from stageline.families.panorama_vlm.geometry import directions, plan, project
-from stageline.families.panorama_vlm.geometry.tokens import inside
+from stageline.families.panorama_vlm.geometry.tokens import seen_tokens
 
 from .sphere import ray, scene, sphere
 
@@ -96,16 +96,22 @@ def test_pixels_of_a_patch_average_to_its_direction_in_corner_mode() -> None:
         directions(made, 4)
 
 
-def test_what_a_partial_panorama_shows() -> None:
+def test_which_tokens_see_a_part_of_the_sphere() -> None:
+    """The front half, and a band around the horizon; a token counts where its centre looks."""
     dirs = directions(plan(90, 0), 16).dirs
-    assert inside(dirs, 360, 180).all()
-    half = inside(dirs, 180, 180)
+    whole = torch.ones(180, 360, dtype=torch.bool)
+    assert seen_tokens(whole, dirs).all()
+    half = whole.clone()
+    half[:, :90] = half[:, 270:] = False
+    seen = seen_tokens(half, dirs)
     front, back = plan(90, 0).yaws.index(0.0) + 1, plan(90, 0).yaws.index(-180.0) + 1
-    assert half[front].all()
-    assert not half[back].any()
-    assert half[0].reshape(16, 16).sum(1).tolist() == [8] * 16
-    flat = inside(dirs, 360, 60)
-    assert flat[0].reshape(16, 16).any(1).tolist() == [False] * 5 + [True] * 6 + [False] * 5
+    assert seen[front].all()
+    assert not seen[back].any()
+    assert seen[0].reshape(16, 16).sum(1).tolist() == [8] * 16
+    band = torch.zeros_like(whole)
+    band[60:120] = True
+    assert seen_tokens(band, dirs)[0].reshape(16, 16).any(1).tolist() == [False] * 5 + [True] * 6 + [False] * 5
+    assert not seen_tokens(whole, torch.zeros(3, 3)).any(), "padding looks at nothing"
 
 
 def test_dtype_and_grid() -> None:

@@ -134,7 +134,8 @@ class PanoramaVlmConfig(RunConfig):
             return self.vicreg.pairs
         if self.has_shared_tokens:
             return ("adjacent",)
-        return ("global", "jitter") if self.image_processing.plan.has_global else ("jitter",)
+        shared = self.image_processing.global_mode in ("stretch", "letterbox")
+        return ("global", "jitter") if shared else ("jitter",)
 
     @property
     def projector_width(self) -> int:

@@ -282,8 +282,11 @@ def _vision(config: PanoramaVlmConfig) -> Iterator[str]:
             f"vicreg.pairs=adjacent but plan {plan_.name} has no shared tokens; use pairs: [global, jitter] or reuse a "
             'vision checkpoint (--resume, parents.resampler.default) and drop "vision" from training.stages'
         )
-    if "global" in config.vicreg_pairs and not plan_.has_global:
-        yield f"vicreg.pairs global needs a global view; image_processing.global_mode is {image.global_mode!r}"
+    if "global" in config.vicreg_pairs and image.global_mode not in ("stretch", "letterbox"):
+        yield (
+            "vicreg.pairs global needs a global view with the tiles' own grid (stretch, letterbox); "
+            f"image_processing.global_mode is {image.global_mode!r}"
+        )
     if vicreg.tap == "vision" and not model.vision_trainable_blocks:
         yield (
             "vicreg.tap=vision and model.vision_trainable_blocks=0: only the head that is thrown away would learn; "

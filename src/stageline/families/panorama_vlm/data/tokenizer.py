@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from stageline.encoders.sources import LFS_MARK
 from stageline.errors import CheckpointError, Faults, MissingPartError
 
 END_OF_TEXT, START_OF_TURN, END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -25,7 +26,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
     *("added_tokens.json", "chat_template.jinja", "chat_template.json"),
@@ -108,7 +108,7 @@ def _check_files(folder: Path, faults: Faults) -> None:
         faults.add("tokenizer.json is missing (or vocab.json and merges.txt)")
     for name in there:
         data = (folder / name).read_bytes()
-        if data.startswith(LFS_POINTER):
+        if data.startswith(LFS_MARK):
             faults.add(f"{name} is a git-lfs pointer of {len(data)} bytes, not the file itself")
         elif name.endswith(".json"):
             try:

@@ -102,7 +102,7 @@ def _view_of(told: Any) -> View:
     """A view told by names, or by its numbers in the order of VIEW_NAMES."""
     named = dict(told) if isinstance(told, Mapping) else dict(enumerate(told))
     if not isinstance(told, Mapping) and len(named) in (4, 5):
-        named = dict(zip(VIEW_NAMES, told, strict=False))
+        named = dict(zip(VIEW_NAMES[: len(named)], told, strict=True))
     # Sizes stand beside the angles in tables of views; here `size` says them.
     unknown = set(named) - {*VIEW_NAMES, "out_h", "out_w"}
     if unknown or not {"fov_h", "yaw", "pitch"} <= set(named):

@@ -140,16 +140,6 @@ def _padded(tokens: tuple[Tensor, Tensor], count: int) -> tuple[Tensor, Tensor]:
     return torch.cat((dirs, dirs.new_zeros(missing, 3))), torch.cat((solid, solid.new_zeros(missing)))
 
 
-def inside(dirs: Tensor, hfov_deg: float, vfov_deg: float) -> Tensor:
-    """Which unit directions (..., 3) a partial panorama shows: (...) bool; the range is centred on the front.
-
-    hfov_deg, vfov_deg: its width and height, at most 360 and 180 degrees.
-    """
-    lam = torch.atan2(dirs[..., 0], dirs[..., 2]).rad2deg()
-    phi = torch.asin(dirs[..., 1].clamp(-1, 1)).rad2deg()
-    return (lam.abs() <= hfov_deg / 2 + 1e-9) & (phi.abs() <= vfov_deg / 2 + 1e-9) & (dirs.square().sum(-1) > 0.5)
-
-
 def seen_tokens(seen: Tensor, dirs: Tensor) -> Tensor:
     """Which tokens look at a pixel that a partial panorama has: (...) bool.
 

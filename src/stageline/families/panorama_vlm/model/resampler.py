@@ -5,6 +5,7 @@ Shapes: B panoramas, V views, S tokens per view of the tower, D_v its width, T i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import numpy as np
@@ -89,7 +90,7 @@ class Tables:
         return share > 0, share
 
 
-class Resampler(nn.Module):
+class Resampler(nn.Module, ABC):
     """Stitches and encodes tokens, then hands them to `resample` of the type, and sets the size of what comes out.
 
     layout: token grids of the views.  rules: of tokens.  vision_dim: D_v.  language_dim: D_llm.
@@ -110,12 +111,12 @@ class Resampler(nn.Module):
         """T."""
         return self.tables.table.num_tokens
 
+    @abstractmethod
     def resample(self, x: Tensor, valid: Tensor | None) -> ImageTokens:
         """Image tokens of about unit size.
 
         x: (B, T_stitched, D_v), zero where invalid.  valid: (B, T_stitched) or None.
         """
-        raise NotImplementedError
 
     def forward(
         self,
