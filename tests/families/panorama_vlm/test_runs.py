@@ -244,3 +244,14 @@ def test_a_sample_has_the_text_and_the_picture_of_its_own_row(tmp_path: Path, br
             assert row["query"] in read(given.text.ids[number])
             pixels = given.pictures[int(given.rows[number])].pixels
             assert torch.equal(pixels, torch.from_numpy(np.array(Image.open(tmp_path / row["image"]))).permute(2, 0, 1))
+
+
+def test_csv_files_that_are_missing_are_all_named(tmp_path: Path) -> None:
+    """Before anything is written."""
+    files = [str(tmp_path / name) for name in ("one.csv", "two.csv")]
+    config = small(tmp_path / "root", data={"name": "csv", "csv_train": files, "csv_val": files[:1]})
+    with pytest.raises(DataError) as caught:
+        prepare_data(config)
+    assert caught.value.message.count("there is no file") == 3
+    assert all(file in caught.value.message for file in files)
+    assert not list((tmp_path / "root").rglob("manifest.json"))

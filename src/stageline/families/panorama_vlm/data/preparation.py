@@ -47,6 +47,10 @@ def check_sources(config: PanoramaVlmConfig, splits: Sequence[Split], progress: 
         if not csv_files(config, name):
             faults.add(f"data.csv_{name} names no file")
             continue
+        absent = [file for file in csv_files(config, name) if not file.is_file()]
+        if absent:
+            faults.extend(f"data.csv_{name}: there is no file {str(file)!r}" for file in absent)
+            continue
         try:
             _table(config, name, text=name in with_text)
         except DataError as error:
