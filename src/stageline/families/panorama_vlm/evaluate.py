@@ -82,6 +82,9 @@ class _Evaluator:
         if config.evaluate.max_samples is not None:
             count = min(count, config.evaluate.max_samples)
         self.numbers = range(count)
+        panels = min(count, config.evaluate.num_panels)
+        # Spread over the rows: neighbours ask about one picture.
+        self.shown = {place * count // panels for place in range(panels)}
         self.modes = (PLAIN, *config.evaluate.controls)
         self.fields = [self.questions.rows.fields(number) for number in self.numbers]
         self.references = [list(fields["references"]) for fields in self.fields]
@@ -135,7 +138,7 @@ class _Evaluator:
             self.emit(made, self._panel(mode, number, made))
 
     def _panel(self, mode: str, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
-        if mode or number >= self.config.evaluate.num_panels:
+        if mode or number not in self.shown:
             return {}
         picture = self.questions.pictures.pixels(self.questions.number(number))
         assert picture.pixels is not None

@@ -59,8 +59,8 @@ def draw_tiles(picture: Rgb, plan: TilePlan) -> Rgb:
     height, width = picture.shape[:2]
     for number, tile in enumerate(plan.tiles):
         for line in _lines(border(tile), width, height):
-            draw.line(line, fill=EDGE, width=3)
-            draw.line(line, fill=LINE_COLOURS[number % len(LINE_COLOURS)], width=1)
+            draw.line(line, fill=EDGE, width=5)
+            draw.line(line, fill=LINE_COLOURS[number % len(LINE_COLOURS)], width=3)
     return np.asarray(image)
 
 

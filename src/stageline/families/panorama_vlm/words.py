@@ -10,7 +10,7 @@ WORDS = Words(
     modes={
         "asked": "pictures as they are",
         "shuffled": "pictures of other rows",
-        "rolled": "panoramas turned by 90 degrees, text as it was",
+        "rolled": "turned by a quarter",
     },
     metrics={
         "exact_match": "exact match",
