@@ -15,7 +15,7 @@ import pytest
 from guards import HANG_SECONDS
 
 from stageline.checkpoint.layout import StageDir
-from stageline.checkpoint.lease import StageLease, held_by
+from stageline.checkpoint.lease import LEASE_NAME, StageLease, held_by
 from stageline.errors import BusyError
 from stageline.store import Store
 from tests.checkpoint.samples import expire_lease
@@ -52,6 +52,20 @@ def test_an_expired_lease_is_taken_over_and_its_holder_finds_out(root: Store) ->
         slow.release()
         quick.check()
         assert held_by(directory) == "quick", "the loser's release left it alone"
+
+
+def test_what_was_lost_stays_lost(root: Store) -> None:
+    """In between another may have written; that the file is ours again proves nothing."""
+    directory = StageDir(root, "r", "s")
+    lease = StageLease.acquire(directory, "first", keep_renewed=False)
+    ours = directory.store.get(LEASE_NAME)
+    directory.store.delete(LEASE_NAME)
+    with pytest.raises(BusyError, match=r"lease\.json is gone"):
+        lease.check()
+    directory.store.put(LEASE_NAME, ours)
+    for go_on in (lease.check, lease.renew):
+        with pytest.raises(BusyError, match="nothing is committed any more"):
+            go_on()
 
 
 def test_of_many_taking_over_one_expired_lease_exactly_one_wins(root: Store) -> None:

@@ -157,6 +157,8 @@ class StageLease:
     def renew(self) -> None:
         """Move the expiry; BusyError if the lease was lost."""
         with self._mutex:
+            if self._lost:
+                raise self._lost_error()
             self._renew(self.ttl_seconds)
 
     def _renew(self, seconds: float) -> None:
