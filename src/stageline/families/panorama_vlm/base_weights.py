@@ -19,7 +19,8 @@ from stageline.families.panorama_vlm.data.text import PromptBuilder, collate_tra
 from stageline.families.panorama_vlm.data.tokenizer import save_tokenizer
 from stageline.families.panorama_vlm.model.assembly import tiny_tokenizer
 from stageline.families.panorama_vlm.model.language import build_language, language_config
-from stageline.families.panorama_vlm.model.tower import TINY_SEED, build_tower, fixed_random, tower_config
+from stageline.families.panorama_vlm.model.tower import TINY_SEED, build_tower, tower_config
+from stageline.layers.fixed_random import fixed_random
 
 STEPS, BATCH, LEARNING_RATE, WARMUP = 200, 64, 3e-3, 20
 IMAGE_TOKENS = 20

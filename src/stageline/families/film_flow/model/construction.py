@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from stageline.families.film_flow.config import FilmFlowConfig
 from stageline.families.film_flow.facts import condition_features, film_plan, has_junction_head
 from stageline.families.film_flow.model.film import FilmLimit
 from stageline.families.film_flow.model.network import FilmFlowModel
 from stageline.families.film_flow.model.unet import BackboneSettings
+from stageline.layers.fixed_random import fixed_random
 from stageline.objectives.step import seeded
 from stageline.stage import Stage
 
@@ -52,6 +51,5 @@ def build_model(config: FilmFlowConfig, _stage: Stage | None = None) -> FilmFlow
 
     On the meta device where the caller sets one. The caller's own random state is left as it was.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeded("weights", config.seed).initial_seed())
+    with fixed_random(seeded("weights", config.seed).initial_seed()):
         return FilmFlowModel(**model_arguments(config))

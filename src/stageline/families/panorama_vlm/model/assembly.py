@@ -36,6 +36,7 @@ from stageline.families.panorama_vlm.model.encoding import DirectionEncodings, m
 from stageline.families.panorama_vlm.model.resampler import ImageTokens, Resampler
 from stageline.families.panorama_vlm.model.resamplers import make_resampler
 from stageline.families.panorama_vlm.vicreg import VicregProjector
+from stageline.layers.fixed_random import fixed_random
 
 if TYPE_CHECKING:
     from stageline.families.panorama_vlm.config import PanoramaVlmConfig
@@ -162,7 +163,7 @@ def build_model(config: PanoramaVlmConfig, stage: Stage) -> PanoramaModel:
     parts: dict[str, Any] = {}
     if stage.name != "vision":
         parts["language"] = build_language(config)
-    with tower.fixed_random(config.seed):
+    with fixed_random(config.seed):
         if stage.name == "vision":
             projected = out if connected else width
             parts["projector"] = VicregProjector(projected, config.projector_width, config.vicreg.projector_norm)
@@ -194,13 +195,13 @@ def build_model(config: PanoramaVlmConfig, stage: Stage) -> PanoramaModel:
 
 def build_tower(config: PanoramaVlmConfig) -> tower.Tower:
     """The tower of a config; its weights are those of the tiny profile, whatever the config says."""
-    with tower.fixed_random(tower.TINY_SEED):
+    with fixed_random(tower.TINY_SEED):
         return tower.build_tower(tower.tower_config(config.model.vision, config.model.vision_class))
 
 
 def build_language(config: PanoramaVlmConfig) -> nn.Module:
     """The language model of a config without adapters; its weights as those of the tower."""
-    with tower.fixed_random(tower.TINY_SEED):
+    with fixed_random(tower.TINY_SEED):
         return lm.build_language(lm.language_config(config.model.language), config.runtime.attention)
 
 

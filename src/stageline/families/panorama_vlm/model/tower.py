@@ -7,8 +7,7 @@ names are transformers' own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,14 +25,6 @@ TINY_SEED = 0
 """The tiny tower and the tiny language model are functions of this seed alone."""
 
 Tower = SiglipVisionModel | Siglip2VisionModel
-
-
-@contextmanager
-def fixed_random(seed: int) -> Iterator[None]:
-    """Random numbers of torch as after `manual_seed(seed)`; those outside go on as if nothing had been drawn."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
 
 
 def tower_config(shape: VisionShape, kind: str) -> SiglipVisionConfig | Siglip2VisionConfig:
