@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from stageline.errors import ConfigError
+from stageline.families.panorama_vlm.image_tokens import TokenRules
 from stageline.families.panorama_vlm.model.bimamba import BiMambaBlock, compact
 from stageline.families.panorama_vlm.model.resamplers import BiMambaResampler, make_resampler
 from stageline.families.panorama_vlm.orders import scan_sequences
 from stageline.families.panorama_vlm.scan import ssd
 from stageline.families.panorama_vlm.stitching import ScanOrder, TokenLayout, stitch
-from stageline.families.panorama_vlm.tokens import TokenRules
 
 WIDTH, HEAD, STATE = 12, 6, 5
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stageline.errors import ConfigError
+from stageline.families.panorama_vlm.image_tokens import TokenRules
 from stageline.families.panorama_vlm.model.encoding import (
     DirectionEncodings,
     ViewDirectionEncoding,
@@ -16,7 +17,6 @@ from stageline.families.panorama_vlm.model.encoding import (
 )
 from stageline.families.panorama_vlm.model.resamplers import make_resampler
 from stageline.families.panorama_vlm.stitching import TokenLayout
-from stageline.families.panorama_vlm.tokens import TokenRules
 
 
 def look(longitude_deg: float, latitude_deg: float) -> Tensor:

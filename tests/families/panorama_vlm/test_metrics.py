@@ -11,7 +11,7 @@ import pytest
 from stageline.errors import ConfigError, DataError
 from stageline.families.panorama_vlm.metrics import score, score_samples, total_scores
 from stageline.families.panorama_vlm.metrics.porter import stem_of
-from stageline.families.panorama_vlm.metrics.tokens import characters_of, plain_text, words_of
+from stageline.families.panorama_vlm.metrics.tokenizing import characters_of, plain_text, words_of
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/panorama/metrics.json").read_text(encoding="utf-8"))
 FOUR = ["the front is red", "the left wall is blue I think", "behind you stands a tree", "nothing of that kind"]

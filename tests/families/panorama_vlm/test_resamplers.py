@@ -13,13 +13,13 @@ from torch import Tensor
 
 from stageline.errors import ConfigError
 from stageline.families.panorama_vlm.geometry.tiles import plan
+from stageline.families.panorama_vlm.image_tokens import SCOPES, TokenRules, num_tokens
 from stageline.families.panorama_vlm.model.encoding import make_encodings
 from stageline.families.panorama_vlm.model.query_resamplers import QFormerResampler
 from stageline.families.panorama_vlm.model.resampler import Resampler
 from stageline.families.panorama_vlm.model.resamplers import make_resampler
 from stageline.families.panorama_vlm.orders import pool_block
 from stageline.families.panorama_vlm.stitching import Block, TokenLayout, ViewTokens, kept_columns, stitch
-from stageline.families.panorama_vlm.tokens import SCOPES, TokenRules, num_tokens
 
 SIZES: dict[str, dict[str, Any]] = {
     "mlp": {"hidden": 64},
@@ -303,7 +303,7 @@ def test_counting_needs_no_torch() -> None:
     code = (
         "import sys\n"
         "from stageline.families.panorama_vlm.stitching import TokenLayout\n"
-        "from stageline.families.panorama_vlm.tokens import TokenRules, num_tokens\n"
+        "from stageline.families.panorama_vlm.image_tokens import TokenRules, num_tokens\n"
         "assert num_tokens(TokenLayout.ring([0.0], 4, 90.0), TokenRules(type='mlp')) == 8\n"
         "assert 'torch' not in sys.modules\n"
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stageline.families.panorama_vlm.config.resamplers import Bimamba, Mlp, Perceiver, Qformer
-from stageline.families.panorama_vlm.tokens import TokenTable, token_table
+from stageline.families.panorama_vlm.image_tokens import TokenTable, token_table
 
 if TYPE_CHECKING:
     from stageline.families.panorama_vlm.config import PanoramaVlmConfig

@@ -19,11 +19,11 @@ from stageline.data.prepared import PreparedData
 from stageline.data.tables import csv_rows, csv_text
 from stageline.families.panorama_vlm.config.stages import STAGES
 from stageline.families.panorama_vlm.data.sets import Batch, Questions, collate_questions, open_questions
+from stageline.families.panorama_vlm.features import batch_features, batch_tokens
 from stageline.families.panorama_vlm.metrics import SampleScorer, score
 from stageline.families.panorama_vlm.model.assembly import PanoramaModel
 from stageline.families.panorama_vlm.panels import prediction_panel
 from stageline.families.panorama_vlm.task import prompt_builder
-from stageline.families.panorama_vlm.views import batch_features, batch_tokens
 
 if TYPE_CHECKING:
     from stageline.families.panorama_vlm.config import PanoramaVlmConfig

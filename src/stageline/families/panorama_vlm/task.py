@@ -34,6 +34,7 @@ from stageline.families.panorama_vlm.data.sets import (
 from stageline.families.panorama_vlm.data.text import PromptBuilder, response_loss
 from stageline.families.panorama_vlm.externals import trained_tower
 from stageline.families.panorama_vlm.facts import facts
+from stageline.families.panorama_vlm.features import batch_features, batch_tokens, cut_views
 from stageline.families.panorama_vlm.model.assembly import (
     PanoramaModel,
     build_model,
@@ -42,7 +43,6 @@ from stageline.families.panorama_vlm.model.assembly import (
     load_tower,
 )
 from stageline.families.panorama_vlm.model.tower import block_names
-from stageline.families.panorama_vlm.views import batch_features, batch_tokens, cut_views
 from stageline.families.panorama_vlm.vision_loss import VisionLoss
 from stageline.layers.parameter_groups import group_parameters
 from stageline.objectives.step import StageLoss, StepContext, ValidationContext

@@ -17,9 +17,9 @@ from torch.nn import functional
 from stageline.config import note_once
 from stageline.families.panorama_vlm import vicreg
 from stageline.families.panorama_vlm.data.sets import Batch
+from stageline.families.panorama_vlm.features import cut_turned, cut_views
 from stageline.families.panorama_vlm.geometry.matching import Correspondence, global_partners, jitter_pairs, pairs
 from stageline.families.panorama_vlm.model.assembly import PanoramaModel
-from stageline.families.panorama_vlm.views import cut_turned, cut_views
 from stageline.objectives.step import StepContext, ValidationContext, of_one_rank
 
 if TYPE_CHECKING:

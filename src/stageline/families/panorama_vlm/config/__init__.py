@@ -35,10 +35,10 @@ from stageline.families.panorama_vlm.config.stages import STAGES
 from stageline.families.panorama_vlm.data.origin import evaluation_splits, num_samples, splits
 from stageline.families.panorama_vlm.externals import casts, externals, trains
 from stageline.families.panorama_vlm.facts import FACT_RULES, asked, facts, summary
+from stageline.families.panorama_vlm.image_tokens import TokenRules, num_tokens
 from stageline.families.panorama_vlm.inheritance import inherit
 from stageline.families.panorama_vlm.naming import run_name, variant
 from stageline.families.panorama_vlm.stitching import TokenLayout
-from stageline.families.panorama_vlm.tokens import TokenRules, num_tokens
 from stageline.families.panorama_vlm.words import WORDS
 
 __all__ = ["FAMILY_CONFIG", "STAGES", "PanoramaVlmConfig"]

@@ -18,7 +18,7 @@ from stageline.families.panorama_vlm.config.architectures import (
 )
 from stageline.families.panorama_vlm.config.resamplers import Resampler, ResamplerConfig, resolve
 from stageline.families.panorama_vlm.config.rules import model_faults, raise_faults
-from stageline.families.panorama_vlm.tokens import ResamplerType
+from stageline.families.panorama_vlm.image_tokens import ResamplerType
 
 Section = Literal["pe", "resampler", "lora"]
 NUM_DIRECTION_FEATURES = 33

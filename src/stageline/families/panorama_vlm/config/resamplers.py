@@ -11,8 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from stageline.config import Settings, operational
-from stageline.families.panorama_vlm.stitching import ScanOrder, Stitching
-from stageline.families.panorama_vlm.tokens import (
+from stageline.families.panorama_vlm.image_tokens import (
     QUERIES_PER_PANORAMA,
     QUERIES_PER_VIEW,
     Pool,
@@ -20,6 +19,7 @@ from stageline.families.panorama_vlm.tokens import (
     Scope,
     TokenRules,
 )
+from stageline.families.panorama_vlm.stitching import ScanOrder, Stitching
 
 ScanBackend = Literal["auto", "triton", "torch", "reference"]
 Merge = Literal["mean", "sum", "concat"]

@@ -19,7 +19,7 @@ from stageline.families.panorama_vlm.config.architectures import short_name
 from stageline.families.panorama_vlm.config.resamplers import TYPES, Bimamba, Qformer, foreign_keys
 from stageline.families.panorama_vlm.geometry.tiles import TilePlan, plan
 from stageline.families.panorama_vlm.geometry.views import View
-from stageline.families.panorama_vlm.tokens import num_tokens
+from stageline.families.panorama_vlm.image_tokens import num_tokens
 
 if TYPE_CHECKING:
     from stageline.families.panorama_vlm.config import PanoramaVlmConfig

@@ -20,7 +20,7 @@ from stageline.families.panorama_vlm.metrics.measures import (
     meteor,
     rouge_l,
 )
-from stageline.families.panorama_vlm.metrics.tokens import TOKENIZERS, plain_text
+from stageline.families.panorama_vlm.metrics.tokenizing import TOKENIZERS, plain_text
 
 NEEDS_JAVA = "needs Java"
 NO_SAMPLES = "no scored samples"

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stageline.errors import ConfigError
+from stageline.families.panorama_vlm.image_tokens import TokenRules
 from stageline.families.panorama_vlm.model.resampler import ImageTokens, Resampler, Tables, start_output
 from stageline.families.panorama_vlm.stitching import TokenLayout
-from stageline.families.panorama_vlm.tokens import TokenRules
 
 
 class QueryGroups:

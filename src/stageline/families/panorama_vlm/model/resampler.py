@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from stageline.errors import ConfigError
+from stageline.families.panorama_vlm.image_tokens import TokenRules, token_table
 from stageline.families.panorama_vlm.model.encoding import DirectionEncodings
 from stageline.families.panorama_vlm.stitching import TokenLayout
-from stageline.families.panorama_vlm.tokens import TokenRules, token_table
 
 
 class ImageTokens(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stageline.families.panorama_vlm.image_tokens import ResamplerType, TokenRules
 from stageline.families.panorama_vlm.model.bimamba import BiMamba, Merge, compact
 from stageline.families.panorama_vlm.model.query_resamplers import (
     CrossAttention,
@@ -20,7 +21,6 @@ from stageline.families.panorama_vlm.model.resampler import ImageTokens, Resampl
 from stageline.families.panorama_vlm.orders import scan_sequences
 from stageline.families.panorama_vlm.scan.dispatch import ScanBackend
 from stageline.families.panorama_vlm.stitching import TokenLayout
-from stageline.families.panorama_vlm.tokens import ResamplerType, TokenRules
 
 GELU_SQUARE = 0.4252
 """Mean square of GELU(z) for a standard normal z."""
