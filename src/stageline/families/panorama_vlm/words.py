@@ -41,7 +41,7 @@ WORDS = Words(
         "split": "split",
         "weights": "weights",
         "quarantined": "rows set aside",
-        "max_new_tokens": "at most new tokens",
+        "max_new_tokens": "new tokens at most",
     },
     cautions={
         "limited": "Only the first rows were evaluated.",
