@@ -114,14 +114,13 @@ def test_a_loss_that_is_no_number_fails(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 @pytest.mark.ranks
-def test_two_ranks_of_vision_are_one_with_twice_the_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["paper", "biased_half"])
+@pytest.mark.parametrize("statistics", ["pooled", "per_pair"])
+def test_two_ranks_of_vision_are_one_with_twice_the_batch(tmp_path: Path, statistics: str, form: str) -> None:
     """The loss gathers tokens before the projector, so statistics and update are those of the whole batch."""
-    one = small(tmp_path, "trainer.batch_size=4", "trainer.max_steps=1", "stages=[vision]", run="one")
-    two = small(
-        tmp_path,
-        *("trainer.batch_size=2", "trainer.processes=2", "trainer.max_steps=1", "stages=[vision]"),
-        run="two",
-    )
+    shared = ("trainer.max_steps=1", "stages=[vision]", f"vicreg.statistics={statistics}", f"vicreg.form={form}")
+    one = small(tmp_path, "trainer.batch_size=4", *shared, run="one")
+    two = small(tmp_path, "trainer.batch_size=2", "trainer.processes=2", *shared, run="two")
     data = str(prepare_data(one).reference)
     train_stage(one, "vision", data=data)
 

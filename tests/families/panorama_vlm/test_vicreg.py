@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import small
 from torch import Tensor, nn
 
 from stageline.errors import ConfigError, TrainingError
 from stageline.families.panorama_vlm import vicreg
+from stageline.families.panorama_vlm.vision_loss import Matched, VisionLoss
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "panorama" / "vicreg.npz"
 NAMES = ("randn", "close", "collapsed", "correlated")
@@ -26,7 +28,7 @@ def stored() -> dict[str, Tensor]:
 
 def numbers(terms: vicreg.VicregTerms) -> list[float]:
     """In the order of the stored values."""
-    return [float(term.double()) for term in (terms.inv, terms.var, terms.cov, terms.total)]
+    return [float(term.detach().double()) for term in (terms.inv, terms.var, terms.cov, terms.total)]
 
 
 @pytest.mark.parametrize(("dtype", "bound"), BOUNDS)
@@ -124,25 +126,45 @@ def test_statistics_of_raw_tokens() -> None:
         vicreg.loss(x[None], y[None], raw=(a, b))
 
 
-def test_gathered_shares_sum_to_the_whole_loss() -> None:
-    """Ranks return their share n_r / n of the whole loss; gradients of their rows add up to those of the whole."""
+@pytest.mark.parametrize("form", ["paper", "biased_half"])
+@pytest.mark.parametrize("statistics", ["pooled", "per_pair"])
+def test_gathered_shares_sum_to_the_whole_loss(tmp_path: Path, form: str, statistics: str) -> None:
+    """Ranks with other numbers of pairs have the terms of the whole batch, its projector's batch norm included, and the
+    gradients of their rows add up to those of the whole."""
     torch.manual_seed(0)
-    x, y = torch.randn(2, 12, 4, dtype=torch.float64)
+    loss = VisionLoss(small(tmp_path, f"vicreg.form={form}", f"vicreg.statistics={statistics}"))
+    projector, valid = vicreg.VicregProjector(6, 4), torch.rand(5, 9) > 0.3
+    x, y = torch.randn(2, 5, 9, 6)
+    parts = [(x[own], y[own], valid[own]) for own in (slice(0, 2), slice(2, 5))]
+
+    def terms(mine: Tensor, rank: int | None) -> vicreg.VicregTerms:
+        def gather(rows: Tensor) -> Tensor:
+            """Rows of this rank between those of the other, whose own they are not."""
+            if rank is None:
+                return rows
+            said = [(a[keep], b[keep], keep) for a, b, keep in parts]
+            which = next(k for k in range(3) if torch.equal(said[rank][k].to(rows), rows.detach()))
+            other = said[1 - rank][which].to(rows)
+            return torch.cat([rows, other] if rank == 0 else [other, rows])
+
+        own = (x, y, valid) if rank is None else parts[rank]
+        return loss._spread(projector, Matched(mine, *own[1:]), mine, gather, torch.Generator())
+
     whole = x.clone().requires_grad_()
-    vicreg.loss(whole, y).total.backward()
-    cut, total = (slice(0, 5), slice(5, 12)), torch.zeros_like(x)
-    for own in cut:
-        mine = x[own].clone().requires_grad_()
+    expected = terms(whole, None)
+    expected.total.backward()
+    for rank, (mine, _, _) in enumerate(parts):
+        own = mine.clone().requires_grad_()
+        found = terms(own, rank)
+        assert numbers(found) == pytest.approx(numbers(expected), rel=1e-5)
+        (gradient,) = torch.autograd.grad(found.total, own)
+        assert whole.grad is not None
+        torch.testing.assert_close(gradient, whole.grad[(0, 2)[rank] : (2, 5)[rank]], atol=1e-6, rtol=1e-4)
 
-        def gather(rows: Tensor, own: slice = own) -> Tensor:
-            rest = y if torch.equal(rows, y[own]) else x
-            return torch.cat([rest[: own.start], rows, rest[own.stop :]])
 
-        # On real ranks each of them adds its share of this gradient, and the shares n_r / n sum to one.
-        (grad,) = torch.autograd.grad(vicreg.loss(mine, y[own], gather=gather).total, mine)
-        total[own] = grad
-    assert whole.grad is not None
-    assert torch.allclose(total, whole.grad, atol=1e-12)
+def test_statistics_of_all_tokens_know_no_pairs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="statistics_on raw"):
+        small(tmp_path, "vicreg.statistics=per_pair", "vicreg.statistics_on=raw")
 
 
 def matched_pictures(rng: torch.Generator) -> tuple[Tensor, Tensor]:

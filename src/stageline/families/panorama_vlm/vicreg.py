@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stageline.errors import ConfigError, TrainingError
-from stageline.objectives.step import of_one_rank
 
 Form = Literal["paper", "biased_half"]
 Statistics = Literal["pooled", "per_pair"]
@@ -53,7 +52,6 @@ def loss(
     *,
     statistics: Statistics | None = None,
     raw: tuple[Tensor, Tensor] | None = None,
-    gather: Callable[[Tensor], Tensor] = of_one_rank,
     max_tokens: int = MAX_TOKENS,
     rng: torch.Generator | None = None,
 ) -> VicregTerms:
@@ -65,8 +63,6 @@ def loss(
     statistics: `pooled` over all pairs, or `per_pair`: inside each of the K, then the mean of the K totals. Null is
         what the axes say: per pair with a K, pooled without.
     raw: two sets (m, P) whose variance and covariance are taken in place of those of x and y; pooled only.
-    gather: of a step's context: vectors of all ranks with gradient, so that every rank has the terms of the whole
-        batch. With `per_pair` the terms are this rank's: its pairs are whole.
     max_tokens: more pooled pairs than that are thinned to a random subset, the same of x and y.
     rng: where that subset is drawn; the same on every rank. Needed only where pairs are that many.
 
@@ -84,11 +80,10 @@ def loss(
             parts = [_terms(a[keep], b[keep], a[keep], b[keep], form) for a, b, keep in zip(x, y, kept, strict=True)]
             return VicregTerms(*(torch.stack(part).mean() for part in zip(*parts, strict=True)))
         keep = slice(None) if mask is None else mask.bool().flatten()
-        x, y = gather(x.flatten(0, -2)[keep]), gather(y.flatten(0, -2)[keep])
-        x, y = _thin((x, y), max_tokens, rng)
+        x, y = _thin((x.flatten(0, -2)[keep], y.flatten(0, -2)[keep]), max_tokens, rng)
         if raw is None:
             return _terms(x, y, x, y, form)
-        a, b = (_thin((gather(_wide(part)),), max_tokens, rng)[0] for part in raw)
+        a, b = (_thin((_wide(part),), max_tokens, rng)[0] for part in raw)
         return _terms(x, y, a, b, form)
 
 

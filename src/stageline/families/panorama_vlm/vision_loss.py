@@ -93,10 +93,7 @@ class VisionLoss:
         features = self._tapped(network, tokens)
         matched = self._matched(network, batch, views, features, draws)
         assert network.projector is not None
-        if self.settings.statistics == "per_pair":
-            terms = self._per_pair(network.projector, matched)
-        else:
-            terms = self._pooled(network.projector, matched, features, gather, shared)
+        terms = self._spread(network.projector, matched, features, gather, shared)
         weights = (self.settings.invariance_weight, self.settings.variance_weight, self.settings.covariance_weight)
         total = weights[0] * terms.inv + weights[1] * terms.var + weights[2] * terms.cov
         parts = {"invariance": terms.inv, "variance": terms.var, "covariance": terms.cov}
@@ -106,7 +103,7 @@ class VisionLoss:
             parts["anchor_cos"] = cosine
         return total, parts, matched, features
 
-    def _pooled(
+    def _spread(
         self,
         projector: nn.Module,
         matched: Matched,
@@ -114,31 +111,24 @@ class VisionLoss:
         gather: Callable[[Tensor], Tensor],
         shared: torch.Generator,
     ) -> vicreg.VicregTerms:
-        """Terms over the matched tokens of all ranks.
+        """Terms over the matched tokens of all ranks, pooled or inside each directed pair.
 
         Tokens are gathered before the projector, whose batch norm then sees the whole batch on every rank; in one call
         over both sides, which two in a row would see apart.
         """
-        keep = matched.valid.flatten()
+        settings, keep = self.settings, matched.valid.flatten()
         sides = [gather(side.flatten(0, 1)[keep]) for side in (matched.x, matched.y)]
         left, right = projector(torch.cat(sides).float()).chunk(2)
+        if settings.statistics == "per_pair":
+            valid = gather(matched.valid)
+            x, y = (side.new_zeros(*valid.shape, side.shape[-1]) for side in (left, right))
+            x[valid], y[valid] = left, right
+            return vicreg.loss(x, y, settings.form, valid, statistics="per_pair")
         raw = None
-        if self.settings.statistics_on == "raw":
+        if settings.statistics_on == "raw":
             whole = projector(gather(features.flatten(0, -2)).float())
             raw = (whole, whole)
-        most = self.settings.max_tokens
-        return vicreg.loss(left, right, self.settings.form, raw=raw, max_tokens=most, rng=shared)
-
-    def _per_pair(self, projector: nn.Module, matched: Matched) -> vicreg.VicregTerms:
-        """Terms inside each directed pair of this rank, then their mean."""
-        keep = matched.valid.flatten()
-        x, y = matched.x.flatten(0, 1)[keep], matched.y.flatten(0, 1)[keep]
-        sides = []
-        for values in projector(torch.cat([x, y]).float()).chunk(2):
-            side = values.new_zeros(len(keep), values.shape[-1])
-            side[keep] = values
-            sides.append(side.reshape(*matched.valid.shape, -1))
-        return vicreg.loss(sides[0], sides[1], self.settings.form, matched.valid, statistics="per_pair")
+        return vicreg.loss(left, right, settings.form, raw=raw, max_tokens=settings.max_tokens, rng=shared)
 
     def _anchor_cosine(self, network: PanoramaModel, views: Tensor, tokens: Tensor) -> Tensor:
         """Mean cosine of the tower's tokens (B, V, S, D) to those of the tower as it was."""

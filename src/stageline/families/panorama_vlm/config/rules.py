@@ -163,6 +163,8 @@ def vicreg_faults(vicreg: VicregConfig) -> list[str]:
         faults.append(f"pairs {list(vicreg.pairs)}: auto stands alone")
     if "photometric" in vicreg.pairs and not vicreg.color_jitter:
         faults.append("pairs photometric needs color_jitter > 0: the two looks would be the same")
+    if vicreg.statistics == "per_pair" and vicreg.statistics_on == "raw":
+        faults.append("statistics_on raw is over all tokens, which have no pairs; say statistics pooled, or paired")
     return faults
 
 
