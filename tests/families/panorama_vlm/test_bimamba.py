@@ -13,6 +13,7 @@ from torch import Tensor
 from stageline.errors import ConfigError
 from stageline.families.panorama_vlm.image_tokens import TokenRules
 from stageline.families.panorama_vlm.model.bimamba import BiMambaBlock, compact
+from stageline.families.panorama_vlm.model.resampler import Connection
 from stageline.families.panorama_vlm.model.resamplers import BiMambaResampler, make_resampler
 from stageline.families.panorama_vlm.orders import scan_sequences
 from stageline.families.panorama_vlm.scan import ssd
@@ -199,10 +200,7 @@ def test_warm_up_repeats_columns_of_the_other_end() -> None:
 def make(layout: TokenLayout, **rules: object) -> BiMambaResampler:
     torch.manual_seed(0)
     made = make_resampler(
-        layout,
-        TokenRules(type="bimamba", **rules),  # type: ignore[arg-type]
-        6,
-        8,
+        Connection(layout, TokenRules(type="bimamba", **rules), 6, 8),  # type: ignore[arg-type]
         width=16,
         depth=2,
         head_dim=8,

@@ -15,6 +15,7 @@ from stageline.families.panorama_vlm.model.encoding import (
     direction_features,
     make_encodings,
 )
+from stageline.families.panorama_vlm.model.resampler import Connection
 from stageline.families.panorama_vlm.model.resamplers import make_resampler
 from stageline.families.panorama_vlm.stitching import TokenLayout
 
@@ -89,7 +90,7 @@ def test_changes_nothing_at_the_start_but_learns(after: bool) -> None:
     """Check 4: zero effect at initialisation, gradients from the first step on."""
     torch.manual_seed(0)
     layout = TokenLayout.ring([-180, -90, 0, 90], 4, 90)
-    model = make_resampler(layout, TokenRules(type="mlp"), 6, 8, hidden=8)
+    model = make_resampler(Connection(layout, TokenRules(type="mlp"), 6, 8), hidden=8)
     dirs, x = tile_dirs([-180, -90, 0, 90], 4).float(), torch.randn(2, 5, 16, 6)
     encodings = make_encodings(6, 8, after=after)
     assert encodings is not None
@@ -111,7 +112,7 @@ def test_off_has_no_parameters_and_rotary_is_refused_by_name() -> None:
 def test_after_gives_pooled_tokens_the_mean_direction() -> None:
     torch.manual_seed(0)
     layout = TokenLayout.ring([-180, -90, 0, 90], 2, 90, has_global=False)
-    model = make_resampler(layout, TokenRules(type="mlp"), 6, 8, hidden=8)
+    model = make_resampler(Connection(layout, TokenRules(type="mlp"), 6, 8), hidden=8)
     dirs, x = tile_dirs([-180, -90, 0, 90], 2).float()[1:], torch.randn(1, 4, 4, 6)
     encodings = DirectionEncodings(6, 8)
     assert encodings.after is not None
@@ -125,7 +126,7 @@ def test_after_gives_pooled_tokens_the_mean_direction() -> None:
 def test_after_is_refused_for_queries() -> None:
     layout = TokenLayout.ring([-180, -90, 0, 90], 2, 90)
     sizes = {"width": 8, "depth": 1, "heads": 2, "head_dim": 4}
-    model = make_resampler(layout, TokenRules(type="perceiver"), 6, 8, **sizes)
+    model = make_resampler(Connection(layout, TokenRules(type="perceiver"), 6, 8), **sizes)
     with pytest.raises(ConfigError, match="queries have none"):
         model(torch.zeros(1, 5, 4, 6), torch.zeros(5, 4, 3), encodings=DirectionEncodings(6, 8))
 

@@ -16,7 +16,7 @@ from stageline.families.panorama_vlm.geometry.tiles import plan
 from stageline.families.panorama_vlm.image_tokens import SCOPES, TokenRules, num_tokens
 from stageline.families.panorama_vlm.model.encoding import make_encodings
 from stageline.families.panorama_vlm.model.query_resamplers import QFormerResampler
-from stageline.families.panorama_vlm.model.resampler import Resampler
+from stageline.families.panorama_vlm.model.resampler import Connection, Resampler
 from stageline.families.panorama_vlm.model.resamplers import make_resampler
 from stageline.families.panorama_vlm.orders import pool_block
 from stageline.families.panorama_vlm.stitching import Block, TokenLayout, ViewTokens, kept_columns, stitch
@@ -42,7 +42,7 @@ def layout_of(overlap: float, grid: int = 16, **more: Any) -> TokenLayout:
 
 def make(layout: TokenLayout, seed: int = 0, output_rms: float = 1.0, **rules: Any) -> Resampler:
     torch.manual_seed(seed)
-    made = make_resampler(layout, TokenRules(**rules), VISION, LANGUAGE, output_rms=output_rms, **SIZES[rules["type"]])
+    made = make_resampler(Connection(layout, TokenRules(**rules), VISION, LANGUAGE, output_rms), **SIZES[rules["type"]])
     return made.eval()
 
 
@@ -110,8 +110,40 @@ def test_real_sizes() -> None:
     expected = {"mlp": (11.5e6, 0.1e6), "bimamba": (28.8e6, 0.1e6), "qformer": (50e6, 3e6), "perceiver": (40e6, 1e6)}
     with torch.device("meta"):
         for kind, (number, slack) in expected.items():
-            model = make_resampler(layout, TokenRules(type=kind), 1152, 1024)  # type: ignore[arg-type]
+            model = make_resampler(Connection(layout, TokenRules(type=kind), 1152, 1024))  # type: ignore[arg-type]
             assert sum(p.numel() for p in model.parameters()) == pytest.approx(number, abs=slack), kind
+
+
+ATTENTION = ("q", "k", "v", "out")
+NAMES = {
+    "mlp": {"deep_norm", "fc1", "fc2"},
+    "qformer": {
+        *("queries", "query_norm", "norm_out", "proj_out", "layers.#.self_norm", "layers.#.cross_norm"),
+        *("layers.#.feed.0", "layers.#.feed.2", "layers.#.feed_norm"),
+        *(f"layers.#.{side}_attention.{part}" for side in ("self", "cross") for part in ATTENTION),
+    },
+    "perceiver": {
+        *("queries", "proj_in", "norm_out", "proj_out", "layers.#.key_norm", "layers.#.latent_norm"),
+        *("layers.#.feed.0", "layers.#.feed.2", "layers.#.feed_norm"),
+        *(f"layers.#.attention.{part}" for part in ATTENTION),
+    },
+    "bimamba": {
+        *("proj_in", "norm_out", "proj_out"),
+        *(f"mamba.blocks.#.{part}" for part in ("norm", "in_proj", "conv1d", "dt_bias", "A_log", "D", "gated_norm")),
+        "mamba.blocks.#.out_proj",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_names_in_checkpoints_stay(kind: str) -> None:
+    """Finished checkpoints are read by these names."""
+    found = make(layout_of(0, 4), type=kind).state_dict()
+    assert {re.sub(r"\.\d+\.", ".#.", re.sub(r"\.(weight|bias)$", "", name)) for name in found} == {
+        *NAMES[kind],
+        "norm",
+        "scale",
+    }
 
 
 @pytest.mark.parametrize("rules", KINDS, ids=name_of)

@@ -33,7 +33,7 @@ from stageline.families.panorama_vlm.geometry.tokens import directions
 from stageline.families.panorama_vlm.model import language as lm
 from stageline.families.panorama_vlm.model import tower
 from stageline.families.panorama_vlm.model.encoding import DirectionEncodings, make_encodings
-from stageline.families.panorama_vlm.model.resampler import ImageTokens, Resampler
+from stageline.families.panorama_vlm.model.resampler import Connection, ImageTokens, Resampler
 from stageline.families.panorama_vlm.model.resamplers import make_resampler
 from stageline.families.panorama_vlm.vicreg import VicregProjector
 from stageline.layers.fixed_random import fixed_random
@@ -172,14 +172,9 @@ def build_model(config: PanoramaVlmConfig, stage: Stage) -> PanoramaModel:
             parts["pe"] = make_encodings(
                 width, out, enabled=model.has_encoding, kind=pe.kind, after=pe.after, solid_angle=pe.solid_angle
             )
-            parts["resampler"] = make_resampler(
-                config.token_layout,
-                config.token_rules,
-                width,
-                out,
-                output_rms=embedding_rms(parts["language"]) if "language" in parts else 1.0,
-                **sizes(model.resampler),
-            )
+            rms = embedding_rms(parts["language"]) if "language" in parts else 1.0
+            connection = Connection(config.token_layout, config.token_rules, width, out, rms)
+            parts["resampler"] = make_resampler(connection, **sizes(model.resampler))
         if stage.name == "finetune" and config.lora.use_lora:
             lm.add_adapters(parts["language"], config)
     if model.gradient_checkpointing and "language" in parts:

@@ -8,7 +8,7 @@ no kernel has to know of it.
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,17 @@ from stageline.families.panorama_vlm.scan.dispatch import ScanBackend, causal_co
 from stageline.families.panorama_vlm.scan.mixer import GatedRMSNorm, start_steps
 
 Merge = Literal["mean", "sum", "concat"]
+
+
+class BlockSettings(TypedDict, total=False):
+    """What the blocks of one model have in common; what is absent is as in `BiMambaBlock`."""
+
+    head_dim: int
+    state: int
+    merge: Merge
+    dropout: float
+    chunk_size: int
+    scan_backend: ScanBackend
 
 
 class BiMambaBlock(nn.Module):
@@ -117,37 +128,14 @@ class BiMambaBlock(nn.Module):
 
 
 class BiMamba(nn.Module):
-    """Blocks one after another; arguments after depth go to every block.
+    """Blocks one after another.
 
-    width: d.  depth: number of blocks.
+    width: d.  depth: number of blocks.  block: of every one.
     """
 
-    def __init__(
-        self,
-        width: int,
-        depth: int = 4,
-        *,
-        head_dim: int = 64,
-        state: int = 64,
-        merge: Merge = "mean",
-        dropout: float = 0.0,
-        chunk_size: int = 64,
-        scan_backend: ScanBackend = "auto",
-    ) -> None:
+    def __init__(self, width: int, depth: int = 4, **block: Unpack[BlockSettings]) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            BiMambaBlock(
-                width,
-                depth=depth,
-                head_dim=head_dim,
-                state=state,
-                merge=merge,
-                dropout=dropout,
-                chunk_size=chunk_size,
-                scan_backend=scan_backend,
-            )
-            for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(BiMambaBlock(width, depth=depth, **block) for _ in range(depth))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, L, d) -> (B, L, d); arguments as in `BiMambaBlock`."""

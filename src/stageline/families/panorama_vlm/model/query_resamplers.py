@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stageline.errors import ConfigError
-from stageline.families.panorama_vlm.image_tokens import TokenRules
-from stageline.families.panorama_vlm.model.resampler import ImageTokens, Resampler, Tables, start_output
-from stageline.families.panorama_vlm.stitching import TokenLayout
+from stageline.families.panorama_vlm.model.resampler import Connection, ImageTokens, Resampler, Tables, start_output
 
 
 class QueryGroups:
@@ -122,32 +120,27 @@ class QFormerResampler(Resampler):
     """Learned queries through layers of BERT's kind (BLIP-2, arXiv:2301.12597); every query sees every other one.
 
     width, depth, heads, feed_width: of the layers.  cross_every: attention over keys in layers 0, n, 2n, ...
-    The other arguments as in `Resampler`.
     """
 
     def __init__(
         self,
-        layout: TokenLayout,
-        rules: TokenRules,
-        vision_dim: int,
-        language_dim: int,
+        connection: Connection,
         *,
-        output_rms: float = 1.0,
         width: int = 768,
         depth: int = 6,
         heads: int = 12,
         feed_width: int = 3072,
         cross_every: int = 2,
     ) -> None:
-        super().__init__(layout, rules, vision_dim, language_dim, output_rms=output_rms)
+        super().__init__(connection)
         self.groups = QueryGroups(self.tables)
-        self.queries = nn.Parameter(torch.randn(rules.resolved_queries, width))
+        self.queries = nn.Parameter(torch.randn(connection.rules.resolved_queries, width))
         self.query_norm = nn.LayerNorm(width)
         self.layers = nn.ModuleList(
-            QFormerLayer(width, heads, feed_width, vision_dim if n % cross_every == 0 else 0) for n in range(depth)
+            QFormerLayer(width, heads, feed_width, self.vision_dim if n % cross_every == 0 else 0) for n in range(depth)
         )
         self.norm_out = nn.LayerNorm(width)
-        self.proj_out = start_output(nn.Linear(width, language_dim))
+        self.proj_out = start_output(nn.Linear(width, self.language_dim))
 
     def resample(self, x: Tensor, valid: Tensor | None) -> ImageTokens:
         keys, mask = self.groups.keys(x, valid)
@@ -185,29 +178,25 @@ class PerceiverLayer(nn.Module):
 class PerceiverResampler(Resampler):
     """Learned latents that read tokens beside themselves (Flamingo, arXiv:2204.14198).
 
-    width: of tokens and latents.  depth, heads, head_dim: of the layers.  The other arguments as in `Resampler`.
+    width: of tokens and latents.  depth, heads, head_dim: of the layers.
     """
 
     def __init__(
         self,
-        layout: TokenLayout,
-        rules: TokenRules,
-        vision_dim: int,
-        language_dim: int,
+        connection: Connection,
         *,
-        output_rms: float = 1.0,
         width: int = 1024,
         depth: int = 3,
         heads: int = 16,
         head_dim: int = 64,
     ) -> None:
-        super().__init__(layout, rules, vision_dim, language_dim, output_rms=output_rms)
+        super().__init__(connection)
         self.groups = QueryGroups(self.tables)
-        self.proj_in = nn.Linear(vision_dim, width)
-        self.queries = nn.Parameter(torch.randn(rules.resolved_queries, width))
+        self.proj_in = nn.Linear(self.vision_dim, width)
+        self.queries = nn.Parameter(torch.randn(connection.rules.resolved_queries, width))
         self.layers = nn.ModuleList(PerceiverLayer(width, heads, head_dim) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width)
-        self.proj_out = start_output(nn.Linear(width, language_dim))
+        self.proj_out = start_output(nn.Linear(width, self.language_dim))
 
     def resample(self, x: Tensor, valid: Tensor | None) -> ImageTokens:
         keys, mask = self.groups.keys(self.proj_in(x), valid)

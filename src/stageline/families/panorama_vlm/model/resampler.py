@@ -6,6 +6,7 @@ Shapes: B panoramas, V views, S tokens per view of the tower, D_v its width, T i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -90,21 +91,30 @@ class Tables:
         return share > 0, share
 
 
-class Resampler(nn.Module, ABC):
-    """Stitches and encodes tokens, then hands them to `resample` of the type, and sets the size of what comes out.
+@dataclass(frozen=True)
+class Connection:
+    """What any resampler stands between, and how many tokens it makes.
 
-    layout: token grids of the views.  rules: of tokens.  vision_dim: D_v.  language_dim: D_llm.
+    layout: token grids of the views.  rules: of tokens, their type among them.  vision_dim: D_v.  language_dim: D_llm.
     output_rms: root mean square of the language model's embeddings; image tokens start at that size.
     """
 
-    def __init__(
-        self, layout: TokenLayout, rules: TokenRules, vision_dim: int, language_dim: int, *, output_rms: float = 1.0
-    ) -> None:
+    layout: TokenLayout
+    rules: TokenRules
+    vision_dim: int
+    language_dim: int
+    output_rms: float = 1.0
+
+
+class Resampler(nn.Module, ABC):
+    """Stitches and encodes tokens, then hands them to `resample` of the type, and sets the size of what comes out."""
+
+    def __init__(self, connection: Connection) -> None:
         super().__init__()
-        self.tables = Tables(layout, rules)
-        self.vision_dim, self.language_dim = vision_dim, language_dim
-        self.norm = nn.LayerNorm(vision_dim)
-        self.scale = nn.Parameter(torch.full((1,), output_rms))
+        self.tables = Tables(connection.layout, connection.rules)
+        self.vision_dim, self.language_dim = connection.vision_dim, connection.language_dim
+        self.norm = nn.LayerNorm(self.vision_dim)
+        self.scale = nn.Parameter(torch.full((1,), connection.output_rms))
 
     @property
     def num_tokens(self) -> int:

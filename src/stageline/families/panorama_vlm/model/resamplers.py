@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stageline.families.panorama_vlm.image_tokens import ResamplerType, TokenRules
-from stageline.families.panorama_vlm.model.bimamba import BiMamba, Merge, compact
+from stageline.families.panorama_vlm.image_tokens import ResamplerType
+from stageline.families.panorama_vlm.model.bimamba import BiMamba, BlockSettings, compact
 from stageline.families.panorama_vlm.model.query_resamplers import (
     CrossAttention,
     PerceiverResampler,
     QFormerResampler,
     QueryGroups,
 )
-from stageline.families.panorama_vlm.model.resampler import ImageTokens, Resampler, start_output
+from stageline.families.panorama_vlm.model.resampler import Connection, ImageTokens, Resampler, start_output
 from stageline.families.panorama_vlm.orders import scan_sequences
-from stageline.families.panorama_vlm.scan.dispatch import ScanBackend
-from stageline.families.panorama_vlm.stitching import TokenLayout
 
 GELU_SQUARE = 0.4252
 """Mean square of GELU(z) for a standard normal z."""
@@ -29,26 +27,22 @@ GELU_SQUARE = 0.4252
 class MlpResampler(Resampler):
     """r x r cells to depth, LayerNorm, Linear, GELU, Linear.
 
-    hidden: inner width.  The other arguments as in `Resampler`.
+    hidden: inner width.
     """
 
     def __init__(
         self,
-        layout: TokenLayout,
-        rules: TokenRules,
-        vision_dim: int,
-        language_dim: int,
+        connection: Connection,
         *,
-        output_rms: float = 1.0,
         hidden: int = 2048,
     ) -> None:
-        super().__init__(layout, rules, vision_dim, language_dim, output_rms=output_rms)
-        deep = rules.pooling**2 * vision_dim
+        super().__init__(connection)
+        deep = connection.rules.pooling**2 * self.vision_dim
         self.deep_norm = nn.LayerNorm(deep)
         self.fc1 = nn.Linear(deep, hidden)
         nn.init.normal_(self.fc1.weight, std=deep**-0.5)
         nn.init.zeros_(self.fc1.bias)
-        self.fc2 = start_output(nn.Linear(hidden, language_dim), GELU_SQUARE)
+        self.fc2 = start_output(nn.Linear(hidden, self.language_dim), GELU_SQUARE)
 
     def resample(self, x: Tensor, valid: Tensor | None) -> ImageTokens:
         members = self.tables.tensor("members", self.tables.table.members, x.device)
@@ -60,48 +54,30 @@ class MlpResampler(Resampler):
 class BiMambaResampler(Resampler):
     """Linear, bidirectional Mamba-2 blocks in the scan order of the rules, pooling to the budget, LayerNorm, Linear.
 
-    width: d.  depth: blocks.  head_dim, state, merge, dropout, chunk_size, scan_backend: of the blocks.  query_heads:
-    of pool `query`'s attention.  The other arguments as in `Resampler`.
+    width: d.  depth: number of blocks.  query_heads: of pool `query`'s attention.  block: of every block.
     """
 
     def __init__(
         self,
-        layout: TokenLayout,
-        rules: TokenRules,
-        vision_dim: int,
-        language_dim: int,
+        connection: Connection,
         *,
-        output_rms: float = 1.0,
         width: int = 1024,
         depth: int = 4,
-        head_dim: int = 64,
-        state: int = 64,
-        merge: Merge = "mean",
-        dropout: float = 0.0,
-        chunk_size: int = 64,
-        scan_backend: ScanBackend = "auto",
         query_heads: int = 16,
+        **block: Unpack[BlockSettings],
     ) -> None:
-        super().__init__(layout, rules, vision_dim, language_dim, output_rms=output_rms)
-        self.proj_in = nn.Linear(vision_dim, width)
-        self.mamba = BiMamba(
-            width,
-            depth,
-            head_dim=head_dim,
-            state=state,
-            merge=merge,
-            dropout=dropout,
-            chunk_size=chunk_size,
-            scan_backend=scan_backend,
-        )
+        super().__init__(connection)
+        rules = connection.rules
+        self.proj_in = nn.Linear(self.vision_dim, width)
+        self.mamba = BiMamba(width, depth, **block)
         self.queries: nn.Parameter | None = None
         if rules.has_queries:
             self.groups = QueryGroups(self.tables)
-            self.queries = nn.Parameter(torch.randn(rules.resolved_queries, width))
+            self.queries = nn.Parameter(torch.randn(connection.rules.resolved_queries, width))
             self.key_norm = nn.LayerNorm(width)
             self.attention = CrossAttention(width, width, width, query_heads)
         self.norm_out = nn.LayerNorm(width)
-        self.proj_out = start_output(nn.Linear(width, language_dim))
+        self.proj_out = start_output(nn.Linear(width, self.language_dim))
         sequences = scan_sequences(
             self.tables.table.stitched,
             rules.scan_order,
@@ -162,17 +138,6 @@ RESAMPLERS: dict[ResamplerType, Callable[..., Resampler]] = {
 }
 
 
-def make_resampler(
-    layout: TokenLayout,
-    rules: TokenRules,
-    vision_dim: int,
-    language_dim: int,
-    *,
-    output_rms: float = 1.0,
-    **sizes: Any,
-) -> Resampler:
-    """The resampler of the rules' type.
-
-    layout, rules, vision_dim, language_dim, output_rms: as in `Resampler`.  sizes: keyword arguments of its class.
-    """
-    return RESAMPLERS[rules.type](layout, rules, vision_dim, language_dim, output_rms=output_rms, **sizes)
+def make_resampler(connection: Connection, **sizes: Any) -> Resampler:
+    """The resampler of the rules' type. sizes: keyword arguments of its class."""
+    return RESAMPLERS[connection.rules.type](connection, **sizes)
