@@ -277,8 +277,9 @@ class Family:
     build_task(config, stage, data): model + data + loss of a stage; `data` holds the splits that it reads.
     begin(task, workspace): called once on every rank after the weights are loaded and before the first step: feature
         caches and whatever else is derived from weights.
-    prepare(config, split, writer, progress): write the rows of one split; returns facts for its manifest (counts, how
-        labels were made), JSON values. What is written depends on `split.key` and the source files alone.
+    prepare(config, split, writer, progress): write the rows of one split, and note those of its sources that cannot be
+        used (`writer.set_aside`); returns facts for its manifest (counts, how labels were made), JSON values. What is
+        written depends on `split.key` and the source files alone.
         config: of the run.
     evaluate(config, model, data, finished, emit, progress): the family's metrics. config.evaluate says how.
         finished: the rows that an interrupted evaluation left, which are not computed again; the result must be the
@@ -297,7 +298,7 @@ class Family:
     demo_data(folder): tiny data and tiny base weights in a folder in which the family's guide was laid out, and its
         configs changed so that the guide's commands run there as they are; returns names of what it wrote.
     check_sources(config, splits, progress): every fault of the source files of the splits that are to be made, at once;
-        called before any of them is.
+        called before any of them is. QuarantineError where more rows cannot be used than the config allows.
     """
 
     config: FamilyConfig

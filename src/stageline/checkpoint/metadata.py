@@ -156,6 +156,8 @@ class Provenance(Record):
     """Of the prepared data that were read; what they were made from is in `data_inputs`."""
     data_inputs: dict[str, str] = Field(default_factory=dict)
     """Split -> fingerprint of what it was made from."""
+    data_set_aside: dict[str, dict[str, int]] = Field(default_factory=dict)
+    """Split -> class -> how many rows of its sources could not be used."""
     environment: dict[str, Any] = Field(default_factory=dict)
     stageline_version: str = ""
     image: str = ""

@@ -28,7 +28,7 @@ from stageline.store import NotFoundError, Reference, Store, open_store
 
 Pointer = Literal["best", "last"]
 POINTERS: tuple[Pointer, ...] = ("best", "last")
-OTHER_FOLDERS = frozenset({"pipeline", "evaluations", "comparisons", "jobs", "code"})
+OTHER_FOLDERS = frozenset({"pipeline", "evaluations", "comparisons", "jobs", "code", "quarantine"})
 """Folders of a run that are no stages."""
 PARENTS_NAME = "parents.json"
 

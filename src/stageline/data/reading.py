@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stageline.data.pod_cache import StoredFiles
+from stageline.data.quarantine import SetAside
 from stageline.data.shards import DTYPES, MAX_AXES, row_type
 from stageline.data.splits import NAME, REMEDY, SplitManifest
 from stageline.errors import DataError
@@ -62,6 +63,11 @@ class SplitReader:
     def facts(self) -> Mapping[str, Any]:
         """What the family noted of the split when it was made."""
         return self.manifest.facts
+
+    @property
+    def set_aside(self) -> tuple[SetAside, ...]:
+        """Rows of its sources that could not be used."""
+        return self.manifest.set_aside
 
     def __len__(self) -> int:
         return self.manifest.num_rows

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from stageline.data.quarantine import SetAside
 from stageline.data.splits import NAME
 from stageline.errors import DataError
 
@@ -79,6 +80,7 @@ class SplitWriter:
     keep: Callable[[Path, str], None] | None = None
     shard_bytes: int = SHARD_BYTES
     num_rows: int = 0
+    aside: list[SetAside] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     _shards: list[str] = field(default_factory=list)
     _numbers: dict[str, str] | None = None
@@ -145,6 +147,10 @@ class SplitWriter:
         self.num_rows += 1
         return self.num_rows - 1
 
+    def set_aside(self, row: SetAside) -> None:
+        """Note a row of the sources that cannot be used, and that is therefore none of the split's."""
+        self.aside.append(row)
+
     def finish(self) -> dict[str, Any]:
         """Close all files; the fields of the manifest that tell of rows and files."""
         self._close_shard()
@@ -157,6 +163,7 @@ class SplitWriter:
             "lines_file": names["lines"],
             "shards": self._shards,
             "files": self.sizes,
+            **({"set_aside": [row.to_json() for row in self.aside]} if self.aside else {}),
         }
 
     def _shard_with_room(self, size: int) -> _HashedFile | None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from stageline.config import fingerprint, is_sealed, seal
+from stageline.data.quarantine import SetAside
 from stageline.encoders.external import External
 from stageline.errors import DataError, Faults
 from stageline.store import NotFoundError, Store
@@ -66,7 +67,7 @@ class SplitManifest:
     fingerprint: of what it was made from.  digest: SHA-256 of the manifest.  facts: what the family says of it.
     folder: of its files, below its own.  num_rows: rows.  numbers: name of a number that every row has -> its type.
     rows, lines: names of the table's two files.  shards: names in the order in which rows refer to them.
-    sizes: file name -> bytes.
+    sizes: file name -> bytes.  set_aside: rows of the sources that could not be used, in their order.
     """
 
     name: str
@@ -81,6 +82,7 @@ class SplitManifest:
     lines: str
     shards: tuple[str, ...]
     sizes: Mapping[str, int]
+    set_aside: tuple[SetAside, ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -161,6 +163,11 @@ def parse_manifest(data: bytes, where: str) -> SplitManifest:
         faults.add(f"num_rows {plain.get('num_rows')!r} is no count")
     if not isinstance(plain.get("facts"), dict):
         faults.add("`facts` is no mapping")
+    aside: tuple[SetAside, ...] = ()
+    try:
+        aside = tuple(SetAside.from_json(row) for row in plain.get("set_aside", ()))
+    except (ValueError, TypeError) as error:
+        faults.add(f"`set_aside`: {error}")
     faults.raise_if_any()
     assert isinstance(shards, list)
     return SplitManifest(
@@ -176,6 +183,7 @@ def parse_manifest(data: bytes, where: str) -> SplitManifest:
         lines=str(lines),
         shards=tuple(str(name) for name in shards),
         sizes=sizes,
+        set_aside=aside,
     )
 
 

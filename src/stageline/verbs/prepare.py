@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from stageline.checkpoint.identity import compare_run, read_run
 from stageline.checkpoint.usercode import OF_DATA, code_digests, keep_code, load_code
 from stageline.config import RunConfig
 from stageline.data.prepared import PREPARED, Prepared, write_set
+from stageline.data.quarantine import QUARANTINE, QuarantineError, SetAside, list_set_aside
 from stageline.data.shards import SplitWriter
 from stageline.data.splits import MANIFEST, Progress, Split, find_split, make_manifest, parse_manifest, silent
 from stageline.encoders.copies import lock_external
@@ -53,20 +56,42 @@ def _prepare_splits(config: RunConfig, store: Store, progress: Progress) -> Prep
     for external in run_externals(config, family):
         lock_external(store, external, progress)
     if unseen_sources(splits):  # the family says it in its own words, with every other fault of the sources
-        load_family(config.family).check_sources(config, splits, progress)
+        _check_sources(config, store, splits, progress)
     sources = hash_sources(splits, progress)
     keys = split_fingerprints(config, splits, sources)
     missing = [split for split in splits if find_split(store, keys[split.name]) is None]
     made = False
     if missing:
         load_code(keep_code(config), sections=OF_DATA)
-        load_family(config.family).check_sources(config, missing, progress)
+        _check_sources(config, store, missing, progress)
         for split in missing:
             made = _make_split(config, store, split, keys[split.name], sources[split.name], progress) or made
     note_sources(store, config, splits, sources)
     prepared = replace(write_set(store, keys), reused=not made)
     leave_answer(store, config, prepared)
+    _list_rows(store, config, {name: split.set_aside for name, split in prepared.splits.items()})
     return prepared
+
+
+def _check_sources(config: RunConfig, root: Store, splits: Sequence[Split], progress: Progress) -> None:
+    """Every fault of the sources at once; rows that are too many to be set aside are listed in the run all the same."""
+    try:
+        load_family(config.family).check_sources(config, splits, progress)
+    except QuarantineError as error:
+        if _list_rows(root, config, error.set_aside):
+            error.remedy += f"; all of them are listed in {root.child('runs', config.run, QUARANTINE).uri}"
+        raise
+
+
+def _list_rows(root: Store, config: RunConfig, splits: Mapping[str, Sequence[SetAside]]) -> list[str]:
+    """List rows that cannot be used in the run, and say so; nothing is written where the name is another run's."""
+    record = read_run(root, config.run)
+    if record is not None and compare_run(record, config):
+        return []
+    told = list_set_aside(root.child("runs", config.run), splits)
+    for line in told:
+        print(f"prepare: {line}", file=sys.stderr, flush=True)
+    return told
 
 
 def _make_split(

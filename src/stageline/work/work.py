@@ -11,6 +11,7 @@ from stageline.checkpoint.metadata import CheckpointMetadata
 from stageline.config import RunConfig
 from stageline.contract import External, FamilyConfig
 from stageline.data.prepared import Prepared
+from stageline.data.quarantine import counts_of
 from stageline.errors import ConfigError, PlanError, StagelineError, StoreUnavailableError
 from stageline.stage import Inheritance, Stage, stage_config
 from stageline.store import Store
@@ -155,6 +156,16 @@ class StageWork(Work):
     def data_digest(self) -> str:
         """The digest of the prepared splits that it reads, for the record."""
         return data_digest(self.data, self.inputs or {})
+
+    @property
+    def set_aside(self) -> dict[str, dict[str, int]]:
+        """Split -> class -> rows that could not be used, of the prepared splits that it reads and that have some."""
+        splits = {} if self.data.prepared is None else self.data.prepared.splits
+        return {
+            name: counts_of(splits[name].set_aside)
+            for name in sorted(self.inputs or {})
+            if name in splits and splits[name].set_aside
+        }
 
     def arguments(self) -> tuple[str, ...]:
         if not self.fingerprint or self.data.reference is None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stageline.data.quarantine import SetAside
 from stageline.errors import ConfigError, DataError
 from stageline.families.panorama_vlm.data.rows import (
     KINDS,
@@ -20,7 +21,6 @@ from stageline.families.panorama_vlm.data.rows import (
     cached_name,
     check_quarantine,
     distinct_images,
-    quarantine_csv,
     read_rows,
 )
 
@@ -148,11 +148,10 @@ def test_broken_rows_are_set_aside_and_never_replaced(tmp_path: Path) -> None:
         ("same", "first", "good a"),
         ("good", "c", "good c"),
     ]
-    stored = list(csv.DictReader(io.StringIO(quarantine_csv(table))))
-    assert [int(line["row"]) for line in stored] == [*range(1, 11), 12]
-    assert stored[3]["class"] == "truncated"
-    assert stored[3]["file"] == str(tmp_path / "truncated.jpg")
-    assert stored[3]["message"] == "truncated it is"
+    listed = [aside.listed() for aside in table.set_aside]
+    assert [line.row for line in listed] == [*range(1, 11), 12]
+    cut = SetAside(4, str(tmp_path / "truncated.jpg"), "truncated", "truncated it is", str(tmp_path / "rows.csv"))
+    assert listed[3] == cut
 
 
 def test_a_row_with_several_faults_is_one_row(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from runs import small, trained
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.checkpoint.tensors import read_tensors
 from stageline.data.prepared import PreparedData
+from stageline.data.tables import csv_rows
 from stageline.errors import CheckpointError, DataError, StagelineError
 from stageline.families.panorama_vlm import evaluate as module
 from stageline.families.panorama_vlm.config import STAGES
@@ -145,10 +146,15 @@ def test_broken_rows_are_set_aside_and_nobody_gets_their_picture(tmp_path: Path,
     """Check 16: classes, rows and counts; each id keeps the hash of its own picture."""
     prepared = PreparedData(prepare_data(small(tmp_path / "root", data=broken)))
     split, files = prepared.split("train"), prepared.split("train-pictures")
-    listed = {row["row"]: row["class"] for row in csv.DictReader(io.StringIO(split.facts["quarantine_csv"]))}
-    assert list(listed.values()) == [
-        *("missing", "truncated", "not_equirectangular", "empty", "not_an_image", "empty_query", "empty_response")
-    ]
+    pictures_only = ["missing", "truncated", "not_equirectangular", "empty", "not_an_image"]
+    expected = {"train": [*pictures_only, "empty_query", "empty_response"], "train-pictures": pictures_only}
+    for name, kinds in expected.items():
+        listed = csv_rows((tmp_path / f"root/runs/small/quarantine/{name}.csv").read_text())
+        assert [(row["row"], row["class"]) for row in listed] == [
+            (str(2 * k + 1), kind) for k, kind in enumerate(kinds)
+        ]
+        assert listed[2]["file"] == str(tmp_path / "square.png")
+        assert all(row["message"] for row in listed)
     assert split.facts["quarantined"] == 7
     assert split.facts["rows_read"] == 23
     assert len(split) == 16
@@ -164,9 +170,11 @@ def test_broken_rows_are_set_aside_and_nobody_gets_their_picture(tmp_path: Path,
 def test_more_broken_rows_than_allowed_are_refused(
     tmp_path: Path, broken: dict[str, Any], change: dict[str, Any]
 ) -> None:
-    """Check 16: as a fault of the data, before anything is written."""
-    with pytest.raises(DataError, match="7 of 23 rows"):
+    """Check 16: as a fault of the data, before anything is prepared; the run has the whole list."""
+    with pytest.raises(DataError, match=r"(?s)7 of 23 rows.*listed in"):
         prepare_data(small(tmp_path / "root", data=broken | change))
+    assert len(csv_rows((tmp_path / "root/runs/small/quarantine/train.csv").read_text())) == 7
+    assert not list(tmp_path.rglob("manifest.json"))
 
 
 def test_an_evaluation_has_every_row_of_the_csv(tmp_path: Path, broken: dict[str, Any]) -> None:

@@ -33,6 +33,9 @@ class ToyDataConfig(DataSettings):
     num_test: int = Field(default=5, ge=1, le=ROWS["test"])
     tokens: bool = True
     poison: tuple[int, ...] = ()
+    broken: tuple[int, ...] = ()
+    """Training rows that cannot be used; the split has the others."""
+    max_broken: int = 2
 
 
 class ToyConfig(RunConfig):
@@ -92,9 +95,10 @@ def facts(config: ToyConfig, stage: Stage) -> dict[str, Any]:
     return {"width": 8}
 
 
-def split(name: str) -> Split:
-    """A split, which depends on how many rows it has."""
-    return Split(name, {"rows": ROWS[name]})
+def split(name: str, config: ToyConfig | None = None) -> Split:
+    """A split, which depends on how many rows it has and which of them are broken."""
+    broken = config.data.broken if config is not None and name == "train" else ()
+    return Split(name, {"rows": ROWS[name], **({"broken": list(broken)} if broken else {})})
 
 
 FAMILY_CONFIG = FamilyConfig(
@@ -113,7 +117,7 @@ FAMILY_CONFIG = FamilyConfig(
     facts=facts,
     fact_rules={},
     inherit=inherit,
-    splits=lambda _config, _stage: (split("train"), split("val")),
+    splits=lambda config, _stage: (split("train", config), split("val")),
     evaluation_splits=lambda _config: (split("test"),),
     check=lambda _config, _stage: None,
     may_lack_gradient=lambda config, _stage: ("unused.*",) if config.model.declared else (),

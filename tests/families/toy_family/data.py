@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stageline.contract import Progress, Split
+from stageline.data.quarantine import QuarantineError, SetAside
 from stageline.data.reading import SplitReader
 from stageline.data.shards import SplitWriter
 from stageline.objectives.step import seeded
@@ -24,9 +25,24 @@ def made_row(split: str, index: int) -> torch.Tensor:
 def prepare(config: ToyConfig, split: Split, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
     """Write the rows of one split; its facts are their number."""
     for index in range(split.key["rows"]):
+        if index in split.key.get("broken", ()):
+            writer.set_aside(broken_row(index))
+            continue
         writer.add({"x": made_row(split.name, index).numpy()}, {"id": f"{split.name}-{index:02}"})
         progress(index + 1, split.key["rows"], f"writing {split.name}")
     return {"rows": split.key["rows"]}
+
+
+def broken_row(index: int) -> SetAside:
+    """What is noted of a row that cannot be used."""
+    return SetAside(index + 1, f"{index}.txt", "odd" if index % 2 else "even", f"row {index} is broken")
+
+
+def check_sources(config: ToyConfig, splits: Sequence[Split], progress: Progress) -> None:
+    """Too many broken rows are refused."""
+    rows = [broken_row(index) for split in splits for index in split.key.get("broken", ())]
+    if len(rows) > config.data.max_broken:
+        raise QuarantineError(f"{len(rows)} rows are broken", remedy="mend them", set_aside={"train": rows})
 
 
 class ToySet(torch.utils.data.Dataset[Any]):

@@ -19,7 +19,7 @@ from stageline.objectives.step import seeded
 from stageline.stage import Stage
 
 from .config import FAMILY_CONFIG, ToyConfig
-from .data import prepare
+from .data import check_sources, prepare
 from .evaluate import evaluate, predict
 from .inheritance import externals
 from .model import ToyModel
@@ -103,5 +103,6 @@ FAMILY = Family(
     evaluate=evaluate,
     predict=predict,
     section_of=lambda name: name.split(".", 1)[0],
+    check_sources=check_sources,
     begin=lambda task, workspace: BEGUN.append((task, workspace)),
 )

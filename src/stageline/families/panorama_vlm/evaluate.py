@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from stageline.contract import Emit, Evaluation, Row, RowKey
 from stageline.data.prepared import PreparedData
-from stageline.data.tables import csv_rows, csv_text
+from stageline.data.tables import csv_text
 from stageline.families.panorama_vlm.config.stages import STAGES
 from stageline.families.panorama_vlm.data.sets import Batch, Questions, collate_questions, open_questions
 from stageline.families.panorama_vlm.features import batch_features, batch_tokens
@@ -219,8 +219,8 @@ class _Evaluator:
             row = self.rows[str(fields["id"]), PLAIN]
             named = {"sample_id": "id", "image_path": "image", "exact": "exact_match", "bleu4_sentence": "bleu_4"}
             lines.append({"status": "ok"} | {name: row[named.get(name, name)] for name in COLUMNS if name != "status"})
-        for aside in csv_rows(self.questions.rows.facts["quarantine_csv"]):
-            lines.append({"row": aside["row"], "image_path": aside["file"], "status": "quarantined"})
+        for aside in self.questions.rows.set_aside:
+            lines.append({"row": aside.row, "image_path": aside.file, "status": "quarantined"})
         return csv_text(COLUMNS, lines)
 
 

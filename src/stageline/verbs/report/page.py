@@ -14,6 +14,7 @@ from stageline.verbs.report.sections import (
     failures,
     head,
     lineage_part,
+    quarantine_part,
     reproduce_part,
     stages_part,
 )
@@ -30,6 +31,7 @@ def render_page(record: RunRecord) -> str:
         *([("Comparisons", comparisons_part(record.comparisons, record.words))] if record.comparisons else []),
         ("Pictures", pictures_part(record.evaluations, record.words)),
         ("Stages", stages_part(record)),
+        *([("Rows set aside", quarantine_part(record.quarantine))] if record.quarantine else []),
         ("Curves", curves_part(record)),
         ("Lineage", lineage_part(record)),
         ("Reproduce", reproduce_part(record)),

@@ -21,6 +21,7 @@ from stageline.checkpoint.layout import (
     open_checkpoint,
 )
 from stageline.contract import Words
+from stageline.data.quarantine import QUARANTINE
 from stageline.data.tables import csv_rows
 from stageline.errors import PlanError, StagelineError
 from stageline.families import family_words
@@ -75,6 +76,7 @@ class RunRecord:
     """A run as it lies there.
 
     comparisons: of its evaluations with others.  words: the family's.  unreadable: sentences about damaged files.
+    quarantine: split -> its list of rows that were set aside.
     """
 
     name: str
@@ -87,6 +89,7 @@ class RunRecord:
     failure: FailureRecord | None
     unreadable: Sequence[str]
     comparisons: Sequence[Json] = ()
+    quarantine: Mapping[str, Sequence[Mapping[str, str]]] = field(default_factory=dict)
     words: Words = field(default_factory=Words)
 
 
@@ -169,6 +172,11 @@ class Reader:
             committed=committed,
         )
 
+    def quarantine(self) -> dict[str, Sequence[Mapping[str, str]]]:
+        """Every list of rows that were set aside."""
+        keys = [info.key for info in self.store.list(QUARANTINE)]
+        return {key.rsplit("/", 1)[-1].removesuffix(".csv"): csv_rows(self.text(key)) for key in keys}
+
     def evaluation(self, fingerprint: str) -> list[EvaluationRecord]:
         """One evaluation directory, one record per checkpoint; nothing while it has no metrics yet."""
         folder = f"evaluations/{fingerprint}"
@@ -241,6 +249,7 @@ def read_run(store: Store) -> RunRecord:
         failure=reader.failure(""),
         unreadable=reader.faults,
         comparisons=[found for found in comparisons if found],
+        quarantine=reader.quarantine(),
         words=family_words(run.get("family")),
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stageline.checkpoint.layout import CheckpointRef
+from stageline.data.quarantine import QUARANTINE
 from stageline.telemetry import FailureRecord
 from stageline.verbs.report.curves import stage_curves
 from stageline.verbs.report.html import Child, Markup, count, fold, number, plain, size, table, tag
@@ -128,6 +129,17 @@ def stages_part(record: RunRecord) -> list[Child]:
         parts.append(table(titles, rows, caption="Stages of this run", class_="wide"))
     parts.append(plan_table(record.plan))
     return parts
+
+
+def quarantine_part(lists: Mapping[str, Sequence[Mapping[str, str]]]) -> list[Child]:
+    """Rows of the sources that could not be used: how many of each class, and the list beside the report."""
+    rows: list[list[Child]] = []
+    for name, listed in lists.items():
+        kinds = [row.get("class") or "?" for row in listed]
+        told = ", ".join(f"{kind} {kinds.count(kind)}" for kind in sorted(set(kinds)))
+        file = f"{QUARANTINE}/{name}.csv"
+        rows.append([name, number(len(listed)), told, tag("a", file, href=file)])
+    return [table(["split", "rows", "classes", "list"], rows, caption="Rows that could not be used and were set aside")]
 
 
 def parameters(groups: Mapping[str, Any]) -> Markup:

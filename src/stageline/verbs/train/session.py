@@ -168,6 +168,7 @@ def make_provenance(
         frozen={"frozen": GroupRecord(**count_parameters(own, frozen))} if frozen else {},
         data_digest=work.data_digest,
         data_inputs=dict(work.inputs or {}),
+        data_set_aside=work.set_aside,
         code=code_digests(work.config),
         environment=environment,
         stageline_version=__version__,

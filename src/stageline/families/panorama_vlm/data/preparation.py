@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stageline.data.quarantine import QuarantineError, SetAside
 from stageline.data.shards import SplitWriter
 from stageline.data.splits import Split, file_sha256
 from stageline.errors import DataError, Faults
@@ -25,7 +26,7 @@ from stageline.families.panorama_vlm.data.origin import (
     read_table,
 )
 from stageline.families.panorama_vlm.data.panorama import check_panorama, read_reduced
-from stageline.families.panorama_vlm.data.rows import CheckImage, Table, check_quarantine, quarantine_csv
+from stageline.families.panorama_vlm.data.rows import CheckImage, Table, check_quarantine
 
 if TYPE_CHECKING:
     from stageline.families.panorama_vlm.config import PanoramaVlmConfig
@@ -42,6 +43,7 @@ def check_sources(config: PanoramaVlmConfig, splits: Sequence[Split], progress: 
     faults = Faults(DataError, "data", "mend them, or say in `data` what may be set aside")
     names = sorted({split.name.removesuffix(PICTURES) for split in splits})
     with_text = {split.name for split in splits}
+    too_many: dict[str, Sequence[SetAside]] = {}
     for number, name in enumerate(names):
         progress(number, len(names), f"checking {name}")
         if not csv_files(config, name):
@@ -53,10 +55,16 @@ def check_sources(config: PanoramaVlmConfig, splits: Sequence[Split], progress: 
             continue
         try:
             _table(config, name, text=name in with_text)
+        except QuarantineError as error:
+            faults.add(error.message)
+            too_many |= error.set_aside
         except DataError as error:
             faults.add(error.message)
     progress(len(names), len(names), "checked")
-    faults.raise_if_any()
+    try:
+        faults.raise_if_any()
+    except DataError as error:
+        raise QuarantineError(error.message, remedy=error.remedy, set_aside=too_many) if too_many else error from None
 
 
 def _check(config: PanoramaVlmConfig) -> CheckImage:
@@ -79,7 +87,7 @@ def _check(config: PanoramaVlmConfig) -> CheckImage:
 
 def _table(config: PanoramaVlmConfig, name: str, *, text: bool) -> Table:
     table = read_table(config, name, _check(config), text=text)
-    check_quarantine(table, config.data.on_bad, config.data.max_bad_fraction)
+    check_quarantine(table, config.data.on_bad, config.data.max_bad_fraction, name if text else f"{name}{PICTURES}")
     return table
 
 
@@ -112,7 +120,8 @@ def _write_pictures(config: PanoramaVlmConfig, name: str, writer: SplitWriter, p
         arrays = {"erp": found.pixels} | ({} if found.seen is None else {"seen": found.seen})
         writer.add(arrays, {"image": path.name, "sha256": picture_id(path, hfov, vfov)})
     progress(len(pictures), len(pictures), f"prepared {name}{PICTURES}")
-    return {"pictures": len(pictures), "smaller_than_views": enlarged, "partial": partial, **_told(table)}
+    told = _set_aside(table, writer)
+    return {"pictures": len(pictures), "smaller_than_views": enlarged, "partial": partial, **told}
 
 
 def picture_id(path: Path, hfov: float | None, vfov: float | None) -> str:
@@ -141,7 +150,7 @@ def _write_rows(config: PanoramaVlmConfig, name: str, writer: SplitWriter, progr
         }
         writer.add({}, fields, {"picture": places[row.path, *field_of_view(config, row)]})
     progress(len(table.rows), len(table.rows), f"prepared {name}")
-    return {"rows": len(table.rows), **_told(table)}
+    return {"rows": len(table.rows), **_set_aside(table, writer)}
 
 
 def _write_rooms(config: PanoramaVlmConfig, split: Split, writer: SplitWriter, progress: Progress) -> dict[str, Any]:
@@ -167,15 +176,12 @@ def _write_rooms(config: PanoramaVlmConfig, split: Split, writer: SplitWriter, p
             }
             writer.add({}, fields, {"picture": number})
     progress(total, total, f"made {split.name}")
-    told = {**_told(Table((), ())), "rows_read": writer.num_rows}
+    told = {"rows_read": writer.num_rows, "quarantined": 0, "quarantined_by_class": {}}
     return {"pictures" if is_pictures else "rows": writer.num_rows, **told}
 
 
-def _told(table: Table) -> dict[str, Any]:
-    """What a manifest says of rows that were set aside."""
-    return {
-        "rows_read": table.num_read,
-        "quarantined": len(table.set_aside),
-        "quarantined_by_class": table.counts,
-        "quarantine_csv": quarantine_csv(table),
-    }
+def _set_aside(table: Table, writer: SplitWriter) -> dict[str, Any]:
+    """Give the writer the rows that cannot be used; returns their counts."""
+    for aside in table.set_aside:
+        writer.set_aside(aside.listed())
+    return {"rows_read": table.num_read, "quarantined": len(table.set_aside), "quarantined_by_class": table.counts}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from stageline.data.tables import csv_text
+from stageline.data import quarantine
 from stageline.errors import ConfigError, DataError, Faults
 
 QUERY_TEMPLATE = 'In this panoramic image, please provide a concise but detailed description of "{query}".'
@@ -92,6 +92,11 @@ class SetAside:
     row: Row
     kind: str
     message: str
+
+    def listed(self) -> quarantine.SetAside:
+        """As it stands in the list of the run."""
+        row = self.row
+        return quarantine.SetAside(row.number, str(row.path), self.kind, self.message, str(row.csv))
 
 
 @dataclass(frozen=True)
@@ -174,10 +179,10 @@ def read_rows(
     return Table(tuple(good), tuple(bad))
 
 
-def check_quarantine(table: Table, on_bad: str, max_bad_fraction: float) -> None:
-    """Raise DataError where rows set aside are not allowed (`on_bad: error`), too many, or all there are.
+def check_quarantine(table: Table, on_bad: str, max_bad_fraction: float, split: str = "") -> None:
+    """Raise QuarantineError where rows set aside are not allowed (`on_bad: error`), too many, or all there are.
 
-    on_bad: `quarantine` or `error`.  max_bad_fraction: share of the rows read, in [0, 1].
+    on_bad: `quarantine` or `error`.  max_bad_fraction: share of the rows read, in [0, 1].  split: name of the list.
     """
     if on_bad not in ("quarantine", "error"):
         raise ConfigError(f"data.on_bad is {on_bad!r}", remedy="use quarantine or error")
@@ -196,22 +201,11 @@ def check_quarantine(table: Table, on_bad: str, max_bad_fraction: float) -> None
         faults.add(f"{aside.row.csv.name} row {aside.row.number}: {aside.kind}: {aside.row.path}: {aside.message}")
     if num_bad > SHOWN:
         faults.add(f"... and {num_bad - SHOWN} more: {table.counts}")
-    faults.raise_if_any()
-
-
-def quarantine_csv(table: Table) -> str:
-    """The text of `quarantine.csv`: row number, its CSV, picture file, class and message."""
-    rows = (
-        {
-            "row": aside.row.number,
-            "csv": aside.row.csv,
-            "file": aside.row.path,
-            "class": aside.kind,
-            "message": aside.message,
-        }
-        for aside in table.set_aside
-    )
-    return csv_text(("row", "csv", "file", "class", "message"), rows)
+    try:
+        faults.raise_if_any()
+    except DataError as error:
+        listed = {split: tuple(aside.listed() for aside in table.set_aside)}
+        raise quarantine.QuarantineError(error.message, remedy=error.remedy, set_aside=listed) from None
 
 
 def distinct_images(rows: Sequence[Row]) -> list[Row]:
