@@ -171,6 +171,46 @@ def test_padding_on_either_side_is_inert() -> None:
         assert far(found.state, plain.state) <= 1e-14
 
 
+def test_what_stands_in_padding_may_be_no_number() -> None:
+    torch.manual_seed(1)
+    x, B, C = torch.randn(2, 9, 2, 3).double(), torch.randn(2, 9, 1, 4).double(), torch.randn(2, 9, 1, 4).double()
+    dt, A, mask = torch.rand(2, 9, 2).double(), -torch.rand(2).double(), torch.arange(9).expand(2, 9) < 6
+    broken = [part.masked_fill(~mask.reshape(2, 9, *[1] * (part.ndim - 2)), math.nan) for part in (x, dt, B, C)]
+    for scan in (ssd, ssd_reference):
+        plain, found = scan(x, dt, A, B, C, mask=mask), scan(broken[0], broken[1], A, *broken[2:], mask=mask)
+        assert torch.equal(found.y[mask], plain.y[mask])
+        assert torch.equal(found.state, plain.state)
+    narrow = [x[:, :, 0], dt[:, :, :1].expand(-1, -1, 3), A[:1, None].expand(3, 4), B[:, :, 0], C[:, :, 0]]
+    waste = [part if part.ndim == 2 else part.masked_fill(~mask[..., None], math.nan) for part in narrow]
+    assert torch.equal(mamba1_reference(*waste, mask=mask).state, mamba1_reference(*narrow, mask=mask).state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_short_sequences_of_every_type_equal_the_loop(dtype: torch.dtype) -> None:
+    """L = 1, L below, at and above a chunk, rows without anything that counts, from a state; y has the type of x."""
+    bound = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 5e-3}[dtype]
+    rng = np.random.default_rng(0)
+    for length in (1, 4, 5):
+        x, dt = rng.normal(size=(2, length, 4, 2)), rng.uniform(0.01, 1, size=(2, length, 4))
+        A, D, h0 = -rng.uniform(0.1, 4, size=4), rng.normal(size=4), rng.normal(size=(2, 4, 2, 3))
+        B, C = rng.normal(size=(2, 2, length, 2, 3))
+        tensors = [torch.from_numpy(part).to(dtype) for part in (x, dt, A, B, C, D)]
+        mask = torch.tensor([[False], [True]]).expand(2, length)
+        arrays = [part.double().numpy() for part in tensors]
+        y, state = naive_ssd(
+            arrays[0], arrays[1] * mask[..., None].numpy(), *arrays[2:5], 0 * arrays[5], h0, reverse=False
+        )
+        y = y + arrays[5][:, None] * arrays[0] * mask[..., None, None].numpy()
+        for found in (
+            ssd(*tensors, 4, initial_state=torch.from_numpy(h0), mask=mask),
+            ssd_reference(*tensors, initial_state=torch.from_numpy(h0), mask=mask.to(dtype)),
+        ):
+            assert found.y.dtype == dtype
+            assert far(found.y.double(), torch.from_numpy(y)) <= bound
+            assert far(found.state.double(), torch.from_numpy(state)) <= bound
+            assert torch.equal(found.state[0].double(), torch.from_numpy(h0[0]).to(found.state.dtype).double())
+
+
 def test_scan_computes_in_float32_under_autocast() -> None:
     torch.manual_seed(2)
     x, B, C = torch.randn(1, 50, 2, 8), torch.randn(1, 50, 1, 16), torch.randn(1, 50, 1, 16)
@@ -183,25 +223,37 @@ def test_scan_computes_in_float32_under_autocast() -> None:
     assert half.state.dtype == torch.float32
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_mixer_equals_that_of_transformers(groups: int) -> None:
-    """Check 8: its state dict is taken as it is, and outputs agree to 1e-5, with and without padding."""
+MIXERS: list[dict[str, Any]] = [
+    {"hidden_size": 32, "num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1},
+    {"hidden_size": 32, "num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 2},
+    {"hidden_size": 24, "num_heads": 2, "head_dim": 24, "state_size": 5, "n_groups": 2, "conv_kernel": 3},
+    {"hidden_size": 16, "num_heads": 4, "head_dim": 4, "state_size": 4, "n_groups": 4, "expand": 1},
+]
+
+
+@pytest.mark.parametrize("biases", [(False, True), (True, False)], ids=["bias of conv", "biases of projections"])
+@pytest.mark.parametrize("sizes", MIXERS, ids=["one group", "two groups", "three taps", "a group per head"])
+def test_mixer_equals_that_of_transformers(sizes: dict[str, Any], biases: tuple[bool, bool]) -> None:
+    """Check 8: its state dict is taken as it is, and outputs agree to 1e-5, with and without padding; lengths of one
+    step, of a chunk and beside it."""
     module = pytest.importorskip("transformers.models.mamba2.modeling_mamba2")
     from transformers import Mamba2Config
 
     torch.manual_seed(3)
-    config = Mamba2Config(
-        hidden_size=32, num_heads=4, head_dim=16, state_size=8, n_groups=groups, chunk_size=16, num_hidden_layers=1
-    )
-    theirs = module.Mamba2Mixer(config, 0).eval()
-    torch.nn.init.normal_(theirs.norm.weight)
-    ours = Mamba2Mixer(32, num_heads=4, head_dim=16, state_size=8, n_groups=groups, chunk_size=8)
+    told = {**sizes, "use_bias": biases[0], "use_conv_bias": biases[1]}
+    theirs = module.Mamba2Mixer(Mamba2Config(chunk_size=16, num_hidden_layers=1, **told), 0).eval()
+    for parameter in theirs.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    ours = Mamba2Mixer(chunk_size=8, **told)
     ours.load_state_dict(theirs.state_dict(), strict=True)
-    x, mask = torch.randn(2, 53, 32), torch.ones(2, 53)
-    mask[1, 31:] = 0
-    assert far(ours(x), theirs(x)) <= 1e-5
-    assert far(ours(x, mask)[0], theirs(x, attention_mask=mask)[0]) <= 1e-5
-    assert far(ours(x, mask)[1, :31], theirs(x, attention_mask=mask)[1, :31]) <= 1e-5
+    with torch.no_grad():
+        for length in (1, 8, 15, 16, 53):
+            x, mask = torch.randn(2, length, sizes["hidden_size"]), torch.ones(2, length)
+            assert far(ours(x), theirs(x)) <= 1e-5
+            if length > 1:  # theirs looks at no mask of a single step
+                mask[1, length // 2 :], mask[0, : length // 3] = 0, 0
+                padded, expected = ours(x, mask), theirs(x, attention_mask=mask)
+                assert far(padded[mask.bool()], expected[mask.bool()]) <= 1e-5
 
 
 def test_triton_without_cuda_is_an_error_that_says_what_is_missing() -> None:
@@ -252,3 +304,8 @@ def test_all_shapes_that_do_not_fit_are_named_at_once() -> None:
         ssd(x, torch.zeros(1, 4, 3), torch.zeros(2), B, B)
     for word in ("dt has shape (1, 4, 3), expected (1, 5, 3)", "A has shape (2,)", "3 heads cannot be shared"):
         assert word in str(caught.value)
+    with pytest.raises(ConfigError, match="no steps"):
+        ssd(x[:, :0, :2], torch.zeros(1, 0, 2), torch.zeros(2), B[:, :0], B[:, :0])
+    flat = torch.zeros(1, 5, 3)
+    with pytest.raises(ConfigError, match=r"(?s)2 faults.*A has shape \(2, 4\), expected \(3, 4\).*D has shape \(2,\)"):
+        mamba1_reference(flat, flat, torch.zeros(2, 4), torch.zeros(1, 5, 4), torch.zeros(1, 5, 4), torch.zeros(2))

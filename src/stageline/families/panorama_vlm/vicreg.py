@@ -64,7 +64,7 @@ def loss(
         what the axes say: per pair with a K, pooled without.
     raw: two sets (m, P) whose variance and covariance are taken in place of those of x and y; pooled only.
     max_tokens: more pooled pairs than that are thinned to a random subset, the same of x and y.
-    rng: where that subset is drawn; the same on every rank. Needed only where pairs are that many.
+    rng: where that subset is drawn, the same on every rank; null is torch's own generator.
 
     Raises ConfigError for an unknown form or shapes that do not match, TrainingError with fewer than 2 pairs.
     """
@@ -110,11 +110,6 @@ def _thin(parts: tuple[Tensor, ...], most: int, rng: torch.Generator | None) -> 
     """The same random rows of each part where they have too many."""
     if len(parts[0]) <= most:
         return parts
-    if rng is None:
-        raise ConfigError(
-            f"vicreg has {len(parts[0])} pairs, more than max_tokens {most}, and no generator to choose some with",
-            remedy="pass rng, the shared generator of the step, or raise vicreg.max_tokens",
-        )
     rows = torch.randperm(len(parts[0]), generator=rng)[:most].to(parts[0].device)
     return tuple(part[rows] for part in parts)
 

@@ -207,9 +207,11 @@ def test_shapes_and_types_that_are_taken() -> None:
     assert (half - expected).abs().max() < 5e-3
     assert project(SCENE, made, (8, 24)).shape == (5, 3, 8, 24)
     assert torch.equal(project(SCENE, [made.views[2], made.views[0]], 16), expected[[2, 0]])
-    for wrong in (SCENE[..., :2], SCENE[..., 0], SCENE[:, :-1], SCENE.astype(np.int32)):
+    for wrong in (SCENE[..., :2], SCENE[..., 0], SCENE[:, :-1], SCENE.astype(np.int32), SCENE[:, :-6], SCENE[:120]):
         with pytest.raises(DataError, match="panorama"):
             project(wrong, made, 16)
+    assert project(SCENE[:-2], made, 16).shape == (5, 3, 16, 16)  # 2 % off are a sphere still
+    assert torch.equal(project(SCENE, plan(np.float32(90), np.int64(0)), np.int64(16)), expected)  # type: ignore[arg-type]
     told = (100, 70, -60, 10)
     for same in (told, [told], {"fov_h": 100, "fov_v": 70, "yaw": -60, "pitch": 10}, [view(100, -60, 10, 0, 70)]):
         assert torch.equal(project(SCENE, same, (8, 10)), project(SCENE, (*told, 0), (8, 10)))

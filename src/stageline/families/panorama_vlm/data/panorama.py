@@ -30,6 +30,7 @@ from stageline.families.panorama_vlm.geometry.resolution import (
     SUPPORT,
     Antialias,
     critical_width,
+    is_whole_sphere,
     quality_of,
     reduced_width,
 )
@@ -37,8 +38,6 @@ from stageline.families.panorama_vlm.geometry.tiles import TilePlan
 
 LEAST = (32, 64)
 """Smallest height and width, in pixels."""
-ASPECT_SLACK = 0.02
-"""How far width / height may be from 2 in a picture of the whole sphere."""
 DCT_SCALES = (8, 4, 2)
 """By what a JPEG decoder can divide both sides while it decodes."""
 
@@ -150,7 +149,7 @@ def _extent(opened: Opened, hfov: float | None, vfov: float | None) -> Extent:
     if height < LEAST[0] or width < LEAST[1]:
         refuse(path, "too_small", f"{width} x {height} pixels, expected at least {LEAST[1]} x {LEAST[0]}")
     if hfov is None and vfov is None:
-        if abs(width / (2 * height) - 1) > ASPECT_SLACK:
+        if not is_whole_sphere(height, width):
             refuse(
                 path,
                 "not_equirectangular",

@@ -19,7 +19,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from stageline.errors import ConfigError, DataError
-from stageline.families.panorama_vlm.geometry.resolution import SUPPORT, Antialias, Filter, quality_of, reduced_size
+from stageline.families.panorama_vlm.geometry.resolution import (
+    SUPPORT,
+    Antialias,
+    Filter,
+    is_whole_sphere,
+    quality_of,
+    reduced_size,
+)
 from stageline.families.panorama_vlm.geometry.tiles import GlobalMode, TilePlan
 from stageline.families.panorama_vlm.geometry.tokens import cell_centres
 from stageline.families.panorama_vlm.geometry.views import PixelCentres, View, edge_tangents, is_number, view
@@ -46,16 +53,16 @@ def project(
 ) -> Tensor:
     """Views of panoramas: (V, 3, height, width) float32, or (B, V, 3, height, width) for a batch, on the same device.
 
-    erp: numpy or torch, (H, W, 3), (3, H, W), (B, H, W, 3) or (B, 3, H, W), W even, over the whole sphere. uint8 and
-    uint16 come out in [0, 1]; floats keep their range.  views: a plan, a view, or several, in that order; a view may
-    be told by its fov_h, fov_v, yaw, pitch, roll in degrees, by name or in this order.  size: pixels of a view, one
-    number or (height, width).  pixel_centres: the plan's, or `half`; see `views.edge_tangents`.  antialias: `auto`
-    reduces a large panorama with a bicubic filter, `fast` to fewer pixels and bilinearly, `best` to more and with 2 x 2
-    samples per pixel, `off` samples it as it is.  global_mode: the plan's, or `stretch`.
+    erp: numpy or torch, (H, W, 3), (3, H, W), (B, H, W, 3) or (B, 3, H, W), over the whole sphere: W even, twice H to
+    2 %. uint8 and uint16 come out in [0, 1]; floats keep their range.  views: a plan, a view, or several, in that
+    order; a view may be told by its fov_h, fov_v, yaw, pitch, roll in degrees, by name or in this order.  size: pixels
+    of a view, one number or (height, width).  pixel_centres: the plan's, or `half`; see `views.edge_tangents`.
+    antialias: `auto` reduces a large panorama with a bicubic filter, `fast` to fewer pixels and bilinearly, `best` to
+    more and with 2 x 2 samples per pixel, `off` samples it as it is.  global_mode: the plan's, or `stretch`.
     Raises DataError for arrays of another shape or type, ConfigError for settings.
     """
     chosen, centres, mode = _asked(views, pixel_centres, global_mode)
-    shape = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    shape = (int(size[0]), int(size[1])) if isinstance(size, (tuple, list)) else (int(size),) * 2
     if min(shape) < 1:
         raise ConfigError(f"size of a view is {size!r}, expected at least 1 pixel")
     picture, batched = _as_batch(erp)
@@ -138,6 +145,11 @@ def _as_batch(erp: Tensor | NDArray[Any]) -> tuple[Tensor, bool]:
         raise DataError(
             f"panorama is {x.shape[3]} pixels wide, expected an even number: the pole is crossed half a width away",
             remedy="resize it to an even width",
+        )
+    if not is_whole_sphere(x.shape[2], x.shape[3]):
+        raise DataError(
+            f"panorama is {x.shape[3]} x {x.shape[2]} pixels, expected twice as wide as high: the whole sphere",
+            remedy="lay a part of a sphere into the whole one first",
         )
     if x.dtype == torch.uint8:
         return x, batched

@@ -19,12 +19,19 @@ from stageline.families.panorama_vlm.geometry.views import View
 Antialias = Literal["auto", "fast", "best", "off"]
 Filter = Literal["bicubic", "bilinear"]
 
+ASPECT_SLACK = 0.02
+"""How far, as a share, width / height may be from 2 in a picture of the whole sphere."""
 TRIGGER = 1.25
 """A panorama up to this much wider than W' is not worth a reduction."""
 MULTIPLE = 32
 """W' is a multiple of it, so that a turn by an eighth of the panorama is a whole number of columns."""
 SUPPORT = 8
 """Pixels of the reduced panorama that are padded before a reduction; a bicubic filter reaches 2."""
+
+
+def is_whole_sphere(height: int, width: int) -> bool:
+    """Whether a picture of that size may show the whole sphere: twice as wide as high, to ASPECT_SLACK."""
+    return abs(width / (2 * height) - 1) <= ASPECT_SLACK
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class TokenDirections(NamedTuple):
 
 def grid_of(grid: Grid) -> tuple[int, int]:
     """(rows, columns) of a grid; ConfigError where they are no positive integers."""
-    rows, columns = (grid, grid) if isinstance(grid, int) else grid
+    rows, columns = (int(side) for side in grid) if isinstance(grid, (tuple, list)) else (int(grid),) * 2
     if rows < 1 or columns < 1:
         raise ConfigError(f"token grid is {grid!r}, expected rows and columns of at least 1")
     return rows, columns

@@ -119,7 +119,7 @@ def ssd(
     dtype = scan_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
         steps = step_sizes(dt, dt_bias, dt_softplus=dt_softplus, dtype=dtype)
-        inputs, steps = masked(x if chosen == "triton" else x.to(dtype), steps, mask)
+        inputs, steps, B = masked(mask, x if chosen == "triton" else x.to(dtype), steps, B)
         series = [inputs, steps, B.to(inputs.dtype), C.to(inputs.dtype)]
         inputs, steps, B, C = (t.flip(1) for t in series) if reverse else series
         A = A.to(dtype)

@@ -9,7 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stageline.families.panorama_vlm.scan.inputs import Scan, check_shapes, masked, scan_dtype, step_sizes
+from stageline.families.panorama_vlm.scan.inputs import (
+    Scan,
+    check_mamba1_shapes,
+    check_shapes,
+    masked,
+    scan_dtype,
+    step_sizes,
+)
 
 
 def mamba1_reference(
@@ -32,10 +39,11 @@ def mamba1_reference(
     initial_state: (b, D, N), zero without.  mask: (b, L), true for what counts.  reverse: from the last step to the
     first.  dt_bias: (D,), added to dt.  dt_softplus: dt + dt_bias is passed through softplus.
     """
+    check_mamba1_shapes(x, dt, A, B, C, D, initial_state)
     dtype = scan_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
         steps = step_sizes(dt, dt_bias, dt_softplus=dt_softplus, dtype=dtype)
-        inputs, steps = masked(x.to(dtype), steps, mask)
+        inputs, steps, B = masked(mask, x.to(dtype), steps, B)
         A, B, C = A.to(dtype), B.to(dtype), C.to(dtype)
         state = x.new_zeros((x.shape[0], *A.shape), dtype=dtype) if initial_state is None else initial_state.to(dtype)
         outputs: list[Tensor] = [inputs[:, 0]] * x.shape[1]
@@ -68,7 +76,7 @@ def ssd_reference(
     dtype, share = scan_dtype(x), x.shape[2] // B.shape[2]
     with torch.autocast(x.device.type, enabled=False):
         steps = step_sizes(dt, dt_bias, dt_softplus=dt_softplus, dtype=dtype)
-        inputs, steps = masked(x.to(dtype), steps, mask)
+        inputs, steps, B = masked(mask, x.to(dtype), steps, B)
         A = A.to(dtype)
         B, C = (t.to(dtype).repeat_interleave(share, dim=2) for t in (B, C))
         shape = (*x.shape[:1], *x.shape[2:], B.shape[-1])
