@@ -170,6 +170,26 @@ def test_a_stage_that_was_not_selected_is_not_missing(store: Store) -> None:
     assert page.row("backbone") == ["backbone", "not selected", "stages: ['film']"], "only in the plan"
 
 
+def test_a_stage_of_another_run_is_not_missing(store: Store) -> None:
+    """Its checkpoint is named, as the plan says or the stage that started from it."""
+    place = "runs/first/backbone/checkpoints/step-00000080"
+    run = HandMade(store)
+    run.claim()
+    root = store.uri.rpartition("/runs/")[0]
+    item = {
+        "name": "backbone",
+        "kind": "stage",
+        "action": "reuse",
+        "reasons": [],
+        "reference": f"{root}/{place}@sha256:{64 * 'a'}",
+    }
+    run.json("plan.json", {"items": [item]})
+    run.checkpoint("film", 250, 250)
+    page, _ = report_of(store)
+    assert "Every stage is finished" in page.text
+    assert [*page.row("backbone")[:2], page.row("backbone")[-1]] == ["backbone", "from another run", place]
+
+
 def test_pictures_are_embedded_with_an_alternative_text(finished: tuple[HandMade, Page, str]) -> None:
     _, page, _ = finished
     (picture,) = page.of("img")

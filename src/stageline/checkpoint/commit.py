@@ -27,6 +27,7 @@ from stageline.checkpoint.admission import NameFacts, name_fact_faults
 from stageline.checkpoint.derived import Exports, show_best, write_derived
 from stageline.checkpoint.fencing import fence_leftovers
 from stageline.checkpoint.header import header_texts
+from stageline.checkpoint.index import record_finished
 from stageline.checkpoint.layout import (
     CHECKPOINTS,
     CheckpointRef,
@@ -226,6 +227,8 @@ class CheckpointWriter:
             )
         ref = open_checkpoint(store, digest_of(data))
         self._sequence = metadata.sequence
+        if metadata.final:
+            record_finished(self.stage_dir, metadata)
         self._move_pointers(ref, is_best=snapshot.is_best)
         self.decisions = sweep(self.stage_dir, self.keep, self.lease, running=(name,))
         return ref

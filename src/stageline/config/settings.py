@@ -170,6 +170,14 @@ class DataSettings(Settings):
     """Python files of the user's own that preparing the data executes; their content counts, as part of the data."""
 
 
+class ReuseConfig(Settings):
+    """What of other runs below the same root may take the place of this run's own work."""
+
+    across_runs: Literal["ask", "on", "off"] = "ask"
+    """Of a stage that another run finished with equal settings, data and parents: on takes that run's checkpoint, ask
+    names it in the plan and trains, off does not look."""
+
+
 class RunConfig(Settings):
     """The sections every family has. A family's config adds `model`, `data`, `evaluate` and whatever it needs."""
 
@@ -193,6 +201,7 @@ class RunConfig(Settings):
     `none` starts from scratch, where the stage can."""
     data: DataSettings = DataSettings()
     trainer: TrainerConfig = TrainerConfig()
+    reuse: ReuseConfig = operational(ReuseConfig())
     cluster: ClusterConfig = operational(ClusterConfig())
     """How stages run on Kubernetes; read by `stageline job`, `pipeline submit` and the launcher pytorchjob alone."""
 

@@ -22,6 +22,7 @@ from stageline.work.differences import (
 )
 from stageline.work.externals import recorded_digests
 from stageline.work.inputs import data_inputs
+from stageline.work.other_runs import look_elsewhere
 from stageline.work.parents import find_parents
 from stageline.work.work import StageWork, blocked
 
@@ -123,11 +124,13 @@ def _compare(work: StageWork, survey: Survey) -> StageWork:
         why = f"stopped at step {step} of {last.metadata.steps}; settings, data and parents are equal"
         seconds = expected_seconds(last.metadata, work.steps, step)
         reference = str(last.reference)
-        return replace(
-            work, action="continue", reasons=(why,), from_step=step, reference=reference, ref=last, seconds=seconds
+        return look_elsewhere(
+            replace(
+                work, action="continue", reasons=(why,), from_step=step, reference=reference, ref=last, seconds=seconds
+            )
         )
     if work.recorded is None:
-        return replace(work, reasons=("never recorded",))
+        return look_elsewhere(replace(work, reasons=("never recorded",)))
     before = recorded_digests(work.recorded, work.digests)
     old = work.recorded.stage_fingerprint
     if before != work.digests and old == fingerprint_with(before) and not survey.is_finished(old):
@@ -136,7 +139,7 @@ def _compare(work: StageWork, survey: Survey) -> StageWork:
     if not reasons:
         version = work.recorded.stageline_version or "another version"
         reasons = [f"stage fingerprint: {old[:12]} (stageline {version}) -> {wanted[:12]}"]
-    return replace(work, reasons=tuple(reasons))
+    return look_elsewhere(replace(work, reasons=tuple(reasons)))
 
 
 def _reuse(work: StageWork, survey: Survey) -> StageWork:

@@ -15,7 +15,7 @@ from stageline.verbs.report.html import Child, Markup, count, fold, number, plai
 from stageline.verbs.report.lineage import Edge, Node, Outcome, lineage_graph
 from stageline.verbs.report.measurements import PSEUDO, is_pseudo
 from stageline.verbs.report.record import RunRecord
-from stageline.verbs.report.status import declared_stages, run_status, sessions, stage_status, when
+from stageline.verbs.report.status import declared_stages, run_status, sessions, stage_status, taken_stages, when
 from stageline.verbs.report.timeline import timeline
 
 Json = Mapping[str, Any]
@@ -122,7 +122,12 @@ def stages_part(record: RunRecord) -> list[Child]:
             ]
         )
     started = {stage.name.split("/")[0] for stage in record.stages}
-    rows += [[name, pill("idle", "not started"), *[""] * 5] for name in declared_stages(record) if name not in started]
+    taken = taken_stages(record)
+    for name in declared_stages(record):
+        if name in taken:
+            rows.append([name, pill("good", "from another run"), *[""] * 4, taken[name]])
+        elif name not in started:
+            rows.append([name, pill("idle", "not started"), *[""] * 5])
     titles = ["stage", "state", "steps", "trained parameters", "frozen", "best", "checkpoint"]
     parts: list[Child] = [timeline(sessions(record))]
     if rows:

@@ -66,8 +66,9 @@ def run_status(record: RunRecord) -> Status:
     if record.failure is not None:
         return Status("warn", "interrupted", "This run was stopped; start it again to continue.")
     begun = {name.split("/")[0] for name, status in stages.items() if status.state != "idle"}
-    waiting = [name for name in declared_stages(record) if name not in begun]
-    if waiting and not begun:
+    taken = taken_stages(record)
+    waiting = [name for name in declared_stages(record) if name not in begun and name not in taken]
+    if waiting and not begun and not taken:
         return Status("idle", "not started", "No stage of this run has started.")
     if waiting:
         return Status("warn", "not finished", f"Still to come: {', '.join(waiting)}.")
@@ -87,6 +88,26 @@ def declared_stages(record: RunRecord) -> list[str]:
     listed = [item for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
     left_out = {item.get("name") for item in listed if item.get("action") == "not selected"}
     return [str(name) for name in declared if name not in left_out]
+
+
+def taken_stages(record: RunRecord) -> dict[str, str]:
+    """Stage -> the checkpoint of another run that stands for it, of those that this run has nothing of.
+
+    As the plan says, and the stages that were trained from them.
+    """
+    own = {stage.name.split("/")[0] for stage in record.stages}
+    items = record.plan.get("items")
+    listed = [item for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
+    found = {
+        str(item.get("name")): str(item.get("reference")).partition("@sha256:")[0]
+        for item in listed
+        if item.get("kind") == "stage" and str(item.get("action")).startswith("reuse") and item.get("reference")
+    }
+    for stage in record.stages:
+        for ref in stage.committed:
+            found |= {parent.stage: parent.uri for parent in ref.metadata.parents.values()}
+    root = record.uri.rpartition("/runs/")[0]
+    return {name: uri.removeprefix(f"{root}/") for name, uri in found.items() if name not in own}
 
 
 def asks_again(event: Json) -> bool:
