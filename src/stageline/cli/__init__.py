@@ -3,7 +3,8 @@
 configuration   -c FILE | --family --preset, and trailing key=value
 tables          plans, runs and metrics for a terminal
 training        init plan prepare train evaluate predict schema
-running         run report runs pipeline
+running         run compare report pipeline
+runs            runs
 submitting      pipeline submit
 checkpoints     checkpoint show verify lineage import export prune
 jobs            job render submit logs cancel list

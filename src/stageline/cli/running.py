@@ -1,4 +1,4 @@
-"""Commands around a whole run: run, report, runs list, runs show, pipeline compile."""
+"""Commands around a whole run: run, compare, report, pipeline compile."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stageline.cli.configuration import AsJson, ConfigFile, FamilyName, Overrides, PresetName, Root, read_config
+from stageline.cli.runs import register_runs
 from stageline.cli.submitting import submit
 
 if TYPE_CHECKING:
     from stageline.pipeline.driver import RunResult
-    from stageline.store import Store
 
 
 MAIN_METRICS = 10
@@ -26,10 +26,7 @@ def register(app: typer.Typer) -> None:
     app.command()(run)
     app.command()(compare)
     app.command()(report)
-    runs = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What runs there are.")
-    runs.command("list")(list_runs)
-    runs.command("show")(show_run)
-    app.add_typer(runs, name="runs")
+    register_runs(app)
     pipeline = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The pipelines of the families.")
     pipeline.command("compile")(compile_)
     pipeline.command("submit")(submit)
@@ -124,126 +121,6 @@ def report(
         own = read_config(config, family, preset, [])
         run_uri = open_store(own.root).child("runs", own.run).uri
     print(build_report(run_uri))
-
-
-def list_runs(root: Root = ".", as_json: AsJson = False) -> None:
-    """Every run below a root, with how far its stages are."""
-    import json
-
-    from stageline.cli.tables import show_rows
-    from stageline.store import open_store
-
-    store = open_store(root)
-    found = [_summary(store, name) for name in store.folders("runs") if store.exists(f"runs/{name}/run.json")]
-    if as_json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
-        return
-    if not found:
-        print(f"no runs at {store.uri}")
-        return
-    rows = [(r["run"], r["family"], r["created"], ", ".join(_stage_line(s) for s in r["stages"])) for r in found]
-    show_rows(("run", "family", "created", "stages"), rows)
-
-
-def show_run(
-    run: Annotated[str, typer.Argument(help="Name of the run.")], root: Root = ".", as_json: AsJson = False
-) -> None:
-    """A run: its stages and checkpoints, its evaluations, its failure."""
-    import json
-
-    from stageline.checkpoint.identity import read_run
-    from stageline.cli.tables import show_evaluation, show_rows
-    from stageline.errors import PlanError
-    from stageline.families import family_words
-    from stageline.store import open_store
-    from stageline.work.evaluations import find_evaluations
-
-    store = open_store(root)
-    if read_run(store, run) is None:
-        raise PlanError(f"there is no run {run!r} at {store.uri}", remedy="`stageline runs list` shows those there are")
-    summary = _summary(store, run) | _details(store, run)
-    if as_json:
-        print(json.dumps(summary, indent=1, ensure_ascii=False))
-        return
-    print(f"run {run} ({summary['family']}) at {summary['uri']}, created {summary['created']}")
-    rows = [(c["stage"], str(c["step"]), c["state"], c["best"], c["reference"]) for c in summary["checkpoints"]]
-    show_rows(("stage", "step", "state", "best", "checkpoint"), rows)
-    words = family_words(summary["family"])
-    for found in find_evaluations(store.child("runs", run)):
-        where = ", ".join(
-            f"{name or 'stage'} {c.get('stage')} step {c.get('step')}" for name, c in found.checkpoints.items()
-        )
-        show_evaluation(found, words, f"\nevaluation of {where}: {found.reference.uri}")
-    if summary["failure"]:
-        print(f"\nfailed: {summary['failure'].get('sentence')}\n  -> {summary['failure'].get('remedy')}")
-    if summary["report"]:
-        print(f"\nreport: {summary['report']}")
-
-
-def _summary(store: Store, name: str) -> dict[str, Any]:
-    from stageline.checkpoint.identity import read_run
-    from stageline.checkpoint.layout import StageDir, stage_dirs_in
-
-    record = read_run(store, name)
-    assert record is not None
-    uri = store.child("runs", name).uri
-    stages = []
-    for stage in record.stages:
-        for directory in stage_dirs_in(store.child("runs", name, stage)) or [StageDir(store, name, stage)]:
-            refs = directory.survey().refs
-            where = directory.uri.removeprefix(f"{uri}/")
-            entry: dict[str, Any] = {"stage": where, "step": None, "steps": None, "final": False}
-            if refs:
-                newest = refs[-1].metadata
-                entry |= {"step": newest.step, "steps": newest.steps, "final": newest.final}
-            stages.append(entry)
-    return {"run": name, "uri": uri, "family": record.family, "created": record.created, "stages": stages}
-
-
-def _stage_line(stage: Mapping[str, Any]) -> str:
-    if stage["step"] is None:
-        return f"{stage['stage']} -"
-    return f"{stage['stage']} {stage['step']}/{stage['steps']}{'' if stage['final'] else ' (stopped)'}"
-
-
-def _details(store: Store, name: str) -> dict[str, Any]:
-    from stageline.checkpoint.layout import POINTERS, StageDir
-    from stageline.telemetry import read_failure
-    from stageline.work.evaluations import find_evaluations
-
-    run = store.child("runs", name)
-    checkpoints = []
-    for entry in _summary(store, name)["stages"]:
-        directory = StageDir.at(run.child(*entry["stage"].split("/")), store)
-        found_here = directory.survey()
-        for what, items in (("damaged", found_here.damaged), ("set aside", found_here.aside)):
-            for item in items:
-                step = item.metadata.step if item.metadata else None
-                row = {"stage": entry["stage"], "step": step, "state": f"{what}: {item.reason}", "best": ""}
-                checkpoints.append({**row, "reference": item.uri})
-        for ref in found_here.refs:
-            metadata = ref.metadata
-            names = [p for p in POINTERS if directory.names(p, ref)]
-            best = f"{metadata.best.metric} {metadata.best.value:.4f}" if metadata.best else ""
-            state = ", ".join([*(["final"] if metadata.final else []), *names])
-            row = {"stage": entry["stage"], "step": metadata.step, "state": state, "best": best}
-            checkpoints.append({**row, "reference": str(ref.reference)})
-    evaluations = [
-        {
-            "uri": found.reference.uri,
-            "labels": found.labels,
-            "metrics": dict(found.metrics),
-            "reasons": dict(found.reasons),
-            "num_samples": dict(found.num_samples),
-            "checkpoint": next(iter(found.checkpoints.values())),
-            "checkpoints": dict(found.checkpoints),
-        }
-        for found in find_evaluations(run)
-    ]
-    record = read_failure(run)
-    failure = None if record is None else record.to_json()
-    report = f"{run.uri}/report.html" if run.exists("report.html") else ""
-    return {"checkpoints": checkpoints, "evaluations": evaluations, "failure": failure, "report": report}
 
 
 def compile_(

@@ -95,9 +95,13 @@ class RunRecord:
 
 @dataclass
 class Reader:
-    """Reads one run directory and notes what cannot be read."""
+    """Reads one run directory and notes what cannot be read.
+
+    brief: leave out rows, pictures and the events of what is finished; enough to say how far a run got.
+    """
 
     store: Store
+    brief: bool = False
     faults: list[str] = field(default_factory=list)
 
     def attempt(self, what: str, action: Callable[[], T], otherwise: T) -> T:
@@ -165,7 +169,7 @@ class Reader:
         return StageRecord(
             name=name,
             config=self.text(f"{name}/config.yaml"),
-            events=self.events(name),
+            events=[] if self.brief and any(ref.metadata.final for ref in committed) else self.events(name),
             failure=self.failure(name),
             best=self.pointer(directory, "best"),
             last=last or (committed[-1] if committed else None),
@@ -185,11 +189,11 @@ class Reader:
             return []
         store = self.store.child("evaluations", fingerprint)
         pictures = []
-        for info in store.list():
+        for info in [] if self.brief else store.list():
             if info.key.endswith(".png"):
                 data = self.attempt(f"{folder}/{info.key}", lambda key=info.key: store.get(key), b"")  # type: ignore[misc]
                 pictures.append((info.key, data))
-        rows = csv_rows(self.text(f"{folder}/rows.csv"))
+        rows = [] if self.brief else csv_rows(self.text(f"{folder}/rows.csv"))
         listed = metrics.get("files")
         files = {
             name: entry
@@ -228,12 +232,15 @@ def mapping(value: Any) -> Json:
     return value if isinstance(value, Mapping) else {}
 
 
-def read_run(store: Store) -> RunRecord:
-    """Everything in a run directory. PlanError where there is no run at all."""
+def read_run(store: Store, *, brief: bool = False) -> RunRecord:
+    """Everything in a run directory, or what says how far it got. PlanError where there is no run at all.
+
+    brief: without rows, pictures and the events of what is finished.
+    """
     folders = store.folders()
     if not folders and not any(store.exists(name) for name in RUN_FILES):
         raise PlanError(f"there is no run at {store.uri!r}", remedy="`stageline runs list` shows what there is")
-    reader = Reader(store)
+    reader = Reader(store, brief)
     run, plan = reader.json("run.json"), reader.json("plan.json")
     evaluations = [part for name in store.folders("evaluations") for part in reader.evaluation(name)]
     comparisons = [reader.json(f"{COMPARISONS}/{name}/{COMPARISON}") for name in store.folders(COMPARISONS)]
@@ -245,7 +252,7 @@ def read_run(store: Store) -> RunRecord:
         plan=plan,
         stages=stages,
         evaluations=evaluations,
-        events=reader.events(""),
+        events=[] if brief else reader.events(""),
         failure=reader.failure(""),
         unreadable=reader.faults,
         comparisons=[found for found in comparisons if found],

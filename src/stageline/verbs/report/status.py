@@ -45,12 +45,13 @@ def stage_status(stage: StageRecord) -> Status:
             return stopped
         left = f"failed; its last checkpoint stands at {of}" if stage.last else "failed before its first checkpoint"
         return Status("bad", "failed", left)
-    if not stage.events:
+    if not stage.events and stage.last is None:
         return Status("idle", "not started", "has not started")
-    if stage.events[-1].get("event") == "interrupted":
+    newest = stage.events[-1] if stage.events else {}
+    if newest.get("event") == "interrupted":
         return stopped
     place = f"its last checkpoint stands at {of}" if stage.last else "it has no checkpoint yet"
-    heard = when(stage.events[-1].get("time"))
+    heard = when(newest.get("time"))
     return Status("warn", "not finished", f"is not finished: {place}, last heard of {heard}")
 
 
