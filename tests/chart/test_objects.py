@@ -13,8 +13,8 @@ import yaml
 
 from stageline.config import validate
 from stageline.config.cluster import ClusterConfig
-from stageline.doctor.rights import RULES
 from stageline.jobs.defaults import parse_defaults
+from stageline.kube.rights import RULES
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm/stageline"
@@ -154,7 +154,7 @@ def rights(role: dict[str, Any]) -> dict[tuple[str, str, str], list[str]]:
 
 
 def table(*parts: str) -> dict[tuple[str, str, str], list[str]]:
-    """The rights of the launcher as stageline.doctor knows them; a new one needs its reason in templates/roles.yaml."""
+    """The list of rights of some parts; a new one needs its reason in templates/roles.yaml."""
     return {(rule.group, rule.resource, rule.name): sorted(rule.verbs) for rule in RULES if rule.part in parts}
 
 

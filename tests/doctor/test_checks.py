@@ -1,4 +1,4 @@
-"""What doctor finds without a cluster: images in a registry, stores, rights as the chart gives them, slow checks."""
+"""What doctor finds without a cluster: images in a registry, stores, slow checks."""
 
 from __future__ import annotations
 
@@ -9,22 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from stageline.cli import main
 from stageline.config import ClusterConfig
 from stageline.doctor import Setup, examine, raise_if_wrong
 from stageline.doctor.line import Check, line_of_error, ok, unknown, wrong
 from stageline.doctor.registry import ImageName, check_image, image_without_version, parse_image
-from stageline.doctor.rights import RULES, Rule, grant_command, missing_rules
 from stageline.doctor.running import run_checks
 from stageline.doctor.storage import check_store
 from stageline.errors import ClusterError, ClusterUnavailableError, DoctorError
 
 from ..store.gate import Gate
 from .registry import DIGEST, registry
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -100,39 +96,6 @@ def test_a_bucket_is_probed_and_refusals_are_told(s3_environment: str, monkeypat
     assert hidden.state == "unknown"
     assert "'s3-keys'" in hidden.text
     assert check_store("store", "s3://stageline-test/doctor", "", "").state == "wrong"
-
-
-def test_the_rights_are_those_the_chart_gives() -> None:
-    documents = [
-        d for d in yaml.safe_load_all((ROOT / "manifests/roles.yaml").read_text()) if d and d["kind"] == "Role"
-    ]
-    role = next(d for d in documents if d["metadata"]["name"] == "stageline-launcher")
-    given = {
-        (group, resource, verb, name)
-        for rule in role["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-        for name in rule.get("resourceNames", [""])
-        if resource != "secrets"  # KFP's own, under a name of the installation's
-    }
-    assert given == {(rule.group, rule.resource, verb, rule.name) for rule in RULES for verb in rule.verbs}
-
-
-def test_a_missing_right_comes_with_the_command_that_gives_it() -> None:
-    missing = missing_rules("launch", lambda verb, rule: not (rule.resource == "pods/log" or verb == "patch"))
-    assert missing == [
-        Rule("launch", "kubeflow.org", "pytorchjobs", ("patch",)),
-        Rule("launch", "", "pods/log", ("get",)),
-    ]
-    command = grant_command(missing[:1], "training", "system:serviceaccount:training:stageline-launcher")
-    assert command == (
-        "kubectl -n training create role stageline-launcher-more --verb=patch --resource=pytorchjobs.kubeflow.org && "
-        "kubectl -n training create rolebinding stageline-launcher-more --role=stageline-launcher-more "
-        "--serviceaccount=training:stageline-launcher"
-    )
-    assert "--resource=pods/log" in grant_command(missing, "training", "jane")
-    assert "--user=jane" in grant_command(missing, "training", "jane")
 
 
 def test_checks_run_at_once_and_one_that_hangs_or_breaks_hides_no_other() -> None:

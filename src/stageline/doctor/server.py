@@ -7,11 +7,11 @@ import time
 from email.utils import parsedate_to_datetime
 
 from stageline.doctor.line import Check, Line, ok, unknown, wrong
-from stageline.doctor.rights import RULES, Part, Rule, grant_command, missing_rules
 from stageline.errors import StagelineError
 from stageline.kube.client import Api
 from stageline.kube.keys import KUBEFLOW, QUEUES
 from stageline.kube.refusals import INSTALL_OPERATOR, AbsentError
+from stageline.kube.rights import Part, Rule, grant_command, missing_rules, rules_of
 
 OLDEST = (1, 29)
 SKEW_SECONDS = 20.0
@@ -97,7 +97,7 @@ def _optional(api: Api) -> Line:
 
 def _own_rights(api: Api, part: Part) -> Line:
     name = "rights" if part == "launch" else "rights of kfp steps"
-    missing = missing_rules(part, lambda verb, rule: api.review(verb, rule.what, name=rule.name))
+    missing = missing_rules(rules_of(part), lambda verb, rule: api.review(verb, rule.what, name=rule.name))
     user = api.user()
     if not missing:
         return ok(name, f"{user} may do all that is needed in {api.namespace!r}")
@@ -114,10 +114,11 @@ def _launcher_rights(api: Api, launcher: str) -> Line:
     if api.user() == user:
         return ok(name, "the account we are, see `rights`")
     groups = ("system:serviceaccounts", f"system:serviceaccounts:{api.namespace}", "system:authenticated")
+    needed = rules_of("launch")
     missing = missing_rules(
-        "launch", lambda verb, rule: api.review(verb, rule.what, name=rule.name, user=user, groups=groups)
+        needed, lambda verb, rule: api.review(verb, rule.what, name=rule.name, user=user, groups=groups)
     )
-    if missing and len(missing) == sum(rule.part == "launch" for rule in RULES):
+    if missing and len(missing) == len(needed):
         text = f"service account {launcher!r} may do nothing in {api.namespace!r}; steps of a pipeline run under it"
         return unknown(name, text, f"helm upgrade --install stageline helm/stageline -n {api.namespace}")
     if missing:

@@ -13,6 +13,7 @@ from typing import Any
 
 from stageline.errors import ClusterError, ClusterUnavailableError, StagelineError
 from stageline.kube.keys import KUBEFLOW
+from stageline.kube.rights import rule_text
 
 INSTALL_OPERATOR = (
     "install the training-operator: kubectl apply --server-side -k "
@@ -161,7 +162,7 @@ def _no_permission(denied: re.Match[str]) -> ClusterError:
     if account:
         who = f"service account {account[2]!r} of namespace {account[1]!r}"
     where = f"in namespace {namespace!r}" if namespace else "in the whole cluster"
-    rule = f'{{apiGroups: ["{denied["group"]}"], resources: ["{resource}"], verbs: ["{verb}"]}}'
+    rule = rule_text(denied["group"], resource, [verb])
     kind = "Role" if namespace else "ClusterRole"
     return ClusterError(
         f"the {who} may not {verb} {resource} {where}",
