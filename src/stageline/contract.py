@@ -7,7 +7,7 @@ stage's declaration. What a family learns of a parent is a `Parent`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -20,6 +20,7 @@ from stageline.layers.parameter_groups import ParameterGroup
 from stageline.stage import Inheritance, Stage, Stages, Trains
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from stageline.data.prepared import PreparedData
@@ -36,6 +37,7 @@ __all__ = [
     "FamilyConfig",
     "ParameterGroup",
     "Parent",
+    "PredictedFile",
     "Progress",
     "SampleKey",
     "Samples",
@@ -269,6 +271,18 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class PredictedFile:
+    """A file among the values of a prediction: callers in Python get its content, `predict` writes it.
+
+    name: with the suffix that says what it is (`room.png`, `voice.mp4`, `mesh.ply`), no folder; no other of the call's.
+    content: a text, the file's bytes, or an array: (H, W) or (H, W, 3) uint8 for `.png`, any numbers for `.npy`.
+    """
+
+    name: str
+    content: str | bytes | NDArray[Any]
+
+
+@dataclass(frozen=True)
 class Family:
     """A family's record.
 
@@ -284,8 +298,9 @@ class Family:
     evaluate(config, model, data, finished, emit, progress): the family's metrics. config.evaluate says how.
         finished: the rows that an interrupted evaluation left, which are not computed again; the result must be the
         same as without them, bit for bit, so all randomness is a function of seed and row. emit: takes each new row.
-    predict(config, model, inputs, target, progress): whatever the family makes of inputs (paths or texts, read by
-        itself) as files in the folder `target`; one mapping per result, with the paths of its files as text.
+    predict(config, model, inputs, progress): whatever the family makes of inputs (paths or texts, read by itself): one
+        mapping per result as it comes, of JSON values and `PredictedFile`s. It writes nothing; every fault of the
+        inputs is told before the first result.
     import_files(paths, config_raw, stage): files of another program -> (raw config, tensors, report); weights_only.
         stage: "" where the files themselves say it.
     section_of(name): which section of the checkpoint a tensor belongs to.
@@ -306,7 +321,7 @@ class Family:
     build_task: Callable[[Any, Stage, PreparedData], StageTask]
     prepare: Callable[[Any, Split, SplitWriter, Progress], dict[str, Any]]
     evaluate: Callable[[Any, nn.Module, PreparedData, Mapping[RowKey, Row], Emit, Progress], Evaluation]
-    predict: Callable[[Any, nn.Module, Sequence[str | Path], Path, Progress], list[dict[str, Any]]]
+    predict: Callable[[Any, nn.Module, Sequence[str | Path], Progress], Iterator[Mapping[str, Any]]]
     import_files: Callable[
         [Sequence[Path], Mapping[str, Any], str], tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]
     ]

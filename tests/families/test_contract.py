@@ -200,10 +200,33 @@ def test_its_last_stage_is_evaluated(run: TinyRun, family: FamilyConfig) -> None
 
 def test_its_last_stage_predicts_files(run: TinyRun) -> None:
     """Of any kind; the paths of what was written stand in the results."""
-    named = [Path(value) for result in run.predicted for value in map(str, result.values()) if value]
+    named = {Path(value) for result in run.predicted for value in map(str, result.values()) if value}
     written = {path for path in (run.folder / "out").rglob("*") if path.is_file()}
+    written.remove(run.folder / "out" / "predictions.jsonl")
     assert written
-    assert written & set(named)
+    assert written <= named
+
+
+def test_python_gets_what_its_files_hold(run: TinyRun, name: str) -> None:
+    """Arrays, texts and bytes without a folder: the same that stands in the files with one."""
+    import numpy as np
+    from PIL import Image
+
+    made = run.loaded.predict(case_of(name).inputs(run.folder))
+    read: dict[str, Any] = {".png": lambda path: np.asarray(Image.open(path)), ".npy": np.load}
+    out, files = str(run.folder / "out"), 0
+    for wrote, got in zip(run.predicted, made, strict=True):
+        assert wrote.keys() == got.keys()
+        for key, value in got.items():
+            if str(wrote[key]).startswith(out):
+                path, files = Path(wrote[key]), files + 1
+                if isinstance(value, np.ndarray):
+                    np.testing.assert_array_equal(value, read[path.suffix](path))
+                else:
+                    assert path.read_bytes() == (value.encode() if isinstance(value, str) else value)
+            else:
+                assert wrote[key] == value
+    assert files
 
 
 GENERAL = {"labels", "precision", "recall", "split", "weights"}

@@ -23,7 +23,7 @@ from stageline.plan import make_plan
 from stageline.stage import Stage, stage_config
 from stageline.store import open_store
 from stageline.verbs.evaluate.evaluation import evaluate_checkpoint
-from stageline.verbs.predict import load
+from stageline.verbs.predict import LoadedModel, load
 from stageline.verbs.prepare import prepare_data
 from stageline.verbs.report import build_report
 from stageline.verbs.train import train_stage
@@ -167,10 +167,13 @@ class TinyRun:
 
     @cached_property
     def predicted(self) -> list[dict[str, Any]]:
-        """What prediction says it made, below `folder / "out"`."""
-        case = case_of(self.name)
-        model = load(str(self.last.reference), case.PREDICT)
-        return model.predict(case.inputs(self.folder), self.folder / "out")
+        """What prediction says it wrote, below `folder / "out"`."""
+        return self.loaded.predict(case_of(self.name).inputs(self.folder), self.folder / "out")
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The last stage's model, to predict with."""
+        return load(str(self.last.reference), case_of(self.name).PREDICT)
 
     @cached_property
     def report(self) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,16 @@ from stageline.checkpoint.metadata import CheckpointMetadata
 from stageline.checkpoint.steps import find_root
 from stageline.checkpoint.usercode import load_code, named_code
 from stageline.config import RunConfig
+from stageline.contract import PredictedFile
 from stageline.data.prepared import Progress, silent
 from stageline.errors import ConfigError, DataError
 from stageline.families import load_family, parse_config
 from stageline.store import open_store
 from stageline.store.scratch import scratch_folder
 from stageline.verbs.admitted import admit_model, own_config
+
+LIST = "predictions.jsonl"
+"""Lists the results beside their files."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +44,18 @@ class LoadedModel:
         """What the family makes of inputs, one mapping each.
 
         inputs: what the family reads (paths, folders, texts), or (H, W) or (H, W, 3) uint8 arrays, which it gets as PNG
-        files; one or several.  target: folder for the files, which the mappings then name; None keeps none, and the
-        mappings hold pictures as uint8 arrays and other files as bytes.  DataError lists every input that is of no use.
+        files; one or several.  target: folder for the files, which the mappings then name, with `predictions.jsonl`,
+        all mappings one a line; None writes nothing, and the mappings hold what the family made: arrays, texts, bytes.
+        DataError lists every input that is of no use.
         """
         with scratch_folder("predict") as scratch:
             single = isinstance(inputs, (str, Path, np.ndarray))
             named = [_as_input(one, scratch, n) for n, one in enumerate([inputs] if single else inputs)]
-            folder = Path(target) if target is not None else scratch / "out"
-            folder.mkdir(parents=True, exist_ok=True)
-            results = load_family(self.config.family).predict(self.config, self.model, named, folder, progress)
-            return results if target is not None else [_with_contents(result, folder) for result in results]
+            found = load_family(self.config.family).predict(self.config, self.model, named, progress)
+            results = (_without_scratch(result, scratch) for result in found)
+            if target is None:
+                return [_contents(result) for result in results]
+            return list(_written(results, Path(target)))
 
 
 def load(uri: str, overrides: Iterable[str] = (), *, run_code: bool = False) -> LoadedModel:
@@ -83,17 +91,58 @@ def _as_input(value: Any, scratch: Path, number: int) -> str | Path:
     return _write_array(value, scratch / f"input-{number:04d}.png") if isinstance(value, np.ndarray) else value
 
 
-def _with_contents(result: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A result whose files in `folder`, which is about to go, are read: PNG into arrays, others into bytes."""
-    from PIL import Image
+def _without_scratch(result: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
+    """A result in which an array that was given is called by a name, not by a path that is about to go."""
+    prefix = f"{scratch}/"
+    return {key: value.removeprefix(prefix) if isinstance(value, str) else value for key, value in result.items()}
 
-    def read(path: Path) -> Any:
-        return np.asarray(Image.open(path)) if path.suffix == ".png" else path.read_bytes()
 
-    return {
-        key: read(Path(value)) if isinstance(value, str) and folder in Path(value).parents else value
-        for key, value in result.items()
-    }
+def _contents(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.content if isinstance(value, PredictedFile) else value for key, value in result.items()}
+
+
+def _written(results: Iterable[Mapping[str, Any]], folder: Path) -> Iterator[dict[str, Any]]:
+    """Each result with the paths of its files, which are written as it comes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = {LIST}
+    with (folder / LIST).open("w", encoding="utf-8") as lines:
+        for result in results:
+            files = {key: value for key, value in result.items() if isinstance(value, PredictedFile)}
+            for file in files.values():
+                if Path(file.name).name != file.name or file.name in taken:
+                    raise _fault_of_family(file, "has a name that is no file's own here")
+                taken.add(file.name)
+                (folder / file.name).write_bytes(_encoded(file))
+            lines.write(json.dumps({**result, **{k: f.name for k, f in files.items()}}, ensure_ascii=False) + "\n")
+            lines.flush()
+            yield {**result, **{key: str(folder / file.name) for key, file in files.items()}}
+
+
+def _encoded(file: PredictedFile) -> bytes:
+    """The bytes of a file, as its suffix says."""
+    content, suffix = file.content, Path(file.name).suffix
+    if isinstance(content, str):
+        return content.encode()
+    if isinstance(content, bytes):
+        return content
+    block = io.BytesIO()
+    if suffix == ".npy":
+        np.save(block, content, allow_pickle=False)
+    elif suffix == ".png" and content.dtype == np.uint8 and content.ndim in (2, 3):
+        from PIL import Image
+
+        Image.fromarray(content).save(block, "png")
+    else:
+        raise _fault_of_family(file, f"holds an array of {content.dtype} and shape {content.shape}")
+    return block.getvalue()
+
+
+def _fault_of_family(file: PredictedFile, what: str) -> DataError:
+    return DataError(
+        f"the predicted file {file.name!r} {what}",
+        remedy="a fault in the family's code: names are unique and without folders; uint8 pictures are .png, other "
+        "arrays .npy, anything else bytes or text",
+    )
 
 
 def _write_array(image: np.ndarray[Any, Any], path: Path) -> Path:

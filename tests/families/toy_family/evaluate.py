@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from stageline.contract import Emit, Evaluation, Progress, Row, RowKey
+from stageline.contract import Emit, Evaluation, PredictedFile, Progress, Row, RowKey
 from stageline.data.prepared import PreparedData
 from stageline.errors import DataError, Faults
 
@@ -44,9 +44,9 @@ def evaluate(
 
 
 def predict(
-    config: ToyConfig, model: nn.Module, inputs: Sequence[str | Path], target: Path, progress: Progress
-) -> list[dict[str, Any]]:
-    """Four numbers, as text `1,2,3,4`, to a text file with the answer."""
+    config: ToyConfig, model: nn.Module, inputs: Sequence[str | Path], progress: Progress
+) -> Iterator[dict[str, Any]]:
+    """Four numbers, as text `1,2,3,4`, to the answer: a text, an array, bytes of a kind that the core does not know."""
     faults = Faults(DataError, "inputs", "give four numbers, separated by commas")
     rows: list[list[float]] = []
     for text in map(str, inputs):
@@ -58,11 +58,13 @@ def predict(
         if len(row) != 4:
             faults.add(f"{text!r} is no list of four numbers")
     faults.raise_if_any()
-    results = []
     for number, row in enumerate(rows):
+        x = torch.tensor([row])
         with torch.no_grad():
-            answer = float(model(torch.tensor([row])))
-        path = target / f"answer-{number}.txt"
-        path.write_text(f"{answer!r}\n")
-        results.append({"input": inputs[number], "answer": str(path)})
-    return results
+            answer = model(x)[0].numpy()
+        yield {
+            "input": str(inputs[number]),
+            "answer": PredictedFile(f"answer-{number}.txt", f"{answer.item()!r}\n"),
+            "array": PredictedFile(f"answer-{number}.npy", answer),
+            "clip": PredictedFile(f"answer-{number}.clip", answer.tobytes()),
+        }

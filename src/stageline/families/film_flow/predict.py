@@ -6,16 +6,16 @@ sampling path, one by one, at any size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
+from stageline.contract import PredictedFile
 from stageline.data.pictures import Pixels, read_picture
 from stageline.errors import ConfigError, DataError, Faults
 from stageline.families.film_flow.conditions.bundle import ConditionBundle
@@ -41,13 +41,13 @@ PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
 def predict(
-    config: FilmFlowConfig, model: nn.Module, inputs: Sequence[str | Path], target: Path, progress: Progress
-) -> list[dict[str, Any]]:
-    """Write `<name>-probability.png` and `<name>-mask.png` (and `-spread`, `-junctions`) for every picture.
+    config: FilmFlowConfig, model: nn.Module, inputs: Sequence[str | Path], progress: Progress
+) -> Iterator[dict[str, Any]]:
+    """Pictures `probability` and `mask` (and `spread`, `junctions`) of every picture, (H, W) uint8.
 
     inputs: picture files, and folders for every picture in them.
     probability: 0..255 is [0, 1].  mask: 0 and 255.  spread: standard deviation over the ensemble, 255 is 0.5.
-    Returns one mapping per picture: its path, the files, prompt, share of foreground, network evaluations.
+    Yields one mapping per picture: its path, the pictures, prompt, share of foreground, network evaluations.
     Raises DataError that lists every picture that cannot be read, before any is predicted.
     """
     assert isinstance(model, FilmFlowModel)
@@ -55,27 +55,19 @@ def predict(
     paths = picture_paths(inputs)
     _check_pictures(paths, config.model.image_channels)
     work = _Predictor(config, model.eval())
-    names = _names(paths)
-    target.mkdir(parents=True, exist_ok=True)
-    results = []
-    for done, (path, name) in enumerate(zip(paths, names, strict=True)):
+    for done, (path, name) in enumerate(zip(paths, _names(paths), strict=True)):
         progress(done, len(paths), f"predicting {path.name}")
         pixels = read_picture(path, config.model.image_channels)
         found = work.run(pixels, path.stem)
-        files = _write(found, target, name, config.evaluate.threshold)
-        share = float((found.mean > config.evaluate.threshold).float().mean())
-        results.append(
-            {
-                "image": str(path),
-                **{kind: str(file) for kind, file in files.items()},
-                "prompt": work.prompt,
-                "size": list(pixels.shape[:2]),
-                "foreground_fraction": share,
-                "nfe": work.nfe,
-            }
-        )
+        yield {
+            "image": str(path),
+            **_maps(found, name, config.evaluate.threshold),
+            "prompt": work.prompt,
+            "size": list(pixels.shape[:2]),
+            "foreground_fraction": float((found.mean > config.evaluate.threshold).float().mean()),
+            "nfe": work.nfe,
+        }
     progress(len(paths), len(paths), "predicted")
-    return results
 
 
 class _Predictor:
@@ -171,15 +163,12 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def _write(found: Probability, target: Path, name: str, threshold: float) -> dict[str, Path]:
+def _maps(found: Probability, name: str, threshold: float) -> dict[str, PredictedFile]:
+    """kind -> picture `<name>-<kind>.png`."""
     maps: dict[str, Tensor] = {"probability": found.mean, "mask": (found.mean > threshold).float()}
     if found.std is not None:
         maps["spread"] = found.std * 2
     if found.junction is not None:
         maps["junctions"] = found.junction
-    files = {}
-    for kind, values in maps.items():
-        files[kind] = target / f"{name}-{kind}.png"
-        level = (values[0, 0].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-        Image.fromarray(level).save(files[kind])
-    return files
+    levels = {k: (values[0, 0].clamp(0, 1) * 255).round().to(torch.uint8).cpu() for k, values in maps.items()}
+    return {kind: PredictedFile(f"{name}-{kind}.png", level.numpy()) for kind, level in levels.items()}

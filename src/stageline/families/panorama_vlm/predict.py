@@ -5,8 +5,7 @@ An input is a picture and a question, `picture.jpg?What is on the left?`, or a C
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from stageline.contract import PredictedFile
 from stageline.errors import DataError, Faults
 from stageline.families.panorama_vlm.config.stages import STAGES
 from stageline.families.panorama_vlm.data.panorama import check_panorama, read_reduced
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from stageline.families.panorama_vlm.config import PanoramaVlmConfig
 
 Progress = Callable[[int, int, str], None]
-ANSWERS = "answers.jsonl"
 
 
 @dataclass(frozen=True)
@@ -42,20 +41,18 @@ class Question:
 
 
 def predict(
-    config: PanoramaVlmConfig, model: nn.Module, inputs: Sequence[str | Path], target: Path, progress: Progress
-) -> list[dict[str, Any]]:
-    """Write `answers.jsonl`, one line per question, and a text file for each.
+    config: PanoramaVlmConfig, model: nn.Module, inputs: Sequence[str | Path], progress: Progress
+) -> Iterator[dict[str, Any]]:
+    """The answer to each question, also as a text file.
 
     inputs: `<picture>?<question>`, or CSV files.
-    Returns one mapping per question: picture, query, answer, finish, and the file of the answer.
+    Yields one mapping per question: picture, query, answer, finish, and the file of the answer.
     Raises DataError that lists every input that can't be read, before any is answered.
     """
     assert isinstance(model, PanoramaModel)
     questions = read_questions(config, inputs)
     builder = prompt_builder(config, STAGES["finetune"], model.eval())
     device = next(model.parameters()).device
-    target.mkdir(parents=True, exist_ok=True)
-    results = []
     for number, question in enumerate(questions):
         progress(number, len(questions), f"answering about {question.picture.name}")
         found = read_reduced(
@@ -71,21 +68,14 @@ def predict(
         batch = Batch([picture], torch.zeros(1, dtype=torch.int64), text).to(device)
         ids = generate(config, model, batch, builder.special)
         answer, finish, _ = builder.read_answer(ids[0].tolist())
-        path = target / f"answer-{number}.txt"
-        path.write_text(answer + "\n", encoding="utf-8")
-        results.append(
-            {
-                "image": str(question.picture),
-                "query": question.query,
-                "answer": answer,
-                "finish": finish,
-                "file": str(path),
-            }
-        )
+        yield {
+            "image": str(question.picture),
+            "query": question.query,
+            "answer": answer,
+            "finish": finish,
+            "file": PredictedFile(f"answer-{number}.txt", answer + "\n"),
+        }
     progress(len(questions), len(questions), "answered")
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in results)
-    (target / ANSWERS).write_text(lines, encoding="utf-8")
-    return results
 
 
 def read_questions(config: PanoramaVlmConfig, inputs: Sequence[str | Path]) -> list[Question]:
