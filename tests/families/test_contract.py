@@ -259,6 +259,14 @@ def test_a_report_says_no_word_of_another_family(run: TinyRun, name: str, family
         assert not foreign, f"words of {other}"
 
 
+def test_a_report_shows_every_picture_and_clip_of_the_evaluation(run: TinyRun) -> None:
+    files = run.evaluation.plain["files"]
+    for kind, element in (("image/png", "<img "), ("video/mp4", "<video ")):
+        made = [name for name, entry in files.items() if entry["type"] == kind]
+        assert run.report.count(element) == len(made)
+        assert all(Path(name).name in visible(run.report) for name in made)
+
+
 def test_its_jobs_are_rendered_as_their_golden_says(name: str) -> None:
     assert job_texts(name) == (GOLDENS / f"{name}.yaml").read_text(), "`make render` writes the goldens anew"
 

@@ -36,6 +36,12 @@ def png(width: int, height: int, level: int = 128) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+def mp4(media: bytes) -> bytes:
+    """The boxes of an MP4 file: type, an empty table of tracks, media."""
+    parts = ((b"ftyp", b"isom" + bytes(4) + b"isommp41"), (b"moov", b""), (b"mdat", media))
+    return b"".join(struct.pack(">I4s", 8 + len(body), kind) + body for kind, body in parts)
+
+
 @dataclass
 class HandMade:
     """A run directory under construction. store: the run directory."""

@@ -15,9 +15,10 @@ from stageline.families import FAMILIES
 from stageline.families.film_flow.words import WORDS
 from stageline.store import Store, open_store
 from stageline.verbs.report import build_report
+from stageline.verbs.report.pictures import MAX_BYTES
 
 from .page import Page, report_of
-from .run_directory import T0, HandMade, failed_run, finished_run, png, training_events
+from .run_directory import T0, HandMade, failed_run, finished_run, mp4, png, training_events
 
 HOSTILE = "</script><script>alert(1)</script>\" onload='x' & <b>\x00\x1b[31m \ud800 ☃"
 
@@ -199,6 +200,36 @@ def test_pictures_are_embedded_with_an_alternative_text(finished: tuple[HandMade
         "Dice: FiLM on 0.9, FiLM off 0.25."
     )
     assert (picture["width"], picture["height"]) == ("60", "20")
+
+
+def test_clips_are_played_from_within_the_page(store: Store) -> None:
+    """By what their bytes are, not by their names; hostile names stay text; a large one is named with its path."""
+    run = finished_run(store)
+    folder, hostile = f"evaluations/{'a' * 64}", "x\" autoplay onplay='alert(1)' <b>-001.mp4"
+    whole = mp4(b"sound and pictures")
+    store.put(f"{folder}/pair-000.mp4", whole)
+    store.put(f"{folder}/{hostile}", whole)
+    broken = {"cut": whole[:-1], "page": b"<html>" * 9, "empty": b"", "still": whole.replace(b"moov", b"free")}
+    for name, data in broken.items():
+        store.put(f"{folder}/{name}.MP4", data)
+    store.put(f"{folder}/long.mp4", mp4(bytes(MAX_BYTES)))
+    page, text = report_of(store)
+    clips = list(page.of("video"))
+    assert [sorted(attrs) for attrs in clips] == [["aria-label", "controls", "preload", "src"]] * 2
+    for attrs in clips:
+        head, _, data = (attrs["src"] or "").partition(",")
+        assert (head, base64.b64decode(data)) == ("data:video/mp4;base64", whole)
+    assert {attrs["aria-label"] for attrs in clips} == {
+        "Sample clip of a/dark, prompt 'dark branches'. Dice: FiLM on 0.9, FiLM off 0.25.",
+        "Sample clip of b. Dice: FiLM on 0.8.",
+    }
+    assert hostile in page.text
+    assert not list(page.of("b"))
+    assert text.count("This file is not a whole MP4 clip") == len(broken)
+    assert f"Not embedded: 6.0 MB is too large for a report. It lies at {folder}/long.mp4" in page.text
+    assert "media-src data:" in (next(a for a in page.of("meta") if "http-equiv" in a)["content"] or "")
+    assert "Pictures and clips" in page.text
+    assert run
 
 
 def test_command_config_environment_and_status_are_there(finished: tuple[HandMade, Page, str]) -> None:

@@ -1,7 +1,7 @@
 """The report of a run: one HTML file that needs nothing else, also for a run that failed or is not finished.
 
-It is made from what lies in the run directory, with charts drawn here as SVG and pictures as data URIs; the same files
-always give the same report. Loads no torch.
+It is made from what lies in the run directory, with charts drawn here as SVG, pictures and clips as data URIs; the same
+files always give the same report. Loads no torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What was measured: metric tables with counts and provenance, and the pictures that go with them."""
+"""What was measured: metric tables with counts and provenance, and the pictures and clips that go with them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from stageline.contract import Words
 from stageline.verbs.report.html import Child, Markup, fold, number, plain, size, table, tag
-from stageline.verbs.report.pictures import Picture, gallery
+from stageline.verbs.report.pictures import Clip, Picture, gallery
 from stageline.verbs.report.record import EvaluationRecord, mapping
 
 Json = Mapping[str, Any]
@@ -172,37 +172,46 @@ def sample_count(counts: Any, name: str) -> Child:
 
 
 def pictures_part(evaluations: Sequence[EvaluationRecord], words: Words) -> list[Child]:
-    """Every evaluation's pictures."""
+    """Every evaluation's pictures and clips."""
     parts: list[Child] = []
     for record in evaluations:
-        if not record.pictures:
+        if not record.pictures and not record.clips:
             continue
         parts.append(tag("h3", title_of(record, words)))
         if provenance_of(record).get("pictures"):
             parts.append(tag("p", str(provenance_of(record)["pictures"])))
-        parts.append(gallery([picture_of(record, words, name, data) for name, data in record.pictures]))
+        pictures = [Picture(name, data, *described(record, words, name)) for name, data in record.pictures]
+        folder = f"evaluations/{record.fingerprint}"
+        clips = [
+            Clip(name, num_bytes, data, f"{folder}/{name}", *described(record, words, name, "clip"))
+            for name, num_bytes, data in record.clips
+        ]
+        parts.append(gallery(pictures, clips))
     return parts or [tag("p", "No evaluation has left pictures.", class_="quiet")]
 
 
-def picture_of(record: EvaluationRecord, words: Words, name: str, data: bytes) -> Picture:
-    """A picture with words for it: which sample it shows, its prompt and its first main metric in each mode."""
-    stem = name.rsplit("/", 1)[-1].removesuffix(".png")
+def described(record: EvaluationRecord, words: Words, name: str, kind: str = "picture") -> tuple[str, str]:
+    """(caption, alternative text) of a file: which sample it shows, its prompt and its first main metric in each mode.
+
+    name: the file's; `<what it shows>-<place of its row>` where it belongs to a row.  kind: picture or clip.
+    """
+    stem = name.rsplit("/", 1)[-1].rpartition(".")[0]
     pseudo = f" ({PSEUDO}-label)" if is_pseudo(record.metrics) else ""
     match = re.fullmatch(r"(.+)-(\d+)", stem)
     columns = words.pictures.get(match[1], "") if match else ""
     rows = rows_of_sample(record.rows, int(match[2])) if match else []
     if not rows:
-        return Picture(name, data, stem.replace("_", " ") + pseudo, f"Sample picture {stem}{pseudo}")
+        return stem.replace("_", " ") + pseudo, f"Sample {kind} {stem}{pseudo}"
     prompt = f", prompt {rows[0]['prompt']!r}" if rows[0].get("prompt") else ""
     caption = f"{rows[0]['id']}{prompt}{pseudo}"
-    alt = f"{columns or 'Sample picture'} of {caption}."
+    alt = f"{columns or f'Sample {kind}'} of {caption}."
     metric = next((m for m in words.main_metrics if any(row.get(m) for row in rows)), "")
     if metric:
         scores = [
             f"{words.modes.get(r.get('mode', ''), r.get('mode', ''))} {r[metric][:4]}" for r in rows if r.get(metric)
         ]
         alt += f" {words.metrics.get(metric, metric).capitalize()}: {', '.join(map(str.strip, scores))}."
-    return Picture(name, data, caption, alt)
+    return caption, alt
 
 
 def rows_of_sample(rows: Sequence[Mapping[str, str]], index: int) -> list[Mapping[str, str]]:

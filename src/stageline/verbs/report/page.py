@@ -20,16 +20,17 @@ from stageline.verbs.report.sections import (
 )
 from stageline.verbs.report.style import CSS
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 """Content policy: the page may load nothing, whatever gets into it."""
 
 
 def render_page(record: RunRecord) -> str:
     """The whole HTML document of a run."""
+    has_clips = any(evaluation.clips for evaluation in record.evaluations)
     parts: list[tuple[str, list[Child]]] = [
         ("Metrics", metrics_part(record.evaluations, record.words)),
         *([("Comparisons", comparisons_part(record.comparisons, record.words))] if record.comparisons else []),
-        ("Pictures", pictures_part(record.evaluations, record.words)),
+        ("Pictures and clips" if has_clips else "Pictures", pictures_part(record.evaluations, record.words)),
         ("Stages", stages_part(record)),
         *([("Rows set aside", quarantine_part(record.quarantine))] if record.quarantine else []),
         ("Curves", curves_part(record)),

@@ -27,7 +27,8 @@ from stageline.errors import PlanError, StagelineError
 from stageline.families import family_words
 from stageline.store import Store
 from stageline.telemetry import FailureRecord, first_cause, read_events, read_failures, redact
-from stageline.work.evaluations import COMPARISON, COMPARISONS
+from stageline.verbs.report.pictures import MAX_BYTES
+from stageline.work.evaluations import COMPARISON, COMPARISONS, media_type
 
 T = TypeVar("T")
 Json = Mapping[str, Any]
@@ -59,14 +60,16 @@ class StageRecord:
 class EvaluationRecord:
     """The evaluation of one checkpoint; one of several checkpoints is as many of these.
 
-    metrics: its metrics.json.  rows: its rows.csv.  pictures: file name and bytes.  files: name -> its size and type,
-    of everything else.  name: what the checkpoint is called among several.
+    metrics: its metrics.json.  rows: its rows.csv.  pictures: file name and bytes.  clips: file name, size and, unless
+    it is too large to be shown, bytes.  files: name -> its size and type, of all but pictures.  name: what the
+    checkpoint is called among several.
     """
 
     fingerprint: str
     metrics: Json
     rows: Sequence[Mapping[str, str]]
     pictures: Sequence[tuple[str, bytes]]
+    clips: Sequence[tuple[str, int, bytes]] = ()
     files: Mapping[str, Json] = field(default_factory=dict)
     name: str = ""
 
@@ -97,7 +100,7 @@ class RunRecord:
 class Reader:
     """Reads one run directory and notes what cannot be read.
 
-    brief: leave out rows, pictures and the events of what is finished; enough to say how far a run got.
+    brief: leave out rows, pictures, clips and the events of what is finished; enough to say how far a run got.
     """
 
     store: Store
@@ -188,11 +191,16 @@ class Reader:
         if not metrics:
             return []
         store = self.store.child("evaluations", fingerprint)
-        pictures = []
+        pictures, clips = [], []
+
+        def read(key: str) -> bytes:
+            return self.attempt(f"{folder}/{key}", lambda: store.get(key), b"")
+
         for info in [] if self.brief else store.list():
             if info.key.endswith(".png"):
-                data = self.attempt(f"{folder}/{info.key}", lambda key=info.key: store.get(key), b"")  # type: ignore[misc]
-                pictures.append((info.key, data))
+                pictures.append((info.key, read(info.key)))
+            elif media_type(info.key) == "video/mp4":
+                clips.append((info.key, info.size, read(info.key) if info.size <= MAX_BYTES else b""))
         rows = [] if self.brief else csv_rows(self.text(f"{folder}/rows.csv"))
         listed = metrics.get("files")
         files = {
@@ -200,7 +208,7 @@ class Reader:
             for name, entry in (listed.items() if isinstance(listed, Mapping) else ())
             if isinstance(entry, Mapping) and not name.endswith(".png") and name != "rows.csv"
         }
-        whole = EvaluationRecord(fingerprint, metrics, rows, pictures, files)
+        whole = EvaluationRecord(fingerprint, metrics, rows, pictures, clips, files)
         several = metrics.get("checkpoints")
         names = [name for name in several if name] if isinstance(several, Mapping) else []
         return [part_of(whole, name) for name in names] or [whole]
@@ -222,6 +230,7 @@ def part_of(whole: EvaluationRecord, name: str) -> EvaluationRecord:
         {**head, **tables, "provenance": said, "notes": checkpoint.get("notes"), "checkpoint": checkpoint},
         [row for row in whole.rows if row.get("checkpoint") == name],
         [(key, data) for key, data in whole.pictures if key.startswith(f"{name}/")],
+        [clip for clip in whole.clips if clip[0].startswith(f"{name}/")],
         {key: entry for key, entry in whole.files.items() if key.startswith(f"{name}/")},
         name,
     )
@@ -235,7 +244,7 @@ def mapping(value: Any) -> Json:
 def read_run(store: Store, *, brief: bool = False) -> RunRecord:
     """Everything in a run directory, or what says how far it got. PlanError where there is no run at all.
 
-    brief: without rows, pictures and the events of what is finished.
+    brief: without rows, pictures, clips and the events of what is finished.
     """
     folders = store.folders()
     if not folders and not any(store.exists(name) for name in RUN_FILES):

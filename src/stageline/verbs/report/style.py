@@ -92,6 +92,7 @@ svg.key { display: inline-block; width: 26px; height: 12px; margin-right: 6px; v
 .edge { stroke: var(--quiet); stroke-width: 1.4; fill: none; } .arrow { fill: var(--quiet); }
 .pictures { display: grid; gap: 20px; }
 .pictures img { display: block; width: 100%; height: auto; border-radius: 4px; }
+.pictures video { display: block; max-width: 100%; border-radius: 4px; }
 .pictures img.small { image-rendering: pixelated; }
 dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; margin: 12px 0; }
 dl.facts dt { color: var(--quiet); } dl.facts dd { margin: 0; overflow-wrap: anywhere; }
