@@ -43,6 +43,19 @@ def test_a_file_and_a_stream_arrive_whole(store: Store, tmp_path: Path) -> None:
     assert list(store.stream("from/nothing")) == []
 
 
+def test_a_copy_is_an_object_of_its_own(store: Store) -> None:
+    store.put("a/one", b"first")
+    for _ in range(2):
+        store.copy("a/one", "b/c/two")
+        assert store.get("b/c/two") == b"first"
+    store.put("a/one", b"second")
+    assert store.get("b/c/two") == b"first"
+    store.delete("a/one")
+    assert [(info.key, info.size) for info in store.list()] == [("b/c/two", 5)]
+    with pytest.raises(NotFoundError, match="a/one"):
+        store.copy("a/one", "b/three")
+
+
 def test_stat_and_exists_tell_size_and_absence(store: Store) -> None:
     assert store.stat("nothing") is None
     assert not store.exists("nothing/at/all")

@@ -89,6 +89,47 @@ def test_a_head_on_a_large_frozen_parent_costs_the_head(tuned: tuple[CheckpointR
     assert base.metadata.files["model.safetensors"].bytes > 4 * LARGE
 
 
+def written_bytes() -> int:
+    """What this process has given to write calls so far, whatever the file."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["wchar"])
+
+
+@pytest.mark.parametrize("changes", [False, True], ids=["measures", "changes-a-buffer"])
+def test_the_last_step_is_written_once(train: Any, tmp_path: Path, family: Any, changes: bool) -> None:
+    """Before its validation; what is known after it costs no tensor, unless validation left other ones behind."""
+    counts: list[int] = []
+
+    def look(task: Any) -> None:
+        widen(task)
+        real = task.validate
+
+        def validate(model: Any, batch: Any, context: Any) -> Any:
+            if float(task.model.strength) == 1.0:
+                counts.append(written_bytes())
+                task.model.stem.mean.add_(1.0 if changes else 0.0)
+            return real(model, batch, context)
+
+        task.validate = validate
+
+    family.CHANGE[:] = [look]
+    before = written_bytes()
+    result = train(**{"trainer.validate_every_steps": 5, "trainer.checkpoint_every_steps": 5, "trainer.keep.last": 9})
+    ref = resolve(str(result.reference), prefer="last")
+    whole = sum(record.bytes for record in ref.metadata.files.values())
+    assert whole > 4 * 4 * LARGE
+    assert (ref.metadata.step, ref.metadata.final, ref.name) == (10, True, "step-00000010-2")
+    assert verify(ref) == []
+    after = written_bytes()
+    if changes:
+        assert after - counts[0] > whole
+        assert float(read_tensors(ref)["stem.mean"][0]) > 1.0
+    else:
+        assert after - counts[0] < 0.1 * whole
+        assert after - before < 2.1 * whole, "steps 5 and 10"
+        assert [found.metadata.step for found in StageDir(str(tmp_path), "r", "base").committed()] == [5, 10]
+
+
 def test_everybody_reads_the_whole(tuned: tuple[CheckpointRef, CheckpointRef], tmp_path: Path) -> None:
     base, tune = tuned
     parent, whole, raw = read_tensors(base, "ema"), read_tensors(tune, "ema"), read_tensors(tune)

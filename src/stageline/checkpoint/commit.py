@@ -165,6 +165,25 @@ class CheckpointWriter:
                 self.abandon(name)
                 raise
 
+    def save_again(self, before: CheckpointRef, snapshot: Snapshot) -> CheckpointRef:
+        """Commit the tensors of a checkpoint of ours once more, with what is known of them now: metrics, best, final.
+
+        before: of the same step, saved by this writer.  snapshot: its tensors are not looked at; no byte of them is
+        written again where the store can copy. Raises what `save` raises.
+        """
+        with self._mutex:
+            self.check_snapshot(snapshot)
+            self.check_room(0)
+            name = self.claim(snapshot.step)
+            try:
+                same = {key: r for key, r in before.metadata.files.items() if key not in (CONFIG_FILE, STATE_FILE)}
+                for key in same:
+                    self.stage_dir.store.copy(f"{CHECKPOINTS}/{before.name}/{key}", f"{CHECKPOINTS}/{name}/{key}")
+                return self.commit(name, snapshot, same, before.metadata.tensors)
+            except Exception:
+                self.abandon(name)
+                raise
+
     def check_room(self, data_bytes: int) -> None:
         """DiskFullError if that many bytes will not fit; nothing was written then."""
         free = self.stage_dir.store.free_bytes()

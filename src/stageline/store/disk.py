@@ -80,6 +80,23 @@ class Disk:
         with _speaking(path), self._finished_temporary(path, data) as temporary:
             temporary.replace(path)
 
+    def copy(self, source: str, target: str) -> None:
+        """By a link: no file of a store is ever written into."""
+        old, new = self._path(source), self._path(target)
+        temporary = new.parent / f"{HIDDEN}{uuid.uuid4().hex}"
+        with _speaking(old):
+            _make_folder(new.parent)
+            try:
+                os.link(old, temporary)
+                temporary.replace(new)
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                self.put(target, old)
+            finally:
+                temporary.unlink(missing_ok=True)  # still there where both names were one file already
+            sync_folder(new.parent)
+
     def create(self, key: str, data: bytes) -> bool:
         path = self._path(key)
         with _speaking(path), self._finished_temporary(path, data) as temporary:

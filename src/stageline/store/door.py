@@ -69,6 +69,10 @@ class Store:
         """Write an object whole: bytes, a local file, or chunks of bytes. Durable on return."""
         self._backend.put(self._key(key), data)
 
+    def copy(self, source: str, target: str) -> None:
+        """Write an object with the bytes of another one; they do not pass through here where the store can copy."""
+        self._backend.copy(self._key(source), self._key(target))
+
     def create(self, key: str, data: bytes) -> bool:
         """Write an object unless it exists; of any number of writers exactly one gets True."""
         return self._backend.create(self._key(key), data)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stageline.checkpoint.commit import CheckpointWriter, Snapshot
 from stageline.checkpoint.derived import Exports
-from stageline.checkpoint.layout import StageDir
+from stageline.checkpoint.layout import CheckpointRef, StageDir
 from stageline.checkpoint.ownership import Ownership
 from stageline.checkpoint.sharded import save_sharded
 from stageline.errors import CheckpointError, Faults
@@ -136,6 +136,8 @@ class CheckpointSaver:
         self._owned = owned
         self._exports = exports
         self._guard: dict[str, Tensor] = {}
+        self._latest: CheckpointRef | None = None
+        self._buffers: dict[str, Tensor] = {}
         self._stage_dir = stage_dir
         self._writer = writer
         self._ranks = ranks
@@ -153,20 +155,53 @@ class CheckpointSaver:
         self._queue.join()
         self._refuse_changed(parts)
         snapshot = self._snapshot(parts, state, final=final, is_best=is_best, metrics=metrics)
-        groups = _groups(parts, self._owned)
         saved = Saved(state.step, "", is_best, final)
+        latest = self._latest_if_same(parts, state.step)
+        self._latest = None
+        if latest is not None:
+            self._queue.put(lambda: self._save_again(latest, snapshot), saved, began=began)
+            return
+        self._buffers = host_copy(_own_buffers(parts))
+        groups = _groups(parts, self._owned)
         if self._ranks.sharded:
 
-            def write() -> str:
-                return str(save_sharded(self._stage_dir, self._writer, snapshot, groups).reference)
+            def save() -> CheckpointRef:
+                return save_sharded(self._stage_dir, self._writer, snapshot, groups)
         else:
             writer, whole = self._writer, _whole(snapshot, groups)
             assert writer is not None
 
-            def write() -> str:
-                return str(writer.save(whole).reference)
+            def save() -> CheckpointRef:
+                return writer.save(whole)
+
+        def write() -> str:
+            self._latest = save()
+            return str(self._latest.reference)
 
         self._queue.put(write, saved, began=began)
+
+    def _latest_if_same(self, parts: Parts, step: int) -> CheckpointRef | None:
+        """What was saved last where the model is as it was then: validation, which came between, changes no tensor.
+
+        A family's could change buffers; these are compared.
+        """
+        latest = self._latest
+        if latest is None or latest.metadata.step != step:
+            return None
+        own = _own_buffers(parts)
+        same = all(torch.equal(own[name].cpu(), kept) for name, kept in self._buffers.items())
+        if self._ranks.sharded:
+            same = self._ranks.first(lambda: same)
+        return latest if same else None
+
+    def _save_again(self, latest: CheckpointRef, snapshot: Snapshot) -> str:
+        writer = self._writer
+
+        def save() -> str:
+            assert writer is not None
+            return str(writer.save_again(latest, snapshot).reference)
+
+        return self._ranks.first(save) if self._ranks.sharded else save()
 
     def _snapshot(
         self, parts: Parts, state: TrainingState, *, final: bool, is_best: bool, metrics: Mapping[str, float]
@@ -226,6 +261,10 @@ def local_part(tensor: Tensor) -> Tensor:
     """The part of a tensor that lies on this rank."""
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()
+
+
+def _own_buffers(parts: Parts) -> dict[str, Tensor]:
+    return {name: local_part(tensor) for name, tensor in parts.own.named_buffers()}
 
 
 def _groups(parts: Parts, owned: Ownership | None) -> dict[str, dict[str, Tensor]]:
