@@ -325,7 +325,7 @@ def _validate_and_save(run: _Fit, *, due_save: bool) -> None:
     """Validate between steps, the save that is due before it.
 
     Metrics are in the checkpoints that need them: a best one, and where several are kept by the metric every due one;
-    these are committed once more, without their tensors being written again, and of one step retention keeps the newest.
+    these are committed once more, no tensor is written again, and of one step retention keeps the newest.
     """
     if due_save:
         run.commit_before_validation()
