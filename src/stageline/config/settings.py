@@ -44,6 +44,9 @@ class TrainerConfig(Settings):
     """Optimizer steps of the stage; null takes `max_epochs`, or else the stage's own default."""
     max_epochs: int | None = Field(default=None, ge=1)
     """Passes over the training data instead of `max_steps`."""
+    extend: bool = added(False)
+    """Go on from this stage's finished, shorter training of the same settings, for a total of `max_steps` or
+    `max_epochs`. Needs a constant schedule and no `warmup_fraction`; the result is not that of one long training."""
     batch_size: int = Field(default=8, ge=1)
     """Samples per rank and micro-batch. Effective batch = batch_size x accumulate_grad_batches x ranks."""
     accumulate_grad_batches: int = Field(default=1, ge=1)

@@ -10,6 +10,7 @@ from stageline.checkpoint.layout import Survey
 from stageline.checkpoint.metadata import CheckpointMetadata
 from stageline.checkpoint.retention import superseded
 from stageline.checkpoint.usercode import code_digests
+from stageline.config import RunConfig
 from stageline.errors import CheckpointError, StagelineError
 from stageline.stage import Stage, num_steps, refuse_split, stage_config, stage_fingerprint
 from stageline.work.data import inputs_digest
@@ -20,6 +21,7 @@ from stageline.work.differences import (
     expected_seconds,
     recorded_parameters,
 )
+from stageline.work.extending import extend
 from stageline.work.externals import recorded_digests
 from stageline.work.inputs import data_inputs
 from stageline.work.other_runs import look_elsewhere
@@ -108,8 +110,8 @@ def _compare(work: StageWork, survey: Survey) -> StageWork:
     contents = {role: ref.content for role, ref in work.sources.items()}
     code = code_digests(work.config)
 
-    def fingerprint_with(digests: Mapping[str, str]) -> str:
-        return stage_fingerprint(work.config, work.stage, inputs_digest(inputs), contents, digests, code)
+    def fingerprint_with(digests: Mapping[str, str], config: RunConfig | None = None) -> str:
+        return stage_fingerprint(config or work.config, work.stage, inputs_digest(inputs), contents, digests, code)
 
     wanted = fingerprint_with(work.digests)
     work = replace(work, fingerprint=wanted)
@@ -129,6 +131,10 @@ def _compare(work: StageWork, survey: Survey) -> StageWork:
                 work, action="continue", reasons=(why,), from_step=step, reference=reference, ref=last, seconds=seconds
             )
         )
+    if work.config.trainer.extend:
+        longer = extend(work, survey, lambda config: fingerprint_with(work.digests, config))
+        if longer is not None:
+            return longer
     if work.recorded is None:
         return look_elsewhere(replace(work, reasons=("never recorded",)))
     before = recorded_digests(work.recorded, work.digests)

@@ -112,6 +112,7 @@ class StageWork(Work):
     externals: weights of others that it needs.  digests: name -> digest of each; of one that is not locked, none.
     inputs: split -> what it is made from; None while undecided.
     ref: the finished checkpoint that it hands on, or the one to continue.
+    extends: stage fingerprint of the finished, shorter training that it goes on from; "" for none.
     steps: of the whole stage; None while the number of samples is unknown.  from_step: where it goes on.
     parameters: tensor elements that an earlier run recorded.
     waiting: why a parent or the data have to be made first.
@@ -126,6 +127,7 @@ class StageWork(Work):
     digests: Mapping[str, str] = field(default_factory=dict)
     inputs: Mapping[str, str] | None = None
     ref: CheckpointRef | None = None
+    extends: str = ""
     steps: int | None = None
     from_step: int = 0
     parameters: Mapping[str, int] | None = None

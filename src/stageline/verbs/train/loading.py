@@ -27,7 +27,8 @@ from stageline.work.work import StageWork
 
 
 def admit_resume(work: StageWork, ref: CheckpointRef) -> None:
-    """Raise unless a checkpoint is this very stage's, whole, and equal in every fact."""
+    """Raise unless a checkpoint is this very stage's, or the shorter one's that it extends, whole, and equal in every
+    fact."""
     admit(
         ref,
         "resume",
@@ -35,8 +36,8 @@ def admit_resume(work: StageWork, ref: CheckpointRef) -> None:
         stages=[work.stage.name],
         facts=work.family.facts(work.config, work.stage),
         rules=work.family.fact_rules,
-        stage_fingerprint=work.fingerprint,
-        settings=stage_settings(work.config),
+        stage_fingerprint=work.extends or work.fingerprint,
+        settings=None if work.extends else stage_settings(work.config),
         name_facts=work.family.name_facts,
         hashes=False,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -125,7 +125,8 @@ def _train(session: Session, config: RunConfig, work: StageWork, data: str, stop
         "version": __version__,
     }
     ranks.agree("the config", flatten(agreed))
-    action, name = ranks.first(lambda: _begin(session, config, work))
+    action, name, extends = ranks.first(lambda: _begin(session, config, work))
+    work = replace(work, extends=extends)
     session.owned = True
     ref = resolve(name) if name else None
     if action == "reuse" and ref is not None:
@@ -149,7 +150,7 @@ def _again(config: RunConfig, work: StageWork) -> StageWork:
     return again
 
 
-def _begin(session: Session, config: RunConfig, work: StageWork) -> tuple[Action, str]:
+def _begin(session: Session, config: RunConfig, work: StageWork) -> tuple[Action, str, str]:
     """Rank 0: take the stage directory and look again what there is to do, now that nobody else writes there.
 
     A checkpoint to continue is read whole once; what is damaged is set aside and the one before it taken.
@@ -168,7 +169,7 @@ def _begin(session: Session, config: RunConfig, work: StageWork) -> tuple[Action
         again = _again(config, work)
     if again.ref is None:
         work.stage_dir.record_parents({role: ref.reference for role, ref in work.sources.items()})
-    return again.action, again.reference
+    return again.action, again.reference, again.extends
 
 
 def _hand_on(session: Session, config: RunConfig, work: StageWork) -> str:
@@ -202,6 +203,8 @@ def _fit(
             may_lack_gradient=work.family.may_lack_gradient(work.config, work.stage),
         )
         state = TrainingState() if ref is None else restore(parts, ref)
+        if work.extends:
+            state = state.model_copy(update={"best": None})  # the best of this training is one of its own checkpoints
     owned, holders = _owned(work, parts, seeding, ref)
     family = load_family(work.family.name)
     with memory_advice(settings, "preparing the model"):
