@@ -106,6 +106,14 @@ class FeatureStore:
         self._table.refresh()
         return [name for name in wanted if not self._table.has(name)]
 
+    def has(self, name: str) -> bool:
+        """Whether an entry is known to be there and not to be damaged; asks nobody, see `refresh`."""
+        return self._table.has(name)
+
+    def refresh(self) -> None:
+        """Learn of what others wrote since the last look at the store."""
+        self._table.refresh()
+
     def read(self, name: str) -> Array:
         """The array of an entry, read-only; bfloat16 comes as float32 with the same values.
 

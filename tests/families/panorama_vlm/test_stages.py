@@ -17,6 +17,7 @@ from stageline.checkpoint.tensors import read_tensors
 from stageline.errors import StagelineError
 from stageline.families import load_family
 from stageline.families.panorama_vlm.config import FAMILY_CONFIG, STAGES
+from stageline.families.panorama_vlm.model.assembly import PanoramaModel
 from stageline.families.panorama_vlm.task import VisionTask
 from stageline.families.panorama_vlm.vision_loss import _recoloured
 from stageline.stage import stage_config
@@ -74,16 +75,24 @@ def test_a_step_may_be_split(root: Path, tmp_path: Path, chain: dict[str, Checkp
         torch.testing.assert_close(value, found[1][name], atol=1e-5, rtol=0, msg=name)
 
 
-def test_cached_features_change_nothing(root: Path, chain: dict[str, CheckpointRef]) -> None:
-    """Features of the frozen tower from the store, or computed in each step: the same losses."""
-    data = str(prepare_data(small(root)).reference)
-    found = []
-    for run, cached in (("cached", "true"), ("computed", "false")):
-        keys = ("trainer.max_steps=3", "stages=[resampler]", f"runtime.cache_vision_features={cached}")
-        own = small(root, *keys, f"parents.resampler.default={chain['vision'].uri}", run=run)
-        result = train_stage(own, "resampler", data=data)
-        found.append(result.metrics["val_loss"])
+def test_cached_features_change_nothing(
+    root: Path, chain: dict[str, CheckpointRef], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features of the frozen tower are the same in each step, kept or not, and computed once for all runs."""
+    data, encoded = str(prepare_data(small(root)).reference), []
+    encode = PanoramaModel.encode
+    monkeypatch.setattr(PanoramaModel, "encode", lambda *given: encoded.append(len(given[1])) or encode(*given))
+    found, counts = [], []
+    for run, cached in (("computed", "false"), ("cached", "true"), ("again", "true")):
+        keys = ("trainer.max_steps=10", "stages=[resampler]", f"runtime.cache_vision_features={cached}")
+        own = small(root, *keys, f"parents.resampler.default={chain['vision'].uri}", "seed=1", run=run)
+        found.append(train_stage(own, "resampler", data=data).metrics["val_loss"])
+        counts.append(sum(encoded))
+        encoded.clear()
     assert found[0] == pytest.approx(found[1], abs=1e-6)
+    assert found[1] == found[2]
+    assert counts[0] > 6 >= counts[1], "four pictures to train on and two to validate with"
+    assert counts[2] == 0
 
 
 def test_without_overlap_vision_trains_on_turned_tiles(tmp_path: Path) -> None:
@@ -134,6 +143,25 @@ def test_two_ranks_of_vision_are_one_with_twice_the_batch(tmp_path: Path, statis
     assert whole.keys() == halves.keys()
     for name, value in whole.items():
         torch.testing.assert_close(halves[name], value, atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_ranks_with_shards_need_the_frozen_tower_at_different_times(tmp_path: Path) -> None:
+    """FSDP2: each rank computes the features of its own pictures, and the loss is that of one rank."""
+    keys = ("stages=[resampler]", "trainer.max_steps=6")
+    one = small(tmp_path, *keys, "trainer.batch_size=4", run="one")
+    two = small(tmp_path, *keys, "trainer.batch_size=2", "trainer.processes=2", "trainer.strategy=fsdp2", run="two")
+    data = str(prepare_data(one).reference)
+
+    def body(rank: int) -> float:
+        del rank
+        return float(train_stage(two, "resampler", data=data).metrics["val_loss"])
+
+    ends = run_ranks(body, 2, tmp_path / "ranks")
+    assert [end.code for end in ends] == [0, 0], ends
+    (alone,) = run_ranks(lambda _: float(train_stage(one, "resampler", data=data).metrics["val_loss"]), 1, tmp_path)
+    assert ends[0].value == pytest.approx(alone.value, abs=1e-5)
 
 
 def first_gradient(run: Path) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -157,7 +158,7 @@ class _Evaluator:
                 assert picture.pixels is not None
                 columns = picture.pixels.shape[-1] // ROLL_PART
                 seen = None if picture.seen is None else picture.seen.roll(columns, -1)
-                turned.append(type(picture)(picture.number, picture.pixels.roll(columns, -1), seen=seen))
+                turned.append(replace(picture, pixels=picture.pixels.roll(columns, -1), seen=seen))
             return Batch(turned, batch.rows, batch.text)
         return batch
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from stageline.families.panorama_vlm.data.sets import Picture
+from stageline.data.features import FeatureStore
+from stageline.families.panorama_vlm.data.sets import Picture, PictureSet
 from stageline.families.panorama_vlm.geometry.projection import global_picture, project
 from stageline.families.panorama_vlm.geometry.tokens import seen_tokens
 from stageline.families.panorama_vlm.geometry.views import View, wrap
@@ -18,6 +20,9 @@ from stageline.families.panorama_vlm.model.tower import packed
 if TYPE_CHECKING:
     from stageline.families.panorama_vlm.config import PanoramaVlmConfig
     from stageline.families.panorama_vlm.model.assembly import PanoramaModel
+
+WAITING_BYTES, WAITING_SECONDS = 64 << 20, 30.0
+"""Features that were computed are written as soon as one of these is reached: what a kill can cost."""
 
 
 def cut_views(config: PanoramaVlmConfig, pictures: Sequence[Picture]) -> Tensor:
@@ -71,14 +76,74 @@ def batch_tokens(model: PanoramaModel, pictures: Sequence[Picture], features: Te
     return model.image_tokens(features, torch.stack(seen)).tokens
 
 
-def batch_features(config: PanoramaVlmConfig, model: PanoramaModel, pictures: Sequence[Picture]) -> Tensor:
-    """Features (B, V, S, D_v) of pictures: those that are computed already, and the frozen tower's for the others."""
+def batch_features(
+    config: PanoramaVlmConfig, model: PanoramaModel, pictures: Sequence[Picture], keeper: FeatureKeeper | None = None
+) -> Tensor:
+    """Features (B, V, S, D_v) of pictures: those that are computed already, and the frozen tower's for the others.
+
+    keeper: keeps what is computed here.
+    """
     missing = [picture for picture in pictures if picture.features is None]
     device = next(model.parameters()).device
     found: dict[int, Tensor] = {}
-    if missing:
+    if keeper is not None:
+        found = {picture.number: keeper.features(config, model, picture) for picture in missing}
+    elif missing:
         with torch.no_grad():
             made = model.encode(cut_views(config, missing).to(device))
         found = {picture.number: features for picture, features in zip(missing, made, strict=True)}
-    parts = [found[p.number] if p.features is None else p.features.to(device) for p in pictures]
-    return torch.stack([part.float() for part in parts])
+    parts = [found[p.number] if p.features is None else p.features for p in pictures]
+    return torch.stack([part.to(device).float() for part in parts])
+
+
+@dataclass
+class FeatureKeeper:
+    """Features of a frozen tower, computed when a picture is first used, and kept for whoever comes next.
+
+    store: where they are kept.  waiting: id of a picture -> (V, S, D_v) on the CPU, computed here and not written yet.
+    """
+
+    store: FeatureStore
+    waiting: dict[str, Tensor] = field(default_factory=dict)
+    _since: float = 0.0
+
+    def refuse_full(self, pictures: Sequence[PictureSet], shape: tuple[int, ...], kind: torch.dtype) -> None:
+        """DiskFullError where the features of these pictures that are not kept yet have no room.
+
+        shape: of one picture's features.  kind: number format in which they are kept.
+        """
+        self.store.refresh()
+        missing = sum(not self.store.has(found.id(number)) for found in pictures for number in range(len(found)))
+        self.store.refuse_full(missing * torch.Size(shape).numel() * kind.itemsize)
+
+    @torch.no_grad()
+    def features(self, config: PanoramaVlmConfig, model: PanoramaModel, picture: Picture) -> Tensor:
+        """Features (V, S, D_v) of a picture that are not in the store, as they will be read from there.
+
+        Each picture goes through the tower alone and without autocast, so that they depend on nothing else.
+        """
+        if picture.id not in self.waiting:
+            device = next(model.parameters()).device
+            with torch.autocast(device.type, enabled=False):
+                (made,) = model.encode(cut_views(config, [picture]).to(device))
+            if not self.waiting:
+                self._since = time.monotonic()
+            self.waiting[picture.id] = made.to(kept_format(device)).cpu()
+        found = self.waiting[picture.id]
+        size = found.nbytes * len(self.waiting)
+        if size >= WAITING_BYTES or time.monotonic() - self._since >= WAITING_SECONDS:
+            self.write()
+        return found
+
+    def write(self) -> None:
+        """Put what waits into the store."""
+        if self.waiting:
+            with self.store.writer() as writer:
+                for name, value in self.waiting.items():
+                    writer.add(name, value)
+            self.waiting.clear()
+
+
+def kept_format(device: torch.device) -> torch.dtype:
+    """Number format in which features of a device are kept."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -2,8 +2,8 @@
 
 `vision` trains the tower's last blocks so that neighbouring views agree where they see the same (`vision_loss`).
 `resampler` and `finetune` train on the response tokens of questions about panoramas; the loss is a sum over label
-tokens, so that a step may be split into any micro-batches. Where the tower is frozen, its features are computed once
-per picture and kept below the root.
+tokens, so that a step may be split into any micro-batches. Where the tower is frozen, its features are computed when a
+picture is first used and kept below the root.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from stageline.contract import ParameterGroup, SampleKey, Samples, Workspace
 from stageline.data.features import FeatureStore
@@ -23,7 +23,6 @@ from stageline.data.prepared import PreparedData
 from stageline.families.panorama_vlm.data.sets import (
     Batch,
     Panoramas,
-    PictureSet,
     Questions,
     collate_pictures,
     collate_samples,
@@ -34,7 +33,13 @@ from stageline.families.panorama_vlm.data.sets import (
 from stageline.families.panorama_vlm.data.text import PromptBuilder, response_loss
 from stageline.families.panorama_vlm.externals import trained_tower
 from stageline.families.panorama_vlm.facts import facts
-from stageline.families.panorama_vlm.features import batch_features, batch_tokens, cut_views
+from stageline.families.panorama_vlm.features import (
+    FeatureKeeper,
+    batch_features,
+    batch_tokens,
+    cut_views,
+    kept_format,
+)
 from stageline.families.panorama_vlm.model.assembly import (
     PanoramaModel,
     build_model,
@@ -53,8 +58,6 @@ if TYPE_CHECKING:
 
 UNDECAYED = ("*.A_log", "*.dt_bias", "*.D", "*queries*", "resampler.scale")
 """Weights without weight decay beside norms and biases."""
-ENCODE_AT_ONCE = 8
-"""Panoramas whose views go through the tower together while features are computed."""
 
 
 class PanoramaTask:
@@ -79,9 +82,12 @@ class PanoramaTask:
         model.train()
 
     def shard_units(self) -> Sequence[nn.Module]:
-        """Blocks of the tower and of the language model."""
+        """Blocks of the tower where it trains, and of the language model.
+
+        Ranks need a frozen tower for different numbers of pictures, so it must not be gathered block by block.
+        """
         modules = dict(self.network.vision.named_modules())
-        units = [modules[name] for name in block_names(self.network.vision)]
+        units = [modules[name] for name in block_names(self.network.vision)] if trained_tower(self.config) else []
         if self.network.language is not None:
             units += list(self.network.language.model.layers)  # type: ignore[arg-type, union-attr]
         return units
@@ -171,6 +177,7 @@ class TextTask(PanoramaTask):
         self.train_set = open_questions(data, "train", self.builder)
         self.val_set = open_questions(data, "val", self.builder)
         self.frozen_tower = not trained_tower(config)
+        self.keeper: FeatureKeeper | None = None
 
     def batch_items(self, epoch: int) -> Sequence[SampleKey] | None:
         """Pictures at random, all questions about one together."""
@@ -181,27 +188,23 @@ class TextTask(PanoramaTask):
         return collate_samples(samples, self.special.pad)
 
     def begin(self, workspace: Workspace) -> None:
-        """Compute the frozen tower's features of all pictures, or find them where another stage or run left them."""
+        """Find features of the frozen tower where another stage or run left them; there must be room for the others."""
         if not (self.frozen_tower and self.config.runtime.cache_vision_features):
             return
         key = features_key(self.config, self.network.vision)
         store = FeatureStore.open(workspace.store, key, self.config.data.cache_bytes)
-        for questions in (self.train_set, self.val_set):
-            pictures = questions.pictures
-            store.fill([pictures.id(number) for number in range(len(pictures))], partial(self._encoded, pictures))
+        self.keeper = FeatureKeeper(store)
+        sets = [questions.pictures for questions in (self.train_set, self.val_set)]
+        shape = (*self.network.token_dirs.shape[:2], self.config.model.vision.hidden_size)
+        self.keeper.refuse_full(sets, shape, kept_format(next(self.network.parameters()).device))
+        for pictures in sets:
             pictures.features = store
 
-    @torch.no_grad()
-    def _encoded(self, pictures: PictureSet, ids: Sequence[str]) -> Iterable[tuple[str, Tensor]]:
-        places = {pictures.id(number): number for number in range(len(pictures))}
-        numbers = [places[name] for name in ids]
-        device = next(self.network.parameters()).device
-        for start in range(0, len(numbers), ENCODE_AT_ONCE):
-            chunk = [pictures.pixels(number) for number in numbers[start : start + ENCODE_AT_ONCE]]
-            views = cut_views(self.config, chunk).to(device)
-            features = self.network.encode(views).to(torch.bfloat16 if device.type == "cuda" else torch.float32)
-            for picture, values in zip(chunk, features.cpu(), strict=True):
-                yield pictures.id(picture.number), values
+    def set_train_mode(self, model: nn.Module) -> None:
+        """Train mode; what validation computed of the frozen tower before it is kept now."""
+        super().set_train_mode(model)
+        if self.keeper is not None:
+            self.keeper.write()
 
     def loss(self, model: nn.Module, batch: Batch, context: StepContext) -> StageLoss:
         """Cross-entropy of the response tokens, summed."""
@@ -212,7 +215,7 @@ class TextTask(PanoramaTask):
     def _response_loss(self, network: PanoramaModel, batch: Batch) -> tuple[Tensor, int]:
         assert batch.text is not None
         if self.frozen_tower:
-            features = batch_features(self.config, network, batch.pictures)
+            features = batch_features(self.config, network, batch.pictures, self.keeper)
         else:
             features = network.encode(cut_views(self.config, batch.pictures))
         tokens = batch_tokens(network, batch.pictures, features)[batch.rows]
@@ -238,11 +241,15 @@ def features_key(config: PanoramaVlmConfig, vision: nn.Module) -> dict[str, Any]
 
 
 def weights_digest(module: nn.Module) -> str:
-    """SHA-256 (hex) of a module's tensors, names and number formats; the same weights from any checkpoint give it."""
+    """SHA-256 (hex) of a module's tensors, names and number formats; the same weights from any checkpoint give it.
+
+    A collective where the tensors are sharded.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"")
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"")
     return digest.hexdigest()
 
 

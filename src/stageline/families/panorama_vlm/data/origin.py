@@ -13,8 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stageline.data.splits import Split
-from stageline.errors import DataError
-from stageline.families.panorama_vlm.data.rows import CheckImage, Row, Table, distinct_images, read_rows
+from stageline.families.panorama_vlm.data.rows import (
+    CheckImage,
+    Row,
+    Table,
+    distinct_images,
+    named_images,
+    read_rows,
+)
 
 if TYPE_CHECKING:
     from stageline.families.panorama_vlm.config import PanoramaVlmConfig
@@ -94,20 +100,11 @@ def picture_files(config: PanoramaVlmConfig, name: str) -> tuple[Path, ...]:
 
 @lru_cache(maxsize=64)
 def _pictures_named(stamps: tuple[tuple[str, int, int], ...], root: str | None, cache: str | None) -> tuple[Path, ...]:
-    """The pictures that CSV files name. stamps: (path, time, size) of each file."""
-    if not stamps:
-        return ()
-    try:
-        table = read_rows(
-            [Path(path) for path, _, _ in stamps],
-            lambda _path, _hfov, _vfov: None,
-            image_root=_folder(root),
-            url_cache=_folder(cache),
-            with_text=False,
-        )
-    except DataError:
-        return ()  # preparing lists its faults
-    return tuple({row.path for row in (*table.rows, *(aside.row for aside in table.set_aside))})
+    """The pictures that CSV files name; none where a file has faults, which preparing lists.
+
+    stamps: (path, time, size) of each file.
+    """
+    return named_images([Path(path) for path, _, _ in stamps], _folder(root), _folder(cache))
 
 
 def read_table(config: PanoramaVlmConfig, name: str, check_image: CheckImage, *, text: bool) -> Table:

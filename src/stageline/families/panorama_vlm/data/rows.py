@@ -216,6 +216,20 @@ def distinct_images(rows: Sequence[Row]) -> list[Row]:
     return list(first.values())
 
 
+def named_images(files: Sequence[Path], image_root: Path | None, url_cache: Path | None) -> tuple[Path, ...]:
+    """The picture files that CSV files name, each once, whether or not they are there; () for files with faults.
+
+    image_root, url_cache: as for `read_rows`. Holds no text.
+    """
+    faults = Faults(DataError, "rows", "mend the CSV files")
+    found = {
+        locate_image(cell.row.image, image_root or file.parent, url_cache)[0]: None
+        for file in files
+        for cell in _read_file(file, faults, with_text=False)
+    }
+    return () if faults.found else tuple(found)
+
+
 def locate_image(value: str, root: Path, url_cache: Path | None) -> tuple[Path, tuple[str, str] | None]:
     """The file that an image cell means, and the class and message of what is wrong with the cell.
 

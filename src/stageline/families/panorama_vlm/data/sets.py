@@ -7,7 +7,7 @@ process that is. Views are cut from pixels on the device, after batching.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,19 +35,20 @@ class Picture:
     """One reduced panorama.
 
     pixels: (3, H, W) uint8 or uint16, or None where `features` are there.  features: (V, S, D_v) of the frozen tower.
-    seen: (H, W) bool, where a partial panorama has pixels; None where everywhere.
+    seen: (H, W) bool, where a partial panorama has pixels; None where everywhere.  id: that its features are kept by.
     """
 
     number: int
     pixels: Tensor | None = None
     features: Tensor | None = None
     seen: Tensor | None = None
+    id: str = ""
 
 
-def picture_of(pixels: NDArray[Any], seen: NDArray[Any] | None = None, number: int = 0) -> Picture:
-    """A panorama (H, W, 3) of uint8 or uint16 as a picture of its own memory. seen: (H, W) bool."""
+def picture_of(pixels: NDArray[Any], seen: NDArray[Any] | None = None, number: int = 0, name: str = "") -> Picture:
+    """A panorama (H, W, 3) of uint8 or uint16 as a picture of its own memory. seen: (H, W) bool.  name: its id."""
     own = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
-    return Picture(number, own, seen=None if seen is None else torch.from_numpy(np.array(seen)))
+    return Picture(number, own, seen=None if seen is None else torch.from_numpy(np.array(seen)), id=name)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ class Batch:
         def move(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device)
 
-        pictures = [Picture(p.number, move(p.pixels), move(p.features), move(p.seen)) for p in self.pictures]
+        pictures = [
+            replace(p, pixels=move(p.pixels), features=move(p.features), seen=move(p.seen)) for p in self.pictures
+        ]
         text = None if self.text is None else _moved(self.text, device)
         return Batch(pictures, self.rows.to(device), text)
 
@@ -93,12 +96,13 @@ def _moved(text: TextBatch, device: torch.device | str) -> TextBatch:
 class PictureSet:
     """The distinct panoramas of a split, by number.
 
-    features: the frozen tower's, once they are computed.
+    features: where those of the frozen tower are kept, and may be missing.
     """
 
     split: SplitReader
     features: FeatureStore | None = None
     ids: dict[int, str] = field(default_factory=dict)
+    epoch: int | None = None
 
     def __len__(self) -> int:
         return len(self.split)
@@ -112,11 +116,17 @@ class PictureSet:
     def pixels(self, number: int) -> Picture:
         """A panorama's pixels."""
         arrays = self.split.arrays(number)
-        return picture_of(arrays["erp"], arrays.get("seen"), number)
+        return picture_of(arrays["erp"], arrays.get("seen"), number, self.id(number))
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Learn, once per epoch and process, of features that others computed."""
+        if self.features is not None and epoch != self.epoch:
+            self.features.refresh()
+            self.epoch = epoch
 
     def picture(self, number: int) -> Picture:
-        """A panorama's features where they are computed, else its pixels."""
-        if self.features is None:
+        """A panorama's features where they are kept, else its pixels."""
+        if self.features is None or not self.features.has(self.id(number)):
             return self.pixels(number)
         seen = None
         if self.has_parts:
@@ -148,7 +158,7 @@ class Panoramas:
             rng = seeded("yaw_roll", self.seed, epoch, number)
             columns = int(torch.randint(picture.pixels.shape[-1], (), generator=rng))
             seen = None if picture.seen is None else picture.seen.roll(columns, -1)
-            picture = Picture(number, picture.pixels.roll(columns, -1), seen=seen)
+            picture = replace(picture, pixels=picture.pixels.roll(columns, -1), seen=seen)
         return picture
 
 
@@ -173,7 +183,9 @@ class Questions:
         return self.builder.training_text(fields["query"], fields["response"])
 
     def __getitem__(self, item: Any, /) -> Sample:
-        row = item[1] if isinstance(item, tuple) else item
+        epoch, row = item if isinstance(item, tuple) else (None, item)
+        if epoch is not None:
+            self.pictures.begin_epoch(epoch)
         return Sample(self.pictures.picture(self.number(row)), self.text(row))
 
 
