@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from stageline.data.quarantine import SetAside
 from stageline.errors import ConfigError, DataError
+from stageline.families.panorama_vlm.data.origin import distinct_images
 from stageline.families.panorama_vlm.data.rows import (
     KINDS,
     MAX_FIELD,
     cached_name,
     check_quarantine,
-    distinct_images,
     read_rows,
 )
 

@@ -7,7 +7,7 @@ leave pictures alone, and stage `vision` reads pictures only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,6 @@ from stageline.families.panorama_vlm.data.rows import (
     CheckImage,
     Row,
     Table,
-    distinct_images,
     named_images,
     read_rows,
 )
@@ -130,6 +129,14 @@ def field_of_view(config: PanoramaVlmConfig, row: Row) -> tuple[float | None, fl
         config.data.erp_hfov_deg if row.erp_hfov_deg is None else row.erp_hfov_deg,
         config.data.erp_vfov_deg if row.erp_vfov_deg is None else row.erp_vfov_deg,
     )
+
+
+def distinct_images(rows: Sequence[Row]) -> list[Row]:
+    """The first row of each picture file."""
+    first: dict[Path, Row] = {}
+    for row in rows:
+        first.setdefault(row.path, row)
+    return list(first.values())
 
 
 def pictures_of(config: PanoramaVlmConfig, table: Table) -> list[tuple[Path, float | None, float | None]]:

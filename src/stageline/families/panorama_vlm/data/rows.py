@@ -208,14 +208,6 @@ def check_quarantine(table: Table, on_bad: str, max_bad_fraction: float, split: 
         raise quarantine.QuarantineError(error.message, remedy=error.remedy, set_aside=listed) from None
 
 
-def distinct_images(rows: Sequence[Row]) -> list[Row]:
-    """The first row of each picture file."""
-    first: dict[Path, Row] = {}
-    for row in rows:
-        first.setdefault(row.path, row)
-    return list(first.values())
-
-
 def named_images(files: Sequence[Path], image_root: Path | None, url_cache: Path | None) -> tuple[Path, ...]:
     """The picture files that CSV files name, each once, whether or not they are there; () for files with faults.
 
