@@ -19,7 +19,9 @@ SMALL = (
 CHAIN = ("vision", "resampler", "finetune")
 
 
-def small(root: Path, *overrides: str, run: str = "small", data: dict[str, Any] | None = None) -> PanoramaVlmConfig:
+def small(
+    root: Path | str, *overrides: str, run: str = "small", data: dict[str, Any] | None = None
+) -> PanoramaVlmConfig:
     """The preset `tiny`, shrunk. data: takes the place of the made rooms."""
     raw = raw_preset("panorama_vlm", "tiny")
     raw["data"] = data or raw["data"]

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from ranks import run_ranks
 from runs import small, trained
+from store.conftest import BUCKET, s3_endpoint, s3_environment
 
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.checkpoint.tensors import read_tensors
@@ -29,12 +30,16 @@ from stageline.families.panorama_vlm.data.made import draw_room, make_room
 from stageline.families.panorama_vlm.data.sets import collate_questions
 from stageline.families.panorama_vlm.model.assembly import build_tokenizer
 from stageline.families.panorama_vlm.task import build_task
+from stageline.plan import make_plan
 from stageline.stage import stage_config
+from stageline.store import open_store
 from stageline.verbs.compare.comparison import compare_evaluations
 from stageline.verbs.evaluate import rows
 from stageline.verbs.evaluate.evaluation import evaluate_checkpoint
 from stageline.verbs.prepare import prepare_data
 from stageline.verbs.train import train_stage
+
+__all__ = ["s3_endpoint", "s3_environment"]
 
 OVERLAP0 = "image_processing.overlap_ratio=0"
 SHORT = "trainer.max_steps=2"
@@ -87,6 +92,34 @@ def test_vision_parents_of_another_run_serve_overlap_0(
     tower = [name for name in before if name.startswith("vision.")]
     assert tower
     assert all(torch.equal(before[name], after[name]) for name in tower)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("origin", ["bimamba", "mlp"])
+def test_vision_parents_serve_overlap_0_through_an_object_store(
+    root: Path, parents: dict[str, CheckpointRef], tmp_path: Path, s3_environment: str, origin: str
+) -> None:
+    """Check 17: what becomes of their sections is the same, planned and done, here and in S3."""
+    place, given = open_store(f"s3://{BUCKET}/{tmp_path.name}"), parents[origin]
+    local = open_store(root)
+    for info in local.list(f"runs/{given.metadata.run}"):
+        place.put(info.key, local.get(info.key))
+    named = given.uri.removeprefix(f"{root}/")
+    keys = (OVERLAP0, SHORT, "model.resampler_type=bimamba", "stages=[resampler]", f"parents.resampler.default={named}")
+    here, there = (small(where, *keys, run="overlap0") for where in (root, place.uri))
+    planned = [
+        {role: [part.to_json() for part in parts] for role, parts in make_plan(config)["resampler"].sections.items()}
+        for config in (here, there)
+    ]
+    ref = trained(there, "resampler")["resampler"]
+    told = ref.metadata.parents["default"]
+    assert told.content == given.content
+    assert planned == [{"default": told.sections}] * 2
+    outcomes = {part["section"]: part["outcome"] for part in told.sections}
+    assert outcomes == {"vision": "load or external", "projector": "drop", "pe": "fresh", "resampler": "fresh"}
+    before, after = read_tensors(given, "raw"), read_tensors(ref, "raw")
+    for name in (name for name in before if name.startswith("vision.")):
+        assert torch.equal(before[name], after[name]), name
 
 
 def test_the_same_resampler_of_other_shapes_is_refused(root: Path, parents: dict[str, CheckpointRef]) -> None:
