@@ -116,6 +116,8 @@ def line_chart(
         return tag(
             "figure", tag("figcaption", title), tag("p", "Nothing was recorded.", class_="quiet"), values(title, series)
         )
+    if all(len(s.points) == 1 for s in drawn) and all(mark.kind == "saved" for mark in marks):
+        return single_values(title, drawn)
     last = max([last_step, 1.0, *(x for s in drawn for x, _ in s.points), *(m.x for m in marks)])
     ys = [y for s in drawn for _, y in s.points if math.isfinite(y)]
     x_axis = Axis(0.0, last, LEFT, WIDTH - RIGHT)
@@ -141,6 +143,13 @@ def line_chart(
         values(title, series, marks),
         id=f"chart-{anchor(title)}",
     )
+
+
+def single_values(title: str, series: Sequence[Series]) -> Markup:
+    """What was recorded once, as numbers: one point is no curve."""
+    rows: list[list[Child]] = [[s.label, number(s.points[0][1]), number(s.points[0][0])] for s in series]
+    shown = table(["what", "value", "step"], rows, caption="Recorded once", class_="numbers")
+    return tag("figure", tag("figcaption", title), shown, id=f"chart-{anchor(title)}")
 
 
 def summary(series: Series) -> str:

@@ -71,6 +71,13 @@ def number(value: Any, digits: int = 4) -> Markup:
     return tag("data", rounded(value, digits), value=json.dumps(value))
 
 
+def measured(value: float, decimals: int = 4) -> Markup:
+    """A finite number with so many decimals, so that columns line up; whole ones from 10 on are counts."""
+    if not math.isfinite(value) or (float(value).is_integer() and abs(value) >= 10):
+        return number(value)
+    return tag("data", f"{value:.{decimals}f}", value=json.dumps(value))
+
+
 def rounded(value: float, digits: int = 4) -> str:
     """A number for people: whole ones with thin spaces, others with `digits` significant digits."""
     if isinstance(value, float) and not math.isfinite(value):

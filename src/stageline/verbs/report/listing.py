@@ -10,6 +10,7 @@ from stageline.checkpoint.lease import held_by
 from stageline.checkpoint.stage_dir import StageDir
 from stageline.errors import StagelineError
 from stageline.store import Store
+from stageline.verbs.report.overview import main_evaluation, main_metric
 from stageline.verbs.report.record import RunRecord, mapping, read_run
 from stageline.verbs.report.status import run_status
 
@@ -93,18 +94,9 @@ def _is_running(root: Store, record: RunRecord) -> bool:
 
 def _outcome(record: RunRecord) -> tuple[str, float | None]:
     """(metric, value) that tells most about a run."""
-    order = [stage.name.split("/")[0] for stage in record.stages]
-
-    def rank(metrics: Mapping[str, Any]) -> tuple[int, int]:
-        told = mapping(metrics.get("checkpoint"))
-        stage, step = told.get("stage"), told.get("step")
-        return (order.index(stage) if stage in order else -1, step if isinstance(step, int) else 0)
-
-    for evaluation in sorted(record.evaluations, key=lambda found: rank(found.metrics), reverse=True):
-        values = mapping(evaluation.metrics.get("metrics"))
-        for name in record.words.main_metrics:
-            if isinstance(values.get(name), int | float):
-                return name, float(values[name])
+    evaluation = main_evaluation(record)
+    if evaluation is not None and (metric := main_metric(evaluation, record.words)):
+        return metric, float(mapping(evaluation.metrics.get("metrics"))[metric])
     for stage in reversed(record.stages):
         if stage.last and stage.last.metadata.best:
             best = stage.last.metadata.best

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stageline.contract import Words
-from stageline.verbs.report.html import Child, Markup, fold, number, plain, size, table, tag
+from stageline.verbs.report.html import Child, Markup, fold, measured, number, plain, size, table, tag
+from stageline.verbs.report.overview import cases_part, places
 from stageline.verbs.report.pictures import Clip, Picture, gallery
 from stageline.verbs.report.record import EvaluationRecord, mapping
 
@@ -19,19 +18,26 @@ MAIN_METRICS = 10
 TOLD = {"split": "split", "weights": "weights", "labels": "labels"}
 """What is told before the numbers of a family that names nothing."""
 PSEUDO = "pseudo"
+TOLD_APART, MAX_SAID = 3, 40
+"""Settings that a heading tells to tell evaluations apart; longest text of one of them."""
 
 
 def metrics_part(evaluations: Sequence[EvaluationRecord], words: Words) -> list[Child]:
     """One table per evaluation."""
     if not evaluations:
         return [tag("p", "Nothing has been evaluated.", class_="quiet")]
-    return [part for record in evaluations for part in evaluation_part(record, words)]
+    titles = titles_of(evaluations, words)
+    return [
+        part
+        for record, title in zip(evaluations, titles, strict=True)
+        for part in evaluation_part(record, words, title)
+    ]
 
 
-def evaluation_part(record: EvaluationRecord, words: Words) -> Iterator[Child]:
+def evaluation_part(record: EvaluationRecord, words: Words, title: str) -> Iterator[Child]:
     """Heading, what a reader has to be warned of, metrics, provenance."""
     provenance = provenance_of(record)
-    yield tag("h3", title_of(record, words))
+    yield tag("h3", title)
     if is_pseudo(record.metrics):
         yield warning(
             "Pseudo-label.",
@@ -50,6 +56,7 @@ def evaluation_part(record: EvaluationRecord, words: Words) -> Iterator[Child]:
     told = words.told or TOLD
     yield tag("p", "; ".join(f"{word} {said(provenance[key])}" for key, word in told.items() if key in provenance))
     yield metrics_tables(record, words)
+    yield cases_part(record, words)
     rows: list[list[Child]] = [[name, plain(value)] for name, value in provenance.items() if name != "warnings"]
     rows += [[name, tag("code", value)] for name, value in references_of(record)]
     yield fold("how it was measured", table(["what", "value"], rows, caption="Provenance"))
@@ -81,6 +88,28 @@ def title_of(record: EvaluationRecord, words: Words) -> str:
     said = [word for word in (mode, f"{PSEUDO}-label" if is_pseudo(record.metrics) else None) if word]
     whole = f"{name} ({', '.join(said)})" if said else name
     return f"{record.name}: {whole}" if record.name else whole
+
+
+def titles_of(evaluations: Sequence[EvaluationRecord], words: Words) -> list[str]:
+    """A heading for each; those that would read alike also tell the settings in which they differ."""
+    plain_titles = [title_of(record, words) for record in evaluations]
+    found = []
+    for record, title in zip(evaluations, plain_titles, strict=True):
+        alike = [other for other, same in zip(evaluations, plain_titles, strict=True) if same == title]
+        told = [
+            f"{key.replace('_', ' ')} {said(value)}"
+            for key, value in sorted(settings_of(record).items())
+            if any(settings_of(other).get(key) != value for other in alike)
+        ]
+        more = f", {len(told) - TOLD_APART} more" if len(told) > TOLD_APART else ""
+        found.append(f"{title}: {', '.join(told[:TOLD_APART])}{more}" if told else title)
+    return found
+
+
+def settings_of(record: EvaluationRecord) -> Json:
+    """Flat settings and provenance of an evaluation whose values fit into a line."""
+    both = dict(flat(mapping(record.metrics.get("settings")))) | dict(flat(provenance_of(record)))
+    return {key: value for key, value in both.items() if len(said(value)) <= MAX_SAID and key != "warnings"}
 
 
 def provenance_of(record: EvaluationRecord) -> Json:
@@ -131,9 +160,7 @@ def measure(value: Any, reason: Any = "") -> Markup:
     """
     if value is None:
         return tag("span", f"none ({reason})" if reason else "none", class_="quiet")
-    if isinstance(value, float) and math.isfinite(value) and not (value.is_integer() and abs(value) >= 10):
-        return tag("data", f"{value:.4f}", value=json.dumps(value))
-    return number(value)
+    return measured(value) if isinstance(value, float) else number(value)
 
 
 def metric_cells(metrics: Any, words: Words) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -174,10 +201,10 @@ def sample_count(counts: Any, name: str) -> Child:
 def pictures_part(evaluations: Sequence[EvaluationRecord], words: Words) -> list[Child]:
     """Every evaluation's pictures and clips."""
     parts: list[Child] = []
-    for record in evaluations:
+    for record, title in zip(evaluations, titles_of(evaluations, words), strict=True):
         if not record.pictures and not record.clips:
             continue
-        parts.append(tag("h3", title_of(record, words)))
+        parts.append(tag("h3", title))
         if provenance_of(record).get("pictures"):
             parts.append(tag("p", str(provenance_of(record)["pictures"])))
         pictures = [Picture(name, data, *described(record, words, name)) for name, data in record.pictures]
@@ -203,7 +230,8 @@ def described(record: EvaluationRecord, words: Words, name: str, kind: str = "pi
     if not rows:
         return stem.replace("_", " ") + pseudo, f"Sample {kind} {stem}{pseudo}"
     prompt = f", prompt {rows[0]['prompt']!r}" if rows[0].get("prompt") else ""
-    caption = f"{rows[0]['id']}{prompt}{pseudo}"
+    place = places(record, words).get(rows[0]["id"], "")
+    caption = f"{rows[0]['id']}{prompt}{pseudo}{f', {place}' if place else ''}"
     alt = f"{columns or f'Sample {kind}'} of {caption}."
     metric = next((m for m in words.main_metrics if any(row.get(m) for row in rows)), "")
     if metric:

@@ -6,6 +6,7 @@ from stageline import __version__
 from stageline.verbs.report.comparisons import comparisons_part
 from stageline.verbs.report.html import Child, Markup, anchor, tag
 from stageline.verbs.report.measurements import metrics_part, pictures_part
+from stageline.verbs.report.overview import overview_part
 from stageline.verbs.report.record import RunRecord
 from stageline.verbs.report.sections import (
     config_part,
@@ -41,6 +42,7 @@ def render_page(record: RunRecord) -> str:
     ]
     links = [tag("li", tag("a", name, href=f"#{anchor(name)}")) for name, _ in parts]
     body = [tag("section", tag("h2", name, id=anchor(name)), content) for name, content in parts]
+    nav = tag("nav", tag("ul", links), aria_label="Parts of this report")
     document = tag(
         "html",
         tag(
@@ -55,7 +57,7 @@ def render_page(record: RunRecord) -> str:
         tag(
             "body",
             head(record),
-            tag("main", tag("nav", tag("ul", links), aria_label="Parts of this report"), failures(record), body),
+            tag("main", failures(record), overview_part(record), nav, body),
             tag("footer", f"Made by stageline {__version__} from the files in the run directory."),
         ),
         lang="en",

@@ -43,7 +43,10 @@ def stage_status(stage: StageRecord) -> Status:
     if stage.failure is not None:
         if stage.failure.is_interruption:
             return stopped
-        left = f"failed; its last checkpoint stands at {of}" if stage.last else "failed before its first checkpoint"
+        reached = max((e["step"] for e in stage.events if isinstance(e.get("step"), int)), default=0)
+        after = f" after step {reached}" if reached else ""
+        place = f"; its last checkpoint stands at {of}" if stage.last else ", before its first checkpoint"
+        left = f"failed{after}{place}"
         return Status("bad", "failed", left)
     if not stage.events and stage.last is None:
         return Status("idle", "not started", "has not started")

@@ -44,6 +44,12 @@ a:focus-visible, summary:focus-visible, .scroll:focus-visible { outline: 2px sol
 .box.bad { border-color: var(--bad); background: var(--bad-paper); color: var(--ink); font-weight: 400; }
 .box.warn { border-color: var(--warn); background: var(--warn-paper); }
 .box p { margin: 6px 0; overflow-wrap: anywhere; white-space: pre-line; }
+.cards { display: grid; gap: 16px; margin: 24px 0 0;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); }
+.card { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 12px 18px; }
+.card h2 { border: 0; margin: 0 0 4px; padding: 0; font-size: .95rem; font-weight: 600; color: var(--quiet); }
+.card table { width: 100%; } .card td, .card th { padding-right: 6px; }
+.card p { margin: 4px 0; font-size: .93rem; } .card p.figure { font-size: 2rem; line-height: 1.2; margin: 0; }
 .scroll { overflow-x: auto; margin: 10px 0; }
 table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--quiet); font-size: .87rem; padding: 2px 0 6px; }

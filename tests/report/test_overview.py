@@ -1,0 +1,138 @@
+"""What a report tells first: the result with its interval, what the conditions do beyond noise, time, each sample."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stageline.store import Store, open_store
+from stageline.verbs.report.overview import estimate
+
+from .page import Page, report_of
+from .run_directory import HandMade, png, training_events
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "runs" / "trees"))
+
+
+def evaluated(store: Store, effect: float, *, samples: int = 24, noise: float = 0.02, **fields: Any) -> Page:
+    """The report of a run whose FiLM adds `effect` to Dice on average, with some noise from sample to sample."""
+    draw = np.random.default_rng(5)
+    run = HandMade(store)
+    run.claim()
+    run.checkpoint("backbone", 80, 80, timing={"seconds": 60.0})
+    run.checkpoint("film", 250, 250, timing={"seconds": 125.0}, environment={"device": "cpu", "ranks": 2})
+    off = [0.5 + 0.3 * draw.random() for _ in range(samples)]
+    on = [value + effect + noise * (draw.random() - 0.5) for value in off]
+    checkpoint = {"stage": "film", "step": 250, "uri": f"{store.uri}/film/checkpoints/step-00000250"}
+    metrics = {"dice": sum(on) / samples, "dice_off": sum(off) / samples}
+    run.evaluation(metrics=metrics, checkpoint=checkpoint, num_samples={"dice": samples}, **fields)
+    rows = "id,prompt,mode,dice\r\n" + "".join(
+        f"s{n},dark,{mode},{value}\r\n" for n in range(samples) for mode, value in (("on", on[n]), ("off", off[n]))
+    )
+    store.put(f"evaluations/{'a' * 64}/rows.csv", rows.encode())
+    page, _ = report_of(store)
+    return page
+
+
+def test_an_effect_is_told_with_its_interval(store: Store) -> None:
+    page = evaluated(store, 0.1)
+    name, difference, interval = page.row("FiLM off")
+    assert (name, difference) == ("FiLM off", "+0.100")
+    low, high = (float(word) for word in interval.split(" to "))
+    assert 0.09 < low <= 0.1 <= high < 0.11
+    assert "No effect beyond noise" not in page.text
+
+
+def test_no_effect_is_called_none(store: Store) -> None:
+    page = evaluated(store, 0.0)
+    low, high = (float(word) for word in page.row("FiLM off")[2].split(" to "))
+    assert low <= 0 <= high
+    assert "No effect beyond noise is shown." in page.text
+
+
+def test_one_sample_shows_nothing(store: Store) -> None:
+    page = evaluated(store, 0.1, samples=1)
+    assert page.row("FiLM off")[2] == "one sample shows nothing"
+
+
+def test_the_interval_holds_the_mean_and_narrows_with_samples() -> None:
+    draw = np.random.default_rng(0)
+    widths = []
+    for count in (10, 1000):
+        found = estimate(list(draw.random(count)))
+        assert found.low is not None
+        assert found.high is not None
+        assert found.low < found.mean < found.high
+        widths.append(found.high - found.low)
+    assert widths[1] < widths[0] / 4
+
+
+def test_training_time_is_told_stage_by_stage_with_what_it_ran_on(store: Store) -> None:
+    page = evaluated(store, 0.1)
+    assert "3 min 05 s" in page.text
+    assert "backbone 1 min 00 s, film 2 min 05 s" in page.text
+    assert "2 ranks on cpu" in page.text
+
+
+def test_a_metric_that_is_no_mean_of_rows_has_no_interval(store: Store) -> None:
+    """A pooled metric is another number than the mean of its samples."""
+    page = evaluated(store, 0.1)
+    assert "(95 % interval)" in page.text
+    metrics = {"dice": 0.123, "dice_off": 0.1}
+    HandMade(store).evaluation(metrics=metrics, num_samples={"dice": 24})
+    rows = "id,prompt,mode,dice\r\ns0,dark,on,0.5\r\ns1,dark,on,0.6\r\n"
+    store.put(f"evaluations/{'a' * 64}/rows.csv", rows.encode())
+    page, _ = report_of(store)
+    assert "(95 % interval)" not in page.text
+
+
+def test_samples_stand_best_first_and_pictures_say_which_is_best_median_and_worst(store: Store) -> None:
+    page = evaluated(store, 0.1, samples=5)
+    ids = [row[0] for row in page.cells if re.fullmatch(r"s\d", row[0])]
+    values = [float(row[1]) for row in page.cells if re.fullmatch(r"s\d", row[0])]
+    assert sorted(ids) == ["s0", "s1", "s2", "s3", "s4"]
+    assert values == sorted(values, reverse=True)
+    for n in range(5):
+        store.put(f"evaluations/{'a' * 64}/sample-{n:03d}.png", png(8, 8))
+    page, _ = report_of(store)
+    for place, name in (("best", ids[0]), ("median", ids[2]), ("worst", ids[4])):
+        assert f"{name}, prompt 'dark', {place}" in page.text
+
+
+def test_evaluations_that_read_alike_tell_in_what_they_differ(store: Store) -> None:
+    run = HandMade(store)
+    run.claim()
+    checkpoint = {"stage": "film", "step": 250, "uri": "film"}
+    for name, nfe in (("a" * 64, 4), ("b" * 64, 16)):
+        run.evaluation(name, checkpoint=checkpoint, provenance={"film_mode": "on", "nfe": nfe, "solver": "euler"})
+    page, _ = report_of(store)
+    assert "film at step 250 (FiLM on): nfe 4" in page.text
+    assert "film at step 250 (FiLM on): nfe 16" in page.text
+    assert "solver euler, nfe" not in page.text, "what is equal tells nothing"
+
+
+def test_a_value_recorded_once_is_a_number_and_no_chart(store: Store) -> None:
+    run = HandMade(store)
+    run.claim()
+    once = {"time": 1.0, "event": "validation", "step": 40, "metrics": {"dice": 0.625}}
+    run.events("film", [*training_events(0.0, 40), once])
+    page, text = report_of(store)
+    assert page.row("dice") == ["dice", "0.625", "40"]
+    assert 'aria-label="film: validation (dice).' not in text
+
+
+def test_a_failed_stage_tells_its_step(store: Store) -> None:
+    run = HandMade(store)
+    run.claim()
+    run.events("film", training_events(0.0, 30))
+    failure = {"kind": "TrainingError", "sentence": "the loss is not finite", "remedy": "smaller", "exit_code": 1}
+    run.json("film/failure.json", failure)
+    page, _ = report_of(store)
+    assert "failed after step 30, before its first checkpoint" in page.text
