@@ -52,7 +52,7 @@ def test_every_chart_has_a_description_and_a_table(finished: tuple[HandMade, Pag
     _, _, text = finished
     figures = re.findall(r"<figure.*?</figure>", text, re.DOTALL)
     charts = [figure for figure in figures if 'class="chart"' in figure]
-    # Timeline, lineage, per stage loss, learning rate and gradient; two validations of film, backbone has but one value.
+    # Timeline, lineage; loss, learning rate and gradient of each stage; two validations of film.
     assert len(charts) == 2 + 2 * 3 + 2
     for chart in charts:
         assert 'role="img"' in chart
