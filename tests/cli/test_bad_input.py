@@ -54,9 +54,9 @@ def test_contradictions_are_named_with_both_sides(capsys: pytest.CaptureFixture[
     code, err = refused(capsys, "plan", *TINY, f"root={tmp_path}", "trainer.max_steps=3", "trainer.max_epochs=3")
     assert code == ConfigError.exit_code
     assert "max_steps and max_epochs contradict each other" in err
-    code, err = refused(capsys, "plan", *TINY, f"root={tmp_path}", "model.learning_rate=0.5")
+    code, err = refused(capsys, "plan", *TINY, f"root={tmp_path}", "model.learning_rate=1", "trainer.learning_rate=2")
     assert code == ConfigError.exit_code
-    assert "learning_rate" in err
+    assert "contradicts trainer.learning_rate 2" in err
 
 
 def test_all_faults_come_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ def test_decoder_stages_of_the_nine_bad_kinds(
     ("overrides", "sentence"),
     [
         pytest.param(("model.use_vlm_film=false",), "use_vlm_film", id="stages-without-film"),
-        pytest.param(("data.train_bs=4",), "trainer.batch_size 8", id="two-names"),
-        pytest.param(("model.image_size=64",), "data.image_size 48", id="two-sizes"),
+        pytest.param(("data.train_bs=4", "trainer.batch_size=8"), "trainer.batch_size 8", id="two-names"),
+        pytest.param(("model.image_size=64", "data.image_size=48"), "data.image_size 48", id="two-sizes"),
         pytest.param(("model.image_conditioning=dual",), "arch_name 'filmflow_concat'", id="two-architectures"),
         pytest.param(("model.junction_gating_config.apply_stages=[0]",), "E_GATE_STAGE", id="gate-without-film"),
         pytest.param(("data.train_dir=x",), "'folder' only", id="folder-of-made-data"),

@@ -22,7 +22,7 @@ def cluster(**raw: Any) -> ClusterConfig:
 
 
 def run(*overrides: str, **raw: Any) -> RunConfig:
-    return validate_config(apply_overrides({"family": "x", **raw}, overrides), RunConfig, "config")
+    return validate_config(apply_overrides({"family": "x", **raw}, overrides, RunConfig), RunConfig, "config")
 
 
 def faults(**raw: Any) -> str:
@@ -193,6 +193,51 @@ def test_quantities_mean_what_kubernetes_means(number: int, unit: str) -> None:
     factors = {"": 1, "m": Decimal("0.001"), "k": 1000, "M": 10**6, "G": 10**9, "e3": 1000, "E": 10**18}
     binary = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
     assert quantity_value(f"{number}{unit}") == number * Decimal(factors.get(unit) or binary[unit])
+
+
+AMOUNTS = [
+    pytest.param("memory", "500m", "write 500Mi", id="thousandths-of-a-byte"),
+    pytest.param("memory", "1500m", "write 1500Mi", id="whole-bytes-in-thousandths"),
+    pytest.param("memory", "16", "write 16Gi or 16Mi", id="no-unit"),
+    pytest.param("memory", "64k", "write 64Gi or 64Mi", id="too-small"),
+    pytest.param("memory", "-1", "is no quantity", id="negative"),
+    pytest.param("memory", "1GB", "is no quantity", id="unit-of-others"),
+    pytest.param("memory", "0.5", "no whole bytes", id="part-of-a-byte"),
+    pytest.param("ephemeral-storage", "500m", "write 500Mi", id="storage"),
+    pytest.param("hugepages-2Mi", "512", "write 512Gi or 512Mi", id="huge-pages"),
+    pytest.param("cpu", "500Mi", "write 500 or 500m", id="cores-in-bytes"),
+    pytest.param("cpu", "4G", "write 4 or 4m", id="billions-of-cores"),
+    pytest.param("cpu", "0.0001", "smallest part of a core", id="sliver-of-a-core"),
+    pytest.param("nvidia.com/gpu", "0.5", "no whole number of devices", id="half-a-device"),
+    pytest.param("nvidia.com/gpu", "500m", "no whole number of devices", id="thousandths-of-devices"),
+]
+
+
+@pytest.mark.parametrize(("name", "amount", "sentence"), AMOUNTS)
+def test_an_amount_that_cannot_be_meant_says_what_may_be(name: str, amount: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        run(f"cluster.resources.limits.{name}={amount}")
+    with pytest.raises(ConfigError, match=sentence):
+        cluster(evaluate_resources={"limits": {name: amount}})
+    if name == "memory":
+        for key in ("shared_memory", "scratch"):
+            with pytest.raises(ConfigError, match=sentence):
+                run(f"cluster.{key}={amount}")
+
+
+@pytest.mark.parametrize(
+    ("name", "amount", "written"),
+    [("memory", "0", "0"), ("memory", "1Gi ", "1Gi"), ("memory", "1.5Gi", "1.5Gi"), ("memory", "1e9", "1e9"),
+     ("cpu", "0.5", "0.5"), ("cpu", "1500m", "1500m"), ("cpu", "64", "64"), ("nvidia.com/gpu", "8", "8")],
+)  # fmt: skip
+def test_an_amount_is_kept_as_it_is_written(name: str, amount: str, written: str) -> None:
+    config = run(f"cluster.resources.limits.{name}={amount}", "trainer.processes=8")
+    assert config.cluster.resources.limits == {name: written}
+
+
+def test_a_number_of_a_file_keeps_its_digits() -> None:
+    limits = cluster(resources={"limits": {"cpu": 2.25, "memory": 12345678.0}}).resources.limits
+    assert limits == {"cpu": "2.25", "memory": "12345678"}
 
 
 @pytest.mark.parametrize("text", ["", "1 Gi", "-1", "1GiB", "1K", "one", "1.2.3", "0x10", "1e", "∞"])

@@ -1,13 +1,12 @@
-"""YAML and overrides: what surprises in YAML 1.1 is plain here, and every bad line is named at once."""
+"""YAML: what surprises in YAML 1.1 is plain here, and every bad line is named at once."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from stageline.config import apply_overrides, parse_yaml, read_yaml, replaced_overrides, set_dotted
+from stageline.config import parse_yaml, read_yaml, set_dotted
 from stageline.errors import ConfigError
 
 
@@ -113,102 +112,6 @@ def test_a_file_that_is_no_config_says_why(tmp_path: Path, content: bytes | None
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_yaml(tmp_path)
-
-
-def test_overrides_win_in_order_and_leave_the_original_alone() -> None:
-    raw = {"model": {"width": 8, "film": [0]}, "run": "a"}
-    merged = apply_overrides(raw, ["model.width=16", "model.film=[2, 3]", "trainer.keep.last=1", "model.width=32"])
-    assert merged == {"model": {"width": 32, "film": [2, 3]}, "run": "a", "trainer": {"keep": {"last": 1}}}
-    assert raw == {"model": {"width": 8, "film": [0]}, "run": "a"}
-
-
-def test_an_override_may_hold_equal_signs_and_spaces() -> None:
-    assert apply_overrides({}, ["data.path = s3://b/k?x=1"]) == {"data": {"path": "s3://b/k?x=1"}}
-
-
-def test_an_override_into_an_empty_section_makes_it() -> None:
-    assert apply_overrides({"model": None}, ["model.width=8"]) == {"model": {"width": 8}}
-
-
-def test_all_bad_overrides_are_named_at_once() -> None:
-    with pytest.raises(ConfigError) as caught:
-        apply_overrides({"seed": 1}, ["noequals", "=1", "a..b=1", "seed.x=1", "a=[", "b={c: 1, c: 2}", "ok=1"])
-    text = str(caught.value)
-    assert "6 faults" in text
-    for part in ("'noequals'", "'=1'", "'a..b=1'", "seed is not a section", "'a=['", "stands twice"):
-        assert part in text
-
-
-PER_STAGE: dict[str, Any] = {
-    "trainer": {"max_steps": 5},
-    "stage_overrides": {
-        "a": {"trainer.max_steps": 80, "trainer.keep.last": 3, "model": {"width": 4, "gate": {"on": True}}},
-        "b": {"trainer": {"max_steps": 250}},
-    },
-}
-
-
-@pytest.mark.parametrize(
-    ("key", "left", "replaced"),
-    [
-        pytest.param(
-            "trainer.max_steps=1",
-            {"a": {"trainer.keep.last": 3, "model": {"width": 4, "gate": {"on": True}}}},
-            ["a.trainer.max_steps", "b.trainer.max_steps"],
-            id="dotted-and-nested",
-        ),
-        pytest.param(
-            "trainer={}",
-            {"a": {"model": {"width": 4, "gate": {"on": True}}}},
-            ["a.trainer.max_steps", "a.trainer.keep.last", "b.trainer"],
-            id="what-lies-below",
-        ),
-        pytest.param(
-            "model.gate.on=false",
-            {
-                "a": {"trainer.max_steps": 80, "trainer.keep.last": 3, "model": {"width": 4}},
-                "b": {"trainer": {"max_steps": 250}},
-            },
-            ["a.model.gate.on"],
-            id="one-leaf-of-a-section",
-        ),
-        pytest.param("trainer.max_step=1", PER_STAGE["stage_overrides"], [], id="names-that-begin-alike"),
-        pytest.param("trainer.max_steps.x=1", PER_STAGE["stage_overrides"], [], id="below-a-value"),
-    ],
-)  # fmt: skip
-def test_a_key_of_the_command_line_takes_the_place_of_stage_overrides(
-    key: str, left: dict[str, Any], replaced: list[str]
-) -> None:
-    assert replaced_overrides(PER_STAGE, [key]) == [f"stage_overrides.{name}" for name in replaced]
-    if not key.startswith("trainer.max_steps.x"):  # which is no section, and refused
-        assert apply_overrides(PER_STAGE, [key])["stage_overrides"] == left
-    assert PER_STAGE["stage_overrides"]["a"]["trainer.max_steps"] == 80
-
-
-@pytest.mark.parametrize("turned", [False, True])
-def test_a_stage_override_of_the_command_line_wins_in_any_order(turned: bool) -> None:
-    words = ["stage_overrides.a.trainer.max_steps=7", "trainer.max_steps=300"]
-    merged = apply_overrides(PER_STAGE, words[::-1] if turned else words)
-    assert merged["trainer"]["max_steps"] == 300
-    assert merged["stage_overrides"]["a"]["trainer"] == {"max_steps": 7}
-    assert "trainer.max_steps" not in merged["stage_overrides"]["a"]
-    assert "b" not in merged["stage_overrides"]
-
-
-def test_nothing_is_left_of_stage_overrides_that_are_all_replaced() -> None:
-    raw = {"stage_overrides": {"a": {"trainer.max_steps": 80}}}
-    assert apply_overrides(raw, ["trainer.max_steps=1"]) == {"trainer": {"max_steps": 1}}
-
-
-def test_another_spelling_of_a_key_takes_its_place_too() -> None:
-    def spellings(key: str) -> tuple[str, ...]:
-        return ("model.rate", "trainer.rate") if key in ("model.rate", "trainer.rate") else (key,)
-
-    raw = {"stage_overrides": {"a": {"model.rate": 1, "trainer": {"rate": 2}, "seed": 3}}}
-    assert apply_overrides(raw, ["trainer.rate=5"], spellings)["stage_overrides"] == {"a": {"seed": 3}}
-    assert replaced_overrides(raw, ["model.rate=5"], spellings) == [
-        "stage_overrides.a.model.rate", "stage_overrides.a.trainer.rate",
-    ]  # fmt: skip
 
 
 def test_set_dotted_tells_what_is_in_the_way() -> None:

@@ -250,7 +250,7 @@ def test_a_default_that_is_no_key_is_refused_by_name() -> None:
 
 def test_the_command_line_reaches_every_stage() -> None:
     raw = {"family": "two", "stage_overrides": {"film": {"trainer.max_steps": 250, "seed": 3}}}
-    config = validate(apply_overrides(raw, ["trainer.max_steps=300"]), TwoStageConfig, "test")
+    config = validate(apply_overrides(raw, ["trainer.max_steps=300"], RunConfig), TwoStageConfig, "test")
     assert num_steps(stage_config(config, FILM), FILM) == num_steps(stage_config(config, BACKBONE), BACKBONE) == 300
     assert stage_config(config, FILM).seed == 3
 

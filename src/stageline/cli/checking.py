@@ -67,7 +67,7 @@ def _setup(
         own = read_config(file, family, preset, overrides)
         raw = plain_config(own)
     else:
-        raw = apply_overrides({"family": "none"}, overrides or ())
+        raw = apply_overrides({"family": "none"}, overrides or (), RunConfig)
         own = validate(raw, RunConfig, "the keys given")
     raw = with_defaults(raw, mounted_defaults() or namespace_defaults(own, lambda _: None))
     if named:

@@ -34,24 +34,29 @@ def starter_yaml(config: RunConfig, preset: str) -> str:
         f"# stageline config: family {config.family}, preset {preset}.",
         "# Keys behind `#` show the defaults. `stageline run -c FILE section.key=value` overrides what stands here.",
         "",
-        *_section(config, {"family": config.family, **stated}, 0),
+        *_section(config, {"family": config.family, **stated}, 0, type(config).SPELLINGS.second_names),
     ]
     text = "\n".join(lines).rstrip() + "\n"
     _check_round_trip(text, config)
     return text
 
 
-def _section(section: BaseModel, stated: Mapping[str, Any], depth: int) -> list[str]:
+def _section(
+    section: BaseModel, stated: Mapping[str, Any], depth: int, left_out: frozenset[str], path: str = ""
+) -> list[str]:
+    """The lines of a section. left_out: dotted keys that are second names of others.  path: of the section, dotted."""
     pad = "  " * depth
     lines: list[str] = []
     for name, field in type(section).model_fields.items():
         key, value = key_of(name, field), getattr(section, name)
+        if path + key in left_out:
+            continue
         lines += [f"{pad}# {line}" for line in _wrap(field.description or "")]
         if isinstance(value, ClusterConfig) and key not in stated:
             lines += CLUSTER.splitlines()
         elif isinstance(value, BaseModel):
             own = stated.get(key)
-            inside = _section(value, own if isinstance(own, Mapping) else {}, depth + 1)
+            inside = _section(value, own if isinstance(own, Mapping) else {}, depth + 1, left_out, f"{path}{key}.")
             empty = not isinstance(own, Mapping) or not own
             lines += [f"{pad}{'# ' if empty else ''}{key}:", *(_commented(inside, pad) if empty else inside)]
         else:

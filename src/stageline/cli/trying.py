@@ -45,7 +45,7 @@ def trial(
     if not family:
         raise ConfigError("a trial of which family?", remedy=f"--family, one of: {', '.join(FAMILIES)}")
     stage = stage or family_config(family).stages.names[0]
-    raw = {"family": "none", **apply_overrides({"cluster": given.get("cluster", {})}, overrides or ())}
+    raw = {"family": "none", **apply_overrides({"cluster": given.get("cluster", {})}, overrides or (), RunConfig)}
     where = str(config) if config else "the keys given"
     defaults = mounted_defaults() or namespace_defaults(validate(raw, RunConfig, where), say)
     cluster = validate(with_defaults(raw, defaults), RunConfig, where).cluster

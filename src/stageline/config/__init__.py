@@ -1,8 +1,9 @@
 """YAML and dotted overrides become one frozen, typed config; every fault of it is reported at once.
 
-Layer: the lowest but errors; loads no torch. `document` reads YAML and overrides, `settings` and `cluster` say which
-keys there are, `spellings` how else they are written, `validation` turns one into the other, `canonical` makes
-fingerprints of the result. A family's `config` module subclasses `RunConfig` with sections of its own.
+Layer: the lowest but errors; loads no torch. `document` reads YAML, `overrides` a command line's words, `kinds` what
+they mean for a field's type; `settings` and `cluster` say which keys there are, `spellings` how else they are written;
+`validation` turns one into the other, `canonical` makes fingerprints of the result. A family's `config` module
+subclasses `RunConfig` with sections of its own.
 """
 
 from __future__ import annotations
@@ -20,17 +21,10 @@ from stageline.config.canonical import (
 )
 from stageline.config.cluster import ClusterConfig
 from stageline.config.defaults import fill_in
-from stageline.config.document import (
-    Spellings,
-    apply_overrides,
-    drop_stage_overrides,
-    parse_yaml,
-    read_yaml,
-    replaced_overrides,
-    set_dotted,
-)
+from stageline.config.document import parse_yaml, read_yaml, set_dotted
 from stageline.config.fields import (
     OPERATIONAL,
+    LocalPath,
     S,
     SectionError,
     Settings,
@@ -40,6 +34,8 @@ from stageline.config.fields import (
     key_of,
     operational,
 )
+from stageline.config.kinds import home_paths
+from stageline.config.overrides import apply_overrides, drop_replaced, replaced_overrides
 from stageline.config.settings import (
     NAME_PATTERN,
     C,
@@ -61,23 +57,24 @@ __all__ = [
     "EvaluateBase",
     "KeyFault",
     "KeySpellings",
+    "LocalPath",
     "RetentionConfig",
     "RunConfig",
     "S",
     "SectionError",
     "Settings",
-    "Spellings",
     "TrainerConfig",
     "added",
     "apply_overrides",
     "canonical_json",
     "contradiction",
     "dotted_fields",
-    "drop_stage_overrides",
+    "drop_replaced",
     "fill_in",
     "fingerprint",
     "flatten",
     "get_key",
+    "home_paths",
     "identity",
     "is_added",
     "is_operational",

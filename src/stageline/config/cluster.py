@@ -18,12 +18,12 @@ from stageline.config.fields import SectionError, Settings
 from stageline.config.syntax import (
     Amounts,
     Annotations,
+    Bytes,
     Environment,
     Label,
     Labels,
     Name,
     NodeLabels,
-    Quantity,
     quantity_value,
 )
 
@@ -173,9 +173,9 @@ class ClusterConfig(Settings):
     storage: StorageConfig = StorageConfig()
     mounts: tuple[MountConfig, ...] = ()
     """Further Secrets, ConfigMaps and claims as folders."""
-    shared_memory: Quantity = "1Gi"
+    shared_memory: Bytes = "1Gi"
     """Size of /dev/shm, which data loaders and NCCL use; counts as memory of the pod."""
-    scratch: Quantity = "10Gi"
+    scratch: Bytes = "10Gi"
     """Largest size of /tmp, on the node's own disk."""
     run_as_user: int = Field(default=1000, ge=1)
     """Numeric uid of the pods; also their gid and the group of mounted volumes."""

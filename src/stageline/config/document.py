@@ -1,4 +1,4 @@
-"""Config text to plain data: YAML files and dotted `section.key=value` overrides.
+"""Config text to plain data: YAML files, and dotted keys of plain data.
 
 YAML is read as its version 1.2 reads it, where 1.1 surprises: `on`, `off`, `yes`, `no` and `2026-01-31` are texts,
 `1e-4` is a number, `010` is ten, and a key stands once. Nothing here knows which keys exist.
@@ -6,9 +6,8 @@ YAML is read as its version 1.2 reads it, where 1.1 surprises: `on`, `off`, `yes
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from stageline.errors import ConfigError, Faults
 
 STAGE_OVERRIDES = "stage_overrides"
 """The section that holds, per stage, what wins over the rest of the config."""
-Spellings = Callable[[str], Iterable[str]]
-"""Dotted key -> every key that means the same setting, itself among them."""
 
 _TAG = "tag:yaml.org,2002:"
 _OURS = {
@@ -133,6 +130,13 @@ def parse_yaml(text: str, where: str) -> Any:
     return value
 
 
+def compose_yaml(text: str) -> yaml.Node:
+    """The nodes of a YAML document that `parse_yaml` takes: words as they are written, and which stand in quotes."""
+    node = yaml.compose(text, Loader=_Loader)
+    assert isinstance(node, yaml.Node)
+    return node
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML mapping from a file."""
     file = Path(path)
@@ -154,121 +158,23 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return raw
 
 
-def _own_spelling(key: str) -> tuple[str, ...]:
-    return (key,)
-
-
-def apply_overrides(
-    raw: Mapping[str, Any], overrides: Iterable[str], spellings: Spellings = _own_spelling
-) -> dict[str, Any]:
-    """A copy of `raw` with `a.b=value` applied in order; the value is YAML (`[2, 3]`, `null`, `1e-4`, `text`).
-
-    raw: a config as plain data.
-    overrides: `a.b=value`, as on the command line. Such a key also takes the place of itself, and of what lies below
-        it, in the `stage_overrides` of `raw`; an override of `stage_overrides.<stage>.…` itself wins over it.
-    spellings: dotted key -> all keys that mean the same setting, itself among them.
-
-    Every override that cannot be applied is listed in one ConfigError.
-    """
-    result: dict[str, Any] = copy.deepcopy(dict(raw))
-    faults = Faults(ConfigError, "overrides", "write them as section.key=value")
-    parsed = [found for override in overrides if (found := _parse_override(override, faults))]
-    for key, _, _ in parsed:
-        drop_stage_overrides(result, key, spellings)
-    for key, value, override in parsed:
-        clash = set_dotted(result, key, value)
-        if clash:
-            faults.add(f"{override!r}: {clash} is not a section")
-    faults.raise_if_any()
-    return result
-
-
-def replaced_overrides(
-    raw: Mapping[str, Any], overrides: Iterable[str], spellings: Spellings = _own_spelling
-) -> list[str]:
-    """The keys in the `stage_overrides` of `raw` that `apply_overrides` drops, as `stage_overrides.<stage>.<key>`.
-
-    Arguments as of `apply_overrides`; overrides that cannot be applied replace nothing.
-    """
-    result = copy.deepcopy(dict(raw))
-    ignored = Faults(ConfigError, "overrides", "")
-    parsed = [found for override in overrides if (found := _parse_override(override, ignored))]
-    return [name for key, _, _ in parsed for name in drop_stage_overrides(result, key, spellings)]
-
-
-def _parse_override(override: str, faults: Faults) -> tuple[str, Any, str] | None:
-    """(dotted key, value, override), or None with the fault noted."""
-    key, sign, text = override.partition("=")
-    key = key.strip()
-    if not sign or not key or not all(key.split(".")):
-        faults.add(f"{override!r} is not of the form section.key=value")
-        return None
-    try:
-        return key, parse_yaml(text, f"override {override!r}"), override
-    except ConfigError as error:
-        faults.add(error.message)
-        return None
-
-
-def drop_stage_overrides(raw: dict[str, Any], key: str, spellings: Spellings = _own_spelling) -> list[str]:
-    """Take a dotted key, and what lies below it, out of the `stage_overrides` of every stage, in place.
-
-    raw: a config as plain data; overrides in it may be dotted, nested or both.
-    key: as on the command line; `stage_overrides.…` itself takes nothing out.
-    spellings: dotted key -> all keys that mean the same setting, itself among them.
-
-    Returns what was taken out, as `stage_overrides.<stage>.<key>`.
-    """
-    stages = raw.get(STAGE_OVERRIDES)
-    if not isinstance(stages, dict) or key.partition(".")[0] == STAGE_OVERRIDES:
-        return []
-    dropped: list[str] = []
-    for stage in list(stages):
-        own = stages[stage]
-        if not isinstance(own, dict):
-            continue
-        found = [name for spelling in spellings(key) for name in _drop(own, spelling.split("."))]
-        dropped += [f"{STAGE_OVERRIDES}.{stage}.{name}" for name in found]
-        if found and not own:
-            del stages[stage]
-    if dropped and not stages:
-        del raw[STAGE_OVERRIDES]
-    return dropped
-
-
-def _drop(node: dict[str, Any], path: list[str]) -> list[str]:
-    """Take the key at a path, and what lies below it, out of a mapping whose keys may be dotted."""
-    dropped: list[str] = []
-    for key in list(node):
-        parts = key.split(".")
-        shared = min(len(parts), len(path))
-        if parts[:shared] != path[:shared]:
-            continue
-        value = node[key]
-        if len(parts) >= len(path):
-            dropped.append(key)
-            del node[key]
-        elif isinstance(value, dict):
-            inner = _drop(value, path[len(parts) :])
-            dropped += [f"{key}.{name}" for name in inner]
-            if inner and not value:
-                del node[key]
-    return dropped
-
-
 def set_dotted(target: dict[str, Any], key: str, value: Any) -> str | None:
-    """Set `target["a"]["b"]` for the key `a.b`; returns the part that is no mapping, if one is in the way.
+    """`set_path` for the key `a.b`."""
+    return set_path(target, key.split("."), value)
+
+
+def set_path(target: dict[str, Any], path: Sequence[str], value: Any) -> str | None:
+    """Set `target["a"]["b"]` for the path a, b; returns the part that is no mapping, if one is in the way.
 
     A section that is absent or null starts empty.
     """
-    *path, last = key.split(".")
     node = target
-    for depth, part in enumerate(path):
+    for depth, part in enumerate(path[:-1]):
         child = node.get(part)
         if child is None:
             child = node[part] = {}
         if not isinstance(child, dict):
             return ".".join(path[: depth + 1])
         node = child
-    node[last] = value
+    node[path[-1]] = value
     return None

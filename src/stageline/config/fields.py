@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 OPERATIONAL: dict[str, Any] = {"operational": True}
@@ -57,6 +58,25 @@ def is_added(field: FieldInfo) -> bool:
 def key_of(name: str, field: FieldInfo) -> str:
     """How a field is spelled in YAML: its alias where it has one (`import` is no name in Python)."""
     return field.alias or name
+
+
+class HomeExpanded:
+    """Marks the type of a path whose `~` is a home folder."""
+
+
+def _expand_home(value: str) -> str:
+    """A path with `~` and `~user` at its beginning as the home folder they name; ValueError where there is none."""
+    expanded = os.path.expanduser(value)  # noqa: PTH111  # Path would take s3://a for s3:/a
+    if expanded.startswith("~"):
+        raise ValueError(
+            f"{value!r}: no home folder is known for {value.split('/')[0]!r} here (HOME is not set, or there is no "
+            "such user); write the path out, or ./~… for a folder whose name begins so"
+        )
+    return expanded
+
+
+LocalPath = Annotated[str, AfterValidator(_expand_home), HomeExpanded()]
+"""A file or folder of this machine, or a URI."""
 
 
 class SectionError(ValueError):

@@ -15,7 +15,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from stageline.config.cluster import ClusterConfig, cluster_faults
-from stageline.config.fields import SectionError, Settings, added, operational
+from stageline.config.fields import LocalPath, SectionError, Settings, added, operational
+from stageline.config.kinds import with_whole_numbers
 from stageline.config.spellings import KeyFault, KeySpellings
 
 NAME_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}$"
@@ -148,7 +149,7 @@ class TrainerConfig(Settings):
 class EvaluateBase(Settings):
     """What every family's section `evaluate` has."""
 
-    checkpoints: dict[str, str] = operational({})
+    checkpoints: dict[str, LocalPath] = operational({})
     """Name -> what is evaluated under that name: a stage of this run, or any checkpoint's URI. Empty: the last stage
     that was selected. Weights count in the evaluation's fingerprint, not where they lie."""
 
@@ -169,7 +170,7 @@ class DataSettings(Settings):
 
     cache_bytes: int | None = operational(None, ge=1)
     """Most bytes that a pod keeps of what it fetched from an object store; null is half of its free scratch."""
-    code: tuple[str, ...] = operational(())
+    code: tuple[LocalPath, ...] = operational(())
     """Python files of the user's own that preparing the data executes; their content counts, as part of the data."""
 
 
@@ -187,11 +188,12 @@ class RunConfig(Settings):
     family: str
     run: str = operational("default")
     """The run's name: its directory is `<root>/runs/<run>/`."""
-    root: str = operational(".")
-    """Where `runs/` and `cache/` lie: a path or s3://, gs:// (memory:// inside one process)."""
+    root: LocalPath = operational(".")
+    """Where `runs/` and `cache/` lie: a path (`~` is your home folder) or s3://, gs:// (memory:// inside one
+    process)."""
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     """At most 64 bits."""
-    code: tuple[str, ...] = operational(())
+    code: tuple[LocalPath, ...] = operational(())
     """Python files of the user's own that training, evaluation and prediction execute; their content counts, not
     where they lie."""
     stages: tuple[str, ...] | None = None
@@ -199,7 +201,7 @@ class RunConfig(Settings):
     stage_overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Per stage, dotted keys that win over the rest of this file: `{film: {trainer.max_steps: 250}}`. The same key on
     the command line takes their place."""
-    parents: dict[str, dict[str, str]] = Field(default_factory=dict)
+    parents: dict[str, dict[str, LocalPath]] = Field(default_factory=dict)
     """Per stage and role, a checkpoint of another run to start from, by URI: `{film: {default: runs/a/backbone}}`;
     `none` starts from scratch, where the stage can."""
     data: DataSettings = DataSettings()
@@ -229,6 +231,7 @@ class RunConfig(Settings):
         if not isinstance(raw, Mapping):
             return super().model_validate_json(json_data, **kwargs)
         plain, faults = cls.SPELLINGS.normalise(raw)
+        plain = with_whole_numbers(plain, cls)
         lines = [_as_line(fault) for fault in faults]
         try:
             config = super().model_validate_json(json.dumps(plain), **kwargs)

@@ -78,6 +78,7 @@ class KeySpellings:
     same: pairs of keys that hold one value; giving one sets both.
     values: key -> published word -> ours.
     refused: key -> why; `refused_prefixes`: beginning of a key's last part, in the section `refused_below` -> why.
+    in_other_words: keys that say in words of their own what another key says; a starter config has the other key only.
     refused_anywhere: last parts of keys that are refused wherever they stand in that section -> why.
     read(raw, faults): the family's own readings, after all of the above; changes the raw mapping in place.
     """
@@ -86,6 +87,7 @@ class KeySpellings:
     moved: Mapping[str, str] = field(default_factory=dict)
     same: tuple[tuple[str, str], ...] = ()
     values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    in_other_words: frozenset[str] = frozenset()
     refused: Mapping[str, str] = field(default_factory=dict)
     refused_prefixes: Mapping[str, str] = field(default_factory=dict)
     refused_anywhere: Mapping[str, str] = field(default_factory=dict)
@@ -100,6 +102,11 @@ class KeySpellings:
             if home in pair:
                 found |= set(pair)
         return tuple(sorted(found))
+
+    @property
+    def second_names(self) -> frozenset[str]:
+        """Keys whose setting has another, first name: those that are moved, and the second of each pair."""
+        return self.in_other_words | set(self.moved) | {other for _, other in self.same}
 
     def home(self, key: str) -> str:
         """The dotted key that `rename` makes of one, in `stage_overrides` too."""
@@ -234,6 +241,7 @@ def _fill(raw: dict[str, Any], one: str, other: str, faults: list[KeyFault]) -> 
     a, b = get_key(raw, one), get_key(raw, other)
     if a is not None and b is not None and a != b:
         faults.append(contradiction(one, a, other, b))
+        put_key(raw, other, a)  # said once
     elif a is not None:
         put_key(raw, other, a)
     elif b is not None:

@@ -25,6 +25,8 @@ _FACTORS = {
     **{unit: Decimal(1000) ** power for power, unit in enumerate("MGTPE", 2)},
     **{unit: Decimal(1024) ** power for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)},
 }
+LEAST_BYTES = 2**20
+"""Chosen here: no process starts in less than a mebibyte, so that a smaller amount lacks its unit."""
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET_WORDS = {
     *("SECRET", "SECRETS", "PASSWORD", "PASSWD", "PASSPHRASE", "PWD", "TOKEN", "TOKENS", "APIKEY", "BEARER"),
@@ -56,10 +58,47 @@ def quantity_value(text: str) -> Decimal:
 def _quantity(value: Any) -> Any:
     """Numbers become texts, as the API server writes them."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = f"{value:g}" if isinstance(value, float) else str(value)
+        number = Decimal(repr(value))
+        value = format(number.to_integral_value() if number == number.to_integral_value() else number, "f")
     if isinstance(value, str):
         quantity_value(value)
     return value
+
+
+def _byte_fault(text: str) -> str:
+    """What is wrong with a quantity as a number of bytes: `m` are thousandths, and a bare number are single bytes."""
+    number, unit = _QUANTITY.fullmatch(text).groups()  # type: ignore[union-attr]
+    value = quantity_value(text)
+    if unit == "m":
+        return f"{text} are thousandths of a byte; write {number}Mi"
+    if value != value.to_integral_value():
+        return f"{text} are no whole bytes"
+    if 0 < value < LEAST_BYTES:
+        return f"{text} are {value:f} bytes; write {number}Gi or {number}Mi"
+    return ""
+
+
+def _amount_fault(name: str, text: str) -> str:
+    """What is wrong with an amount of a resource: bytes of memory and storage, cores, whole devices."""
+    if name in ("memory", "ephemeral-storage", "storage") or name.startswith("hugepages-"):
+        fault = _byte_fault(text)
+    elif name == "cpu":
+        number, unit = _QUANTITY.fullmatch(text).groups()  # type: ignore[union-attr]
+        value = quantity_value(text)
+        fault = f"{text} are {value:f} cores; write {number} or {number}m" if unit not in ("", "m") else ""
+        if not fault and value and value < Decimal("0.001"):
+            fault = f"{text} is less than the smallest part of a core, 1m"
+    else:
+        whole = quantity_value(text) == quantity_value(text).to_integral_value()
+        fault = "" if whole else f"{text} is no whole number of devices"
+    return f"{name}: {fault}" if fault else ""
+
+
+def _bytes(text: str) -> str:
+    fault = _byte_fault(text)
+    if fault:
+        raise ValueError(fault)
+    return text
 
 
 def is_secret_name(name: str) -> bool:
@@ -157,8 +196,10 @@ Name = Annotated[str, AfterValidator(_named(DNS_SUBDOMAIN, 253, "Kubernetes name
 Label = Annotated[str, AfterValidator(_named(DNS_LABEL, 63, "namespace or label"))]
 Quantity = Annotated[str, BeforeValidator(_quantity), WithJsonSchema({"type": ["string", "number"]})]
 """An amount as Kubernetes writes it: 2, 500m, 16Gi."""
+Bytes = Annotated[Quantity, AfterValidator(_bytes)]
+"""An amount of memory or storage: 16Gi, 500Mi."""
 Amounts = Annotated[
-    dict[str, Quantity], BeforeValidator(_rejoin), AfterValidator(_each(lambda key, _: _key_fault(key)))
+    dict[str, Quantity], BeforeValidator(_rejoin), AfterValidator(_each(lambda key, _: _key_fault(key), _amount_fault))
 ]
 """Resource -> quantity. Any name a node may offer: nvidia.com/mig-1g.10gb, rdma/hca_shared_devices_a."""
 NodeLabels = Annotated[

@@ -4,18 +4,50 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from stageline.config.fields import S, SectionError, is_operational, key_of
+from stageline.config.kinds import locate
 from stageline.errors import ConfigError, Faults
 
 SHOWN_CHARACTERS = 120
 """Longest value shown in an error."""
+REMEDY = "`stageline init` writes a commented config with every key"
+SHORT = {
+    "bs": "batch_size",
+    "wd": "weight_decay",
+    "epochs": "max_epochs",
+    "steps": "max_steps",
+    "warmup": "warmup_fraction",
+    "gpus": "processes",
+    "num_gpus": "processes",
+    "devices": "processes",
+    "world_size": "processes",
+    "dtype": "precision",
+    "amp": "precision",
+    "fp16": "precision",
+    "bf16": "precision",
+    "clip": "gradient_clip_val",
+    "grad_clip": "gradient_clip_val",
+    "max_grad_norm": "gradient_clip_val",
+    "accumulate": "accumulate_grad_batches",
+    "gradient_accumulation_steps": "accumulate_grad_batches",
+    "scheduler": "schedule",
+    "device": "accelerator",
+    "name": "run",
+    "run_name": "run",
+    "experiment_name": "run",
+    "output": "root",
+    "output_dir": "root",
+    "random_seed": "seed",
+}
+"""What other programs call a setting -> our key's last part; beside initials (`lr`) and shortened names (`steps`)."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -27,6 +59,9 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 def validate(raw: Mapping[str, Any], model: type[S], where: str) -> S:
     """Turn a raw mapping into `model`, or raise one ConfigError that lists every fault."""
+    faults = Faults(ConfigError, where, REMEDY)
+    faults.extend(_infinite(raw, model, ()))
+    faults.raise_if_any()
     try:
         text = json.dumps(raw, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -36,7 +71,6 @@ def validate(raw: Mapping[str, Any], model: type[S], where: str) -> S:
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
-        faults = Faults(ConfigError, where, "`stageline init` writes a commented config with every key")
         for fault in error.errors(include_url=False):
             for code, line in _describe(fault, model):
                 faults.add(line, code=code)
@@ -60,7 +94,69 @@ def _describe(fault: Mapping[str, Any], model: type[BaseModel]) -> list[tuple[st
     if code:
         return [(code, f"{name}: {message}")]
     shown = fault.get("input")
-    return [("", f"{name}: {message}{'' if isinstance(shown, dict) else f' (found {_short(shown)})'}")]
+    hint = _value_hint(str(fault["type"]), path, shown)
+    found = "" if isinstance(shown, dict) else f" (found {_short(shown)})"
+    return [("", f"{name}: {message}{found}{hint}")]
+
+
+def _value_hint(kind: str, path: Sequence[Any], found: Any) -> str:
+    """What to write instead of a value of another type. kind: of pydantic's fault."""
+    keys = [str(part) for part in path if isinstance(part, str)]
+    key = keys[-1] if keys else "key"
+    if kind == "string_type" and isinstance(found, (bool, int, float)):
+        word = str(found).lower() if isinstance(found, bool) else str(found)
+        written = "…" if isinstance(found, float) else word
+        kind_found = "a truth value" if isinstance(found, bool) else "a number"
+        return f': {word} is {kind_found}; as a text it stands in quotes, {key}: "{written}"'
+    if kind == "string_type" and isinstance(found, dict):
+        return f'; a text with `: ` in it stands in quotes, {key}: "…: …"'
+    if found is None and kind != "missing":
+        return ": null is no value here; leave the key out for its default"
+    if kind.startswith(("int_", "float_", "finite_")) and isinstance(found, str):
+        number = _as_python(found)
+        return f"; write {number}" if number is not None else ""
+    if kind.startswith("bool_"):
+        truth = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}
+        word = str(found).strip().lower()
+        known = truth.get(word, word if word in ("true", "false") else "")
+        return f"; write {known}" if known else "; write true or false"
+    if kind in ("tuple_type", "list_type") and not isinstance(found, dict):
+        return f"; a list is written [first, second], {key}=[{found}]" if isinstance(found, str) else ""
+    if kind == "model_type":
+        return f": {'.'.join(keys)} is a section; set the keys in it, as {'.'.join(keys)}.<key>"
+    if kind == "dict_type":
+        return f": {'.'.join(keys)} holds names and values; set one as {'.'.join(keys)}.<name>"
+    return ""
+
+
+def _as_python(text: str) -> int | float | None:
+    """The number that another language means by a word (`1_000`, `0x10`, `1.5e3`), or that stands in quotes."""
+    word = text.strip()
+    try:
+        return int(word, 0)
+    except ValueError:
+        pass
+    try:
+        number = float(word)
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() else number if abs(number) < float("inf") else None
+
+
+def _infinite(value: Any, model: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
+    """Numbers that are none, each by its key: what YAML took for a number too large to hold may be meant as a text."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _infinite(item, model, (*path, str(key)))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _infinite(item, model, path)
+    elif isinstance(value, float) and not math.isfinite(value):
+        key = ".".join(path)
+        if path and locate(model, path).kind.text:
+            yield f'{key}: what stands here is read as a number, too large for one; a text stands in quotes, {key}: "…"'
+        else:
+            yield f"{key}: {value} is no finite number"
 
 
 def _code_of(sentence: str) -> str:
@@ -75,19 +171,36 @@ def _short(value: Any) -> str:
 
 
 def _hint(model: type[BaseModel], path: Sequence[Any]) -> str:
-    """What an unknown key may have meant: the same word elsewhere, the nearest here, the nearest elsewhere."""
+    """What an unknown key may have meant: the same word elsewhere, a short form or the nearest here, then elsewhere."""
     *parents, last = (str(part) for part in path)
     section = section_of(model, parents)
+    second = getattr(model, "SPELLINGS", None)
+    moved = frozenset() if second is None else second.second_names
     here = [key_of(name, field) for name, field in section.model_fields.items()] if section else []
-    elsewhere = {key.rsplit(".", 1)[-1]: key for key in dotted_fields(model)}
-    near, far = nearest(last, here), nearest(last, elsewhere)
+    here = [key for key in here if ".".join([*parents, key]) not in moved]
+    elsewhere = {key.rsplit(".", 1)[-1]: key for key in reversed(dotted_fields(model)) if key not in moved}
     if last in elsewhere:
         return f"did you mean {elsewhere[last]!r}?"
-    if near:
-        return f"did you mean {'.'.join([*parents, near])!r}?"
-    if far:
-        return f"did you mean {elsewhere[far]!r}?"
+    for find in (_shortened, lambda word, known: [near] if (near := nearest(word, known)) else []):
+        meant = [".".join([*parents, key]) for key in find(last, here)]
+        if meant:
+            return f"did you mean {' or '.join(map(repr, meant))}?"
+    for find in (_shortened, lambda word, known: [near] if (near := nearest(word, known)) else []):
+        meant = [elsewhere[key] for key in find(last, elsewhere)]
+        if meant:
+            return f"did you mean {' or '.join(map(repr, meant))}?"
     return f"known here: {', '.join(here)}"
+
+
+def _shortened(word: str, known: Iterable[str]) -> list[str]:
+    """The known keys that a short word may stand for: by table, by initials, or by a word of theirs."""
+    names = list(known)
+    if SHORT.get(word) in names:
+        return [SHORT[word]]
+    initials = [key for key in names if "_" in key and "".join(part[0] for part in key.split("_") if part) == word]
+    if initials:
+        return initials[:1]
+    return [key for key in names if len(word) > 3 and word in key.split("_")][:3]
 
 
 def section_of(model: type[BaseModel], path: Sequence[Any]) -> type[BaseModel] | None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stageline.config import (
-    KeySpellings,
     RunConfig,
     apply_overrides,
     nearest,
@@ -68,34 +67,25 @@ def raw_preset(family: str, preset: str) -> dict[str, Any]:
     return {"family": family, **copy.deepcopy(dict(presets[preset]))}
 
 
-def spellings_of(raw: Mapping[str, Any]) -> KeySpellings:
-    """How the family of a raw config spells its keys."""
+def config_class(raw: Mapping[str, Any]) -> type[RunConfig]:
+    """The class of a raw config; what every family has, where it names none that this copy knows."""
     name = raw.get("family")
-    config = family_config(name).config if isinstance(name, str) and name in FAMILIES else RunConfig
-    return config.SPELLINGS
+    return family_config(name).config if isinstance(name, str) and name in FAMILIES else RunConfig
 
 
 def at_home(raw: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a raw config with its keys under our own names, so that what is set there later takes their place."""
-    return spellings_of(raw).at_home(raw)
+    return config_class(raw).SPELLINGS.at_home(raw)
 
 
 def with_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """A copy of a raw config with `a.b=value` applied, whichever names of the keys either uses."""
-    spellings = spellings_of(raw)
-    return apply_overrides(spellings.at_home(raw), _named(overrides, spellings), spellings.of)
+    return apply_overrides(raw, overrides, config_class(raw))
 
 
 def overrides_replaced(raw: Mapping[str, Any], overrides: Iterable[str]) -> list[str]:
-    """The keys in the `stage_overrides` of a raw config whose place `a.b=value` takes."""
-    spellings = spellings_of(raw)
-    return replaced_overrides(spellings.at_home(raw), _named(overrides, spellings), spellings.of)
-
-
-def _named(overrides: Iterable[str], spellings: KeySpellings) -> list[str]:
-    """Overrides with our own names of their keys."""
-    parted = [override.partition("=") for override in overrides]
-    return [f"{spellings.home(key.strip())}{sign}{value}" for key, sign, value in parted]
+    """The other keys of a raw config whose place `a.b=value` takes, and words that are given again later."""
+    return replaced_overrides(raw, overrides, config_class(raw))
 
 
 def parse_config(raw: Mapping[str, Any], overrides: Iterable[str] = (), where: str = "config") -> RunConfig:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stageline.config import RunConfig
+from stageline.config import RunConfig, home_paths
 from stageline.config.cluster import ClusterConfig, StorageConfig
 from stageline.errors import ConfigError, Faults, PlanError
+from stageline.families import config_class
 
 SHARED = ("s3://", "gs://")
 """Roots that every pod reaches without a claim."""
@@ -61,6 +62,12 @@ def root_faults(root: str, storage: StorageConfig) -> Iterator[str]:
             f"root {root!r} lies outside {str(mount)!r}, where pods see the claim {storage.claim!r}: "
             f"give root={mount}/<folder>"
         )
+
+
+def home_faults(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Which paths of a raw config that pods read begin with a home folder."""
+    for key in home_paths(raw, config_class(raw)):
+        yield f"{key}: `~` is the home folder of whoever reads it, and pods have none of yours: write the path they see"
 
 
 def check_mounted(config: RunConfig) -> None:

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stageline.config import RunConfig, drop_stage_overrides, parse_yaml, set_dotted
+from stageline.config import RunConfig, drop_replaced, parse_yaml, set_dotted
 from stageline.errors import ConfigError, Faults
-from stageline.families import at_home, parse_config, raw_preset, spellings_of, with_overrides
+from stageline.families import at_home, config_class, parse_config, raw_preset, with_overrides
 from stageline.jobs.defaults import mounted_defaults, with_defaults
-from stageline.jobs.placement import check_on_cluster, place_root
+from stageline.jobs.placement import check_on_cluster, home_faults, place_root
 from stageline.pipeline.item_job import LAUNCHERS
 from stageline.pipeline.parameters import OF_THE_PIPELINE, PARAMETERS, Parameter
 from stageline.store.credentials import DEFAULT_FOLDER, KEY_FILE
@@ -70,6 +70,7 @@ def read_request(parameters: Mapping[str, Any]) -> Request:
     if launcher not in LAUNCHERS:
         faults.add(f"launcher {launcher!r}: a stage can run as {', '.join(LAUNCHERS)}")
     if launcher == "pytorchjob":
+        faults.extend(home_faults(raw))
         raw["root"] = place_root(raw) or raw.get("root", ".")
     typed = _collect(faults, lambda: parse_config(raw, where="config"))
     faults.raise_if_any()
@@ -117,6 +118,8 @@ def _apply(
     for name, (key, read) in settings.items():
         if words.get(name) in NOT_GIVEN:
             continue
+        if of_a_person:
+            drop_replaced(raw, key, config_class(raw))
         try:
             clash = set_dotted(raw, key, read(name, words[name]))
         except ConfigError as error:
@@ -124,8 +127,6 @@ def _apply(
             continue
         if clash:
             faults.add(f"{name}: {clash} is not a section of the config")
-        if of_a_person:
-            drop_stage_overrides(raw, key, spellings_of(raw).of)
 
 
 def _word(name: str, value: str) -> str:

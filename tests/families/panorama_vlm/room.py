@@ -16,10 +16,7 @@ ROOMS: dict[str, Any] = {"data": {"name": "rooms"}}
 
 def config(*overrides: str, raw: dict[str, Any] | None = None) -> PanoramaVlmConfig:
     """A config of made rooms, or of `raw`, with `key=value` in any spelling."""
-    spellings = PanoramaVlmConfig.SPELLINGS
-    parted = [override.partition("=") for override in overrides]
-    named = [f"{spellings.home(key)}={value}" for key, _, value in parted]
-    merged = apply_overrides(spellings.at_home(ROOMS if raw is None else raw), named, spellings.of)
+    merged = apply_overrides(ROOMS if raw is None else raw, overrides, PanoramaVlmConfig)
     return validate(merged, PanoramaVlmConfig, "config")
 
 

@@ -26,7 +26,7 @@ def small(
     raw = raw_preset("panorama_vlm", "tiny")
     raw["data"] = data or raw["data"]
     shrunk = [key for key in SMALL if not (data and key.startswith("data."))]
-    raw = apply_overrides(raw, [*shrunk, f"root={root}", f"run={run}"], PanoramaVlmConfig.SPELLINGS.of)
+    raw = apply_overrides(raw, [*shrunk, f"root={root}", f"run={run}"], PanoramaVlmConfig)
     return parse_config(raw, list(overrides))
 
 

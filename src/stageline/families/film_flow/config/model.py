@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from stageline.config import Settings, operational
+from stageline.config import LocalPath, Settings, operational
 from stageline.families.film_flow.config.film_plan import decoder_channels, resolve_decoder_stages
 from stageline.families.film_flow.config.rules import as_value_error, model_faults, raise_faults
 
@@ -55,7 +55,7 @@ class VlmFilmConfig(Settings):
     """Number format in which the frozen encoder computes."""
     device_map: str | None = operational(None)
     """Where the frozen encoder is placed while features are prepared; null is the CPU."""
-    cache_dir: str | None = operational(None)
+    cache_dir: LocalPath | None = operational(None)
     """Folder of the feature cache; null puts it under the run's root."""
     cache_only: bool = operational(False)
     """A missing feature is an error; no encoder is loaded at all."""

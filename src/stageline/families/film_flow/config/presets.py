@@ -26,7 +26,7 @@ _TINY: dict[str, Any] = {
         "vlm_film_config": {"encoder": "stub", "cond_dim": 32, "film_hidden_dim": 32, "text_mlp_hidden_dim": 32},
         "junction_gating_config": {"enabled": True, "radius_px": 4.0, "gate_value_in_junction": 1.0},
     },
-    "data": {"name": "prompted_trees", "image_size": 48, "num_train": 192, "num_val": 24},
+    "data": {"name": "prompted_trees", "num_train": 192, "num_val": 24},
     "trainer": {
         "batch_size": 8,
         "learning_rate": 3e-3,
@@ -77,7 +77,6 @@ def _angiography(run: str, image_size: int, attention: list[int], crops: int, ba
             "train_dir": f"data/{run}/train",
             "val_dir": f"data/{run}/val",
             "test_dir": f"data/{run}/test",
-            "image_size": image_size,
             "num_samples_per_image": crops,
         },
         "trainer": {**_PAPER_TRAINER, "batch_size": batch_size},

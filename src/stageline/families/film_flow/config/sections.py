@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stageline.config import DataSettings, EvaluateBase, Settings, operational
+from stageline.config import DataSettings, EvaluateBase, LocalPath, Settings, operational
 from stageline.families.film_flow.config.rules import data_faults, raise_faults
 
 
@@ -19,13 +19,13 @@ class DataConfig(DataSettings):
 
     name: Literal["prompted_trees", "trees", "retina", "folder"] = "prompted_trees"
     """Made trees with a prompt, made trees, the retina picture with its pseudo-label, or folders of files."""
-    train_dir: str | None = None
+    train_dir: LocalPath | None = None
     """Folder with `image/` and `label/` of equal file names, for training."""
-    val_dir: str | None = None
+    val_dir: LocalPath | None = None
     """The same for validation."""
-    test_dir: str | None = None
+    test_dir: LocalPath | None = None
     """The same for testing; null has no test split."""
-    prompts_file: str | None = None
+    prompts_file: LocalPath | None = None
     """JSON file {image file name: prompt} for folder data with a text condition."""
     train_bs: int | None = Field(default=None, ge=1)
     """Another name of trainer.batch_size; moved there."""

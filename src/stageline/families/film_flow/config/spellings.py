@@ -107,6 +107,7 @@ SPELLINGS = KeySpellings(
     moved=MOVED,
     same=SAME,
     values=RENAMED_VALUES,
+    in_other_words=frozenset({"model.image_conditioning", "model.patch_plan"}),
     refused=REFUSED,
     refused_prefixes=REFUSED_PREFIXES,
     refused_anywhere=REFUSED_ANYWHERE,

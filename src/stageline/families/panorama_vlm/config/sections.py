@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from stageline.config import DataSettings, EvaluateBase, Settings, operational
+from stageline.config import DataSettings, EvaluateBase, LocalPath, Settings, operational
 from stageline.families.panorama_vlm.config.rules import (
     data_faults,
     lora_faults,
@@ -29,7 +29,7 @@ def _listed(value: Any) -> Any:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
-Files = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Files = Annotated[tuple[LocalPath, ...], BeforeValidator(_listed)]
 """Paths; one may be given alone."""
 
 
@@ -206,9 +206,9 @@ class DataConfig(DataSettings):
     """The same for validation."""
     csv_test: Files = operational(())
     """The same for evaluation."""
-    image_root: str | None = operational(None)
+    image_root: LocalPath | None = operational(None)
     """Folder that image paths are relative to; null is the folder of the CSV file."""
-    url_cache: str | None = operational(None)
+    url_cache: LocalPath | None = operational(None)
     """Folder that holds the pictures of http(s) addresses; training downloads nothing."""
     on_bad: Literal["quarantine", "error"] = "quarantine"
     """What becomes of rows that cannot be used: set aside and listed, or refused all at once."""
@@ -252,5 +252,5 @@ class EvaluateConfig(EvaluateBase):
     """Predictions shown beside their picture."""
     auto: bool = operational(False)
     """Whether the guide's own training script evaluates after the last stage."""
-    results_dir: str = operational("results/eval_results")
+    results_dir: LocalPath = operational("results/eval_results")
     """Where the guide's own scripts copy finished evaluations to."""

@@ -246,7 +246,7 @@ def _read_shapes(raw: dict[str, Any]) -> None:
         source = model.get(name)
         if not isinstance(source, str) or model.get(key) is not None or known(source) is not None:
             continue
-        file = Path(source) / "config.json"
+        file = Path(source).expanduser() / "config.json"
         if file.is_file():
             found = numbers(_json(file))
             if found:
