@@ -22,6 +22,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from stageline.checkpoint.layout import StageDir
 from stageline.errors import StagelineError
 from stageline.families import load_family, parse_config, raw_preset
 from stageline.families.panorama_vlm.config import FAMILY_CONFIG, STAGES, PanoramaVlmConfig
@@ -29,6 +30,8 @@ from stageline.families.panorama_vlm.data.tokenizer import save_tokenizer
 from stageline.families.panorama_vlm.model.assembly import load_externals
 from stageline.families.panorama_vlm.model.tower import packed, view_tokens
 from stageline.stage import stage_config
+from stageline.telemetry import read_events
+from stageline.trainer.schedule import learning_rate_factor
 from stageline.verbs.prepare import prepare_data
 
 SIZES: dict[str, Any] = {
@@ -157,6 +160,24 @@ def test_faulty_folders_are_refused_by_name(tmp_path: Path, folders: Path, fault
 
     with pytest.raises(StagelineError, match=words):
         read()
+
+
+def test_the_schedule_ends_with_the_last_step(tmp_path: Path, folders: Path) -> None:
+    """Check 12: in optimizer steps, with 4 micro-batches each and 2 in the last of an epoch, of true size."""
+    keys = ("trainer.batch_size=3", "trainer.accumulate_grad_batches=4", "trainer.max_steps=null")
+    more = ("trainer.max_epochs=2", "trainer.log_every_steps=1", "trainer.final_lr_fraction=0.1", "stages=[resampler]")
+    config = on_folders(tmp_path, folders, "siglip-tower", *keys, *more)
+    trained(config, "resampler")
+    events = read_events(StageDir(config.root, config.run, "resampler", "anyres-e2p_mlp").store)
+    (started,) = [event for event in events if event["event"] == "started"]
+    steps = [event for event in events if event["event"] == "step"]
+    own = stage_config(config, STAGES["resampler"]).trainer
+    assert started["steps"] == len(steps) == 4  # 16 rows: 12 + 4, twice
+    assert [event["num_samples"] for event in steps] == [12, 4, 12, 4]
+    assert [event["learning_rate"] for event in steps] == pytest.approx(
+        [own.learning_rate * learning_rate_factor(step, 4, own) for step in range(4)]
+    )
+    assert learning_rate_factor(4, 4, own) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("mode", ["stretch", "naflex"])
