@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_language import tiny_tokenizer
 from torch import Tensor
 
-from stageline.errors import ConfigError
+from stageline.errors import ConfigError, DataError
+from stageline.families.panorama_vlm.data.text import PromptBuilder, place_image_tokens
 from stageline.families.panorama_vlm.geometry.tiles import plan
 from stageline.families.panorama_vlm.image_tokens import SCOPES, TokenRules, num_tokens
 from stageline.families.panorama_vlm.model.encoding import make_encodings
@@ -78,10 +80,16 @@ def test_counts_of_the_default_resamplers() -> None:
     assert [num_tokens(layout, rules) for layout in layouts] == [256 + 1024, 256 + 960, 256 + 768]
 
 
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return tiny_tokenizer()
+
+
 @pytest.mark.parametrize("rules", KINDS, ids=name_of)
 @pytest.mark.parametrize("stitching", ["concat", "dedupe", "resample"])
-def test_num_tokens_is_the_length_of_the_output(rules: dict[str, Any], stitching: str) -> None:
-    """Check 10: every type, scope, stitching and pool; with a view missing, too, whatever its features hold."""
+def test_num_tokens_is_the_length_of_the_output(tokenizer: Any, rules: dict[str, Any], stitching: str) -> None:
+    """Check 10: every type, scope, stitching and pool, and as many `<|image_pad|>`; another number is refused with
+    both. With a view missing, too, whatever its features hold."""
     for overlap in (0, 0.25, 0.5):
         layout = layout_of(overlap, 4)
         model = make(layout, stitching=stitching, **rules, **({"chunk": 3} if rules["type"] == "bimamba" else {}))
@@ -90,6 +98,14 @@ def test_num_tokens_is_the_length_of_the_output(rules: dict[str, Any], stitching
             tokens, mask = model(x, dirs, encodings=make_encodings(VISION, LANGUAGE))
         assert mask is None
         assert tokens.shape == (2, num_tokens(layout, model.tables.rules), LANGUAGE)
+        builder = PromptBuilder(tokenizer, model.num_tokens)
+        ids = torch.tensor([builder.prompt("What?").ids] * 2)
+        places, empty = ids == builder.special.image, torch.zeros(*ids.shape, LANGUAGE)
+        assert int(places[0].sum()) == tokens.shape[1]
+        placed = place_image_tokens(empty, ids, tokens, builder.special.image)
+        assert torch.equal(placed[places].reshape_as(tokens), tokens)
+        with pytest.raises(DataError, match=f"has {tokens.shape[1]} places for {tokens.shape[1] - 1} image tokens"):
+            place_image_tokens(empty, ids, tokens[:, 1:], builder.special.image)
         valid = torch.ones(2, len(layout.views), dtype=torch.bool)
         valid[1, 2] = False
         x[1, 2] = float("nan")
