@@ -86,6 +86,7 @@ class Words:
     told: field of an evaluation's provenance -> words before its value; told before the numbers, in this order.
     cautions: field of the provenance -> sentence that stands before the numbers where the field is true.
     mode_field: field of the provenance that names the mode an evaluation was asked for.
+    compared: what the family's `compared` tells of a checkpoint -> caption.
     """
 
     modes: Mapping[str, str] = field(default_factory=dict)
@@ -97,6 +98,7 @@ class Words:
     told: Mapping[str, str] = field(default_factory=dict)
     cautions: Mapping[str, str] = field(default_factory=dict)
     mode_field: str = "mode"
+    compared: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,9 @@ class FamilyConfig:
     name_facts(shapes): the facts that tensor names and shapes of a checkpoint prove; compared whenever one is admitted.
     agree(asked, facts, shapes, where): refuses, in the family's own words, an evaluation whose config states other
         facts than the checkpoint at `where` has; before the general comparison.
+    compared(config, stage, measured): what a comparison tells of an evaluated checkpoint beside its metrics: word ->
+        JSON value; of numbers the ratio is told, so what is predicted stands beside what was measured.
+        config, stage: the checkpoint's own.  measured: by the evaluation, {} where nothing was.
     words: names of modes, metrics and pictures for people.
     """
 
@@ -155,6 +160,7 @@ class FamilyConfig:
     agree: Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, tuple[int, ...]], str], None] = (
         lambda _asked, _facts, _shapes, _where: None
     )
+    compared: Callable[[Any, Stage, Mapping[str, float]], Mapping[str, Any]] = lambda _config, _stage, _measured: {}
     words: Words = Words()
 
     def selected(self, config: RunConfig) -> tuple[Stage, ...]:
@@ -237,15 +243,22 @@ class StageTask(Protocol):
 
 
 class Emit(Protocol):
-    """Takes one finished row of an evaluation, which is kept from then on even if the process is killed."""
+    """Takes the finished rows of an evaluation.
+
+    Rows are kept from the end of their batch on, even if the process is killed; a family that ends no batch loses at
+    most the rows of a few seconds.
+    """
 
     def __call__(
         self, row: Row, pictures: Mapping[str, Any] | None = None, files: Mapping[str, bytes] | None = None
     ) -> None:
-        """row: with `id` and, where there are modes, `mode`; no other row has both.
+        """One row. row: with `id` and, where there are modes, `mode`; no other row has both.
 
         pictures: name without suffix -> (H, W, 3) or (H, W) uint8 array.  files: name -> bytes (a clip, a text).
         """
+
+    def end_batch(self) -> None:
+        """Keep every row that came so far."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +272,8 @@ class Evaluation:
     panels: pictures that were not given to `emit`: name without suffix -> (H, W, 3) uint8 array.
     provenance: what was evaluated (decoder stages used, origin, NFE, modes); a report without it is invalid.
     reasons: metric -> why it is None.  files: name -> bytes of further files.
+    measured: speeds, seconds and bytes of memory, seen while rows were made; no part of the result. After an
+        interruption they are of the rest only.
     """
 
     metrics: Mapping[str, float | None]
@@ -268,6 +283,7 @@ class Evaluation:
     provenance: Mapping[str, Any]
     reasons: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
+    measured: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

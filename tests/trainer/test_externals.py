@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from stageline.checkpoint.layout import resolve
+from stageline.checkpoint.lineage import own_config
 from stageline.checkpoint.tensors import read_tensors
 from stageline.cli.imports import import_files
 from stageline.config import to_yaml
@@ -24,7 +25,6 @@ from stageline.encoders.lock import EXTERNALS
 from stageline.errors import CheckpointError, InterruptedRunError, PlanError
 from stageline.families import family_config, parse_config
 from stageline.store import open_store
-from stageline.verbs.admitted import own_config
 from stageline.verbs.evaluate.evaluation import evaluate_checkpoint
 from stageline.verbs.predict import load
 from stageline.verbs.prepare import prepare_data

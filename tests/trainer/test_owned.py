@@ -17,7 +17,7 @@ from torch import nn
 
 from stageline.checkpoint.export import export
 from stageline.checkpoint.layout import CheckpointRef, StageDir, resolve
-from stageline.checkpoint.lineage import describe
+from stageline.checkpoint.lineage import describe, own_config
 from stageline.checkpoint.retention import prune, prune_superseded
 from stageline.checkpoint.tensors import read_tensors
 from stageline.checkpoint.verify import verify
@@ -26,7 +26,7 @@ from stageline.contract import External
 from stageline.errors import CheckpointError, InterruptedRunError
 from stageline.families import parse_config
 from stageline.stage import Inheritance, Trains
-from stageline.verbs.admitted import admit_model, own_config
+from stageline.verbs.admitted import admit_model
 
 LARGE, HEAD = 200_000, 20_000
 """Parameters added to the toy's frozen stem and to its trained head."""

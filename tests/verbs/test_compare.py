@@ -283,6 +283,17 @@ def test_the_command_shows_a_table_and_the_report_has_a_section(runs: Runs, caps
     assert "they are one evaluation" in capsys.readouterr().err
 
 
+def test_a_checkpoint_that_is_gone_is_said_and_its_metrics_are_compared(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.evaluation("a", some_rows(0.0))
+    runs.evaluation("b", some_rows(0.1, seed=5))
+    assert main(["compare", "a", "b", "--root", runs.root.uri]) == 0
+    shown = capsys.readouterr().out
+    assert "not known of A: " in shown
+    assert "B is better" in shown
+
+
 def test_the_component_of_pipelines_leaves_the_comparison_and_returns_where(runs: Runs, tmp_path: Path) -> None:
     """Its body is what KFP runs; the other evaluation is named by its run."""
     steps = pytest.importorskip("stageline_components.steps")

@@ -35,6 +35,35 @@ def test_a_killed_evaluation_loses_less_than_one_segment(store: Store) -> None:
     assert again.of("")["s5", "on"] == {"id": "s5", "mode": "on", "dice": 5 / 7}
 
 
+def test_what_ends_a_batch_is_kept_at_once(store: Store) -> None:
+    log = RowLog(store, nothing)
+    fill(log, 0, 3)
+    assert RowLog(store, nothing).num_found == 0
+    log.flush()
+    fill(log, 3, 5)
+    assert list(RowLog(store, nothing).rows) == [("", f"s{n}", "on") for n in range(3)]
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["whole", "killed before the others went"])
+def test_many_small_batches_are_few_segments(store: Store, killed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 * 4 + 3 batches of two rows: two merged segments and three small ones; order, rows and files are the same."""
+    monkeypatch.setattr("stageline.verbs.evaluate.rows.MERGED_SEGMENTS", 4)
+    log = RowLog(store, nothing)
+    with monkeypatch.context() as patch:
+        if killed:
+            patch.setattr(Store, "delete", lambda *_: None)
+        for start in range(0, 2 * 11, 2):
+            fill(log, start, start + 2)
+            log.flush()
+    assert len(store.list("rows")) == (11 if killed else 5)
+    again = RowLog(store, nothing)
+    assert list(again.rows.items()) == list(log.rows.items())
+    assert again.files == log.files
+    fill(again, 22, 23)
+    again.flush()
+    assert store.exists("rows/00000012.jsonl")
+
+
 def test_rows_in_two_attempts_are_those_in_one(store: Store) -> None:
     with RowLog(store.child("one"), nothing) as one:
         fill(one, 0, 90)

@@ -78,6 +78,7 @@ class Snapshot:
     header: further strings for the files' headers.  facts: what the model says about itself; must equal the
     provenance's.  metrics: of the validation at this step.  best: best so far.  is_best: this one is it.
     config_yaml: the resolved stage config, saved beside the weights.  timing: seconds.  notes: anything JSON.
+    peak_memory_bytes: most memory that was in use, 0 where nobody looked.
     exports: makes files for other programs from the weights, averaged ones where there are such; written at commit.
     """
 
@@ -95,6 +96,7 @@ class Snapshot:
     is_best: bool = False
     config_yaml: str = ""
     timing: Mapping[str, float] = field(default_factory=dict)
+    peak_memory_bytes: int = 0
     notes: Mapping[str, Any] = field(default_factory=dict)
     exports: Exports | None = None
 
@@ -278,6 +280,7 @@ class CheckpointWriter:
             metrics={k: float(v) if math.isfinite(v) else None for k, v in snapshot.metrics.items()},
             best=snapshot.best,
             timing=dict(snapshot.timing),
+            peak_memory_bytes=snapshot.peak_memory_bytes,
             notes=dict(snapshot.notes),
             sequence=self._sequence + 1,
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),

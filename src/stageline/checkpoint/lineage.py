@@ -6,9 +6,10 @@ import math
 from typing import Any
 
 from stageline.checkpoint.layout import CheckpointRef, open_checkpoint, resolve
-from stageline.checkpoint.metadata import ParentRecord
+from stageline.checkpoint.metadata import CONFIG_FILE, ParentRecord
+from stageline.config import parse_yaml
 from stageline.errors import CheckpointError, StoreError
-from stageline.store import Reference, Store, open_store
+from stageline.store import NotFoundError, Reference, Store, open_store
 
 MAX_DEPTH = 64
 """Chosen here: no family has so many stages; a longer chain is a loop."""
@@ -33,6 +34,20 @@ def describe(target: CheckpointRef | Reference | str) -> dict[str, Any]:
         owner.pop("tensors")
     total = sum(record.bytes for record in metadata.files.values())
     return {"uri": ref.uri, "digest": ref.digest, "content": ref.content, "bytes": total, "groups": groups, **plain}
+
+
+def own_config(ref: CheckpointRef) -> dict[str, Any]:
+    """The config a checkpoint was made with, as raw data. CheckpointError where it has none."""
+    try:
+        raw = parse_yaml(ref.store.get(CONFIG_FILE).decode(), f"{ref.uri}/{CONFIG_FILE}")
+    except NotFoundError as error:
+        raise CheckpointError(
+            f"{ref.uri} has no {CONFIG_FILE}: nothing says how to build its model",
+            remedy="use another checkpoint, or import the file again",
+        ) from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{ref.uri}/{CONFIG_FILE} holds no config", remedy="use another checkpoint")
+    return raw
 
 
 def lineage(target: CheckpointRef | Reference | str) -> list[dict[str, Any]]:

@@ -182,6 +182,8 @@ class CheckpointMetadata(Provenance):
     best: BestRecord | None = None
     timing: dict[str, float] = Field(default_factory=dict)
     """Seconds: what was measured when this was saved."""
+    peak_memory_bytes: int = Field(default=0, ge=0)
+    """Most memory in use in the process that saved it: allocated on a CUDA device, or all of the process on a CPU."""
     notes: dict[str, Any] = Field(default_factory=dict)
     """What an import or another origin has to say."""
     sequence: int = Field(default=0, ge=0)

@@ -127,7 +127,9 @@ def show_evaluation(record: EvaluationRecord, words: Words, title: str = "", lim
 
 
 def show_comparison(comparison: ComparisonRecord, words: Words) -> None:
-    """Every difference with its interval and what it shows. words: the family's."""
+    """What both sides are, and every difference with its interval and what it shows. words: the family's."""
+    from stageline.verbs.compare.about import caption, values_of
+
     rows = []
     for found in comparison.differences:
         name = words.metrics.get(found.metric, found.metric)
@@ -137,11 +139,29 @@ def show_comparison(comparison: ComparisonRecord, words: Words) -> None:
     for side in ("a", "b"):
         told = comparison.plain[side]
         print(f"{side.upper()}: run {told['run']}, {told['stage']} at step {told['step']}: {told['evaluation']}")
+    plain = comparison.plain
+    known = values_of(plain["a"], plain["b"])
+    if known:
+        told_rows = [
+            (caption(name, words), *map(_told, values), _told(plain["ratios"].get(name), ""))
+            for name, values in known.items()
+        ]
+        show_rows(("", "A", "B", "B / A"), told_rows)
+    for side in ("a", "b"):
+        for sentence in plain[side]["unknown"]:
+            print(f"not known of {side.upper()}: {sentence}")
     show_rows(("metric", "A", "B", "B - A", "from", "to", "samples", "what is shown"), rows)
     settings, left_out = comparison.plain["settings"], comparison.plain["left_out"]
     print(f"from, to: {settings['level']:.0%} interval, paired bootstrap, {settings['resamples']} draws")
     if any(left_out.values()):
         print(f"left out, since only one has them: {left_out['a']} rows of A, {left_out['b']} of B")
+
+
+def _told(value: Any, absent: str = "none") -> str:
+    """A value of a comparison: numbers with four digits."""
+    if value is None:
+        return absent
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def is_of_mode(name: str, mode: str, metrics: Mapping[str, Any]) -> bool:

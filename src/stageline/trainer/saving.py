@@ -22,6 +22,7 @@ from stageline.checkpoint.layout import CheckpointRef, StageDir
 from stageline.checkpoint.ownership import Ownership
 from stageline.checkpoint.sharded import save_sharded
 from stageline.errors import CheckpointError, Faults
+from stageline.layers.memory import peak_memory_bytes
 from stageline.trainer.assembly import Parts
 from stageline.trainer.parameters import optimizer_tensors
 from stageline.trainer.ranks import Ranks
@@ -220,6 +221,7 @@ class CheckpointSaver:
             config_yaml=self._config_yaml,
             exports=self._exports,
             timing={"seconds": state.seconds, "step_seconds": state.seconds / max(1, state.step)},
+            peak_memory_bytes=peak_memory_bytes(self._ranks.device),
         )
 
     def watch(self, parts: Parts) -> None:

@@ -9,14 +9,15 @@ from torch import nn
 
 from stageline.checkpoint.admission import admit
 from stageline.checkpoint.layout import CheckpointRef
-from stageline.checkpoint.metadata import CONFIG_FILE, ExternalRecord
+from stageline.checkpoint.lineage import own_config
+from stageline.checkpoint.metadata import ExternalRecord
 from stageline.checkpoint.tensors import load_state, read_tensors
-from stageline.config import RunConfig, parse_yaml
+from stageline.config import RunConfig
 from stageline.encoders.copies import external_digest
 from stageline.errors import CheckpointError, Faults, MissingPartError
 from stageline.families import family_config, load_family, parse_config
 from stageline.stage import Stage, stage_config, stage_raw
-from stageline.store import NotFoundError, open_store
+from stageline.store import open_store
 
 OF_THE_USER = ("data", "evaluate", "run", "root")
 """Sections that say what is measured and where; `model` and the rest are the checkpoint's own."""
@@ -26,20 +27,6 @@ def stated(config: RunConfig) -> dict[str, Any]:
     """What a config states itself, without defaults."""
     plain: dict[str, Any] = json.loads(config.model_dump_json(exclude_unset=True, by_alias=True))
     return {**plain, "family": config.family}
-
-
-def own_config(ref: CheckpointRef) -> dict[str, Any]:
-    """The config a checkpoint was made with, as raw data."""
-    try:
-        raw = parse_yaml(ref.store.get(CONFIG_FILE).decode(), f"{ref.uri}/{CONFIG_FILE}")
-    except NotFoundError as error:
-        raise CheckpointError(
-            f"{ref.uri} has no {CONFIG_FILE}: nothing says how to build its model",
-            remedy="use another checkpoint, or import the file again",
-        ) from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{ref.uri}/{CONFIG_FILE} holds no config", remedy="use another checkpoint")
-    return raw
 
 
 def admit_model(config: RunConfig, ref: CheckpointRef) -> tuple[RunConfig, nn.Module, tuple[str, ...]]:

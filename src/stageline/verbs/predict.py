@@ -13,6 +13,7 @@ import numpy as np
 from torch import nn
 
 from stageline.checkpoint.layout import CheckpointRef, resolve
+from stageline.checkpoint.lineage import own_config
 from stageline.checkpoint.metadata import CheckpointMetadata
 from stageline.checkpoint.steps import find_root
 from stageline.checkpoint.usercode import load_code, named_code
@@ -23,7 +24,7 @@ from stageline.errors import ConfigError, DataError
 from stageline.families import load_family, parse_config
 from stageline.store import open_store
 from stageline.store.scratch import scratch_folder
-from stageline.verbs.admitted import admit_model, own_config
+from stageline.verbs.admitted import admit_model
 
 LIST = "predictions.jsonl"
 """Lists the results beside their files."""

@@ -102,6 +102,12 @@ class EvaluationRecord:
         found: Mapping[str, Mapping[str, Any]] = self.plain.get("checkpoints") or {"": self.plain["checkpoint"]}
         return found
 
+    def measured(self, name: str = "") -> Mapping[str, float]:
+        """Speeds and memory of the evaluation of one checkpoint. name: what it is called among several."""
+        own: Mapping[str, Any] = self.checkpoints[name] if name else self.plain
+        found: Mapping[str, float] = own.get("measured", {})
+        return found
+
     @property
     def labels(self) -> str:
         """What the metrics are measured against, in words; empty where the family does not say."""

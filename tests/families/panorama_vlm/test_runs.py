@@ -34,7 +34,6 @@ from stageline.plan import make_plan
 from stageline.stage import stage_config
 from stageline.store import open_store
 from stageline.verbs.compare.comparison import compare_evaluations
-from stageline.verbs.evaluate import rows
 from stageline.verbs.evaluate.evaluation import evaluate_checkpoint
 from stageline.verbs.prepare import prepare_data
 from stageline.verbs.train import train_stage
@@ -233,8 +232,17 @@ def test_both_overlaps_are_compared(compared: dict[str, Any]) -> None:
     found = compare_evaluations(*(str(compared[run][1].reference.uri) for run in ("with", "without")))
     assert len({found.plain["a"]["content"], found.plain["b"]["content"]}) == 2
     assert all(d.low is not None and d.low <= d.difference <= d.high for d in found.differences if d.difference)
-    plans = [compared[run][1].plain["provenance"]["views"] for run in ("with", "without")]
-    assert plans == [9, 5]
+    a, b = found.plain["a"], found.plain["b"]
+    assert [(side["about"]["tiles"], side["about"]["views"]) for side in (a, b)] == [(8, 9), (4, 5)]
+    assert ["overlap 0.5" in a["about"]["plan"], "overlap 0," in b["about"]["plan"]] == [True, True]
+    assert a["about"]["image_tokens"] > b["about"]["image_tokens"]
+    assert found.plain["ratios"]["tower_operations"] == pytest.approx(5 / 9)
+    assert found.plain["ratios"]["tower_seconds_per_panorama"] > 0, "how much, a benchmark says"
+    for side in (a, b):
+        assert side["unknown"] == []
+        assert side["training"]["resampler"]["steps"] == 2
+        assert side["training"]["resampler"]["seconds"] > 0
+        assert side["about"]["peak_memory_bytes"] > 0
 
 
 @pytest.mark.slow
@@ -255,7 +263,6 @@ def test_a_killed_evaluation_goes_on_with_the_rest(
         calls.append(1)
         return generate(*args)
 
-    monkeypatch.setattr(rows, "FLUSH_ROWS", 2)  # a batch; by default rows wait for five seconds' worth of others
     monkeypatch.setattr(module, "generate", dying)
     (end,) = run_ranks(lambda _: str(evaluate_checkpoint(config, str(ref.uri), data)), 1, tmp_path / "killed")
     assert end.code == -signal.SIGKILL

@@ -131,6 +131,8 @@ FAMILY_CONFIG = FamilyConfig(
         main_metrics=("error",),
         headline="Error {error}.",
         told={"weights": "weights"},
+        compared={"rows": "rows to train on", "speed": "rows per second, measured"},
     ),
+    compared=lambda config, stage, measured: {"stage": stage.name, "rows": config.data.num_train, **measured},
     run_name=lambda config: f"toy_S{config.seed}.W{config.trainer.batch_size}",
 )

@@ -1,6 +1,6 @@
 """A checkpoint's answers to the questions of a split, and what they are worth.
 
-Rows are answered in a fixed partition by number, greedily, and handed over as soon as their batch is finished. A batch
+Rows are answered in a fixed partition by number, greedily, and kept as soon as their batch is finished. A batch
 with a row that is not answered yet is answered whole, so that its texts do not depend on where an evaluation was
 interrupted. Rows that were set aside when the data were prepared stand in `predictions.csv` with their status.
 """
@@ -20,11 +20,12 @@ from stageline.data.prepared import PreparedData
 from stageline.data.tables import csv_text
 from stageline.families.panorama_vlm.config.stages import STAGES
 from stageline.families.panorama_vlm.data.sets import Batch, Questions, collate_questions, open_questions
-from stageline.families.panorama_vlm.features import batch_features, batch_tokens
+from stageline.families.panorama_vlm.features import TowerPace, batch_features, batch_tokens
 from stageline.families.panorama_vlm.metrics import SampleScorer, score
 from stageline.families.panorama_vlm.model.assembly import PanoramaModel
 from stageline.families.panorama_vlm.panels import prediction_panel
 from stageline.families.panorama_vlm.task import prompt_builder
+from stageline.layers.memory import peak_memory_bytes
 
 if TYPE_CHECKING:
     from stageline.families.panorama_vlm.config import PanoramaVlmConfig
@@ -92,6 +93,7 @@ class _Evaluator:
         self.scorer = SampleScorer(self.references, config.metrics.tokenize)
         self.rows: dict[RowKey, dict[str, Any]] = {key: dict(row) for key, row in finished.items()}
         self.finished = frozenset(finished)
+        self.pace, self.seconds, self.num_answers, self.num_new_tokens = TowerPace(), 0.0, 0, 0
 
     def batches(self) -> list[tuple[str, list[int]]]:
         """(mode, numbers of rows) of every batch, in order."""
@@ -106,14 +108,17 @@ class _Evaluator:
         began = time.monotonic()
         batch, fields = collate_questions(self.questions, numbers, self.builder.special.pad)
         batch = self._controlled(batch, mode, numbers).to(next(self.model.parameters()).device)
-        ids = generate(self.config, self.model, batch, self.builder.special)
-        milliseconds = 1000 * (time.monotonic() - began) / len(numbers)
+        ids = generate(self.config, self.model, batch, self.builder.special, self.pace)
+        seconds = time.monotonic() - began
+        self.seconds += seconds
+        self.num_answers += len(numbers)
         assert batch.text is not None
         lengths = batch.text.attention_mask.sum(dim=1).tolist()
         for place, (number, row) in enumerate(zip(numbers, fields, strict=True)):
             if (str(row["id"]), mode) in self.finished:
                 continue
             text, finish, new_tokens = self.builder.read_answer(ids[place].tolist())
+            self.num_new_tokens += new_tokens
             found = self.scorer.score(number, text)
             made = {
                 "id": str(row["id"]),
@@ -127,7 +132,7 @@ class _Evaluator:
                 "prompt_tokens": int(lengths[place]),
                 "vision_tokens": self.builder.num_image_tokens,
                 "new_tokens": new_tokens,
-                "latency_ms": round(milliseconds, 3),
+                "latency_ms": round(1000 * seconds / len(numbers), 3),
                 "exact_match": found.exact_match,
                 "rouge_l": found.rouge_l,
                 "bleu_4": found.bleu_4,
@@ -137,6 +142,7 @@ class _Evaluator:
             }
             self.rows[made["id"], mode] = made
             self.emit(made, self._panel(mode, number, made))
+        self.emit.end_batch()
 
     def _panel(self, mode: str, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
         if mode or number not in self.shown:
@@ -190,7 +196,22 @@ class _Evaluator:
             provenance=self._provenance(),
             reasons=reasons,
             files={PREDICTIONS: self._predictions().encode()},
+            measured=self._measured(),
         )
+
+    def _measured(self) -> dict[str, float]:
+        """Speeds and memory while rows were answered; nothing where all were there already."""
+        if not self.pace.views:
+            return {}
+        return {
+            "tower_seconds_per_panorama": self.pace.seconds
+            / self.pace.views
+            * self.config.image_processing.plan.num_views,
+            "tower_views_per_second": self.pace.views / self.pace.seconds,
+            "samples_per_second": self.num_answers / self.seconds,
+            "new_tokens_per_second": self.num_new_tokens / self.seconds,
+            "peak_memory_bytes": peak_memory_bytes(next(self.model.parameters()).device),
+        }
 
     def _provenance(self) -> dict[str, Any]:
         config, facts = self.config, self.questions.rows.facts
@@ -230,11 +251,16 @@ def _mean(values: Sequence[float]) -> float:
 
 
 @torch.no_grad()
-def generate(config: PanoramaVlmConfig, model: PanoramaModel, batch: Batch, special: Any) -> Tensor:
-    """New ids (B, N) of greedy answers, stop and padding included. special: ids of the tokenizer."""
+def generate(
+    config: PanoramaVlmConfig, model: PanoramaModel, batch: Batch, special: Any, pace: TowerPace | None = None
+) -> Tensor:
+    """New ids (B, N) of greedy answers, stop and padding included.
+
+    special: ids of the tokenizer.  pace: measures the tower.
+    """
     assert batch.text is not None
     assert model.language is not None
-    features = batch_features(config, model, batch.pictures)
+    features = batch_features(config, model, batch.pictures, pace=pace)
     tokens = batch_tokens(model, batch.pictures, features)[batch.rows]
     found: Tensor = model.language.generate(  # type: ignore[operator]
         inputs_embeds=model.inputs(tokens, batch.text, special.image),

@@ -14,6 +14,7 @@ from stageline.contract import Comparison
 from stageline.families.panorama_vlm.externals import reads_language
 from stageline.families.panorama_vlm.geometry.tiles import DECIMALS
 from stageline.families.panorama_vlm.naming import whole_name
+from stageline.families.panorama_vlm.words import WORDS
 
 if TYPE_CHECKING:
     from stageline.families.panorama_vlm.config import PanoramaVlmConfig
@@ -177,3 +178,27 @@ def summary(config: PanoramaVlmConfig, stage: Stage) -> tuple[str, ...]:
     if model.is_tiny:
         lines.append("profile tiny: made weights in the place of the models named")
     return tuple(lines)
+
+
+def compared(config: PanoramaVlmConfig, stage: Stage, measured: Mapping[str, float]) -> dict[str, Any]:
+    """What a comparison tells of an evaluated checkpoint: its views and tokens, what they cost and what they took.
+
+    config, stage: the checkpoint's own.  measured: by its evaluation. Operations are counted, see `cost`.
+    """
+    from stageline.families.panorama_vlm.cost import cost_of
+
+    del stage
+    plan, cost = config.image_processing.plan, cost_of(config)
+    told = {
+        "plan": plan.describe(),
+        "stitching": config.image_processing.stitching_mode,
+        "resampler": config.model.resampler_type,
+        "tiles": len(plan.tiles),
+        "views": plan.num_views,
+        "image_tokens": config.image_tokens,
+        "tower_operations": cost.tower,
+        "training_operations": cost.training(),
+        "training_operations_cached": cost.training(cached=True),
+    }
+    place = list(WORDS.compared)
+    return dict(sorted({**told, **measured}.items(), key=lambda item: place.index(item[0])))

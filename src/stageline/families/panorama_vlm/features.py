@@ -76,12 +76,40 @@ def batch_tokens(model: PanoramaModel, pictures: Sequence[Picture], features: Te
     return model.image_tokens(features, torch.stack(seen)).tokens
 
 
+@dataclass
+class TowerPace:
+    """What the tower took so far. views: that went through it.  seconds: it was at work, cutting views left out."""
+
+    views: int = 0
+    seconds: float = 0.0
+
+    def encode(self, model: PanoramaModel, views: Tensor) -> Tensor:
+        """Features of views, timed; a CUDA device is waited for."""
+        _finish(views.device)
+        began = time.perf_counter()
+        features = model.encode(views)
+        _finish(views.device)
+        self.seconds += time.perf_counter() - began
+        self.views += views.shape[0] * views.shape[1]
+        return features
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def batch_features(
-    config: PanoramaVlmConfig, model: PanoramaModel, pictures: Sequence[Picture], keeper: FeatureKeeper | None = None
+    config: PanoramaVlmConfig,
+    model: PanoramaModel,
+    pictures: Sequence[Picture],
+    *,
+    keeper: FeatureKeeper | None = None,
+    pace: TowerPace | None = None,
 ) -> Tensor:
     """Features (B, V, S, D_v) of pictures: those that are computed already, and the frozen tower's for the others.
 
-    keeper: keeps what is computed here.
+    keeper: keeps what is computed here.  pace: measures the tower where nothing is kept.
     """
     missing = [picture for picture in pictures if picture.features is None]
     device = next(model.parameters()).device
@@ -90,7 +118,8 @@ def batch_features(
         found = {picture.number: keeper.features(config, model, picture) for picture in missing}
     elif missing:
         with torch.no_grad():
-            made = model.encode(cut_views(config, missing).to(device))
+            views = cut_views(config, missing).to(device)
+            made = model.encode(views) if pace is None else pace.encode(model, views)
         found = {picture.number: features for picture, features in zip(missing, made, strict=True)}
     parts = [found[p.number] if p.features is None else p.features for p in pictures]
     return torch.stack([part.to(device).float() for part in parts])

@@ -215,7 +215,7 @@ class TextTask(PanoramaTask):
     def _response_loss(self, network: PanoramaModel, batch: Batch) -> tuple[Tensor, int]:
         assert batch.text is not None
         if self.frozen_tower:
-            features = batch_features(self.config, network, batch.pictures, self.keeper)
+            features = batch_features(self.config, network, batch.pictures, keeper=self.keeper)
         else:
             features = network.encode(cut_views(self.config, batch.pictures))
         tokens = batch_tokens(network, batch.pictures, features)[batch.rows]

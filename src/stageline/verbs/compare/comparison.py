@@ -13,6 +13,7 @@ from typing import Any
 from stageline.config import fingerprint, seal
 from stageline.errors import DataError, Faults
 from stageline.families import family_words
+from stageline.verbs.compare.about import about, ratios
 from stageline.verbs.compare.bootstrap import Bootstrap, Difference, differences_of
 from stageline.verbs.compare.sides import Key, Side, find_side, refuse_itself
 from stageline.work.evaluations import COMPARISON, COMPARISONS, refuse_damaged
@@ -62,10 +63,12 @@ def compare_evaluations(
             f"{one.title} and {other.title} have no metric in common that their rows hold",
             remedy="only metrics that every row has can be compared",
         )
+    known = [about(side) for side in (one, other)]
     plain = {
         "schema": SCHEMA,
-        "a": one.told(),
-        "b": other.told(),
+        "a": {**one.told(), **known[0]},
+        "b": {**other.told(), **known[1]},
+        "ratios": ratios(*known),
         "settings": {"resamples": how.resamples, "seed": how.seed, "level": how.level, "intersect": intersect},
         "metrics": [vars(difference) for difference in differences],
         "left_out": {"a": len(rows) - len(shared), "b": len(others) - len(shared)},

@@ -113,7 +113,7 @@ def _shown(checkpoint: str, row: Row) -> Row:
 
 
 class _Part:
-    """The evaluation of one checkpoint.
+    """The evaluation of one checkpoint, and the `Emit` that its family is given.
 
     data: the prepared data.  log: gets rows and files.  name: what the checkpoint is called, "" for a single one.
     """
@@ -125,7 +125,7 @@ class _Part:
         """What metrics.json says of it. The model lives only in here."""
         own, model, notes = admit_model(self.config, self.ref)
         family = load_family(self.config.family)
-        found = family.evaluate(own, model, self.data, self.log.of(self.name), self.emit, progress)
+        found = family.evaluate(own, model, self.data, self.log.of(self.name), self, progress)
         self._take_rest(found)
         metadata = self.ref.metadata
         metrics = {name: as_json(value) for name, value in found.metrics.items()}
@@ -134,6 +134,7 @@ class _Part:
             "reasons": {n: found.reasons.get(n, NOT_FINITE) for n, value in metrics.items() if value is None},
             "num_samples": dict(found.num_samples),
             "provenance": dict(found.provenance),
+            "measured": dict(found.measured),
             "notes": list(notes),
             "checkpoint": {
                 "uri": self.ref.uri,
@@ -145,18 +146,22 @@ class _Part:
             },
         }
 
-    def emit(
+    def __call__(
         self, row: Row, pictures: Mapping[str, Any] | None = None, files: Mapping[str, bytes] | None = None
     ) -> None:
         """Take one finished row of the family."""
         self.log.add(self.name, row, self._blobs(pictures or {}, files or {}))
+
+    def end_batch(self) -> None:
+        """Keep the rows that came."""
+        self.log.flush()
 
     def _take_rest(self, found: Evaluation) -> None:
         """Rows and files that the family gives at its end."""
         there = self.log.of(self.name)
         for row in found.rows:
             if key_of_row(row) not in there:
-                self.emit(row)
+                self(row)
         self.log.put(self._blobs(found.panels, found.files))
 
     def _blobs(self, pictures: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -181,6 +186,7 @@ def _joined(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         name: {
             **part["checkpoint"],
             "provenance": {key: value for key, value in part["provenance"].items() if key not in shared},
+            "measured": part["measured"],
             "notes": part["notes"],
         }
         for name, part in parts.items()

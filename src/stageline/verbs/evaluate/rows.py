@@ -2,7 +2,8 @@
 
 `rows/00000001.jsonl` and so on below the evaluation, each put whole: a line holds a row and the files that belong to
 it, which lie there before the line does. Their order is the family's own, so that a continued evaluation has the rows
-of an uninterrupted one.
+of an uninterrupted one. A segment is written at the end of a batch, or when enough came; of many small ones the last is
+written again with the rows of all, and the others go.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ SEGMENTS = "rows"
 FLUSH_ROWS = 64
 FLUSH_SECONDS = 5.0
 FLUSH_BYTES = 32_000_000
-"""A segment is written as soon as one of these is reached: what a kill can cost."""
+"""Where no batch ends, a segment is written as soon as one of these is reached: what a kill can cost."""
+MERGED_SEGMENTS = 32
+"""As many segments become one. An object store is asked once per segment when an evaluation goes on."""
 
 
 class RowLog:
@@ -44,6 +47,7 @@ class RowLog:
         self._blobs: dict[str, bytes] = {}
         self._since = 0.0
         self._number = 0
+        self._segments: dict[str, bytes] = {}
         for info in store.list(SEGMENTS):
             self._read(info.key)
         self.num_found = len(self.rows)
@@ -114,6 +118,17 @@ class RowLog:
             raise BusyError(f"{self._store.uri}/{key} was written by another process", remedy="follow that one")
         self._number += 1
         self._lines, self._blobs = [], {}
+        self._segments[key] = data
+        if len(self._segments) == MERGED_SEGMENTS:
+            self._merge(key)
+
+    def _merge(self, last: str) -> None:
+        """Put the rows of all segments of this process into the last one. Rows that stand twice count once."""
+        self._store.put(last, b"".join(self._segments.values()))
+        for key in self._segments:
+            if key != last:
+                self._store.delete(key)
+        self._segments = {}
 
     def __enter__(self) -> RowLog:
         return self

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stageline.contract import Words
-from stageline.verbs.report.html import Child, fold, plain, table, tag
+from stageline.verbs.compare.about import caption, values_of
+from stageline.verbs.report.html import Child, fold, number, plain, table, tag
 from stageline.verbs.report.measurements import measure
 from stageline.verbs.report.record import Json, mapping
 
@@ -27,6 +28,17 @@ def comparison_part(comparison: Json, words: Words) -> Iterator[Child]:
         f"have; its {percent(settings.get('level'))} interval is of a paired bootstrap over samples. Where it holds 0, "
         "no difference is shown.",
     )
+    known = values_of(*sides.values())
+    if known:
+        ratios = mapping(comparison.get("ratios"))
+        told_rows: list[list[Child]] = [
+            [caption(name, words), *map(plain, values), number(ratios[name]) if name in ratios else ""]
+            for name, values in known.items()
+        ]
+        yield table(["", "A", "B", "B / A"], told_rows, caption="What was compared, and what it took")
+    for side, entry in sides.items():
+        for sentence in entry.get("unknown") or ():
+            yield tag("p", f"Not known of {side.upper()}: {sentence}", class_="quiet")
     rows: list[list[Child]] = []
     for entry in comparison.get("metrics") or ():
         found = mapping(entry)
@@ -39,7 +51,8 @@ def comparison_part(comparison: Json, words: Words) -> Iterator[Child]:
     yield table(heads, rows, caption="Differences with their intervals", class_="numbers")
     told: list[list[Child]] = [[name, plain(value)] for name, value in settings.items()]
     for side, entry in sides.items():
-        told += [[f"{key} of {side.upper()}", plain(value)] for key, value in entry.items()]
+        own = {key: value for key, value in entry.items() if key not in ("about", "training", "unknown")}
+        told += [[f"{key} of {side.upper()}", plain(value)] for key, value in own.items()]
     yield fold("how it was compared", table(["what", "value"], told, caption="What was compared, and how"))
 
 

@@ -34,7 +34,7 @@ from stageline.families.panorama_vlm.config.spellings import SPELLINGS
 from stageline.families.panorama_vlm.config.stages import STAGES
 from stageline.families.panorama_vlm.data.origin import evaluation_splits, num_samples, splits
 from stageline.families.panorama_vlm.externals import casts, externals, trains
-from stageline.families.panorama_vlm.facts import FACT_RULES, asked, facts, summary
+from stageline.families.panorama_vlm.facts import FACT_RULES, asked, compared, facts, summary
 from stageline.families.panorama_vlm.image_tokens import TokenRules, num_tokens
 from stageline.families.panorama_vlm.inheritance import inherit
 from stageline.families.panorama_vlm.naming import run_name, variant
@@ -176,5 +176,6 @@ FAMILY_CONFIG = FamilyConfig(
     asked=lambda raw: asked(PanoramaVlmConfig, raw),
     num_samples=num_samples,
     summary=summary,
+    compared=compared,
     words=WORDS,
 )
