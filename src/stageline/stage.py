@@ -21,6 +21,7 @@ from stageline.config import (
     fingerprint,
     flatten,
     nearest,
+    once_counted,
     semantic,
     set_dotted,
     validate,
@@ -298,6 +299,7 @@ def stage_fingerprint(
     parents: Mapping[str, str],
     externals: Mapping[str, str] | None = None,
     code: Mapping[str, str] | None = None,
+    former: Mapping[str, Any] | None = None,
 ) -> str:
     """What a stage's result depends on.
 
@@ -306,7 +308,9 @@ def stage_fingerprint(
     parents: role -> content of the checkpoint used.
     externals: weights of others -> digest.
     code: the user's own files -> SHA-256; without these two the fingerprint is what it was before there were some.
+    former: dotted key -> value of settings that the first release counted; None takes their defaults.
     """
-    plain = {"stage": stage.name, "settings": stage_settings(config), "data": data, "parents": dict(parents)}
+    settings = stage_settings(config) | once_counted(config) | dict(former or {})
+    plain = {"stage": stage.name, "settings": settings, "data": data, "parents": dict(parents)}
     plain |= {"externals": dict(externals)} if externals else {}
     return fingerprint(plain | ({"code": sorted(code.values())} if code else {}))

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from stageline.config import canonical_json, fingerprint, identity
+from stageline.config import canonical_json, fingerprint, identity, once_counted
 from stageline.families import family_config, parse_config, raw_preset
 from stageline.stage import stage_config, stage_fingerprint, stage_settings
 
@@ -49,9 +49,18 @@ IDENTITIES = {
 def test_a_stage_of_a_preset_keeps_its_fingerprint(preset: str, stage: str) -> None:
     declared = family_config("film_flow").stages[stage]
     own = stage_config(parse_config(raw_preset("film_flow", preset)), declared)
-    settings = hashlib.sha256(canonical_json(stage_settings(own)).encode()).hexdigest()
+    settings = hashlib.sha256(canonical_json(stage_settings(own) | once_counted(own)).encode()).hexdigest()
     found = stage_fingerprint(own, declared, "data", {"default": "parent"})
     assert (settings, found) == RECORDED[preset, stage]
+
+
+def test_a_key_that_no_longer_counts_changes_no_fingerprint() -> None:
+    declared = family_config("film_flow").stages["film"]
+    for size in (1, 8, 64):
+        raw = parse_config(raw_preset("film_flow", "tiny"), [f"trainer.validation_batch_size={size}"])
+        assert stage_fingerprint(stage_config(raw, declared), declared, "data", {"default": "parent"}) == (
+            RECORDED["tiny", "film"][1]
+        )
 
 
 @pytest.mark.parametrize("preset", IDENTITIES)

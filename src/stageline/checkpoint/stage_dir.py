@@ -53,6 +53,10 @@ class Survey:
         """What of one stage fingerprint is damaged, as far as its metadata can still be read."""
         return tuple(item for item in self.damaged if item.metadata is not None and _is_of(item.metadata, fingerprint))
 
+    def is_known(self, fingerprint: str) -> bool:
+        """Whether anything was saved under a stage fingerprint, damaged or not."""
+        return bool(self.of(fingerprint) or self.damaged_of(fingerprint))
+
     def is_finished(self, fingerprint: str) -> bool:
         """Whether a stage fingerprint was trained to its end, be it that the checkpoint which says so is damaged."""
         said = [*(ref.metadata for ref in self.of(fingerprint)), *(d.metadata for d in self.damaged_of(fingerprint))]

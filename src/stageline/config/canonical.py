@@ -34,6 +34,18 @@ def semantic(config: BaseModel) -> dict[str, Any]:
     return result
 
 
+def once_counted(config: BaseModel, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> default of the operational fields that the first release counted in fingerprints."""
+    found: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        key, value, extra = f"{prefix}{key_of(name, field)}", getattr(config, name), field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("once_counted"):
+            found[key] = field.get_default(call_default_factory=True)
+        elif isinstance(value, BaseModel):
+            found |= once_counted(value, f"{key}.")
+    return found
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return semantic(value)

@@ -30,9 +30,14 @@ class Settings(BaseModel):
 S = TypeVar("S", bound="Settings")
 
 
-def operational(default: Any, **kwargs: Any) -> Any:
-    """A field that cannot change a result, only where or how fast it is made: left out of fingerprints."""
-    return Field(default=default, json_schema_extra=OPERATIONAL, **kwargs)
+def operational(default: Any, *, once_counted: bool = False, **kwargs: Any) -> Any:
+    """A field that cannot change a result, only where or how fast it is made: left out of fingerprints.
+
+    once_counted: it was counted in the first release. Fingerprints of stages hold its default in its place, and what was
+    trained under another value of it is found by that value (`once_counted`).
+    """
+    extra = OPERATIONAL | ({"once_counted": True} if once_counted else {})
+    return Field(default=default, json_schema_extra=extra, **kwargs)
 
 
 def is_operational(field: FieldInfo) -> bool:

@@ -93,7 +93,8 @@ class TrainerConfig(Settings):
     """Also validate after every N steps; 0: once, at the end."""
     validate_every_epochs: int = Field(default=0, ge=0)
     """The same in passes over the training data, instead of `validate_every_steps`."""
-    validation_batch_size: int = Field(default=8, ge=1)
+    validation_batch_size: int = operational(8, once_counted=True, ge=1)
+    """Samples per rank in one forward pass of validation; its results do not depend on it."""
     checkpoint_every_steps: int = operational(0, ge=0)
     """0: only at the end and when stopped."""
     save_best: Literal["always", "when_due"] = added("always")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.checkpoint.metadata import CheckpointMetadata, is_continuable
-from stageline.config import RunConfig
+from stageline.config import RunConfig, once_counted
 from stageline.errors import difference
 from stageline.stage import stage_settings
 
@@ -34,8 +34,9 @@ def old_schema(recorded: CheckpointMetadata) -> str:
 
 
 def changed_fields(recorded: CheckpointMetadata, own: RunConfig) -> list[str]:
-    """The settings that differ."""
-    return difference(recorded.settings, stage_settings(own))
+    """The settings that differ; those that counted once and no longer do are none."""
+    before = {key: value for key, value in recorded.settings.items() if key not in once_counted(own)}
+    return difference(before, stage_settings(own))
 
 
 def changed_inputs(recorded: CheckpointMetadata, inputs: Mapping[str, str]) -> list[str]:

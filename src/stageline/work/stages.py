@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stageline.checkpoint.layout import Survey
 from stageline.checkpoint.metadata import CheckpointMetadata
 from stageline.checkpoint.retention import superseded
 from stageline.checkpoint.usercode import code_digests
-from stageline.config import RunConfig
+from stageline.config import RunConfig, once_counted
 from stageline.errors import CheckpointError, StagelineError
 from stageline.stage import Stage, num_steps, refuse_split, stage_config, stage_fingerprint
 from stageline.work.data import inputs_digest
@@ -110,10 +110,13 @@ def _compare(work: StageWork, survey: Survey) -> StageWork:
     contents = {role: ref.content for role, ref in work.sources.items()}
     code = code_digests(work.config)
 
-    def fingerprint_with(digests: Mapping[str, str], config: RunConfig | None = None) -> str:
-        return stage_fingerprint(config or work.config, work.stage, inputs_digest(inputs), contents, digests, code)
+    def fingerprint_with(
+        digests: Mapping[str, str], config: RunConfig | None = None, former: Mapping[str, Any] | None = None
+    ) -> str:
+        own = config or work.config
+        return stage_fingerprint(own, work.stage, inputs_digest(inputs), contents, digests, code, former)
 
-    wanted = fingerprint_with(work.digests)
+    wanted = _known_name(survey, work.config, lambda former: fingerprint_with(work.digests, former=former))
     work = replace(work, fingerprint=wanted)
     last = survey.to_continue(wanted)
     if survey.is_finished(wanted):
@@ -146,6 +149,22 @@ def _compare(work: StageWork, survey: Survey) -> StageWork:
         version = work.recorded.stageline_version or "another version"
         reasons = [f"stage fingerprint: {old[:12]} (stageline {version}) -> {wanted[:12]}"]
     return look_elsewhere(replace(work, reasons=tuple(reasons)))
+
+
+def _known_name(survey: Survey, config: RunConfig, named: Callable[[Mapping[str, Any] | None], str]) -> str:
+    """The stage fingerprint: that of today, or the one under which an earlier version saved the same work.
+
+    named: the fingerprint under former values of settings that no longer count.
+    """
+    wanted, keys = named(None), once_counted(config)
+    if survey.is_known(wanted):
+        return wanted
+    saved = [*(item.metadata for item in survey.damaged), *(ref.metadata for ref in survey.refs)]
+    for metadata in reversed([one for one in saved if one is not None]):
+        former = {key: metadata.settings[key] for key in keys if key in metadata.settings}
+        if former and named(former) == metadata.stage_fingerprint:
+            return metadata.stage_fingerprint
+    return wanted
 
 
 def _reuse(work: StageWork, survey: Survey) -> StageWork:
