@@ -58,8 +58,9 @@ def test_a_key_that_no_longer_counts_changes_no_fingerprint() -> None:
     declared = family_config("film_flow").stages["film"]
     for size in (1, 8, 64):
         raw = parse_config(raw_preset("film_flow", "tiny"), [f"trainer.validation_batch_size={size}"])
-        assert stage_fingerprint(stage_config(raw, declared), declared, "data", {"default": "parent"}) == (
-            RECORDED["tiny", "film"][1]
+        assert (
+            stage_fingerprint(stage_config(raw, declared), declared, "data", {"default": "parent"})
+            == (RECORDED["tiny", "film"][1])
         )
 
 

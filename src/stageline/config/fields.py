@@ -33,8 +33,8 @@ S = TypeVar("S", bound="Settings")
 def operational(default: Any, *, once_counted: bool = False, **kwargs: Any) -> Any:
     """A field that cannot change a result, only where or how fast it is made: left out of fingerprints.
 
-    once_counted: it was counted in the first release. Fingerprints of stages hold its default in its place, and what was
-    trained under another value of it is found by that value (`once_counted`).
+    once_counted: it was counted in the first release. Fingerprints of stages hold its default in its place, and what
+    was trained under another value of it is found by that value (`canonical.once_counted`).
     """
     extra = OPERATIONAL | ({"once_counted": True} if once_counted else {})
     return Field(default=default, json_schema_extra=extra, **kwargs)

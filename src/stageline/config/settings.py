@@ -173,6 +173,8 @@ class DataSettings(Settings):
     """Most bytes that a pod keeps of what it fetched from an object store; null is half of its free scratch."""
     code: tuple[LocalPath, ...] = operational(())
     """Python files of the user's own that preparing the data executes; their content counts, as part of the data."""
+    max_pixels: int = operational(300_000_000, ge=1)
+    """Largest picture file that is decoded, in pixels (height x width); a larger one is refused."""
 
 
 class ReuseConfig(Settings):

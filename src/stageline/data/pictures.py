@@ -6,21 +6,50 @@ transparency, of several pages, with 32-bit numbers) is refused in words instead
 
 from __future__ import annotations
 
-import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from stageline.data.decoding import OpenedPicture, PictureError, deep_pixels, load_pixels, open_picture
+from stageline.data.names import same_name
 from stageline.errors import DataError, Faults
 
-SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg")
 LUMINANCE = np.array([0.299, 0.587, 0.114])
 """Weights of red, green, blue in grey (ITU-R BT.601)."""
-EXIF_ORIENTATION = 0x0112
+MAX_PIXELS = 300_000_000
+"""Largest picture that is decoded where a config says nothing else."""
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """What one file holds.
+
+    pixels: (H, W) or (H, W, 3) of uint8, uint16 or bool; palettes are resolved to colours.
+    notes: what was passed over or resolved while reading, in words that go with a count ("a palette").
+    indices: (H, W) numbers into `palette` (N, 3) of a picture with a palette; None without one.
+    """
+
+    pixels: NDArray[np.generic]
+    notes: tuple[str, ...] = ()
+    indices: NDArray[np.uint8] | None = None
+    palette: NDArray[np.uint8] | None = None
+
+    @property
+    def bits(self) -> int:
+        """Bits per channel: 1, 8 or 16."""
+        return 1 if self.pixels.dtype == np.bool_ else 8 * self.pixels.dtype.itemsize
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for colour."""
+        return 1 if self.pixels.ndim == 2 else 3
 
 
 def fault_of(path: Path, text: str) -> DataError:
@@ -28,57 +57,74 @@ def fault_of(path: Path, text: str) -> DataError:
     return DataError(f"{str(path)!r}: {text}", remedy="mend or replace the file")
 
 
-def decode(path: Path) -> NDArray[np.generic]:
-    """The file's pixels as they are: (H, W) or (H, W, 3) of uint8, uint16 or bool; palettes are resolved to colours.
+def decode(path: Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.generic]:
+    """The pixels of `read_file`."""
+    return read_file(path, max_pixels).pixels
 
-    Raises DataError for a file that is missing, empty, no picture, damaged, or readable in more than one way.
+
+def read_file(path: Path, max_pixels: int = MAX_PIXELS) -> PictureFile:
+    """One file as it is. max_pixels: the largest picture that is decoded (`data.max_pixels`).
+
+    Raises DataError for a file that is missing, empty, no picture, damaged, too large, or readable in two ways.
     """
-    if not path.is_file():
-        raise fault_of(path, "no such file")
-    if path.stat().st_size == 0:
-        raise fault_of(path, "empty file (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            with Image.open(path) as opened:
-                return _pixels_of(path, opened)
-    except DataError:
-        raise
-    except (OSError, SyntaxError, ValueError, Warning, Image.DecompressionBombError) as error:
-        raise fault_of(path, f"no readable picture ({error or type(error).__name__})") from error
+        with open_picture(path, max_pixels, key="data.max_pixels") as opened:
+            return _read_opened(opened)
+    except PictureError as error:
+        told = error.told
+        if error.trouble in ("not_an_image", "truncated"):
+            told = f"no readable picture ({told})"
+        raise fault_of(path, f"empty file ({told})" if error.trouble == "empty" else told) from error
 
 
-def _pixels_of(path: Path, opened: Image.Image) -> NDArray[np.generic]:
-    if getattr(opened, "n_frames", 1) != 1:
-        raise fault_of(path, f"holds {getattr(opened, 'n_frames', 0)} pictures, expected one")
-    turned = opened.getexif().get(EXIF_ORIENTATION, 1)
+def _read_opened(opened: OpenedPicture) -> PictureFile:
+    path, picture = opened.path, cast(Image.Image, opened.picture)
+    turned = opened.orientation
     if turned != 1:
         raise fault_of(path, f"EXIF orientation {turned}: shown turned or mirrored against its pixels; save it upright")
-    opened.load()
-    if opened.mode == "P":
-        opened = opened.convert("RGBA" if "transparency" in opened.info else "RGB")
-    if opened.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
-        alpha = np.asarray(opened.getchannel("A" if "A" in opened.getbands() else "a"))
+    notes = [opened.odd] if opened.odd else []
+    load_pixels(opened)
+    if opened.is_deep:
+        if opened.layout.startswith(("LA", "RGBA", "RGBa")):
+            notes.append("an opaque alpha channel")
+        return PictureFile(deep_pixels(opened), tuple(notes))
+    indices, palette = None, None
+    if picture.mode == "P":
+        colours = np.asarray(picture.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+        indices, palette = np.asarray(picture, dtype=np.uint8), colours
+        picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
+        notes.append("a palette")
+    if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
+        alpha = np.asarray(picture.getchannel("A" if "A" in picture.getbands() else "a"))
         if alpha.min() < 255:
             raise fault_of(path, "has transparent pixels; flatten it")
-        opened = opened.convert("RGB" if opened.mode.startswith("RGB") or opened.mode == "PA" else "L")
-    if opened.mode in ("1", "L", "RGB"):
-        return np.asarray(opened)
-    if opened.mode.startswith("I;16"):
-        return np.asarray(opened).astype(np.uint16)
-    if opened.mode == "I":
-        numbers = np.asarray(opened)
+        notes.append("an opaque alpha channel")
+        picture = picture.convert("RGB" if picture.mode.startswith("RGB") or picture.mode == "PA" else "L")
+    return PictureFile(_plain_pixels(path, picture), tuple(notes), indices, palette)
+
+
+def _plain_pixels(path: Path, picture: Image.Image) -> NDArray[np.generic]:
+    if picture.mode in ("1", "L", "RGB"):
+        return np.asarray(picture)
+    if picture.mode.startswith("I;16"):
+        return np.asarray(picture).astype(np.uint16)
+    if picture.mode == "I":
+        numbers = np.asarray(picture)
         if numbers.min() < 0 or numbers.max() > 65535:
             raise fault_of(path, f"32-bit numbers from {numbers.min()} to {numbers.max()}; save 8 or 16 bits per pixel")
         return numbers.astype(np.uint16)
-    raise fault_of(path, f"mode {opened.mode!r}; save grey or RGB with 8 bits, or grey with 16 bits, per channel")
+    raise fault_of(path, f"mode {picture.mode!r}; save grey or RGB with 8 or 16 bits per channel")
 
 
-def read_picture(path: Path, channels: int) -> Pixels:
+def read_picture(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Pixels:
     """One picture file as (H, W, channels) uint8 or uint16; colour becomes grey or grey is repeated as needed."""
-    raw = decode(path)
-    pixels: NDArray[np.generic] = raw.astype(np.uint8) * 255 if raw.dtype == np.bool_ else raw
-    return to_channels(pixels, channels)
+    return as_pixels(read_file(path, max_pixels), channels)
+
+
+def as_pixels(file: PictureFile, channels: int) -> Pixels:
+    """The same of a file that was read."""
+    raw = file.pixels
+    return to_channels(raw.astype(np.uint8) * 255 if raw.dtype == np.bool_ else raw, channels)
 
 
 def to_channels(pixels: NDArray[np.generic], channels: int) -> Pixels:
@@ -104,7 +150,7 @@ def list_pictures(folder: Path) -> list[Path]:
 
 
 def pictures_by_stem(folder: Path, faults: Faults) -> dict[str, Path]:
-    """The pictures of a folder by file name without suffix; foreign and doubled names are faults."""
+    """The pictures of a folder by name without suffix (as `same_name`); foreign and doubled names are faults."""
     found: dict[str, Path] = {}
     if not folder.is_dir():
         faults.add(f"{str(folder)!r}: no such folder")
@@ -114,8 +160,8 @@ def pictures_by_stem(folder: Path, faults: Faults) -> dict[str, Path]:
             continue
         if not path.is_file() or path.suffix.lower() not in SUFFIXES:
             faults.add(f"{str(path)!r}: no picture file; expected one of {', '.join(SUFFIXES)}")
-        elif path.stem in found:
-            faults.add(f"{str(path)!r}: the name {path.stem!r} stands twice (also {found[path.stem].name!r})")
+        elif (name := same_name(path.stem)) in found:
+            faults.add(f"{str(path)!r}: the name {path.stem!r} stands twice (also {found[name].name!r})")
         else:
-            found[path.stem] = path
+            found[name] = path
     return found

@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,10 @@ REMEDY = "delete that folder of the cache; `stageline prepare` makes it anew"
 CHUNK_BYTES = 1 << 20
 
 
+def _no_rule(path: Path) -> str:  # noqa: ARG001
+    return ""
+
+
 @dataclass(frozen=True)
 class Split:
     """A part of the prepared data that is made and read by itself.
@@ -51,6 +55,8 @@ class Split:
     source_files: the files it is read from, sorted; () for synthetic data.
     externals: weights of others that its rows are made with.
     unseen: folders it is read from that are not there, as seen from here: a job may have them mounted.
+    rule(path): by which rule a source file is read that an earlier version read otherwise, "" for all others; it is
+        added to the hash of that file alone.
     """
 
     name: str
@@ -58,6 +64,7 @@ class Split:
     source_files: tuple[Path, ...] = ()
     externals: tuple[External, ...] = ()
     unseen: tuple[Path, ...] = ()
+    rule: Callable[[Path], str] = field(default=_no_rule, compare=False)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def hash_seen(splits: Sequence[Split]) -> Hashes:
 
 
 def hash_sources(splits: tuple[Split, ...], progress: Progress = silent) -> Hashes:
-    """SHA-256 of every file the splits are made from, read anew, each once.
+    """SHA-256 of every file the splits are made from, read anew, each once; with the rule that one is read by, if any.
 
     DataError lists every file that cannot be read, and every folder that is not there.
     """
@@ -122,8 +122,10 @@ def hash_sources(splits: tuple[Split, ...], progress: Progress = silent) -> Hash
             faults.add(f"{str(path)!r}: {error.strerror or error}")
         progress(done, len(paths), "hashing source files")
     faults.raise_if_any()
+    rules = {path.absolute(): split.rule for split in splits for path in split.source_files}
+    ruled = {path: f"{sha}:{rule}" if (rule := rules[path](path)) else sha for path, sha in hashes.items()}
     return {
-        split.name: {name: hashes[path] for name, path in source_names(split.source_files).items()} for split in splits
+        split.name: {name: ruled[path] for name, path in source_names(split.source_files).items()} for split in splits
     }
 
 

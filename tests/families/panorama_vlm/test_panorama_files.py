@@ -239,6 +239,21 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: s
     assert np.abs(found.pixels.astype(int) - meant).max() <= (6 if suffix == "jpg" else 0)
 
 
+@pytest.mark.parametrize("kind", ["orientation-0", "broken-exif", "cut-exif", "mpo"])
+def test_odd_metadata_beside_good_pixels_is_passed_over(tmp_path: Path, kind: str) -> None:
+    picture, exif = Image.fromarray(eight(smooth(64, 128))), Image.Exif()
+    exif[0x0112] = 0
+    options: dict[str, Any] = {
+        "orientation-0": {"format": "JPEG", "exif": exif},
+        "broken-exif": {"format": "JPEG", "exif": b"Exif\0\0rubbish that is no directory"},
+        "cut-exif": {"format": "JPEG", "exif": b"Exif\0\0II*\0" + struct.pack("<I", 10**6)},
+        "mpo": {"format": "MPO", "save_all": True, "append_images": [picture.resize((64, 32))]},
+    }[kind]
+    picture.save(tmp_path / "odd.jpg", quality=95, **options)
+    picture.save(tmp_path / "plain.jpg", quality=95)
+    np.testing.assert_array_equal(read(tmp_path / "odd.jpg").pixels, read(tmp_path / "plain.jpg").pixels)
+
+
 def test_an_orientation_behind_the_pixels_is_refused(tmp_path: Path) -> None:
     plain = png(np.zeros((64, 128, 3)), 128, 64, colour=2)
     exif = Image.Exif()

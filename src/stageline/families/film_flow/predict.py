@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stageline.contract import PredictedFile
-from stageline.data.pictures import Pixels, read_picture
+from stageline.data.pictures import SUFFIXES, Pixels, read_picture
 from stageline.errors import ConfigError, DataError, Faults
 from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.conditions.features import FeatureSource
@@ -36,8 +36,6 @@ from stageline.families.film_flow.sampling import (
 )
 
 Progress = Callable[[int, int, str], None]
-PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-"""Suffixes of the pictures that are looked for in a folder."""
 
 
 def predict(
@@ -53,11 +51,11 @@ def predict(
     assert isinstance(model, FilmFlowModel)
     check_evaluation(config, model.plan.stages)
     paths = picture_paths(inputs)
-    _check_pictures(paths, config.model.image_channels)
+    _check_pictures(paths, config.model.image_channels, config.data.max_pixels)
     work = _Predictor(config, model.eval())
     for done, (path, name) in enumerate(zip(paths, _names(paths), strict=True)):
         progress(done, len(paths), f"predicting {path.name}")
-        pixels = read_picture(path, config.model.image_channels)
+        pixels = read_picture(path, config.model.image_channels, config.data.max_pixels)
         found = work.run(pixels, path.stem)
         yield {
             "image": str(path),
@@ -131,9 +129,9 @@ def picture_paths(inputs: Sequence[str | Path]) -> list[Path]:
     faults = Faults(DataError, "pictures to predict", "name pictures or folders of them")
     paths: list[Path] = []
     for path in map(Path, inputs):
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES) if path.is_dir() else [path]
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         if not inside:
-            faults.add(f"{str(path)!r}: no pictures in it ({', '.join(PICTURES)})")
+            faults.add(f"{str(path)!r}: no pictures in it ({', '.join(SUFFIXES)})")
         elif not inside[0].is_file():
             faults.add(f"{str(path)!r}: there is no such file")
         paths += inside
@@ -143,11 +141,11 @@ def picture_paths(inputs: Sequence[str | Path]) -> list[Path]:
     return paths
 
 
-def _check_pictures(paths: Sequence[Path], channels: int) -> None:
+def _check_pictures(paths: Sequence[Path], channels: int, max_pixels: int) -> None:
     faults = Faults(DataError, "pictures to predict", "mend or leave out these files")
     for path in paths:
         try:
-            read_picture(path, channels)
+            read_picture(path, channels, max_pixels)
         except DataError as error:
             faults.add(error.message)
     faults.raise_if_any()

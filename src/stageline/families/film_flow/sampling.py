@@ -36,7 +36,8 @@ class Sampling:
 
     steps: K.  ensemble: members, each from noise of its own.  guidance: w of off + w (on - off).  window: side of the
     sliding window, None predicts at once.  film_active: an ablation, None for all decoder stages.  divisor: what sides
-    of a picture are padded to.  junction: where J comes from (`head`, `pred`, `gt`), None without a gate.
+    of a picture are padded to.  crop: side of a training crop, which smaller pictures are padded to.
+    junction: where J comes from (`head`, `pred`, `gt`), None without a gate.
     """
 
     seed: int
@@ -49,6 +50,7 @@ class Sampling:
     window: int | None = None
     overlap: float = 0.25
     divisor: int = 8
+    crop: int = 1
     eps: float = 1e-6
     film_active: tuple[int, ...] | None = None
     junction: str | None = None
@@ -81,6 +83,7 @@ def training_sampling(config: FilmFlowConfig) -> Sampling:
         window=model.image_size if model.use_sliding_infer else None,
         overlap=config.evaluate.window_overlap,
         divisor=2 ** (len(model.channel_mult) - 1),
+        crop=model.image_size,
         eps=model.dfm_eps,
         junction=gate.source if gate.enabled and film_plan(config).gate_stages else None,
         junction_threshold=gate.threshold,
@@ -118,9 +121,9 @@ def take(condition: ConditionBundle, index: Sequence[int]) -> ConditionBundle:
     return replace(condition, vec=condition.vec[rows], present=condition.present[rows])
 
 
-def padding_of(image: Tensor, sampling: Sampling, least: int = 1) -> Padding:
-    """How pictures (..., H, W) are padded before the network sees them. least: the least padded side, in pixels."""
-    return Padding(image.shape[-2], image.shape[-1], sampling.divisor, least)
+def padding_of(image: Tensor, sampling: Sampling) -> Padding:
+    """How pictures (..., H, W) are padded before the network sees them."""
+    return Padding(image.shape[-2], image.shape[-1], sampling.divisor, max(sampling.crop, sampling.window or 1))
 
 
 @torch.no_grad()
@@ -147,7 +150,7 @@ def predict_probability(
     FiLM off.  ids: (B,) names that the noise depends on.  forward: the wrapped model inside training.
     heat: (B, 1, H, W) true junction map, needed for `junction: gt` only.
     """
-    padding = padding_of(image, sampling, least=sampling.window or 1)
+    padding = padding_of(image, sampling)
     pass_ = _Pass(model, forward or model, padding.grow(image), condition, tuple(ids), sampling)
     junction = None
     if sampling.junction is not None and condition is not None:

@@ -135,7 +135,7 @@ class FilmFlowTask:
         if out.junction_logits is not None:
             gating = self.config.model.junction_gating_config
             of_map = losses.junction_focal if gating.junction_loss == "focal" else losses.junction_bce_dice
-            terms["junction"] = (gating.lambda_junction, of_map(out.junction_logits, batch.heat))
+            terms["junction"] = (gating.lambda_junction, of_map(out.junction_logits, batch.heat, batch.valid))
         total = torch.stack([weight * value.sum() for weight, value in terms.values()]).sum()
         count = float(len(batch.ids))
         return StageLoss(total, count, {name: (value.detach().sum(), count) for name, (_, value) in terms.items()})
@@ -180,20 +180,21 @@ class FilmFlowTask:
         self, out: Tensor, x_t: Tensor, t: Tensor, x_0: Tensor, x_1: Tensor, batch: Batch, progress: float
     ) -> dict[str, tuple[float, Tensor]]:
         """name -> (weight, loss per sample (B,)) of the flow."""
-        model, out = self.config.model, out.float()
+        model, out, valid = self.config.model, out.float(), batch.valid
         weight = 1 + model.junction_weight * batch.heat if model.junction_weight else None
         if model.mode == "cfm_continuous" and model.prediction == "velocity":
             u = bridge_velocity(x_0, x_1, x_t, t) if model.sigma > 0 else straight_velocity(x_0, x_1)
-            terms = {"mse": (1.0, losses.pixel_mean((out - u) ** 2, weight))}
+            terms = {"mse": (1.0, losses.pixel_mean((out - u) ** 2, losses.weigh(weight, valid)))}
             if model.lambda_auxiliary > 0:
                 end = ((endpoint_of(x_t, out, t) + 1) / 2).clamp(PROBABILITY_EDGE, 1 - PROBABILITY_EDGE)
-                found = losses.mask_loss(torch.logit(end), (x_1 + 1) / 2, model.loss)
+                found = losses.mask_loss(torch.logit(end), (x_1 + 1) / 2, model.loss, valid=valid)
                 terms |= {f"auxiliary_{k}": (model.lambda_auxiliary, t * value) for k, value in found.items()}
             return terms
         target = x_1 if model.mode == "dfm_binary" else (x_1 + 1) / 2
-        terms = {name: (1.0, value) for name, value in losses.mask_loss(out, target, model.loss, weight).items()}
+        found = losses.mask_loss(out, target, model.loss, weight, valid)
+        terms = {name: (1.0, value) for name, value in found.items()}
         if model.lambda_cldice > 0 and progress >= CLDICE_START:
-            terms["cldice"] = (model.lambda_cldice, losses.soft_cldice(torch.sigmoid(out), batch.mask))
+            terms["cldice"] = (model.lambda_cldice, losses.soft_cldice(torch.sigmoid(out), batch.mask, valid))
         return terms
 
 

@@ -62,6 +62,7 @@ def predict(
             antialias=config.image_processing.antialias,
             erp_hfov_deg=question.hfov,
             erp_vfov_deg=question.vfov,
+            max_pixels=config.data.max_pixels,
         )
         picture = picture_of(found.pixels, found.seen)
         text = collate_prompts([builder.prompt(question.query)], builder.special.pad)
@@ -100,6 +101,7 @@ def read_questions(config: PanoramaVlmConfig, inputs: Sequence[str | Path]) -> l
             question.picture,
             erp_hfov_deg=question.hfov,
             erp_vfov_deg=question.vfov,
+            max_pixels=config.data.max_pixels,
         )
         if fault is not None:
             faults.add(f"{str(question.picture)!r}: {fault.kind}: {fault.message}")

@@ -12,15 +12,16 @@ from PIL import Image
 from stageline.data.pictures import decode, list_pictures, read_picture, to_channels
 from stageline.errors import DataError
 from stageline.families.film_flow.data.folder import check_folders, read_prompts
+from stageline.families.film_flow.data.layout import Layout
 from stageline.families.film_flow.data.pictures import encoder_picture, find_levels, normalise, read_label
 from stageline.families.film_flow.data.sets import open_data
 
 from .conftest import make_data, quiet
 
 
-def faults_of(splits, crop=32, channels=1) -> str:
+def faults_of(splits, **rules) -> str:
     with pytest.raises(DataError) as caught:
-        check_folders(splits, channels, crop, quiet)
+        check_folders(Layout(splits, **rules), quiet)
     return str(caught.value)
 
 
@@ -50,7 +51,6 @@ def test_all_faults_of_a_folder_are_reported_at_once(make_folder, tmp_path):
         "image/empty.png": "empty file",
         "image/corrupt.png": "no readable picture",
         "label/cut.png": "no readable picture",
-        "image/small.png": "20 x 48 pixels (height x width), smaller than a crop of 32 x 32",
         "label/grey.png": "not binary",
         "label/sized.png": "41 x 48 pixels (height x width), but its image 'sized.png' is 40 x 48",
         "image/lone.png": "no label of that name",
@@ -61,7 +61,7 @@ def test_all_faults_of_a_folder_are_reported_at_once(make_folder, tmp_path):
     }.items():
         line = next((line for line in message.splitlines() if path in line), "")
         assert words in line, f"{path}: {line or message}"
-    assert "image folders: 11 faults" in message
+    assert "image folders: 10 faults" in message
     assert "fine" not in message
 
 
@@ -84,9 +84,9 @@ def test_one_file_in_two_splits_is_a_fault(make_folder):
     assert "the same file in train and val" in faults_of({"train": root, "val": root})
 
 
-def test_validation_pictures_may_be_smaller_than_a_crop(make_folder):
+def test_pictures_may_be_smaller_than_a_crop(make_folder):
     splits = {"train": make_folder("train"), "val": make_folder("val", ("c",), (24, 48))}
-    assert [pair.name for pair in check_folders(splits, 1, 32, quiet)] == ["a", "b", "c"]
+    assert [pair.name for pair in check_folders(Layout(splits), quiet)] == ["a", "b", "c"]
 
 
 def test_names_match_whatever_the_format(make_folder):
@@ -94,7 +94,7 @@ def test_names_match_whatever_the_format(make_folder):
     for number, suffix in enumerate(("jpg", "tif", "bmp", "JPEG")):
         save(root / "image" / f"n{number}.{suffix}", np.full((40, 48), 60 * number, np.uint8))
         save(root / "label" / f"n{number}.png", np.zeros((40, 48), np.uint8))
-    assert len(check_folders({"train": root}, 1, 32, quiet)) == 5
+    assert len(check_folders(Layout({"train": root}), quiet)) == 5
     assert sum(len(list_pictures(root / part)) for part in ("image", "label")) == 10
 
 

@@ -30,9 +30,14 @@ from .small import at_stage, kick, kicked_model, make_config
 
 RETINA = [(73, 61)]
 """584 x 565 made small: neither side is a multiple of the network's 8."""
-THREE = [(37, 53)] * 3
+TINY_BESIDE_HUGE = [(9, 7), (150, 40), (20, 90)]
+"""Smaller than a training crop of 32 on both sides, on none, and on one."""
 MIXED = [(40, 48), (37, 53), (40, 48), (33, 37), (37, 53)]
-SIZES = [pytest.param(RETINA, id="retina"), pytest.param(THREE, id="three"), pytest.param(MIXED, id="mixed")]
+SIZES = [
+    pytest.param(RETINA, id="retina"),
+    pytest.param(TINY_BESIDE_HUGE, id="tiny-beside-huge"),
+    pytest.param(MIXED, id="mixed"),
+]
 KEYS: dict[str, Any] = {
     "stage_overrides": {"backbone": {"trainer.max_steps": 1}, "film": {"trainer.max_steps": 1}},
     "model.timesteps": 1,

@@ -1,4 +1,4 @@
-"""Padding and windows: every pixel once or more, weights positive, mirrored edges as numpy mirrors them."""
+"""Padding and windows: every pixel once or more, weights positive, edges repeated as numpy repeats them."""
 
 from __future__ import annotations
 
@@ -8,28 +8,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stageline.families.film_flow.data.windows import Window, blend_weight, cover, mirror_index, pad_mirrored
-
-
-@given(st.integers(2, 40), st.integers(0, 100))
-def test_mirroring_is_numpys_reflection(size: int, extra: int) -> None:
-    expected = np.pad(np.arange(size), (0, extra), mode="reflect")
-    assert mirror_index(size, size + extra).tolist() == expected.tolist()
-
-
-def test_one_pixel_is_repeated() -> None:
-    assert mirror_index(1, 4).tolist() == [0, 0, 0, 0]
+from stageline.families.film_flow.data.windows import Padding, Window, blend_weight, cover
 
 
 @given(st.integers(1, 50), st.integers(1, 50), st.sampled_from([1, 4, 8]), st.integers(1, 40))
-def test_padding_grows_to_the_next_multiple(height: int, width: int, divisor: int, least: int) -> None:
+def test_padding_repeats_the_edge_up_to_the_next_multiple(height: int, width: int, divisor: int, least: int) -> None:
     x = torch.arange(height * width, dtype=torch.float32).reshape(1, height, width)
-    padded = pad_mirrored(x, divisor, least)
-    assert torch.equal(padded[..., :height, :width], x)
-    for side, own in zip(padded.shape[1:], (height, width), strict=True):
-        assert side >= max(own, least)
-        assert side == least or side % divisor == 0
-        assert side - own < divisor or side == least
+    padding = Padding(height, width, divisor, least)
+    padded = padding.grow(x)
+    sides = [max(least, -(-own // divisor) * divisor) for own in (height, width)]
+    missing = [(0, 0), *((0, side - own) for side, own in zip(sides, (height, width), strict=True))]
+    np.testing.assert_array_equal(padded.numpy(), np.pad(x.numpy(), missing, mode="edge"))
+    assert torch.equal(padding.cut(padded), x)
 
 
 @given(st.integers(8, 90), st.integers(8, 90), st.sampled_from([8, 16]), st.floats(0, 0.9))

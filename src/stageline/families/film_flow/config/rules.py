@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from stageline.config import SectionError
+from stageline.data.names import NamePattern
 from stageline.errors import ConfigError
 from stageline.families.film_flow.config.film_plan import decoder_channels, resolve_gate_stages
 
@@ -121,6 +122,16 @@ def data_faults(data: DataConfig) -> list[Fault]:
     else:
         found = [key for key, value in folders.items() if value]
         faults += [("E_CONTRADICTION", f"{key} is read for name 'folder' only, not {data.name!r}") for key in found]
+    for split in ("val", "test"):
+        names, folder = getattr(data, f"{split}_names"), folders[f"{split}_dir"]
+        if names and folder != folders["train_dir"]:
+            faults.append(("", f"{split}_names tells splits of one folder apart, so {split}_dir must be train_dir"))
+        if folder and not names and folder == folders["train_dir"]:
+            faults.append(("", f"{split}_dir and train_dir are one folder: say which pictures in {split}_names"))
+    try:
+        NamePattern.parse(data.label_pattern)
+    except ConfigError as error:
+        faults.append(("", _sentence(error)))
     return faults
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stageline.config import DataSettings, EvaluateBase, LocalPath, Settings, operational
+from stageline.config import DataSettings, EvaluateBase, LocalPath, Settings, added, operational
 from stageline.families.film_flow.config.rules import data_faults, raise_faults
 
 
@@ -25,6 +25,17 @@ class DataConfig(DataSettings):
     """The same for validation."""
     test_dir: LocalPath | None = None
     """The same for testing; null has no test split."""
+    image_folder: str = added("image")
+    """Folder of the pictures below those, for folder data."""
+    label_folder: str = added("label")
+    """Folder of the labels below those."""
+    label_pattern: str | None = added(None)
+    """How labels are named where it is not as their images: `*_mask`, or `*_training -> *_manual1`; what stands for `*`
+    is equal. null: the same name, whatever the suffix."""
+    val_names: tuple[str, ...] = added(())
+    """Where train_dir and val_dir are one folder: names (`p03*`, without suffix) of the pictures for validation."""
+    test_names: tuple[str, ...] = added(())
+    """The same for testing, where test_dir is that folder too; what fits neither is for training."""
     prompts_file: LocalPath | None = None
     """JSON file {image file name: prompt} for folder data with a text condition."""
     train_bs: int | None = Field(default=None, ge=1)
@@ -45,6 +56,11 @@ class DataConfig(DataSettings):
     """Random flips of training samples."""
     distractors: bool = False
     """Made images also get a straight catheter line, vignetting and ribs."""
+
+    @field_validator("val_names", "test_names", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:

@@ -26,6 +26,7 @@ class Sample:
     image: (C, h, w) in [-1, 1].  mask: (1, h, w) {0, 1}.  target: (1, h, w) flow target in [-1, 1].
     heat: (1, h, w) junction heat in [0, 1].  feature: (F,).  nodes: (N, 2) junctions of the picture inside the sample,
     row and column (evaluation only).  picture: (h, w, 3) uint8, what an encoder sees (scope `crop`, evaluation only).
+    valid: (1, h, w) 1 where the picture is and 0 where it is padded (training only); None where it is everywhere.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Sample:
     present: bool
     nodes: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 2)))
     picture: NDArray[np.uint8] | None = None
+    valid: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Batch:
     image: (B, C, H, W) in [-1, 1].  mask: (B, 1, H, W) {0, 1}.  target: (B, 1, H, W) in [-1, 1].
     heat: (B, 1, H, W) in [0, 1].  condition: features of the samples, None where the data hold none.
     nodes: per sample (N, 2), row and column; empty in training.  pictures: per sample, for encoders under scope `crop`.
+    valid: (B, 1, H, W) {0, 1}, the pixels that count in the loss; None for all.
     """
 
     image: Tensor
@@ -58,6 +61,7 @@ class Batch:
     prompts: list[str]
     nodes: list[NDArray[np.float64]]
     pictures: list[NDArray[np.uint8] | None]
+    valid: Tensor | None = None
 
     def to(self, device: Any, **kwargs: Any) -> Batch:
         """The batch with its tensors on another device."""
@@ -66,7 +70,8 @@ class Batch:
             vec, present = condition.vec.to(device, **kwargs), condition.present.to(device, **kwargs)
             condition = replace(condition, vec=vec, present=present)
         maps = {name: getattr(self, name).to(device, **kwargs) for name in ("image", "mask", "target", "heat")}
-        return replace(self, condition=condition, **maps)
+        valid = None if self.valid is None else self.valid.to(device, **kwargs)
+        return replace(self, condition=condition, valid=valid, **maps)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -102,6 +107,10 @@ def collate(samples: Sequence[Sample], source: str = "") -> Batch:
     if samples[0].feature.size:
         present = torch.tensor([sample.present for sample in samples], dtype=torch.bool)
         condition = ConditionBundle(vec=stack("feature"), present=present, source=source)
+    valid = None
+    if any(sample.valid is not None for sample in samples):
+        maps = [np.ones_like(sample.mask) if sample.valid is None else sample.valid for sample in samples]
+        valid = torch.from_numpy(np.stack(maps))
     return Batch(
         image=stack("image"),
         mask=stack("mask"),
@@ -112,6 +121,7 @@ def collate(samples: Sequence[Sample], source: str = "") -> Batch:
         prompts=[sample.prompt for sample in samples],
         nodes=[sample.nodes for sample in samples],
         pictures=[sample.picture for sample in samples],
+        valid=valid,
     )
 
 

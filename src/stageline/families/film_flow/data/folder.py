@@ -1,29 +1,31 @@
 """Folders of pictures with masks: `image/` and `label/` with equal file names, checked as a whole before use.
 
 Every fault of every file is reported at once, with its path, before anything is written. File names are compared
-without their suffix (`image/a.jpg` goes with `label/a.png`). No torch.
+without their suffix (`image/a.jpg` goes with `label/a.png`), or by `data.label_pattern`. No torch.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stageline.data.pictures import SUFFIXES, Pixels, pictures_by_stem, read_picture
+from stageline.data.names import find_pattern, same_name
+from stageline.data.pictures import MAX_PIXELS, SUFFIXES, PictureFile, Pixels, as_pixels, pictures_by_stem, read_file
 from stageline.errors import DataError, Faults
-from stageline.families.film_flow.data.pictures import read_label
+from stageline.families.film_flow.data.layout import Layout
+from stageline.families.film_flow.data.pictures import label_of
 
 REMEDY = "the layout is image/<name> and label/<name>, equal names; labels hold 0 and 255 (or 0 and 1)"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One picture and its label."""
+    """One picture and its label. name: of the picture, without suffix, as its file has it."""
 
     split: str
     name: str
@@ -31,73 +33,117 @@ class Pair:
     label: Path
 
 
-def pair_files(splits: Mapping[str, Path], faults: Faults) -> list[Pair]:
+@dataclass(frozen=True)
+class ReadPair:
+    """A pair that was read.
+
+    pixels: (H, W, channels).  mask: (H, W) uint8 {0, 1}.  image, label: the files as they are.
+    """
+
+    pixels: Pixels
+    mask: NDArray[np.uint8]
+    image: PictureFile
+    label: PictureFile
+
+
+def pair_files(layout: Layout, faults: Faults) -> list[Pair]:
     """The pairs of all splits in order; unmatched names and splits without files are noted in `faults`."""
     pairs: list[Pair] = []
-    for split, root in splits.items():
+    for split, root in layout.roots.items():
         if not root.is_dir():
             faults.add(f"{str(root)!r}: no such folder (data.{split}_dir)")
             continue
-        images, labels = pictures_by_stem(root / "image", faults), pictures_by_stem(root / "label", faults)
-        faults.extend(f"{str(images[name])!r}: no label of that name" for name in sorted(images.keys() - labels.keys()))
-        faults.extend(f"{str(labels[name])!r}: no image of that name" for name in sorted(labels.keys() - images.keys()))
+        images, labels = (_by_key(layout, split, part, faults) for part in ("image", "label"))
+        lone, orphans = sorted(images.keys() - labels.keys()), sorted(labels.keys() - images.keys())
+        if not _add_pattern(root, images, labels, faults):
+            faults.extend(f"{str(images[key])!r}: no label of that name" for key in lone)
+            faults.extend(f"{str(labels[key])!r}: no image of that name" for key in orphans)
+        if not images and not labels and (root / layout.image).is_dir():
+            held = f" that belong to {split}: data.{split}_names" if layout.names else ""
+            faults.add(f"{str(root)!r}: no picture files in {layout.image}/ and {layout.label}/{held}")
         both = sorted(images.keys() & labels.keys())
-        if not images and not labels and (root / "image").is_dir():
-            faults.add(f"{str(root)!r}: no picture files in image/ and label/")
-        pairs += [Pair(split, name, images[name], labels[name]) for name in both]
+        pairs += [Pair(split, images[key].stem, images[key], labels[key]) for key in both]
     return pairs
 
 
-def read_pair(pair: Pair, channels: int, min_size: int) -> tuple[Pixels, NDArray[np.uint8]]:
-    """One pair: (H, W, channels) pixels and (H, W) uint8 {0, 1}. Raises DataError with all faults of the two files.
+def _by_key(layout: Layout, split: str, part: str, faults: Faults) -> dict[str, Path]:
+    """The files of one part of a split by what pairs them."""
+    found = {}
+    folder = layout.roots[split] / (layout.image if part == "image" else layout.label)
+    for name, path in pictures_by_stem(folder, faults).items():
+        key = layout.pattern.key(part, name)
+        picture = layout.picture_name(part, name)
+        if part == "image" and len(layout.names) > 1 and len(layout.splits_of(picture)) > 1:
+            faults.add(f"{str(path)!r}: fits the names of {' and '.join(layout.splits_of(picture))}")
+        elif key is None:
+            faults.add(f"{str(path)!r}: does not fit data.label_pattern {layout.pattern.text!r}")
+        elif layout.holds(split, picture):
+            found[key] = path
+    return found
 
-    min_size: least height and width in pixels (a training crop must fit).
-    """
+
+def _add_pattern(root: Path, images: Mapping[str, Path], labels: Mapping[str, Path], faults: Faults) -> bool:
+    """One fault instead of many where names without a partner would go together by a pattern."""
+    lone = {path.stem for key, path in images.items() if key not in labels}
+    orphans = {path.stem for key, path in labels.items() if key not in images}
+    pattern = find_pattern(lone, orphans)
+    if pattern is None:
+        return False
+    by_key = {pattern.key("image", name): name for name in lone}
+    label = next(path for path in sorted(labels.values()) if pattern.key("label", path.stem) in by_key)
+    renamed = by_key[pattern.key("label", label.stem)] + label.suffix
+    found = f"{len(lone)} images are named {pattern.image!r} and {len(orphans)} labels {pattern.label!r}"
+    remedy = f"say data.label_pattern='{pattern.image} -> {pattern.label}', or rename the labels"
+    faults.add(f"{str(root)!r}: {found}; {remedy}: {label.name!r} to {renamed!r} and so on")
+    return True
+
+
+def read_pair(pair: Pair, channels: int, max_pixels: int = MAX_PIXELS) -> ReadPair:
+    """One pair. Raises DataError with all faults of the two files. max_pixels: the largest picture that is decoded."""
     faults = Faults(DataError, pair.name, REMEDY)
-    pixels, label = None, None
+    image, label, mask = None, None, None
     try:
-        pixels = read_picture(pair.image, channels)
+        image = read_file(pair.image, max_pixels)
     except DataError as error:
         faults.add(error.message)
     try:
-        label = read_label(pair.label)
+        label = read_file(pair.label, max_pixels)
+        mask = label_of(label, pair.label)
     except DataError as error:
         faults.add(error.message)
-    if pixels is not None and min(pixels.shape[:2]) < min_size:
-        faults.add(f"{str(pair.image)!r}: {_size(pixels)}, smaller than a crop of {min_size} x {min_size}")
-    if pixels is not None and label is not None and pixels.shape[:2] != label.shape:
-        faults.add(f"{str(pair.label)!r}: {_size(label)}, but its image {pair.image.name!r} is {_size(pixels)}")
+    if image is not None and mask is not None and image.pixels.shape[:2] != mask.shape:
+        faults.add(f"{str(pair.label)!r}: {_size(mask)}, but its image {pair.image.name!r} is {_size(image.pixels)}")
     faults.raise_if_any()
-    assert pixels is not None
+    assert image is not None
     assert label is not None
-    return pixels, label
+    assert mask is not None
+    return ReadPair(as_pixels(image, channels), mask, image, label)
 
 
 def _size(pixels: NDArray[np.generic]) -> str:
     return f"{pixels.shape[0]} x {pixels.shape[1]} pixels (height x width)"
 
 
-def list_pairs(splits: Mapping[str, Path]) -> list[Pair]:
+def list_pairs(layout: Layout) -> list[Pair]:
     """The pairs of all splits in order, by their names alone; what has no partner is left out."""
-    return pair_files(splits, Faults(DataError, "image folders", REMEDY))
+    return pair_files(layout, Faults(DataError, "image folders", REMEDY))
 
 
 def check_folders(
-    splits: Mapping[str, Path],
-    channels: int,
-    crop_size: int,
+    layout: Layout,
     progress: Callable[[int, int, str], None],
     only: Collection[str] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[Pair]:
     """The pairs of all splits, their files read once; raises one DataError that lists every fault of every file.
 
-    crop_size: side of a training crop; training images must be at least so large, others may have any size.
     only: the splits whose files are read; of the others the names count. None is all.
     """
     faults = Faults(DataError, "image folders", REMEDY)
-    wanted = {split: root for split, root in splits.items() if only is None or split in only}
-    others = {split: root for split, root in splits.items() if split not in wanted}
-    pairs, named = pair_files(wanted, faults), list_pairs(others)
+    wanted = {split: root for split, root in layout.roots.items() if only is None or split in only}
+    others = {split: root for split, root in layout.roots.items() if split not in wanted}
+    pairs, named = pair_files(replace(layout, roots=wanted), faults), list_pairs(replace(layout, roots=others))
+    faults.found = list(dict.fromkeys(faults.found))  # of splits that share a folder
     owners = {path.resolve(): pair.split for pair in named for path in (pair.image, pair.label)}
     for number, pair in enumerate(pairs):
         progress(number, len(pairs), f"checking {pair.split}/{pair.name}")
@@ -105,7 +151,7 @@ def check_folders(
             if owners.setdefault(path, pair.split) != pair.split:
                 faults.add(f"{str(path)!r}: the same file in {owners[path]} and {pair.split}")
         try:
-            read_pair(pair, channels, crop_size if pair.split == "train" else 1)
+            read_pair(pair, 1, max_pixels)
         except DataError as error:
             faults.extend(line.removeprefix("  - ") for line in error.message.splitlines()[1:])
     faults.raise_if_any()
@@ -113,10 +159,11 @@ def check_folders(
 
 
 def read_prompts(path: Path, names: set[str]) -> dict[str, str]:
-    """Prompts from a JSON file {image file name: prompt}, by name without suffix; every fault at once.
+    """Prompts from a JSON file {image file name: prompt}, by name without suffix (`same_name`); every fault at once.
 
     names: names of all images; one without a prompt and a prompt without an image are faults.
     """
+    names = set(map(same_name, names))
     faults = Faults(DataError, f"prompts file {str(path)!r}", "write {image file name: prompt} for every image")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -127,7 +174,7 @@ def read_prompts(path: Path, names: set[str]) -> dict[str, str]:
     prompts: dict[str, str] = {}
     seen: set[str] = set()
     for key, value in raw.items():
-        name = Path(key).stem if Path(key).suffix.lower() in SUFFIXES else key
+        name = same_name(Path(key).stem if Path(key).suffix.lower() in SUFFIXES else key)
         seen.add(name)
         if not isinstance(value, str) or not value.strip():
             faults.add(f"{key!r}: {value!r} is no prompt")

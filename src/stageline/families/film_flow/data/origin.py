@@ -9,7 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stageline.config import semantic
 from stageline.data.splits import Split
+from stageline.families.film_flow.data.layout import Layout
 from stageline.families.film_flow.externals import externals
 
 if TYPE_CHECKING:
@@ -19,8 +21,10 @@ if TYPE_CHECKING:
 FEATURES = "-features"
 OF_SPLITS = {"train": ("num_train", "train_dir"), "val": ("num_val", "val_dir"), "test": ("num_test", "test_dir")}
 """Keys of `data` that concern one split alone."""
-NOT_PREPARED = frozenset({"flips", "num_samples_per_image", "train_bs", "cache_bytes", "code"})
+NOT_PREPARED = frozenset({"flips", "num_samples_per_image", "train_bs"})
 """Keys of `data` that concern reading."""
+OF_FILES = frozenset({"image_folder", "label_folder", "val_names", "test_names"})
+"""Keys of `data` that say which files a split is made from: the files themselves are counted."""
 
 
 def splits(config: FilmFlowConfig, _stage: Stage) -> tuple[Split, ...]:
@@ -35,13 +39,20 @@ def evaluation_splits(config: FilmFlowConfig) -> tuple[Split, ...]:
 
 def _with_features(config: FilmFlowConfig, name: str) -> tuple[Split, ...]:
     """A split of pictures, and that of their features where the config has a condition that is prepared."""
-    unseen = _unseen(config, name)
-    found = [Split(name, pictures_key(config, name), _picture_files(config, name), unseen=unseen)]
+    unseen, rule = _unseen(config, name), _rule
+    found = [Split(name, pictures_key(config, name), _picture_files(config, name), unseen=unseen, rule=rule)]
     if has_features(config, name):
         key = {**pictures_key(config, name), "condition": condition_key(config)}
         files = _picture_files(config, name, features=True)
-        found.append(Split(f"{name}{FEATURES}", key, files, externals(config), unseen))
+        found.append(Split(f"{name}{FEATURES}", key, files, externals(config), unseen, rule))
     return tuple(found)
+
+
+def _rule(path: Path) -> str:
+    """By which rule a source file is read since the first release; "" for nearly all."""
+    from stageline.data.decoding import reading_rule
+
+    return reading_rule(path)
 
 
 def has_features(config: FilmFlowConfig, name: str) -> bool:
@@ -56,9 +67,9 @@ def pictures_key(config: FilmFlowConfig, name: str) -> dict[str, Any]:
     """The part of the config that the pictures of a split depend on: what is made or read."""
     model, vlm, gate = config.model, config.model.vlm_film_config, config.model.junction_gating_config
     made = config.data.name in ("prompted_trees", "trees")
-    others = {key for split, keys in OF_SPLITS.items() if split != name for key in keys}
+    unread = {key for split, keys in OF_SPLITS.items() if split != name for key in keys} | NOT_PREPARED | OF_FILES
     return {
-        "data": config.data.model_dump(mode="json", exclude=set(NOT_PREPARED | others)),
+        "data": {key: value for key, value in semantic(config.data).items() if key not in unread},
         "seed": config.seed if made else None,
         "image_channels": model.image_channels,
         "target_kind": model.target_kind,
@@ -85,18 +96,9 @@ def _picture_files(config: FilmFlowConfig, name: str, *, features: bool = False)
     found = [Path(data.prompts_file)] if data.prompts_file else []
     if features and vlm.encoder == "precomputed" and vlm.model_name:
         found.append(Path(vlm.model_name))
-    for folder in _picture_folders(config, name):
-        if folder.is_dir():
-            found += [file for file in folder.iterdir() if file.is_file()]
-    return tuple(sorted(found))
-
-
-def _picture_folders(config: FilmFlowConfig, name: str) -> tuple[Path, ...]:
-    data = config.data
-    folder = {"train": data.train_dir, "val": data.val_dir, "test": data.test_dir}[name]
-    return tuple(Path(folder) / part for part in ("image", "label")) if folder else ()
+    return tuple(sorted([*found, *Layout.of(data).files(name)]))
 
 
 def _unseen(config: FilmFlowConfig, name: str) -> tuple[Path, ...]:
     """The folders of a split that are not there, as seen from here."""
-    return tuple(folder for folder in _picture_folders(config, name) if not folder.is_dir())
+    return tuple(folder for folder in Layout.of(config.data).folders(name) if not folder.is_dir())

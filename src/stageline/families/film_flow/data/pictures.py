@@ -10,30 +10,55 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stageline.data.pictures import Pixels, decode, fault_of
+from stageline.data.pictures import MAX_PIXELS, PictureFile, Pixels, fault_of, read_file
 
 PERCENTILES = (0.5, 99.5)
 
 
-def read_label(path: Path) -> NDArray[np.uint8]:
-    """One label file as (H, W) uint8 {0, 1}.
+def read_label(path: Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """One label file as (H, W) uint8 {0, 1}, by `label_of`."""
+    return label_of(read_file(path, max_pixels), path)
 
-    Accepted values: {0, 1}, {0, 255} or, in 16 bits, {0, 65535}; also as equal red, green and blue. Anything else is
-    refused with the values that were found.
+
+def label_of(file: PictureFile, path: Path) -> NDArray[np.uint8]:
+    """The label (H, W) uint8 {0, 1} that a file holds. path: for messages.
+
+    Accepted values: {0, 1}, {0, 255} or, in 16 bits, {0, 65535}; also as equal red, green and blue. Of a palette two
+    colours, whichever: black is the ground, or else number 0 of the palette. Anything else is refused with the values
+    that were found.
     """
-    raw = decode(path)
+    raw = file.pixels
     if raw.dtype == np.bool_:
         return raw.astype(np.uint8)
-    if raw.ndim == 3:
-        if not (np.array_equal(raw[..., 0], raw[..., 1]) and np.array_equal(raw[..., 0], raw[..., 2])):
-            raise fault_of(path, "a coloured label; expected one value per pixel, 0 and 255 (or 0 and 1)")
-        raw = raw[..., 0]
-    values = np.unique(raw)
+    is_grey = raw.ndim == 2 or (np.array_equal(raw[..., 0], raw[..., 1]) and np.array_equal(raw[..., 0], raw[..., 2]))
+    values = np.unique(raw[..., 0] if raw.ndim == 3 else raw)
     top = int(values[-1])
-    if top not in (0, 1, 255, 65535) or any(int(value) not in (0, top) for value in values):
-        shown = ", ".join(str(value) for value in values[:6]) + (", ..." if len(values) > 6 else "")
-        raise fault_of(path, f"label not binary: {len(values)} values ({shown}), expected 0 and 255 (or 0 and 1)")
-    return np.asarray(raw != 0, dtype=np.uint8)
+    is_binary = top in (0, 1, 255, 65535) and all(int(value) in (0, top) for value in values)
+    if is_grey and is_binary:
+        return np.asarray((raw[..., 0] if raw.ndim == 3 else raw) != 0, dtype=np.uint8)
+    if file.indices is not None and file.palette is not None:
+        return _of_palette(file.indices, file.palette, path)
+    if not is_grey:
+        raise fault_of(path, "a coloured label; expected one value per pixel, 0 and 255 (or 0 and 1)")
+    shown = ", ".join(str(value) for value in values[:6]) + (", ..." if len(values) > 6 else "")
+    raise fault_of(path, f"label not binary: {len(values)} values ({shown}), expected 0 and 255 (or 0 and 1)")
+
+
+def _of_palette(indices: NDArray[np.uint8], palette: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
+    numbers = np.unique(indices)
+    colours = {int(number): tuple(int(c) for c in palette[number]) for number in numbers}
+    if len(set(colours.values())) > 2:
+        shown = ", ".join(f"{number} {colour}" for number, colour in [*colours.items()][:6])
+        more = ", ..." if len(colours) > 6 else ""
+        raise fault_of(
+            path,
+            f"label not binary: {len(colours)} colours of its palette ({shown}{more}), expected two: the ground, black "
+            "or number 0, and another",
+        )
+    ground = next((colour for colour in colours.values() if not any(colour)), tuple(int(c) for c in palette[0]))
+    if len(colours) > 1 and ground not in colours.values():
+        raise fault_of(path, f"a label of two colours of its palette ({colours}), neither black nor number 0")
+    return np.isin(indices, [number for number, colour in colours.items() if colour != ground]).astype(np.uint8)
 
 
 def find_levels(pixels: Pixels, image_norm: str) -> tuple[float, float]:

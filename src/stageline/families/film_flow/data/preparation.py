@@ -91,6 +91,7 @@ def _write_pictures(config: FilmFlowConfig, source: Source, writer: SplitWriter,
         "sizes": sorted(f"{height}x{width}" for height, width in sizes),
         "foreground_fraction": round(vessel / pixels, 6) if pixels else 0.0,
         "num_junctions": num_nodes,
+        **({} if source.read is None else source.read.facts()),
     }
 
 

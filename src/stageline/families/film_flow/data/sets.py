@@ -12,19 +12,21 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from stageline.data.prepared import PreparedData
 from stageline.data.rng import numpy_rng
-from stageline.errors import ConfigError, DataError
+from stageline.errors import ConfigError
 from stageline.families.film_flow.conditions.encoder import encoder_settings
 from stageline.families.film_flow.conditions.features import FeatureSource
-from stageline.families.film_flow.data.augmentation import draw_transform
+from stageline.families.film_flow.data.augmentation import Box, Transform, draw_transform
 from stageline.families.film_flow.data.batch import Batch, Sample, collate, window_condition
 from stageline.families.film_flow.data.pictures import encoder_picture, normalise
 from stageline.families.film_flow.data.preparation import is_per_crop, open_features, open_split
 from stageline.families.film_flow.data.prepared import Case, PreparedSplit
+from stageline.families.film_flow.data.windows import Padding
 
 if TYPE_CHECKING:
     from stageline.families.film_flow.config import FilmFlowConfig
@@ -46,7 +48,8 @@ SampleKey = tuple[int, int]
 class TrainSet(Dataset[Sample]):
     """Random crops of the training pictures; an epoch has `num_samples_per_image` of each.
 
-    A picture with several prompts gets them in turn: two epochs in a row show it under two prompts.
+    A picture with several prompts gets them in turn: two epochs in a row show it under two prompts. One smaller than a
+    crop is padded as everywhere (`windows.Padding`), with label 0, and counts in the loss where it is.
     features: asks the encoder for every crop (scope `crop`), None where features are prepared.
     """
 
@@ -57,16 +60,6 @@ class TrainSet(Dataset[Sample]):
         self.flips = config.data.flips
         self.num_samples_per_image = config.data.num_samples_per_image
         self.features = features
-        sides = np.minimum(split.pictures.numbers("height"), split.pictures.numbers("width"))
-        small = [
-            f"{split.id(n)}: {split.shape(n)[0]} x {split.shape(n)[1]}"
-            for n in np.flatnonzero(sides < self.crop_size).tolist()
-        ]
-        if small:
-            raise DataError(
-                f"training pictures smaller than a crop of {self.crop_size}: {', '.join(small)}",
-                remedy="set data.image_size smaller",
-            )
 
     def __len__(self) -> int:
         return self.split.num_images * self.num_samples_per_image
@@ -81,8 +74,12 @@ class TrainSet(Dataset[Sample]):
         turn = int(numpy_rng("prompt", self.seed, index).integers(len(numbers)))
         number = numbers[(turn + epoch) % len(numbers)]
         case = self.split.cases[number]
-        transform = draw_transform(self.seed, epoch, index, self.split.shape(image), self.crop_size, flips=self.flips)
-        box, levels = transform.box, self.split.levels(image)
+        height, width = self.split.shape(image)
+        shape = (max(height, self.crop_size), max(width, self.crop_size))
+        transform = draw_transform(self.seed, epoch, index, shape, self.crop_size, flips=self.flips)
+        top, left, rows, columns = transform.box
+        box, levels = (top, left, min(rows, height - top), min(columns, width - left)), self.split.levels(image)
+        padding = Padding(*box[2:], divisor=1, least=self.crop_size)
         pixels = self.split.pixels(image, box)
         if self.features is None:
             feature, present = self.split.feature(number)
@@ -94,13 +91,25 @@ class TrainSet(Dataset[Sample]):
         return Sample(
             id=case.id,
             prompt=case.prompt,
-            image=transform.orient(normalise(pixels, *levels)),
-            mask=transform.orient(self.split.mask(case, box).astype(np.float32))[None],
-            target=transform.orient(self.split.target(case, box))[None],
-            heat=transform.orient(self.split.heat(image, box))[None],
+            image=transform.orient(padding.grow(torch.from_numpy(normalise(pixels, *levels))).numpy()),
+            mask=transform.orient(self._padded(self.split.mask(case, box).astype(np.float32), 0))[None],
+            target=transform.orient(self._padded(self.split.target(case, box), -1))[None],
+            heat=transform.orient(self._padded(self.split.heat(image, box), 0))[None],
             feature=feature,
             present=present,
+            valid=self._valid(transform, box),
         )
+
+    def _padded(self, array: NDArray[np.float32], value: float) -> NDArray[np.float32]:
+        """A map (h, w) grown to a crop by a value."""
+        missing = [(0, self.crop_size - side) for side in array.shape]
+        return np.pad(array, missing, constant_values=value) if any(after for _, after in missing) else array
+
+    def _valid(self, transform: Transform, box: Box) -> NDArray[np.float32] | None:
+        """Where a crop (1, h, w) shows the picture; None where that is everywhere. box: of the picture's own part."""
+        if box == transform.box:
+            return None
+        return transform.orient(self._padded(np.ones(box[2:], np.float32), 0))[None]
 
 
 class CaseSet(Dataset[Sample]):

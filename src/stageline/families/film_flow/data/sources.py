@@ -15,12 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from stageline.data.names import same_name
 from stageline.data.pictures import Pixels, to_channels
 from stageline.errors import ConfigError, Faults
 from stageline.families.film_flow.data.folder import Pair, check_folders, list_pairs, read_pair, read_prompts
 from stageline.families.film_flow.data.junctions import find_junctions, junction_heat
+from stageline.families.film_flow.data.layout import Layout
 from stageline.families.film_flow.data.pictures import find_levels
 from stageline.families.film_flow.data.prepared import PreparedImage
+from stageline.families.film_flow.data.read_files import FilesRead
 from stageline.families.film_flow.data.retina import (
     MARGIN,
     PSEUDO_ORIGIN,
@@ -55,6 +58,7 @@ class Source:
     """The pictures of one split, and how their labels and junctions were made.
 
     make(index, annotate): one of the pictures; without `annotate` heat, nodes and targets are left out.
+    read: what `make` found in files so far; None where there are none.
     """
 
     split: str
@@ -62,6 +66,7 @@ class Source:
     make: Callable[[int, bool], PreparedImage]
     label_origin: str
     junction_origin: str
+    read: FilesRead | None = None
 
 
 def find_prompt(config: FilmFlowConfig, own: str) -> str:
@@ -100,8 +105,7 @@ def check_sources(config: FilmFlowConfig, splits: Collection[str], progress: Pro
     if config.data.name == "retina":
         _check_retina(config)
     if config.data.name == "folder":
-        folders = _folders(config)
-        pairs = check_folders(folders, config.model.image_channels, config.data.image_size, progress, only=splits)
+        pairs = check_folders(Layout.of(config.data), progress, only=splits, max_pixels=config.data.max_pixels)
         _prompts(config, pairs)
 
 
@@ -218,12 +222,6 @@ def _retina_source(config: FilmFlowConfig, split: str) -> Source:
     return Source(split, 1, make, PSEUDO_ORIGIN, f"{MASK_NODES} (pseudo-label)")
 
 
-def _folders(config: FilmFlowConfig) -> dict[str, Path]:
-    data = config.data
-    named = {"train": data.train_dir, "val": data.val_dir, "test": data.test_dir}
-    return {split: Path(folder) for split, folder in named.items() if folder}
-
-
 def _prompts(config: FilmFlowConfig, pairs: Sequence[Pair]) -> dict[str, str]:
     """Prompts of pairs by name; refused where a text condition would have none."""
     prompts: dict[str, str] = {}
@@ -238,14 +236,16 @@ def _prompts(config: FilmFlowConfig, pairs: Sequence[Pair]) -> dict[str, str]:
 
 
 def _folder_source(config: FilmFlowConfig, split: str) -> Source:
-    pairs = list_pairs(_folders(config))
+    pairs = list_pairs(Layout.of(config.data))
     prompts, members = _prompts(config, pairs), [pair for pair in pairs if pair.split == split]
+    read = FilesRead(config.model.image_channels, config.data.image_size)
 
     def make(index: int, annotate: bool) -> PreparedImage:
         pair = members[index]
-        pixels, mask = read_pair(pair, config.model.image_channels, 1)
-        prompt = prompts.get(pair.name) or find_prompt(config, "")
-        nodes, name = _nodes_of(config, mask, annotate=annotate), f"{pair.split}/{pair.name}"
-        return _finish(config, name, pixels, (mask,), nodes, (prompt,), annotate=annotate)
+        found = read_pair(pair, config.model.image_channels, config.data.max_pixels)
+        read.add(pair, found)
+        prompt = prompts.get(same_name(pair.name)) or find_prompt(config, "")
+        nodes, name = _nodes_of(config, found.mask, annotate=annotate), f"{pair.split}/{pair.name}"
+        return _finish(config, name, found.pixels, (found.mask,), nodes, (prompt,), annotate=annotate)
 
-    return Source(split, len(members), make, "label files", MASK_NODES)
+    return Source(split, len(members), make, "label files", MASK_NODES, read)

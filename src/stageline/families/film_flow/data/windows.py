@@ -1,4 +1,4 @@
-"""Pictures of any size for a network that wants sides of a certain kind: mirrored padding and overlapping windows."""
+"""Pictures of any size for a network that wants sides of a certain kind: padded by edge values, in windows."""
 
 from __future__ import annotations
 
@@ -27,29 +27,12 @@ class Window:
         return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
 
-def mirror_index(size: int, padded: int) -> Tensor:
-    """Indices (padded,) into a side of `size` pixels, mirrored at its end as often as needed, the edge not repeated."""
-    index = torch.arange(padded)
-    if size == 1:
-        return torch.zeros_like(index)
-    period = 2 * (size - 1)
-    index = index % period
-    return torch.where(index < size, index, period - index)
-
-
-def pad_mirrored(x: Tensor, divisor: int, least: int = 1) -> Tensor:
-    """x (..., H, W) grown to the right and below, until both sides are multiples of `divisor` and at least `least`."""
-    height, width = (max(least, -(-side // divisor) * divisor) for side in x.shape[-2:])
-    for axis, side in ((-2, height), (-1, width)):
-        if side != x.shape[axis]:
-            x = x.index_select(axis, mirror_index(x.shape[axis], side).to(x.device))
-    return x
-
-
 @dataclass(frozen=True)
 class Padding:
     """The one way pictures of one size become pictures that the network takes, and its maps come back.
 
+    Training, validation, evaluation and prediction pad alike: to the right and below, by the values at the edge, so
+    that a picture smaller than a training crop looks the same to all of them.
     height, width: of the pictures.  divisor: what padded sides are multiples of.  least: the least padded side.
     """
 
@@ -59,8 +42,12 @@ class Padding:
     least: int = 1
 
     def grow(self, x: Tensor) -> Tensor:
-        """x (..., height, width) with mirrored edges to the right and below."""
-        return pad_mirrored(x, self.divisor, self.least)
+        """x (..., height, width), its last row and column repeated until both sides are as they have to be."""
+        for axis, side in ((-2, self.height), (-1, self.width)):
+            padded = max(self.least, -(-side // self.divisor) * self.divisor)
+            if padded != side:
+                x = x.index_select(axis, torch.arange(padded, device=x.device).clamp_max(side - 1))
+        return x
 
     def cut(self, x: Tensor) -> Tensor:
         """The pictures' own part (..., height, width) of a padded map."""

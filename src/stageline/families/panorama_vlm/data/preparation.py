@@ -77,9 +77,10 @@ def _check(config: PanoramaVlmConfig) -> CheckImage:
             status = path.stat()
         except OSError:
             status = None
-        key = (path, None if status is None else (status.st_size, status.st_mtime_ns), hfov, vfov)
+        most = config.data.max_pixels
+        key = (path, None if status is None else (status.st_size, status.st_mtime_ns), hfov, vfov, most)
         if key not in LOOKED_AT:
-            LOOKED_AT[key] = check_panorama(path, erp_hfov_deg=hfov, erp_vfov_deg=vfov)
+            LOOKED_AT[key] = check_panorama(path, erp_hfov_deg=hfov, erp_vfov_deg=vfov, max_pixels=most)
         return LOOKED_AT[key]
 
     return look
@@ -114,6 +115,7 @@ def _write_pictures(config: PanoramaVlmConfig, name: str, writer: SplitWriter, p
             antialias=config.image_processing.antialias,
             erp_hfov_deg=hfov,
             erp_vfov_deg=vfov,
+            max_pixels=config.data.max_pixels,
         )
         enlarged += found.is_enlarged
         partial += found.seen is not None

@@ -1,0 +1,91 @@
+"""Names of picture files: how an image and its label go together, and what a name says of a patient. No arrays."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from stageline.errors import ConfigError
+
+TOKEN = re.compile(r"\d+|[^\W\d_]+|[\W_]+")
+"""Runs of digits, of letters, and of what stands between them."""
+
+
+def same_name(name: str) -> str:
+    """A name as it is compared: composed (NFC), since file systems spell one letter in two ways."""
+    return unicodedata.normalize("NFC", name)
+
+
+@dataclass(frozen=True)
+class NamePattern:
+    """How names of images and labels go together: what stands for `*` is equal.
+
+    image, label: one `*` each, compared with names without suffix.
+    """
+
+    image: str = "*"
+    label: str = "*"
+
+    @classmethod
+    def parse(cls, text: str | None) -> NamePattern:
+        """`*_training -> *_manual1`, or `*_mask` where images have the bare name. ConfigError for anything else."""
+        if not text:
+            return cls()
+        parts = [same_name(part.strip()) for part in text.split("->")]
+        if len(parts) > 2 or any(part.count("*") != 1 for part in parts):
+            raise ConfigError(
+                f"data.label_pattern {text!r}: expected one `*` on each side",
+                remedy="say '*_training -> *_manual1', or '*_mask' where images have the bare name",
+            )
+        return cls(*parts) if len(parts) == 2 else cls("*", parts[0])
+
+    @property
+    def text(self) -> str:
+        """As it is written in a config."""
+        return f"{self.image} -> {self.label}" if self.image != "*" else self.label
+
+    def key(self, part: str, name: str) -> str | None:
+        """What stands for `*` in a name; None where it does not fit. part: `image` or `label`."""
+        before, after = (self.image if part == "image" else self.label).split("*")
+        name = same_name(name)
+        if not (name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after)):
+            return None
+        return name[len(before) : len(name) - len(after)]
+
+
+def find_pattern(images: Collection[str], labels: Collection[str]) -> NamePattern | None:
+    """The pattern by which at least two, and half, of these names would go together; None where there is none.
+
+    images, labels: names without suffix that have no partner.
+    """
+    if min(len(images), len(labels)) < 2:
+        return None
+    (first, keys), (second, others) = (_around([same_name(n) for n in names]) for names in (images, labels))
+    together = len(keys & others)
+    return NamePattern(first, second) if together >= 2 and 2 * together >= max(len(keys), len(others)) else None
+
+
+def _around(names: Sequence[str]) -> tuple[str, set[str]]:
+    """(pattern, what stands for its `*`) of names, by the words that all of them begin and end with."""
+    split = [TOKEN.findall(name) for name in names]
+    least = min(map(len, split))
+    start = next((n for n in range(least) if len({tokens[n] for tokens in split}) > 1), least)
+    end = next((n for n in range(least - start) if len({tokens[-1 - n] for tokens in split}) > 1), least - start)
+    before, after = "".join(split[0][:start]), "".join(split[0][len(split[0]) - end :])
+    return f"{before}*{after}", {"".join(tokens[start : len(tokens) - end]) for tokens in split}
+
+
+def group_names(names: Collection[str]) -> dict[str, str]:
+    """Name -> group: pictures of one patient or scene share the first words of their names, as far as names tell.
+
+    Names are cut behind the first run of digits (`p03_left` and `p03_right` are of group `p03`) where that gives
+    groups of more than one; where it gives a single group, or every name its own, each name is its own group.
+    """
+    found = {name: re.match(r"\D*\d+|.*", same_name(name), re.DOTALL).group() for name in names}  # type: ignore[union-attr]
+    counts = Counter(found.values())
+    if len(counts) < 2 or len(counts) == len(found):
+        return {name: name for name in names}
+    return found
