@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -18,6 +19,16 @@ for name in [name for name in os.environ if name.startswith(("AWS_", "STAGELINE_
 # No deadlines: a busy machine would fail tests. Derived examples: a failure is the same for everybody.
 settings.register_profile("stageline", deadline=None, derandomize=True, database=None)
 settings.load_profile("stageline")
+
+
+# Half a million objects of torch and kfp come and stay: looking through them again and again is a tenth of the time.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported so far is never garbage; also, forked processes then share its pages."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -90,7 +90,7 @@ _Loader.add_constructor(_TAG + "map", _construct_mapping)
 _Loader.add_constructor(None, _refuse_tag)
 
 
-class Dumper(yaml.SafeDumper):
+class Dumper(yaml.CSafeDumper if yaml.__with_libyaml__ else yaml.SafeDumper):  # type: ignore[misc]
     """Writes what `parse_yaml` reads back equal: also quotes texts that only YAML 1.2 takes for numbers (`1e4`)."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
@@ -105,7 +105,9 @@ Dumper.yaml_implicit_resolvers = {
 
 def _represent_text(dumper: Dumper, text: str) -> yaml.ScalarNode:
     """Texts with odd line breaks are written with escapes: PyYAML folds a lone NEL into a space."""
-    return dumper.represent_scalar(_TAG + "str", text, style='"' if set(text) & set("\r\x85\u2028\u2029") else None)
+    odd = set(text) & set("\r\x85\u2028\u2029")
+    node: yaml.ScalarNode = dumper.represent_scalar(_TAG + "str", text, style='"' if odd else None)
+    return node
 
 
 Dumper.add_representer(str, _represent_text)
