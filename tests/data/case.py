@@ -1,4 +1,4 @@
-"""What tests of data and the processes they start have in common: a store that counts, and made features."""
+"""What tests of data and the processes they start have in common: a store that counts, features, a split opened."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from stageline.data.pod_cache import StoredFiles
+from stageline.data.reading import SplitReader
+from stageline.data.splits import SplitManifest
 from stageline.store import Store
 
 PARTS = {"owner": "a" * 64, "settings": {"views": 8}}
@@ -65,3 +68,8 @@ def read_count(log: Path) -> dict[str, int]:
         key, size = json.loads(line)
         counts[key] = counts.get(key, 0) + size
     return counts
+
+
+def open_split(store: Store, manifest: SplitManifest, cache: Path, cache_bytes: int | None = None) -> SplitReader:
+    cache.mkdir(exist_ok=True)
+    return SplitReader(manifest, StoredFiles(store.child("data"), cache, cache_bytes))

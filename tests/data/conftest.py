@@ -7,14 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stageline.data.pod_cache import StoredFiles
-from stageline.data.reading import SplitReader
 from stageline.data.shards import SplitWriter
 from stageline.data.splits import MANIFEST, SplitManifest, make_manifest, parse_manifest
 from stageline.store import Store
 
 from ..store.conftest import BUCKET, s3_endpoint, s3_environment
-from .case import CountingStore, read_count
+from .case import CountingStore, open_split, read_count
 
 __all__ = ["BUCKET", "CountingStore", "open_split", "read_count", "s3_endpoint", "s3_environment", "write_split"]
 
@@ -33,11 +31,6 @@ def write_split(store: Store, scratch: Path, rows: int, side: int = 32, shard_by
     data = make_manifest({"family": "toy", "split": "train", "facts": {"rows": rows}, "folder": "data", **written})
     store.put(MANIFEST, data)
     return parse_manifest(data, store.uri)
-
-
-def open_split(store: Store, manifest: SplitManifest, cache: Path, cache_bytes: int | None = None) -> SplitReader:
-    cache.mkdir(exist_ok=True)
-    return SplitReader(manifest, StoredFiles(store.child("data"), cache, cache_bytes))
 
 
 @pytest.fixture(params=["disk", "s3"])

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from guards import HANG_SECONDS
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
@@ -27,8 +27,8 @@ from stageline.errors import DataError, DiskFullError
 from stageline.store import Store, open_store
 from stageline.store.locks import LOCK
 
-from .case import CountingStore, read_count
-from .conftest import open_split, picture, write_split
+from .case import CountingStore, open_split, read_count
+from .conftest import picture, write_split
 
 ANY_ARRAY = st.sampled_from(DTYPES).flatmap(
     lambda kind: arrays_of.arrays(np.dtype(kind), arrays_of.array_shapes(min_dims=0, min_side=0, max_side=5))
@@ -36,6 +36,7 @@ ANY_ARRAY = st.sampled_from(DTYPES).flatmap(
 ROW = st.tuples(st.dictionaries(st.sampled_from("abc"), ANY_ARRAY), st.dictionaries(st.text(max_size=3), st.integers()))
 
 
+@settings(max_examples=40)
 @given(rows=st.lists(ROW, max_size=6), shard_bytes=st.sampled_from([4096, 1 << 20]))
 def test_what_is_written_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Any], shard_bytes: int
@@ -126,7 +127,7 @@ READ = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from tests.data.conftest import CountingStore, open_split
+from tests.data.case import CountingStore, open_split
 from stageline.data.splits import MANIFEST, parse_manifest
 from stageline.store import open_store
 store = CountingStore.over(open_store(sys.argv[2]), Path(sys.argv[3]))
