@@ -53,9 +53,9 @@ Row = Mapping[str, Any]
 """One sample of an evaluation: JSON values, among them `id` (text) and, where the family has modes, `mode`."""
 RowKey = tuple[str, str]
 """(id, mode): which row of an evaluation of one checkpoint it is; mode is "" where the family has none."""
-Comparison = Literal["equal", "report", "ablatable"]
-"""How a fact of the family is compared by a verb: it must be equal; a difference is only reported; or the config may
-ask for less than the file has (an ablation)."""
+Comparison = Literal["equal", "report", "report_both", "ablatable"]
+"""How a fact of the family is compared by a verb: it must be equal; a difference is only reported, or only where both
+sides have a value that is not empty; or the config may ask for less than the file has (an ablation)."""
 Cast = Literal["bfloat16", "float16"]
 """Number formats that frozen tensors may be held in while a stage trains."""
 

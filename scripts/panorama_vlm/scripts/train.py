@@ -11,45 +11,53 @@ the same stage of this run). Nothing else is decided here; further `key=value` w
 from __future__ import annotations
 
 import argparse
-import shlex
-import subprocess
 import sys
-from pathlib import Path
 
 from stageline.families.panorama_vlm.guide import (
+    REFUSED_OPTIONS,
     check_config,
     is_vision_alone,
+    refuse_dropped_parent,
+    refuse_option,
     resume_overrides,
+    run_stageline,
     stages_of,
     told,
     write_stage_state,
 )
 
-PROGRAM = Path(sys.executable).with_name("stageline")
-
 
 def main() -> int:
     """Run one command; returns its exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--config", required=True)
     parser.add_argument("--stage", help="stages or their numbers from 1, separated by commas")
     parser.add_argument("--resume", metavar="PATH", help="a checkpoint: pointer file, stage, run or step directory")
-    parser.add_argument("--resume-mode", choices=("auto", "weights"), default="auto")
-    parser.add_argument("--preview", action="store_true", help="show the plan and end")
+    parser.add_argument("--resume-mode", choices=("auto", "weights"), default="auto", help="weights: nothing but them")
+    parser.add_argument("--resume-skip", metavar="SECTIONS", help="of pe, resampler, lora: these start fresh")
+    parser.add_argument("--preview", action="store_true", help="show the plan and end; writes nothing")
+    parser.add_argument("--profile", choices=("tiny",), help="made weights and a few steps, whatever the config names")
+    for option in REFUSED_OPTIONS:
+        parser.add_argument(option, nargs="?", const="", help=argparse.SUPPRESS)
     given, words = parser.parse_known_args()
+    for option in REFUSED_OPTIONS:
+        refuse_option(option, getattr(given, option.lstrip("-").replace("-", "_")))
     check_config(given.config)
     chosen = list(words)
+    if given.profile:
+        chosen.append(f"profile={given.profile}")
     if given.stage:
         chosen.append(f"stages=[{', '.join(stages_of(given.stage))}]")
+    if given.resume_skip:
+        chosen.append(f"model.start_fresh=[{given.resume_skip}]")
     if given.resume:
         chosen += resume_overrides(given.config, chosen, given.resume, weights_only=given.resume_mode == "weights")
+    refuse_dropped_parent(given.config, chosen)
+    if given.preview:
+        return run_stageline(["plan", "-c", given.config, "--count", *chosen])
     alone = is_vision_alone(given.config, chosen)  # it answers no questions: trained, not evaluated
-    verb = ["plan"] if given.preview else ["train", "vision"] if alone else ["run"]
-    command = [*verb, "-c", given.config, *chosen]
-    print(f"$ stageline {shlex.join(command)}", file=sys.stderr, flush=True)
-    code = subprocess.run([str(PROGRAM), *command], check=False).returncode
-    if not given.preview:
-        write_stage_state(given.config, chosen)
+    code = run_stageline([*(("train", "vision") if alone else ("run",)), "-c", given.config, *chosen])
+    write_stage_state(given.config, chosen)
     return code
 
 

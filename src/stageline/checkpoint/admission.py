@@ -65,7 +65,8 @@ def fact_faults(
     """(faults, notes) of comparing the facts of a checkpoint with those a config states.
 
     evaluate compares only what the config states; resume and seed compare all facts of either side. A fact without a
-    rule must be equal. `ablatable`: the config may ask for a part of a list, or switch a thing off.
+    rule must be equal. `ablatable`: the config may ask for a part of a list, or switch a thing off. `report_both`: what
+    one side does not have is no difference.
     """
     faults, notes = [], []
     names = sorted(asked) if verb == "evaluate" else sorted({*found, *asked})
@@ -74,8 +75,10 @@ def fact_faults(
         if _plain(a) == _plain(b):
             continue
         rule = rules.get(name, {}).get(verb, "equal")
+        if rule == "report_both" and not (a and b):
+            continue
         line = f"{name}: checkpoint {a!r}, config {b!r}"
-        if rule == "report" or (rule == "ablatable" and _is_part(b, a)):
+        if rule in ("report", "report_both") or (rule == "ablatable" and _is_part(b, a)):
             notes.append(f"{line} ({'ablation' if rule == 'ablatable' else 'reported'})")
         else:
             faults.append(line)

@@ -59,7 +59,8 @@ def run(
 def show_event(event: Mapping[str, Any]) -> None:
     """One line per event of a step."""
     if "line" in event:
-        print(f"  {event['item']} | {event['line']}", flush=True)
+        line = event["line"].removeprefix(f"{event['item']}: ")  # by itself it says of what it is
+        print(f"  {event['item']} | {line}", flush=True)
         return
     seconds = f"  ({event['seconds']:.1f} s)" if event["state"] in ("done", "reused") else ""
     print(f"{event['item']}: {event['state']}: {event['text']}{seconds}", flush=True)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from stageline.config import canonical_json
 
+LONGEST_TOLD = 40
+
 
 @dataclass(frozen=True)
 class External:
@@ -36,8 +38,11 @@ class External:
         return canonical_json([self.source, self.revision, sorted(self.files)])
 
     def __str__(self) -> str:
-        """As messages name it."""
-        return f"external {self.name!r} ({self.source}{f'@{self.revision}' if self.revision else ''})"
+        """As messages name it; of a made one its sizes are cut off."""
+        source = self.source
+        if self.generated and len(source) > LONGEST_TOLD:
+            source = f"{source[:LONGEST_TOLD].rstrip()}…"
+        return f"external {self.name!r} ({source}{f'@{self.revision}' if self.revision else ''})"
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from stageline.checkpoint.layout import resolve
 from stageline.cli import main
 from stageline.cli.guiding import lay_out
 from stageline.errors import CheckpointError, ConfigError
 from stageline.families import load_config
 from stageline.families.panorama_vlm import guide
+from stageline.families.panorama_vlm.guide_results import checkpoint_of
 
 BASE = "siglip2-so400m_Qwen3_bimamba_anyres-e2p_PE"
 SMALL = ("stage_overrides.vision.trainer.max_steps=1", "stage_overrides.resampler.trainer.max_steps=1")
@@ -23,13 +26,16 @@ RESAMPLER = f"runs/{BASE}/resampler/anyres-e2p_bimamba/best.ckpt"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A laid-out guide in which stages vision and resampler of its first config were trained for a step."""
+    """A laid-out guide in which stages vision and resampler of its first config were trained for a step, and the
+    resampler without overlap from that vision."""
     folder = tmp_path_factory.mktemp("guide")
     lay_out("panorama_vlm", folder, demo_data=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for stage in ("vision", "resampler"):
             assert main(["train", stage, "-c", "configs/default.yaml", *SMALL]) == 0
+        given = f"parents.resampler.default={VISION}"
+        assert main(["train", "resampler", "-c", "configs/bimamba_overlap0.yaml", given, *SMALL]) == 0
     return folder
 
 
@@ -129,6 +135,9 @@ def test_a_path_that_exists_without_overlap_only_is_refused_and_named(
     with pytest.raises(CheckpointError, match="another run") as checkpoint:
         guide.resume_overrides("configs/default.yaml", [], f"{asked}/best.ckpt", weights_only=False)
     assert f"--resume {other}/best.ckpt" in str(checkpoint.value)
+    with pytest.raises(CheckpointError, match="another run") as evaluated:
+        checkpoint_of("configs/default.yaml", [], f"{asked}/best.ckpt")
+    assert f"--checkpoint {other}/best.ckpt" in str(evaluated.value)
     with pytest.raises(ConfigError, match="another run") as config:
         guide.check_config(f"{asked}/config.yaml")
     assert f"--config {other}/config.yaml" in str(config.value)
@@ -149,20 +158,47 @@ def test_the_stage_state_says_what_lies_there_and_nothing_reads_it() -> None:
     assert json.loads(path.read_text())["stages"] == stages
 
 
-def test_an_evaluation_is_copied_and_a_second_one_of_the_same_second_beside_it(tmp_path: Path) -> None:
-    """Check 20: both files, unchanged."""
-    source = tmp_path / "evaluation"
-    source.mkdir()
-    (source / "metrics.json").write_text(json.dumps({"checkpoint": {"run": BASE}}))
-    (source / "predictions.csv").write_text("sample_id\na\n")
-    copies = [guide.copy_evaluation(f"{source}@sha256:{'0' * 64}", tmp_path / "results") for _ in range(4)]
-    assert len(set(copies)) == 4
-    assert any(copy.name.endswith("_2") for copy in copies)
-    for copy in copies:
-        assert copy.parent == tmp_path / "results" / BASE
-        assert {path.name: path.read_bytes() for path in copy.iterdir()} == {
-            path.name: path.read_bytes() for path in source.iterdir()
-        }
+@pytest.mark.usefixtures("inside")
+def test_a_parent_that_was_given_is_not_dropped_unsaid() -> None:
+    """Without --resume the resampler would be trained anew from scratch, under the same name."""
+    config = "configs/bimamba_overlap0.yaml"
+    guide.refuse_dropped_parent("configs/default.yaml", [])
+    guide.refuse_dropped_parent("configs/default.yaml", ["stages=[resampler]"])
+    guide.refuse_dropped_parent(config, [f"parents.resampler.default={VISION}"])
+    guide.refuse_dropped_parent(config, ["parents.resampler.default=none"])
+    guide.refuse_dropped_parent(config, ["run=another"])
+    with pytest.raises(ConfigError, match="started from") as refused:
+        guide.refuse_dropped_parent(config, [])
+    (given,) = re.findall(r"--resume (\S+),", str(refused.value))
+    assert f"runs/{BASE}/vision/" in given
+    assert resolve(given).digest == resolve(VISION).digest
+
+
+@pytest.mark.usefixtures("inside")
+def test_to_go_on_a_parent_of_another_run_is_named_again() -> None:
+    own = f"runs/{BASE}__ov000/resampler/anyres-e2p_bimamba/best.ckpt"
+    (found,) = guide.resume_overrides("configs/bimamba_overlap0.yaml", [], own, weights_only=False)
+    assert found.startswith(f"parents.resampler.default=runs/{BASE}/vision/")
+
+
+@pytest.mark.usefixtures("inside")
+def test_which_checkpoint_is_evaluated() -> None:
+    """best and last beside the config, else of the run's last stage; a path as it is."""
+    beside = Path(VISION).parent
+    for asked, name in ((None, "best"), ("best", "best"), ("last", "last")):
+        found = checkpoint_of(str(beside / "config.yaml"), [], asked)
+        assert found == str((beside / f"{name}.ckpt").resolve())
+    config = "configs/default.yaml"
+    assert checkpoint_of(config, [], None) is None
+    assert checkpoint_of(config, ["stages=[resampler]"], "best") == f"./{RESAMPLER}"
+    assert checkpoint_of(config, [], RESAMPLER) == RESAMPLER
+
+
+def test_options_of_others_are_refused_with_what_does_their_work() -> None:
+    for option in guide.REFUSED_OPTIONS:
+        guide.refuse_option(option, None)
+        with pytest.raises(ConfigError, match=f"{option} is known and refused"):
+            guide.refuse_option(option, "")
 
 
 def test_only_vision_alone_is_not_evaluated(tmp_path: Path) -> None:

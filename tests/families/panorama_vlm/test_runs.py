@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import os
 import signal
 from pathlib import Path
@@ -23,12 +22,15 @@ from stageline.checkpoint.layout import CheckpointRef
 from stageline.checkpoint.tensors import read_tensors
 from stageline.data.prepared import PreparedData
 from stageline.data.tables import csv_rows
-from stageline.errors import CheckpointError, DataError, StagelineError
+from stageline.errors import CheckpointError, ConfigError, DataError, StagelineError
+from stageline.families import load_config
 from stageline.families.panorama_vlm import evaluate as module
-from stageline.families.panorama_vlm.config import STAGES
+from stageline.families.panorama_vlm.config import STAGES, PanoramaVlmConfig
 from stageline.families.panorama_vlm.data.made import draw_room, make_room
 from stageline.families.panorama_vlm.data.sets import collate_questions
+from stageline.families.panorama_vlm.guide_results import copy_evaluation, repeat_metrics
 from stageline.families.panorama_vlm.model.assembly import build_tokenizer
+from stageline.families.panorama_vlm.predictions import PREDICTIONS, Answers
 from stageline.families.panorama_vlm.task import build_task
 from stageline.plan import make_plan
 from stageline.stage import stage_config
@@ -209,15 +211,61 @@ def test_more_broken_rows_than_allowed_are_refused(
     assert not list(tmp_path.rglob("manifest.json"))
 
 
-def test_an_evaluation_has_every_row_of_the_csv(tmp_path: Path, broken: dict[str, Any]) -> None:
-    """Check 20: rows set aside stand in predictions.csv with their status; metrics name the checkpoint's content."""
+@pytest.fixture
+def mixed(tmp_path: Path, broken: dict[str, Any]) -> tuple[PanoramaVlmConfig, CheckpointRef, str]:
+    """(config, a trained resampler, prepared data) over rows of which some are broken."""
     config = small(tmp_path / "root", SHORT, "stages=[resampler]", "trainer.batch_size=2", data=broken)
-    ref = trained(config, "resampler")["resampler"]
-    record = evaluate_checkpoint(config, str(ref.uri), str(prepare_data(config).reference))
+    return config, trained(config, "resampler")["resampler"], str(prepare_data(config).reference)
+
+
+def test_an_evaluation_has_every_row_of_the_csv_and_can_be_measured_again(
+    mixed: tuple[PanoramaVlmConfig, CheckpointRef, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check 20: rows set aside stand in predictions.csv with their status; metrics name the checkpoint's digest; a
+    metric that fails loses no answer; a copy's metrics come out of its predictions as they were."""
+    config, ref, data = mixed
+
+    def failing(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Answers, "measure", failing)
+        with pytest.raises(ZeroDivisionError):
+            evaluate_checkpoint(config, str(ref.uri), data)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "generate", failing)
+        record = evaluate_checkpoint(config, str(ref.uri), data)
     found = table(record)
     assert len(found) == 23
     assert sum(row["status"] == "quarantined" for row in found) == 7
-    assert ref.content in json.dumps(record.plain)
+    assert record.plain["checkpoint"]["digest"] == ref.digest
+
+    (own,) = (tmp_path / "root/runs/small/resampler").glob("*/config.yaml")
+    results = f"evaluate.results_dir={tmp_path / 'results'}"
+    copies = [copy_evaluation(record.reference, str(own), [results], "said\n") for _ in range(4)]
+    assert len(set(copies)) == 4
+    assert any(copy.name.endswith("_2") for copy in copies)
+    copy, source = copies[0], Path(record.reference.uri)
+    assert {path.name for path in copy.iterdir()} == {"metrics.json", "predictions.csv", "eval_config.yaml", "run.log"}
+    assert all((copy / name).read_bytes() == (source / name).read_bytes() for name in ("metrics.json", PREDICTIONS))
+    assert load_config(copy / "eval_config.yaml") == load_config(own, [results])
+
+    assert repeat_metrics(copy) == (record.plain, [])
+    assert (copy / "metrics.json").read_bytes() == (source / "metrics.json").read_bytes()
+    (copy / "metrics.json").unlink()
+    plain, _ = repeat_metrics(copy)
+    for part in ("metrics", "reasons", "num_samples"):
+        assert plain[part] == record.plain[part]
+    text = (copy / PREDICTIONS).read_text(encoding="utf-8")
+    (copy / PREDICTIONS).write_text(text.replace("length", "eos", 1), encoding="utf-8")
+    (line,) = repeat_metrics(copy)[1]
+    before = record.metrics["stopped_by_length"]
+    assert line == f"stopped_by_length: {before} -> {before - 1}"
+    (copy / "metrics.json").write_text("{}")
+    with pytest.raises(DataError, match="changed after it was written"):
+        repeat_metrics(copy)
+    with pytest.raises(ConfigError, match="never written again"):
+        repeat_metrics(source)
 
 
 def test_a_run_is_not_compared_with_itself(compared: dict[str, Any]) -> None:

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from stageline.contract import Emit, Evaluation, Row, RowKey
 from stageline.data.prepared import PreparedData
-from stageline.data.tables import csv_text
 from stageline.families.panorama_vlm.config.stages import STAGES
 from stageline.families.panorama_vlm.data.sets import Batch, Questions, collate_questions, open_questions
 from stageline.families.panorama_vlm.features import TowerPace, batch_features, batch_tokens
 from stageline.families.panorama_vlm.metrics import SampleScorer, score
 from stageline.families.panorama_vlm.model.assembly import PanoramaModel
 from stageline.families.panorama_vlm.panels import prediction_panel
+from stageline.families.panorama_vlm.predictions import PREDICTIONS, Answers, predictions_text
 from stageline.families.panorama_vlm.task import prompt_builder
 from stageline.layers.memory import peak_memory_bytes
 
@@ -33,13 +33,6 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 PLAIN, SHUFFLED, ROLLED = "", "shuffled", "rolled"
 """Modes: the question about its own picture; about another row's; about its own, turned by a quarter."""
-COLUMNS = (
-    *("sample_id", "row", "image_path", "query", "reference", "prediction", "status", "finish"),
-    *("prompt_tokens", "vision_tokens", "new_tokens", "latency_ms"),
-    *("exact", "rouge_l", "bleu4_sentence", "cider", "meteor_es"),
-)
-"""Of `predictions.csv`."""
-PREDICTIONS = "predictions.csv"
 ROLL_PART = 4
 """A rolled panorama is turned by its width divided by this."""
 
@@ -176,17 +169,12 @@ class _Evaluator:
         for mode in self.modes:
             suffix = f"_{mode}" if mode else ""
             rows = [self.rows[str(fields["id"]), mode] for fields in self.fields]
-            found = score([row["prediction"] for row in rows], self.references, self.config.metrics.tokenize)
+            answers = Answers([row["prediction"] for row in rows], self.references, [row["finish"] for row in rows])
+            tokenize = self.config.metrics.tokenize
+            found = score(answers.predictions, self.references, tokenize) if mode else answers.measure(tokenize)
             names = {name: f"{name}{suffix}" for name in found}
             metrics |= {names[name]: value for name, value in found.items()}
             reasons |= {names[name]: why for name, why in found.reasons.items()}
-            if not mode:
-                metrics |= {
-                    "empty_predictions": float(sum(not row["prediction"].strip() for row in rows)),
-                    "stopped_by_length": float(sum(row["finish"] == "length" for row in rows)),
-                    "prediction_words": _mean([len(row["prediction"].split()) for row in rows]),
-                    "reference_words": _mean([len(texts[0].split()) for texts in self.references]),
-                }
             samples |= dict.fromkeys([name for name in metrics if name not in samples], len(rows))
         return Evaluation(
             metrics=metrics,
@@ -236,18 +224,9 @@ class _Evaluator:
 
     def _predictions(self) -> str:
         """The text of `predictions.csv`: every row of the CSV files, those that were set aside too."""
-        lines: list[dict[str, Any]] = []
-        for fields in self.fields:
-            row = self.rows[str(fields["id"]), PLAIN]
-            named = {"sample_id": "id", "image_path": "image", "exact": "exact_match", "bleu4_sentence": "bleu_4"}
-            lines.append({"status": "ok"} | {name: row[named.get(name, name)] for name in COLUMNS if name != "status"})
-        for aside in self.questions.rows.set_aside:
-            lines.append({"row": aside.row, "image_path": aside.file, "status": "quarantined"})
-        return csv_text(COLUMNS, lines)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+        rows = [self.rows[str(fields["id"]), PLAIN] for fields in self.fields]
+        aside = [(row.row, row.file) for row in self.questions.rows.set_aside]
+        return predictions_text(rows, self.references, aside)
 
 
 @torch.no_grad()

@@ -112,15 +112,16 @@ def _text(config: PanoramaVlmConfig) -> dict[str, Any]:
 
 _GEOMETRY: dict[str, Comparison] = {"seed": "report"}
 """Equal where a stage is continued or a checkpoint evaluated; a parent with another plan is reported."""
-_SECTION: dict[str, Comparison] = {"seed": "report"}
-"""What becomes of it, `inherit` decides and says."""
+_SECTION: dict[str, Comparison] = {"seed": "report_both"}
+"""What becomes of it, `inherit` decides and says; what only one of the two stages has is no difference."""
+_TRAINED: dict[str, Comparison] = {"seed": "report_both", "evaluate": "report"}
+"""How a checkpoint was trained, which another evaluation config may put otherwise."""
 FACT_RULES: dict[str, dict[str, Comparison]] = {
     **dict.fromkeys(("plan", "plan_id", "fov_deg", "overlap", "views", "yaws_deg", "pitches_deg"), _GEOMETRY),
-    **dict.fromkeys(("global_mode", "pixel_centres", "tile_size", "stitching", "image_tokens"), _GEOMETRY),
+    **dict.fromkeys(("global_mode", "pixel_centres", "tile_size"), _GEOMETRY),
     **dict.fromkeys(("language", "language_width", "resampler_type", "resampler", "pe", "lora"), _SECTION),
-    "vision_trained_blocks": {"seed": "report", "evaluate": "report"},
-    "vicreg": {"seed": "report", "evaluate": "report"},
-    "text": {"seed": "report", "evaluate": "report"},
+    **dict.fromkeys(("stitching", "image_tokens"), _SECTION),
+    **dict.fromkeys(("vision_trained_blocks", "vicreg", "text"), _TRAINED),
 }
 """Facts that are not named here must be equal for every verb: profile, tower, patch and width."""
 

@@ -1,32 +1,52 @@
 """What the guide's own scripts need: its words for stages, what `--resume` means, its files beside ours. No torch.
 
-`runs/<run>_stage_state.json` and `results/eval_results/…` are written for people who follow the guide; nothing of ours
-reads them, so they may be deleted at any time.
+`runs/<run>_stage_state.json` is written for people who follow the guide; nothing of ours reads it, so it may be deleted
+at any time.
 """
 
 from __future__ import annotations
 
-import datetime
 import json
-import shutil
+import logging
+import shlex
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 from stageline.checkpoint.layout import resolve
 from stageline.checkpoint.metadata import ParentRecord
 from stageline.errors import CheckpointError, ConfigError, StagelineError
 from stageline.families import load_config
-from stageline.families.panorama_vlm.config import PanoramaVlmConfig
+from stageline.families.panorama_vlm.config import FAMILY_CONFIG
 from stageline.families.panorama_vlm.config.spellings import ALIASES
 from stageline.families.panorama_vlm.config.stages import STAGES
 from stageline.families.panorama_vlm.data.made import write_made
-from stageline.store import Reference
+from stageline.signals import CaughtSignals
 
 SIBLING = "__ov000"
 """Suffix of runs without overlap, which the guide does not know."""
 DEMO_COUNTS = {"train": 16, "val": 2, "test": 2}
 """Rooms of the demo data, four questions each; a step of stage vision takes 8."""
+
+
+REFUSED_OPTIONS = {
+    "--restart": "a finished stage is trained anew where its settings change; for another draw of the same ones say "
+    "seed=<number> and run=<new name>",
+    "--overwrite": "nothing finished is overwritten; start a new run with run=<new name>, or free what older settings "
+    "left with `stageline checkpoint prune --superseded`",
+    "--accept-state": "a stage that was trained with other settings is taken where it is named: "
+    "parents.<next stage>.default=runs/<run>/<stage>",
+}
+"""Options that others who train in stages have, and what does their work here."""
+
+
+def refuse_option(name: str, value: str | None) -> None:
+    """ConfigError for an option of `REFUSED_OPTIONS` that was given. value: None where it was not."""
+    if value is not None:
+        raise ConfigError(f"{name} is known and refused", remedy=REFUSED_OPTIONS[name])
 
 
 def stages_of(text: str) -> list[str]:
@@ -56,7 +76,7 @@ def resume_overrides(config: str, words: Sequence[str], path: str, *, weights_on
     for one that is absent.
     """
     own = load_config(config, words)
-    first = STAGES[own.stages[0]] if own.stages else next(iter(STAGES))
+    first = FAMILY_CONFIG.selected(own)[0]
     path = path.rstrip("/")
     if (Path(path) / "run.json").is_file():  # of a run: what the first stage starts from, or that stage itself
         source = first.parents.get("default")
@@ -64,7 +84,7 @@ def resume_overrides(config: str, words: Sequence[str], path: str, *, weights_on
     try:
         found = resolve(path)
     except CheckpointError as error:
-        hint = _sibling(path)
+        hint = find_sibling(path)
         if hint is None:
             raise
         raise CheckpointError(
@@ -85,7 +105,7 @@ def resume_overrides(config: str, words: Sequence[str], path: str, *, weights_on
                 remedy="use that run's config to go on with it, or --resume-mode weights to start from its weights",
             )
         starts = found.metadata.parents.get("default")  # the run goes on from what it started from
-        if starts is None or starts.uri.startswith(f"runs/{own.run}/"):
+        if starts is None or _is_of_run(starts.uri, own.run):
             return []
         return [f"parents.{first.name}.default={starts.uri}"]
     if not first.parents:
@@ -100,7 +120,7 @@ def check_config(path: str) -> None:
     """ConfigError for a config that is not there; it names the path in the run without overlap where that exists."""
     if Path(path).is_file():
         return
-    hint = _sibling(path)
+    hint = find_sibling(path)
     if hint is None:
         raise ConfigError(f"there is no config {path}", remedy="name a YAML file")
     raise ConfigError(
@@ -109,14 +129,67 @@ def check_config(path: str) -> None:
     )
 
 
+def refuse_dropped_parent(config: str, words: Sequence[str]) -> None:
+    """ConfigError where the first stage has a checkpoint that started from another run's, and nobody names that now.
+
+    It would be trained anew without that parent, under the same name.
+    """
+    own = load_config(config, words)
+    first = FAMILY_CONFIG.selected(own)[0]
+    if not first.parents or own.parents.get(first.name, {}).get("default"):
+        return
+    runs = Path(own.root.removeprefix("file://")) / "runs"
+    for pointer in sorted((runs / own.run / first.name).glob("*/best.ckpt")):
+        parent = resolve(str(pointer)).metadata.parents.get("default")
+        if parent is not None and not _is_of_run(parent.uri, own.run):
+            raise ConfigError(
+                f"stage {first.name!r} of run {own.run!r} started from {parent.uri}; without --resume it would be "
+                "trained anew, from scratch",
+                remedy=f"say --resume {parent.uri}, or parents.{first.name}.default=none for a start from scratch",
+            )
+
+
+def _is_of_run(uri: str, run: str) -> bool:
+    """Whether a parent's address, relative to the root or not, lies in a run."""
+    return f"runs/{run}/" in uri
+
+
 def is_vision_alone(config: str, words: Sequence[str]) -> bool:
     """Whether no stage is asked for whose checkpoint answers questions, so that there is nothing to evaluate."""
-    own = load_config(config, words)
-    return own.stages is not None and list(own.stages) == ["vision"]
+    return [stage.name for stage in FAMILY_CONFIG.selected(load_config(config, words))] == ["vision"]
+
+
+def run_stageline(words: Sequence[str], *, output: IO[str] | None = None, log: list[str] | None = None) -> int:
+    """Say which `stageline` command this is, run it and wait; returns its exit code.
+
+    output: where its standard output goes; None leaves it to the terminal.  log: gets every line it tells on standard
+    error, which is shown all the same.
+
+    A request to stop is the command's: it finishes what it is at, and this process waits for it.
+    """
+    print(f"$ stageline {shlex.join(words)}", file=sys.stderr, flush=True)
+    program = Path(sys.executable).with_name("stageline")
+    errors = None if log is None else subprocess.PIPE
+    with subprocess.Popen([str(program), *words], stdout=output, stderr=errors, text=True) as process:
+
+        def pass_on(number: int) -> None:
+            if number != signal.SIGINT:  # a terminal sends that one to both of us
+                process.send_signal(number)
+
+        with CaughtSignals(pass_on):
+            for line in process.stderr or ():
+                print(line, end="", file=sys.stderr, flush=True)
+                assert log is not None
+                log.append(line)
+            return process.wait()
 
 
 def told(command: Callable[[], int]) -> int:
-    """Run a script's command; our own errors become a sentence, a remedy and their exit code, as in `stageline`."""
+    """Run a script's command; our own errors become a sentence, a remedy and their exit code, as in `stageline`.
+
+    Notes about the config are left to the `stageline` command that the script runs.
+    """
+    logging.getLogger("stageline.config").setLevel(logging.ERROR)
     try:
         return command()
     except StagelineError as error:
@@ -124,7 +197,7 @@ def told(command: Callable[[], int]) -> int:
         return error.exit_code
 
 
-def _sibling(path: str) -> str | None:
+def find_sibling(path: str) -> str | None:
     """The same path in the run without overlap, where that exists."""
     parts = Path(path).parts
     for place, part in enumerate(parts):
@@ -132,39 +205,6 @@ def _sibling(path: str) -> str | None:
             other = Path(*parts[: place + 1], parts[place + 1] + SIBLING, *parts[place + 2 :])
             return str(other) if other.exists() else None
     return None
-
-
-def root_beside(folder: Path) -> list[str]:
-    """The root of a run, for a config that lies in one of its stage directories; nothing for any other config."""
-    for parent in folder.parents:
-        if (parent / "run.json").is_file() and parent.parent.name == "runs":
-            return [f"root={parent.parent.parent}"]
-    return []
-
-
-def results_dir(config: str, words: Sequence[str]) -> str:
-    """Where a config has finished evaluations copied to."""
-    own = load_config(config, words)
-    assert isinstance(own, PanoramaVlmConfig)
-    return own.evaluate.results_dir
-
-
-def copy_evaluation(reference: str, results: str | Path = "results/eval_results") -> Path:
-    """Copy a finished evaluation to `<results>/<run>/predictions_<time>/`; returns that folder."""
-    source = Path(Reference.parse(reference).uri.removeprefix("file://"))
-    plain = json.loads((source / "metrics.json").read_bytes())
-    stamp = datetime.datetime.now().astimezone().strftime("predictions_%Y%m%d_%H%M%S")  # local time, as the guide says
-    folder = Path(results) / str(plain["checkpoint"]["run"])
-    target, number = folder / stamp, 1
-    while target.exists():
-        number += 1
-        target = folder / f"{stamp}_{number}"
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    unfinished.mkdir(parents=True)
-    for name in ("metrics.json", "predictions.csv"):
-        shutil.copyfile(source / name, unfinished / name)
-    unfinished.rename(target)
-    return target
 
 
 def write_stage_state(config: str, words: Sequence[str]) -> Path:
