@@ -5,6 +5,7 @@ tables          plans, runs and metrics for a terminal
 training        init plan prepare train evaluate predict schema
 running         run compare report pipeline
 runs            runs
+live            what a pipeline shows while it runs
 submitting      pipeline submit
 checkpoints     checkpoint show verify lineage import export prune
 jobs            job render submit logs cancel list

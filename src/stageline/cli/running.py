@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -43,27 +42,18 @@ def run(
     ] = "local",
 ) -> None:
     """Run the family's pipeline on this machine: data, stages, evaluation, report. Unchanged parts are reused."""
-    from stageline.cli.tables import show_plan
+    from stageline.cli.live import RunView
     from stageline.pipeline.driver import run_pipeline
 
     own = read_config(config, family, preset, overrides)
-    result = run_pipeline(own, show_event, show_plan, launcher=launcher)
+    with RunView() as view:
+        result = run_pipeline(own, view.event, view.plan, launcher=launcher)
     if result.error is not None:
         if result.report:
             print(f"report: {result.report}")
         print(f"run: {result.uri}", flush=True)
         raise result.error
     _show_result(result)
-
-
-def show_event(event: Mapping[str, Any]) -> None:
-    """One line per event of a step."""
-    if "line" in event:
-        line = event["line"].removeprefix(f"{event['item']}: ")  # by itself it says of what it is
-        print(f"  {event['item']} | {line}", flush=True)
-        return
-    seconds = f"  ({event['seconds']:.1f} s)" if event["state"] in ("done", "reused") else ""
-    print(f"{event['item']}: {event['state']}: {event['text']}{seconds}", flush=True)
 
 
 def _show_result(result: RunResult) -> None:

@@ -121,7 +121,7 @@ def show_evaluation(record: EvaluationRecord, words: Words, title: str = "", lim
     usual = next(iter(words.modes.values()), "value") if modes else "value"
     show_rows(("metric", usual, *(words.modes[mode] for mode in modes), "samples"), rows, title)
     if len(ordered) < len(bases):
-        print(f"{len(bases) - len(ordered)} more in {record.reference.uri}/metrics.json and in the report")
+        print(f"{len(bases) - len(ordered)} more in the report")
     if record.labels:
         print(f"measured against {record.labels}")
 
