@@ -308,8 +308,9 @@ class Family:
     begin(task, workspace): called once on every rank after the weights are loaded and before the first step: feature
         caches and whatever else is derived from weights.
     prepare(config, split, writer, progress): write the rows of one split, and note those of its sources that cannot be
-        used (`writer.set_aside`); returns facts for its manifest (counts, how labels were made), JSON values. What is
-        written depends on `split.key` and the source files alone.
+        used (`writer.set_aside`); returns facts for its manifest (counts, how labels were made), JSON values; `told`
+        ([words, text] pairs) and `warnings` (sentences) among them are shown to people. What is written depends on
+        `split.key` and the source files alone.
         config: of the run.
     evaluate(config, model, data, finished, emit, progress): the family's metrics. config.evaluate says how.
         finished: the rows that an interrupted evaluation left, which are not computed again; the result must be the

@@ -48,6 +48,16 @@ def test_nothing_in_the_page_points_outside(finished: tuple[HandMade, Page, str]
     assert any("default-src 'none'" in (attrs.get("content") or "") for attrs in page.of("meta"))
 
 
+def test_what_was_read_of_the_data_is_told_with_its_warnings(store: Store) -> None:
+    run = finished_run(store)
+    read = {"told": [["pictures", "4 (png 4)"]], "warnings": ["1 of 4 labels <inverted>"]}
+    run.store.put("data.json", json.dumps({"train": read, "val": {"told": [], "warnings": []}}).encode())
+    _, text = report_of(run.store)
+    assert ">4 (png 4)<" in text
+    assert "train: 1 of 4 labels &lt;inverted&gt;" in text
+    assert "What was read" in text
+
+
 def test_every_chart_has_a_description_and_a_table(finished: tuple[HandMade, Page, str]) -> None:
     _, _, text = finished
     figures = re.findall(r"<figure.*?</figure>", text, re.DOTALL)

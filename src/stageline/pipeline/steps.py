@@ -109,6 +109,7 @@ def prepare_data(dataset: Artifact, **parameters: Any) -> tuple[str]:
 def _prepare(step: Step) -> dict[str, Any]:
     from stageline.data.prepared import refuse_incomplete, write_set
     from stageline.data.quarantine import list_set_aside
+    from stageline.data.told import note_told
     from stageline.families import family_config
     from stageline.work.answers import read_answer
     from stageline.work.data import hash_seen, run_splits, unseen_sources
@@ -127,6 +128,8 @@ def _prepare(step: Step) -> dict[str, Any]:
         refuse_incomplete(write_set(root, work.prepared.inputs(work.prepared.splits)))
         run = root.child("runs", typed.run)
         for line in list_set_aside(run, {n: split.set_aside for n, split in work.prepared.splits.items()}):
+            body.line(line)
+        for line in note_told(run, work.prepared.facts["splits"]):
             body.line(line)
         body.say("reused", _short(work.reference), reference=work.reference)
     else:

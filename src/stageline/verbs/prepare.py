@@ -23,6 +23,7 @@ from stageline.data.prepared import PREPARED, Prepared, write_set
 from stageline.data.quarantine import QUARANTINE, QuarantineError, SetAside, list_set_aside
 from stageline.data.shards import SplitWriter
 from stageline.data.splits import MANIFEST, Progress, Split, find_split, make_manifest, parse_manifest, silent
+from stageline.data.told import note_told
 from stageline.encoders.copies import lock_external
 from stageline.errors import DiskFullError
 from stageline.families import family_config, load_family
@@ -70,7 +71,16 @@ def _prepare_splits(config: RunConfig, store: Store, progress: Progress) -> Prep
     prepared = replace(write_set(store, keys), reused=not made)
     leave_answer(store, config, prepared)
     _list_rows(store, config, {name: split.set_aside for name, split in prepared.splits.items()})
+    if not _is_of_another(store, config):
+        for line in note_told(store.child("runs", config.run), prepared.facts["splits"]):
+            print(f"prepare: {line}", file=sys.stderr, flush=True)
     return prepared
+
+
+def _is_of_another(root: Store, config: RunConfig) -> bool:
+    """Whether the run's name is that of another run, in which nothing may be written."""
+    record = read_run(root, config.run)
+    return record is not None and bool(compare_run(record, config))
 
 
 def _check_sources(config: RunConfig, root: Store, splits: Sequence[Split], progress: Progress) -> None:
@@ -85,8 +95,7 @@ def _check_sources(config: RunConfig, root: Store, splits: Sequence[Split], prog
 
 def _list_rows(root: Store, config: RunConfig, splits: Mapping[str, Sequence[SetAside]]) -> list[str]:
     """List rows that cannot be used in the run, and say so; nothing is written where the name is another run's."""
-    record = read_run(root, config.run)
-    if record is not None and compare_run(record, config):
+    if _is_of_another(root, config):
         return []
     told = list_set_aside(root.child("runs", config.run), splits)
     for line in told:

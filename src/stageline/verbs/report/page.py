@@ -11,6 +11,7 @@ from stageline.verbs.report.record import RunRecord
 from stageline.verbs.report.sections import (
     config_part,
     curves_part,
+    data_part,
     environment_part,
     failures,
     head,
@@ -33,6 +34,7 @@ def render_page(record: RunRecord) -> str:
         *([("Comparisons", comparisons_part(record.comparisons, record.words))] if record.comparisons else []),
         ("Pictures and clips" if has_clips else "Pictures", pictures_part(record.evaluations, record.words)),
         ("Stages", stages_part(record)),
+        *([("Data", data_part(record.data))] if record.data else []),
         *([("Rows set aside", quarantine_part(record.quarantine))] if record.quarantine else []),
         ("Curves", curves_part(record)),
         ("Lineage", lineage_part(record)),

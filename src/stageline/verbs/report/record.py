@@ -23,6 +23,7 @@ from stageline.checkpoint.layout import (
 from stageline.contract import Words
 from stageline.data.quarantine import QUARANTINE
 from stageline.data.tables import csv_rows
+from stageline.data.told import DATA
 from stageline.errors import PlanError, StagelineError
 from stageline.families import family_words
 from stageline.store import Store
@@ -79,7 +80,7 @@ class RunRecord:
     """A run as it lies there.
 
     comparisons: of its evaluations with others.  words: the family's.  unreadable: sentences about damaged files.
-    quarantine: split -> its list of rows that were set aside.
+    quarantine: split -> its list of rows that were set aside.  data: split -> what was told of it.
     """
 
     name: str
@@ -93,6 +94,7 @@ class RunRecord:
     unreadable: Sequence[str]
     comparisons: Sequence[Json] = ()
     quarantine: Mapping[str, Sequence[Mapping[str, str]]] = field(default_factory=dict)
+    data: Json = field(default_factory=dict)
     words: Words = field(default_factory=Words)
 
 
@@ -266,6 +268,7 @@ def read_run(store: Store, *, brief: bool = False) -> RunRecord:
         unreadable=reader.faults,
         comparisons=[found for found in comparisons if found],
         quarantine=reader.quarantine(),
+        data=reader.json(DATA),
         words=family_words(run.get("family")),
     )
 

@@ -14,7 +14,7 @@ from stageline.verbs.report.curves import stage_curves
 from stageline.verbs.report.html import Child, Markup, count, fold, number, plain, size, table, tag
 from stageline.verbs.report.lineage import Edge, Node, Outcome, lineage_graph
 from stageline.verbs.report.measurements import PSEUDO, is_pseudo
-from stageline.verbs.report.record import RunRecord
+from stageline.verbs.report.record import RunRecord, mapping
 from stageline.verbs.report.status import declared_stages, run_status, sessions, stage_status, taken_stages, when
 from stageline.verbs.report.timeline import timeline
 
@@ -134,6 +134,20 @@ def stages_part(record: RunRecord) -> list[Child]:
         parts.append(table(titles, rows, caption="Stages of this run", class_="wide"))
     parts.append(plan_table(record.plan))
     return parts
+
+
+def data_part(data: Json) -> list[Child]:
+    """What was read of each split, one column per split, and what to look at."""
+    found = {name: mapping(facts) for name, facts in data.items()}
+    told = {name: {str(words): str(text) for words, text in facts.get("told", ())} for name, facts in found.items()}
+    names = dict.fromkeys(words for facts in told.values() for words in facts)
+    rows: list[list[Child]] = [[words, *(facts.get(words, "") for facts in told.values())] for words in names]
+    boxes = [
+        tag("p", f"{name}: {text}", class_="box warn")
+        for name, facts in found.items()
+        for text in facts.get("warnings", ())
+    ]
+    return [*boxes, table(["", *told], rows, caption="What was read")]
 
 
 def quarantine_part(lists: Mapping[str, Sequence[Mapping[str, str]]]) -> list[Child]:

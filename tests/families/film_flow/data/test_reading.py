@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -81,13 +82,14 @@ def test_the_loss_of_a_padded_picture_is_that_of_the_picture(kind: str) -> None:
     torch.testing.assert_close(together[1:], function(given(padded[1:]), label[1:]))
 
 
-def test_preparing_tells_what_it_read_and_warns(make_config, make_folder):
+def test_preparing_tells_what_it_read_and_warns(make_config, make_folder, tmp_path, capsys):
     train = make_folder("train", ("a", "b"))
     for name in ("turned", "half"):
         save(train / "label" / f"{name}.png", np.full((40, 48), 255, np.uint8) * (name == "turned"))
     save(train / "image" / "turned.png", np.random.default_rng(1).integers(0, 255, (40, 48, 3), dtype=np.uint8))
     save(train / "image" / "half.tif", np.arange(40 * 48, dtype=np.uint16).reshape(40, 48))
-    facts = make_data(folder_config(make_config, train, make_folder("val", ("c",)))).prepared.facts["splits"]["train"]
+    config = folder_config(make_config, train, make_folder("val", ("c",)))
+    facts = make_data(config).prepared.facts["splits"]["train"]
     assert facts["read"] == {
         "formats": {"png": 3, "tif": 1},
         "sizes": {"40x48": 4},
@@ -102,6 +104,14 @@ def test_preparing_tells_what_it_read_and_warns(make_config, make_folder):
     inverted, grey = facts["warnings"]
     assert inverted.startswith("1 of 4 labels are foreground for more than half (turned 100%)")
     assert grey.startswith("1 of 4 pictures have colour and are read as grey")
+    first = capsys.readouterr().err
+    assert "prepare: train: pictures 4 (png 3, tif 1); height x width 40 x 48 4; depth" in first
+    assert f"prepare: warning: train: {inverted}" in first
+    noted = json.loads((tmp_path / "runs" / config.run / "data.json").read_text())
+    assert noted["train"] == {"told": facts["told"], "warnings": facts["warnings"]}
+    assert noted["val"]["warnings"] == []
+    make_data(config)
+    assert f"prepare: warning: train: {inverted}" in capsys.readouterr().err
 
 
 def test_names_that_look_equal_go_together_and_keep_their_spelling(make_config, make_folder):
