@@ -1,4 +1,4 @@
-"""Runs through the verbs: broken input, parents of another resampler or overlap, evaluations and their comparison."""
+"""Runs through the verbs: broken input, evaluations and their comparison."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ import torch
 from PIL import Image
 from ranks import run_ranks
 from runs import small, trained
-from store.conftest import BUCKET, s3_endpoint, s3_environment
 
 from stageline.checkpoint.layout import CheckpointRef
-from stageline.checkpoint.tensors import read_tensors
 from stageline.data.prepared import PreparedData
 from stageline.data.tables import csv_rows
-from stageline.errors import CheckpointError, ConfigError, DataError, StagelineError
+from stageline.errors import ConfigError, DataError, StagelineError
 from stageline.families import load_config
 from stageline.families.panorama_vlm import evaluate as module
 from stageline.families.panorama_vlm.config import STAGES, PanoramaVlmConfig
@@ -32,34 +30,17 @@ from stageline.families.panorama_vlm.guide_results import copy_evaluation, repea
 from stageline.families.panorama_vlm.model.assembly import build_tokenizer
 from stageline.families.panorama_vlm.predictions import PREDICTIONS, Answers
 from stageline.families.panorama_vlm.task import build_task
-from stageline.plan import make_plan
 from stageline.stage import stage_config
-from stageline.store import open_store
 from stageline.verbs.compare.comparison import compare_evaluations
 from stageline.verbs.evaluate.evaluation import evaluate_checkpoint
 from stageline.verbs.prepare import prepare_data
-from stageline.verbs.train import train_stage
 
-__all__ = ["s3_endpoint", "s3_environment"]
-
-OVERLAP0 = "image_processing.overlap_ratio=0"
 SHORT = "trainer.max_steps=2"
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def parents(root: Path) -> dict[str, CheckpointRef]:
-    """Vision checkpoints with overlap 0.5 of runs with either resampler, and one whose loss acted behind it."""
-    configs = {
-        "bimamba": small(root, SHORT, "model.resampler_type=bimamba", run="a"),
-        "mlp": small(root, SHORT, run="b"),
-        "tapped": small(root, SHORT, "vicreg.tap=resampler", "model.resampler_config={pooling: 1}", run="c"),
-    }
-    return {name: trained(config, "vision")["vision"] for name, config in configs.items()}
 
 
 @pytest.fixture(scope="module")
@@ -71,66 +52,6 @@ def compared(root: Path) -> dict[str, Any]:
         ref = trained(config, "resampler")["resampler"]
         found[run] = (ref, evaluate_checkpoint(config, str(ref.uri), str(prepare_data(config).reference)))
     return found
-
-
-@pytest.mark.parametrize("origin", ["bimamba", "mlp", "tapped"])
-def test_vision_parents_of_another_run_serve_overlap_0(
-    root: Path, parents: dict[str, CheckpointRef], origin: str
-) -> None:
-    """Check 17: only the tower comes from them, bit for bit, whatever resampler stood beside it."""
-    given = parents[origin]
-    keys = (OVERLAP0, SHORT, "model.resampler_type=bimamba", "stages=[resampler]")
-    config = small(root, *keys, f"parents.resampler.default={given.uri}", run=f"from-{origin}")
-    ref = trained(config, "resampler")["resampler"]
-    told = ref.metadata.parents["default"]
-    outcomes = {part["section"]: part["outcome"] for part in told.sections}
-    assert outcomes["vision"].startswith("load")
-    assert outcomes["resampler"] == "fresh"
-    assert outcomes["pe"] == ("load" if origin == "tapped" else "fresh")
-    reason = next(part["reason"] for part in told.sections if part["section"] == "resampler")
-    assert ("skipped" if origin == "tapped" else "absent") in reason
-    before, after = read_tensors(given, "raw"), read_tensors(ref, "raw")
-    tower = [name for name in before if name.startswith("vision.")]
-    assert tower
-    assert all(torch.equal(before[name], after[name]) for name in tower)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("origin", ["bimamba", "mlp"])
-def test_vision_parents_serve_overlap_0_through_an_object_store(
-    root: Path, parents: dict[str, CheckpointRef], tmp_path: Path, s3_environment: str, origin: str
-) -> None:
-    """Check 17: what becomes of their sections is the same, planned and done, here and in S3."""
-    place, given = open_store(f"s3://{BUCKET}/{tmp_path.name}"), parents[origin]
-    local = open_store(root)
-    for info in local.list(f"runs/{given.metadata.run}"):
-        place.put(info.key, local.get(info.key))
-    named = given.uri.removeprefix(f"{root}/")
-    keys = (OVERLAP0, SHORT, "model.resampler_type=bimamba", "stages=[resampler]", f"parents.resampler.default={named}")
-    here, there = (small(where, *keys, run="overlap0") for where in (root, place.uri))
-    planned = [
-        {role: [part.to_json() for part in parts] for role, parts in make_plan(config)["resampler"].sections.items()}
-        for config in (here, there)
-    ]
-    ref = trained(there, "resampler")["resampler"]
-    told = ref.metadata.parents["default"]
-    assert told.content == given.content
-    assert planned == [{"default": told.sections}] * 2
-    outcomes = {part["section"]: part["outcome"] for part in told.sections}
-    assert outcomes == {"vision": "load or external", "projector": "drop", "pe": "fresh", "resampler": "fresh"}
-    before, after = read_tensors(given, "raw"), read_tensors(ref, "raw")
-    for name in (name for name in before if name.startswith("vision.")):
-        assert torch.equal(before[name], after[name]), name
-
-
-def test_the_same_resampler_of_other_shapes_is_refused(root: Path, parents: dict[str, CheckpointRef]) -> None:
-    """Check 17: named with both values."""
-    config = small(
-        root, OVERLAP0, SHORT, "stages=[resampler]", f"parents.resampler.default={parents['tapped'].uri}", run="shapes"
-    )
-    data = str(prepare_data(config).reference)
-    with pytest.raises((CheckpointError, StagelineError), match="pooling"):
-        train_stage(config, "resampler", data=data)
 
 
 def table(evaluation: Any) -> list[dict[str, str]]:
