@@ -57,6 +57,7 @@ class Split:
     unseen: folders it is read from that are not there, as seen from here: a job may have them mounted.
     rule(path): by which rule a source file is read that an earlier version read otherwise, "" for all others; it is
         added to the hash of that file alone.
+    own_code: whether the user's files of `data.code` have a part in its rows; then it depends on them.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Split:
     externals: tuple[External, ...] = ()
     unseen: tuple[Path, ...] = ()
     rule: Callable[[Path], str] = field(default=_no_rule, compare=False)
+    own_code: bool = True
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,12 @@ def split_fingerprint(
 ) -> str:
     """Name of the prepared split that these inputs lead to.
 
-    family: its name.  sources: source file -> SHA-256.  code: file of user code that makes the split -> SHA-256.
+    family: its name.  sources: source file -> SHA-256.  code: file of `data.code` -> SHA-256; counts where they have a
+    part in the split.
     externals: weights of others that it is made with -> digest.
     """
     made_from = {"schema": SCHEMA, "family": family, "split": split.name, "key": dict(split.key)}
-    extra: dict[str, Any] = {"code": sorted(code.values())} if code else {}
+    extra: dict[str, Any] = {"code": sorted(code.values())} if code and split.own_code else {}
     extra |= {"externals": dict(externals)} if externals else {}
     return fingerprint({**made_from, "sources": dict(sources), **extra})
 

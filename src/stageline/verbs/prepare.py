@@ -62,8 +62,9 @@ def _prepare_splits(config: RunConfig, store: Store, progress: Progress) -> Prep
     keys = split_fingerprints(config, splits, sources)
     missing = [split for split in splits if find_split(store, keys[split.name]) is None]
     made = False
-    if missing:
+    if any(split.own_code for split in missing):
         load_code(keep_code(config), sections=OF_DATA)
+    if missing:
         _check_sources(config, store, missing, progress)
         for split in missing:
             made = _make_split(config, store, split, keys[split.name], sources[split.name], progress) or made
@@ -118,7 +119,7 @@ def _make_split(
             "split": split.name,
             "key": dict(split.key),
             "sources": dict(sources),
-            **({"code": code} if (code := code_digests(config, "data.code")) else {}),
+            **({"code": code} if split.own_code and (code := code_digests(config, "data.code")) else {}),
             "facts": facts,
             "folder": folder,
             **written,

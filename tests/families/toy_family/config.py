@@ -96,9 +96,10 @@ def facts(config: ToyConfig, stage: Stage) -> dict[str, Any]:
 
 
 def split(name: str, config: ToyConfig | None = None) -> Split:
-    """A split, which depends on how many rows it has and which of them are broken."""
+    """A split, which depends on how many rows it has and which of them are broken; test rows are no user's to make."""
     broken = config.data.broken if config is not None and name == "train" else ()
-    return Split(name, {"rows": ROWS[name], **({"broken": list(broken)} if broken else {})})
+    key = {"rows": ROWS[name], **({"broken": list(broken)} if broken else {})}
+    return Split(name, key, own_code=name != "test")
 
 
 FAMILY_CONFIG = FamilyConfig(
