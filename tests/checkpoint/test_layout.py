@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from stageline.checkpoint.layout import StageDir, resolve
+from stageline.checkpoint.layout import StageDir, name_typed, resolve, resolve_named
 from stageline.checkpoint.metadata import METADATA_NAME, SCHEMA, content_of, parse_metadata
 from stageline.config import seal_of
-from stageline.errors import CheckpointError
+from stageline.errors import CheckpointError, ConfigError
 from stageline.store import Store, open_store
 from tests.checkpoint.samples import measured, save, writing
 
@@ -193,3 +193,71 @@ def test_a_reader_between_two_moves_of_a_pointer_gets_a_checkpoint(
     assert found is not None
     assert found.digest == second.digest
     assert len(reads) == 2
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """(root, working folder), beside each other, with a checkpoint of the same name in both and one only here."""
+    for place in ("root", "here"):
+        save(StageDir(str(tmp_path / place), "a", "film"), 1)
+    save(StageDir(str(tmp_path / "here"), "b", "film"), 1)
+    save(StageDir(str(tmp_path / "root"), "c", "film"), 1)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "here"))
+    return tmp_path / "root", tmp_path / "here"
+
+
+def test_what_is_typed_means_the_same_in_every_folder(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Named as a config may: a URI, a whole path, or below the root."""
+    root, here = folders
+    digest = "0" * 64
+    for typed, meant in {
+        "./runs/a/film": f"{here}/runs/a/film",
+        "~/runs/b/film": f"{here}/runs/b/film",
+        "../here/./runs/b/film/": f"{here}/runs/b/film",
+        "../root/runs/a/film": "runs/a/film",
+        "runs/b/film": f"{here}/runs/b/film",
+        f"runs/b/film@sha256:{digest}": f"{here}/runs/b/film@sha256:{digest}",
+        "runs/c/film": "runs/c/film",
+        f"{here}/runs/a/film": f"{here}/runs/a/film",
+        "runs/nobody/film": "runs/nobody/film",
+        "s3://bucket/runs/a": "s3://bucket/runs/a",
+    }.items():
+        assert name_typed(typed, str(root)) == meant, typed
+    assert name_typed("./runs/a/film", ".") == name_typed("runs/a/film", ".") == "runs/a/film"
+    assert name_typed("./runs/b/film", str(here)) == "runs/b/film"
+    assert name_typed("./runs/b/film", "s3://bucket/x") == f"{here}/runs/b/film"
+    found = resolve_named(name_typed("runs/b/film", "../root"), "../root")
+    monkeypatch.chdir(root)
+    assert found.uri.startswith(f"{here}/runs/b/film/")
+
+
+def test_a_name_that_two_places_answer_to_is_refused(folders: tuple[Path, Path]) -> None:
+    root, here = folders
+    with pytest.raises(ConfigError) as caught:
+        name_typed("runs/a/film", str(root))
+    for words in (f"{root}/runs/a/film", f"{here}/runs/a/film", "./runs/a/film"):
+        assert words in str(caught.value)
+    (here / "runs/c").symlink_to(root / "runs/c")
+    assert name_typed("runs/c/film", str(root)) == "runs/c/film", "one and the same"
+
+
+def test_a_name_that_leads_nowhere_tells_both_places(folders: tuple[Path, Path]) -> None:
+    root, here = folders
+    with pytest.raises(CheckpointError) as caught:
+        resolve_named("runs/nobody/film", str(root))
+    for words in (f"no checkpoint at '{root}/runs/nobody/film'", f"nor anything at '{here}/runs/nobody/film'"):
+        assert words in str(caught.value)
+    with pytest.raises(CheckpointError, match="but something at") as caught:
+        resolve_named("runs/b/film", str(root))
+    assert "type ./" in caught.value.remedy
+    assert resolve_named("runs/a/film", str(root)).uri.startswith(f"{root}/runs/a/film/")
+
+
+def test_a_name_below_a_store_and_here_is_refused_too(root: Store, folders: tuple[Path, Path]) -> None:
+    save(StageDir(root, "a", "film"), 1)
+    with pytest.raises(ConfigError, match="could be"):
+        name_typed("runs/a/film", root.uri)
+    assert name_typed("runs/b/film", root.uri) == f"{folders[1]}/runs/b/film"

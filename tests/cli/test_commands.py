@@ -14,11 +14,12 @@ from guards import HANG_SECONDS
 
 import stageline
 from stageline.cli import main
-from stageline.cli.configuration import raw_preset, split_overrides
+from stageline.cli.configuration import raw_preset, read_config, split_overrides
 from stageline.cli.starter import starter_yaml
 from stageline.config import fingerprint, semantic
 from stageline.errors import PlanError
 from stageline.families import FAMILIES, family_config, load_config, parse_config
+from stageline.work.evaluations import asked_checkpoints
 
 TINY = ["--family", "film_flow", "--preset", "tiny"]
 PRESETS = [(family, preset) for family in FAMILIES for preset in family_config(family).presets]
@@ -89,6 +90,41 @@ def test_a_blocked_plan_is_shown_and_ends_in_its_code(capsys: pytest.CaptureFixt
     override = "parents.film.default=runs/nobody/backbone"
     assert main(["plan", *TINY, f"root={tmp_path}", override]) == PlanError.exit_code
     assert "blocked" in capsys.readouterr().out
+
+
+def test_checkpoints_typed_in_a_folder_are_named_for_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the command line; a file's are relative to its root."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine/film").mkdir(parents=True)
+    file = tmp_path / "config.yaml"
+    named = {"parents": {"film": {"default": "mine/film"}}, "evaluate": {"checkpoints": {"a": "mine/film"}}}
+    file.write_text(yaml.safe_dump({**raw_preset("film_flow", "tiny"), **named}))
+    typed = ["parents.film.default=./mine/film", "evaluate.checkpoints={a: mine/film, b: film, c: ~/x}"]
+    root = f"root={tmp_path / 'root'}"
+    plain = read_config(file, None, None, [root])
+    assert plain.parents["film"]["default"] == "mine/film"
+    assert asked_checkpoints(plain) == {"a": "mine/film"}
+    config = read_config(file, None, None, [root, *typed])
+    assert config.parents["film"]["default"] == str(tmp_path / "mine/film")
+    home = str(Path("~/x").expanduser())
+    assert asked_checkpoints(config) == {"a": str(tmp_path / "mine/film"), "b": "film", "c": home}
+    for none in ("none", "''"):
+        assert read_config(file, None, None, [root, f"parents.film.default={none}"]).parents != plain.parents
+    inside = read_config(file, None, None, ["root=.", *typed])
+    assert inside.parents["film"]["default"] == asked_checkpoints(inside)["a"] == "mine/film"
+
+
+def test_a_parent_that_is_nowhere_is_told_with_both_places(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [*TINY, f"root={tmp_path / 'r'}", "parents.film.default=runs/x/backbone", "--json"]
+    assert main(["plan", *words]) == PlanError.exit_code
+    told = capsys.readouterr().out
+    assert str(tmp_path / "r/runs/x/backbone") in told
+    assert f"nor anything at '{tmp_path / 'runs/x/backbone'}'" in told
 
 
 def test_the_schema_accepts_the_presets_and_refuses_what_they_are_not(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,19 @@ def test_a_root_that_only_one_pod_has_is_refused() -> None:
         ask(root="/tmp", claim="data")
     with pytest.raises(ConfigError, match=r"cluster\.image is empty"):
         ask(image="")
+
+
+def test_a_checkpoint_that_only_one_machine_has_is_refused() -> None:
+    """All of them at once; what lies below the root, in a store, or on a claim that is mounted is no such."""
+    own = ["parents.film.default=/home/me/runs/a/backbone", "evaluate.checkpoints={old: file:///home/me/old}"]
+    with pytest.raises(ConfigError) as caught:
+        ask(overrides=json.dumps(own))
+    for words in (own[0], "evaluate.checkpoints.old=file:///home/me/old", "a path of this machine"):
+        assert words in str(caught.value)
+    there = ["parents.film.default=/data/a", "cluster.mounts=[{mount_path: /data, claim: sets}]"]
+    assert ask(overrides=json.dumps(there)).config.parents["film"]["default"] == "/data/a"
+    assert ask(root="", claim="data", overrides="parents.film.default=/stageline/runs/a/backbone")
+    assert ask(overrides="parents.film.default=runs/a/backbone")
 
 
 def test_a_claim_that_is_not_mounted_here_is_refused(tmp_path: Path) -> None:

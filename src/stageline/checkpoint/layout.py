@@ -2,9 +2,15 @@
 
 `resolve` is the one reader of names: it takes a step directory, a pointer file, a stage directory, a run directory of
 one stage, each also with `@sha256:<digest>`. `steps` holds what a step directory is, `stage_dir` what a stage's is.
+
+A config names a checkpoint by a URI, an absolute path, or a path relative to its root; so it means the same on every
+machine. `name_typed` makes such a name of what somebody types in a folder, `resolve_named` finds what it stands for.
 """
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 from stageline.checkpoint.metadata import METADATA_NAME
 from stageline.checkpoint.stage_dir import (
@@ -27,7 +33,7 @@ from stageline.checkpoint.steps import (
     step_name,
     step_order,
 )
-from stageline.errors import CheckpointError, StoreError
+from stageline.errors import CheckpointError, ConfigError, StoreError
 from stageline.store import Reference, Store, open_store
 
 __all__ = [
@@ -42,10 +48,12 @@ __all__ = [
     "StageDir",
     "Survey",
     "best_of",
+    "name_typed",
     "open_checkpoint",
     "parse_reference",
     "ranked",
     "resolve",
+    "resolve_named",
     "stage_dirs_in",
     "step_name",
     "step_order",
@@ -120,6 +128,69 @@ def resolve(name: str | Reference, prefer: Pointer = "best") -> CheckpointRef:
             remedy="name the step directory, pointers move",
         )
     return ref
+
+
+FROM_HERE = ("./", "../", "~")
+"""How a typed path begins that lies in the working folder, above it or in somebody's home."""
+
+
+def name_typed(text: str, root: str) -> str:
+    """What somebody types for a checkpoint, as a config of that root may name it: nothing in it depends on a folder.
+
+    text: a URI, an absolute path, one that begins with `./`, `../` or `~`, or one that is looked for below the root and
+    then in the working folder. What lies in neither stays as it is. ConfigError where both hold something of that name.
+    root: a folder or the URI of a store.
+    """
+    name, digest = parse_reference(text)
+    if "://" in name or name.startswith("/") or not name:
+        return text
+    here = Path(os.path.abspath(os.path.expanduser(name)))  # noqa: PTH100, PTH111  # links stay, unknown users too
+    top = open_store(root).local_path()
+    if not name.startswith(FROM_HERE) and name not in (".", ".."):
+        below = f"{root.rstrip('/')}/{name}" if top is None else os.path.normpath(top / name)
+        if str(here) == below or not here.exists() or (top is not None and _is_same(here, Path(below))):
+            return text
+        if _is_there(below):
+            raise ConfigError(
+                f"the checkpoint {text!r} could be {below!r} or {str(here)!r}",
+                remedy=f"write ./{text} for the one in the working folder, or all of the path",
+            )
+    own = here.relative_to(top) if top is not None and top in here.parents else here
+    return f"{own}@sha256:{digest}" if digest else str(own)
+
+
+def resolve_named(name: str, root: str, prefer: Pointer = "best") -> CheckpointRef:
+    """The committed checkpoint that a config names. name: as `name_typed` gives it.  root: the config's.
+
+    CheckpointError as of `resolve`; where nothing is there at all it tells where that was looked for.
+    """
+    if "://" in name or name.startswith("/"):
+        return resolve(name, prefer)
+    uri = f"{root.rstrip('/')}/{name}"
+    try:
+        return resolve(uri, prefer)
+    except CheckpointError as error:
+        below = parse_reference(uri)[0]
+        if _is_there(below):
+            raise
+        here = Path.cwd() / parse_reference(name)[0]
+        raise CheckpointError(
+            f"{name!r}: there is no checkpoint at {open_store(below).uri!r}, "
+            f"{'but something' if here.exists() else 'nor anything'} at {str(here)!r}",
+            remedy="a path in a config is relative to its root; type ./ before one that lies in the working folder",
+        ) from error
+
+
+def _is_there(uri: str) -> bool:
+    """Whether there is a file or a folder."""
+    folder, _, last = uri.rpartition("/")
+    store = open_store(uri)
+    local = store.local_path()
+    return local.exists() if local is not None else bool(store.folders() or open_store(folder).exists(last))
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def _pointed(directory: StageDir, pointer: Pointer) -> CheckpointRef:

@@ -34,11 +34,44 @@ def raw_preset(family: str, preset: str) -> dict[str, Any]:
 def read_config(
     file: Path | None, family: str | None, preset: str | None, overrides: Sequence[str] | None
 ) -> RunConfig:
-    """The typed config of a command; ConfigError with every fault at once."""
+    """The typed config of a command; ConfigError with every fault at once.
+
+    Checkpoints that the command line names have names there that hold in every folder and on every machine.
+    """
     from stageline.families import parse_config
 
     raw, where = _read_raw(file, family, preset)
-    return _reaching(parse_config(raw, overrides or (), where))
+    return _with_named(_reaching(parse_config(raw, overrides or (), where)), raw, overrides or ())
+
+
+def _with_named(config: RunConfig, raw: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
+    """The config, what is typed in `parents` and `evaluate.checkpoints` named as a file would name it."""
+    from stageline.checkpoint.layout import name_typed
+    from stageline.families import family_config, with_overrides
+    from stageline.stage import FROM_SCRATCH
+    from stageline.work.evaluations import asked_checkpoints
+
+    typed = with_overrides({"family": raw.get("family")}, overrides)
+    roles = typed.get("parents") or {}
+    if roles:
+        parents = {
+            stage: {
+                role: name_typed(text, config.root) if role in roles.get(stage, {}) and text != FROM_SCRATCH else text
+                for role, text in named.items()
+            }
+            for stage, named in config.parents.items()
+        }
+        config = config.model_copy(update={"parents": parents})
+    names = (typed.get("evaluate") or {}).get("checkpoints") or {}
+    if names:
+        stages = family_config(config.family).stages
+        checkpoints = {
+            name: name_typed(text, config.root) if name in names and text not in stages else text
+            for name, text in asked_checkpoints(config).items()
+        }
+        section = config.evaluate.model_copy(update={"checkpoints": checkpoints})  # type: ignore[attr-defined]  # typed there
+        config = config.model_copy(update={"evaluate": section})
+    return config
 
 
 def replaced_keys(

@@ -149,13 +149,15 @@ def train(
     ] = None,
 ) -> None:
     """Train one stage to its end, or continue it; a finished one is reused."""
+    from stageline.checkpoint.layout import name_typed
     from stageline.families import family_config
     from stageline.stage import stage_config
     from stageline.work.given import parse_pairs
 
     own = read_config(config, family, preset, overrides)
     declared = family_config(own.family).stages[stage]
-    parents = None if parent is None else parse_pairs(parent)
+    pairs = None if parent is None else parse_pairs(parent)
+    parents = pairs and {role: name and name_typed(name, own.root) for role, name in pairs.items()}
     trainer = stage_config(own, declared).trainer
     if trainer.world_size > 1 and "LOCAL_RANK" not in os.environ:
         _train_as_job(own, stage, data, parents)
@@ -212,6 +214,7 @@ def evaluate(
     """Measure a checkpoint, or reuse its evaluation; prints metrics with their sample counts."""
     import json
 
+    from stageline.checkpoint.layout import name_typed
     from stageline.cli.tables import show_evaluation
     from stageline.families import family_config
     from stageline.verbs.evaluate.evaluation import evaluate_checkpoint, named_checkpoints
@@ -219,7 +222,8 @@ def evaluate(
 
     own = read_config(config, family, preset, overrides)
     with _ending_on_sigterm("run again to continue: finished rows are kept"):
-        named = named_checkpoints(own, checkpoint, data or "")  # before any data are made for it
+        typed = checkpoint and name_typed(checkpoint, own.root)
+        named = named_checkpoints(own, typed, data or "")  # before any data are made for it
         reference = data or str(prepare_data(own, _progress).reference)
         record = evaluate_checkpoint(own, named, reference, _progress)
     if quiet:
@@ -241,10 +245,14 @@ def predict(
 ) -> None:
     """Predict with a checkpoint. Which inputs there are (files, folders) is the family's matter."""
     named, overrides = split_overrides(inputs)
+    from stageline.checkpoint.layout import name_typed, resolve_named
+    from stageline.config import apply_overrides
     from stageline.verbs.predict import load
 
+    root = str(apply_overrides({}, overrides).get("root", "."))
+    uri = str(resolve_named(name_typed(checkpoint, root), root).reference)
     with _ending_on_sigterm():
-        results = load(checkpoint, overrides, run_code=True).predict(named, output, _progress)
+        results = load(uri, overrides, run_code=True).predict(named, output, _progress)
     for result in results:
         print("  ".join(f"{key} {value}" for key, value in result.items()))
     print(f"{len(results)} {'result' if len(results) == 1 else 'results'} in {output}")

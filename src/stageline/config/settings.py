@@ -151,8 +151,9 @@ class EvaluateBase(Settings):
     """What every family's section `evaluate` has."""
 
     checkpoints: dict[str, LocalPath] = operational({})
-    """Name -> what is evaluated under that name: a stage of this run, or any checkpoint's URI. Empty: the last stage
-    that was selected. Weights count in the evaluation's fingerprint, not where they lie."""
+    """Name -> what is evaluated under that name: a stage of this run, or any checkpoint's URI or path, a relative one
+    below `root`. Empty: the last stage that was selected. Weights count in the evaluation's fingerprint, not their
+    place."""
 
     @field_validator("checkpoints")
     @classmethod

@@ -11,6 +11,7 @@ from stageline.config import RunConfig, home_paths
 from stageline.config.cluster import ClusterConfig, StorageConfig
 from stageline.errors import ConfigError, Faults, PlanError
 from stageline.families import config_class
+from stageline.work.evaluations import asked_checkpoints
 
 SHARED = ("s3://", "gs://")
 """Roots that every pod reaches without a claim."""
@@ -33,6 +34,7 @@ def check_on_cluster(config: RunConfig) -> None:
     faults = Faults(ConfigError, "stages as jobs on a cluster", "docs/pipeline.md shows both ways to store a run")
     faults.extend(image_faults(config.cluster))
     faults.extend(root_faults(config.root, config.cluster.storage))
+    faults.extend(checkpoint_faults(config))
     faults.raise_if_any()
 
 
@@ -68,6 +70,21 @@ def home_faults(raw: Mapping[str, Any]) -> Iterator[str]:
     """Which paths of a raw config that pods read begin with a home folder."""
     for key in home_paths(raw, config_class(raw)):
         yield f"{key}: `~` is the home folder of whoever reads it, and pods have none of yours: write the path they see"
+
+
+def checkpoint_faults(config: RunConfig) -> Iterator[str]:
+    """Which checkpoints a config names by a path that pods do not have."""
+    storage = config.cluster.storage
+    mounts = [mount.mount_path for mount in config.cluster.mounts] + ([storage.mount_path] if storage.claim else [])
+    named = {f"parents.{stage}.{role}": name for stage, of in config.parents.items() for role, name in of.items()}
+    named |= {f"evaluate.checkpoints.{name}": uri for name, uri in asked_checkpoints(config).items()}
+    for key, name in named.items():
+        path = name.removeprefix("file://")
+        if path.startswith("/") and not any(PurePosixPath(path).is_relative_to(mount) for mount in mounts):
+            yield (
+                f"{key}={name}: a path of this machine, which pods do not have: bring that checkpoint below the root, "
+                "or give its URI in a store"
+            )
 
 
 def check_mounted(config: RunConfig) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cached_property
 
 from stageline.checkpoint.identity import RUN_NAME, compare_run, read_run, refuse_alike
-from stageline.checkpoint.layout import CheckpointRef, resolve
+from stageline.checkpoint.layout import CheckpointRef, resolve, resolve_named
 from stageline.config import RunConfig
 from stageline.contract import External, FamilyConfig
 from stageline.data.prepared import set_fingerprint
@@ -224,7 +224,7 @@ class RunDecision:
         waiting, missing = [], []
         for name, target in asked.items():
             if target not in self.family.stages:
-                refs[name] = resolve(target)
+                refs[name] = resolve_named(target, self.config.root)
                 continue
             if self.given.stages is not None:
                 if self.given.stages.get(target):

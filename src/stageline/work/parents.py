@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stageline.checkpoint.layout import CheckpointRef, resolve
+from stageline.checkpoint.layout import CheckpointRef, resolve_named
 from stageline.checkpoint.metadata import is_continuable
-from stageline.config import RunConfig
 from stageline.errors import CheckpointError, PlanError, StagelineError
 from stageline.stage import FROM_SCRATCH, Inheritance, Stage
 from stageline.work.differences import changes, divergence, old_schema
@@ -93,7 +92,7 @@ def _at(run: RunDecision, work: StageWork, role: str, name: str, found: Found, *
     if not name:
         return _absent(stage, role, found)
     source = run.family.stages[stage.parents[role]]
-    ref = resolve(locate(run.config, name), prefer=source.parent_checkpoint)
+    ref = resolve_named(name, run.config.root, prefer=source.parent_checkpoint)
     diverged = "" if named or is_stranger(work, role, ref) else _diverged(run, ref)
     if diverged:
         raise _refuse_diverged(stage, role, ref, diverged)
@@ -212,10 +211,3 @@ def _ways_out(run: RunDecision, stage: Stage, role: str) -> str:
         f"train it too with stages=[{','.join(names)}], or take what is there with "
         f"{key}=runs/{run.config.run}/{source}{scratch}"
     )
-
-
-def locate(config: RunConfig, name: str) -> str:
-    """A checkpoint named in the config as a URI: a relative path lies below `root`."""
-    if "://" in name or name.startswith("/"):
-        return name
-    return f"{config.root.rstrip('/')}/{name}"

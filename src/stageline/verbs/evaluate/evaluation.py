@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from stageline import __version__
-from stageline.checkpoint.layout import CheckpointRef, StageDir, resolve
+from stageline.checkpoint.layout import CheckpointRef, StageDir, resolve_named
 from stageline.checkpoint.lease import StageLease, await_free, lease_wait_seconds
 from stageline.checkpoint.usercode import keep_code, load_code
 from stageline.config import RunConfig, seal
@@ -207,8 +207,8 @@ def panel_to_png(pixels: Any) -> bytes:
 def named_checkpoints(config: RunConfig, checkpoint: str | None = None, data: str = "") -> dict[str, str]:
     """Name -> reference of what is to be evaluated.
 
-    checkpoint: any name of a checkpoint; it contradicts `evaluate.checkpoints`. None takes those, or else the last
-    selected stage of the config's own run, as it was trained with these settings.
+    checkpoint: any name that the config could have for one; it contradicts `evaluate.checkpoints`. None takes those, or
+    else the last selected stage of the config's own run, as it was trained with these settings.
     data: reference of prepared data; "" goes by what preparing would find.
     PlanError where a stage that is meant is not trained with these settings.
     """
@@ -219,7 +219,7 @@ def named_checkpoints(config: RunConfig, checkpoint: str | None = None, data: st
             remedy="give one of them",
         )
     if checkpoint is not None:
-        return {"": str(resolve(checkpoint).reference)}
+        return {"": str(resolve_named(checkpoint, config.root).reference)}
     work = decide_evaluation(config, given=Given(data))
     refuse_blocked(work)
     if not work.checkpoints:
