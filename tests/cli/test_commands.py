@@ -17,7 +17,7 @@ from stageline.cli import main
 from stageline.cli.configuration import raw_preset, read_config, split_overrides
 from stageline.cli.starter import starter_yaml
 from stageline.config import fingerprint, semantic
-from stageline.errors import PlanError
+from stageline.errors import CheckpointError, PlanError
 from stageline.families import FAMILIES, family_config, load_config, parse_config
 from stageline.work.evaluations import asked_checkpoints
 
@@ -125,6 +125,15 @@ def test_a_parent_that_is_nowhere_is_told_with_both_places(
     told = capsys.readouterr().out
     assert str(tmp_path / "r/runs/x/backbone") in told
     assert f"nor anything at '{tmp_path / 'runs/x/backbone'}'" in told
+
+
+def test_predicting_takes_its_checkpoint_from_the_working_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/x/film", "./runs/x/film", "../x"):
+        assert main(["predict", "a.png", "--checkpoint", name]) == CheckpointError.exit_code
+        assert f"there is no checkpoint at '{(tmp_path / name).resolve()}'" in capsys.readouterr().err
 
 
 def test_the_schema_accepts_the_presets_and_refuses_what_they_are_not(capsys: pytest.CaptureFixture[str]) -> None:

@@ -174,6 +174,8 @@ def resolve_named(name: str, root: str, prefer: Pointer = "best") -> CheckpointR
         if _is_there(below):
             raise
         here = Path.cwd() / parse_reference(name)[0]
+        if str(here) == open_store(below).uri:
+            raise
         raise CheckpointError(
             f"{name!r}: there is no checkpoint at {open_store(below).uri!r}, "
             f"{'but something' if here.exists() else 'nor anything'} at {str(here)!r}",

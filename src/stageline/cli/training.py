@@ -246,11 +246,10 @@ def predict(
     """Predict with a checkpoint. Which inputs there are (files, folders) is the family's matter."""
     named, overrides = split_overrides(inputs)
     from stageline.checkpoint.layout import name_typed, resolve_named
-    from stageline.config import apply_overrides
+
+    uri = str(resolve_named(name_typed(checkpoint, "."), ".").reference)  # no config says of another root
     from stageline.verbs.predict import load
 
-    root = str(apply_overrides({}, overrides).get("root", "."))
-    uri = str(resolve_named(name_typed(checkpoint, root), root).reference)
     with _ending_on_sigterm():
         results = load(uri, overrides, run_code=True).predict(named, output, _progress)
     for result in results:
