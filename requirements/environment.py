@@ -7,9 +7,12 @@ interrupted or moved environment is made anew. Two calls at a time: the second w
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +23,9 @@ VENV = ROOT / ".venv"
 COMPLETE = VENV / ".complete"
 INCOMPLETE = VENV / ".incomplete"
 INPUTS = ("requirements/lock.txt", "requirements/uv.txt", "pyproject.toml", "setup.py")
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+GRACE_SECONDS = 3.0
+"""How long an installer may take to end when it is asked to."""
 HELP = """no way to install packages was found: Python has neither `ensurepip` nor `pip`, and there is no `uv` on PATH.
   -> install one of them, e.g. `apt install python3-pip` (Debian, Ubuntu), or uv; then run make again"""
 
@@ -44,8 +50,23 @@ def version_of(venv: Path) -> str:
 
 
 def call(*command: str | Path) -> bool:
-    """Whether a command ran well; its words go to the terminal."""
-    return subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode == 0
+    """Whether a command ran well; its words go to the terminal. It, and all it started, ends before we do."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
+    try:
+        return process.wait() == 0
+    except BaseException:
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, number)
+                process.wait(GRACE_SECONDS)
+        raise
+
+
+def interrupt(*_: object) -> None:
+    """SIGTERM as Ctrl-C: what is under way is ended on the way out."""
+    raise KeyboardInterrupt
 
 
 def has_module(name: str) -> bool:
@@ -114,6 +135,7 @@ def main(chosen: bool) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         main(chosen="--chosen" in sys.argv[1:])
     except KeyboardInterrupt:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,31 @@ def test_a_failed_installation_is_an_error_and_starts_over(clone: Path) -> None:
     (clone / "exit").unlink()
     assert make(clone)[0] == 0
     assert (clone / ".venv/.complete").exists()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_stopped_installation_leaves_no_process(clone: Path, number: signal.Signals) -> None:
+    """Not the installer, nor what it started, nor anything that could write into an environment that is removed."""
+    (clone / "bin/uv").write_text(
+        '#!/bin/sh\nsleep 100 &\necho $$ $! > "$0.pids.new"\nmv "$0.pids.new" "$0.pids"\nwait\n'
+    )
+    process = start(clone)
+    pids, end = clone / "bin/uv.pids", time.monotonic() + HANG_SECONDS
+    while not pids.exists():
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, words = process.communicate(timeout=HANG_SECONDS)
+    assert (process.returncode, words) == (1, "environment: interrupted; the next call starts over\n")
+    assert not [pid for pid in map(int, pids.read_text().split()) if is_alive(pid)]
 
 
 def test_two_calls_at_a_time_make_one_environment(clone: Path) -> None:
