@@ -28,24 +28,8 @@ if TYPE_CHECKING:
     from stageline.objectives.step import StageLoss, StepContext, ValidationContext
     from stageline.store import Store
 
-__all__ = [
-    "Cast",
-    "Comparison",
-    "Evaluation",
-    "External",
-    "Family",
-    "FamilyConfig",
-    "ParameterGroup",
-    "Parent",
-    "PredictedFile",
-    "Progress",
-    "SampleKey",
-    "Samples",
-    "Split",
-    "StageTask",
-    "Words",
-    "Workspace",
-]
+__all__ = ["Cast", "Comparison", "Evaluation", "External", "Family", "FamilyConfig", "ParameterGroup", "Parent"]
+__all__ += ["PredictedFile", "Progress", "SampleKey", "Samples", "Split", "StageTask", "Words", "Workspace"]
 
 SampleKey = tuple[int, int]
 """(epoch, index): what the training set is asked for; augmentation is a function of it and the seed."""
@@ -167,6 +151,10 @@ class FamilyConfig:
         """The stages of this run, in the family's order; ConfigError with every fault of the keys that name stages."""
         default = None if self.default_stages is None else tuple(self.default_stages(config))
         return self.stages.selected(config, default)
+
+    def evaluated(self, config: RunConfig) -> Stage | None:
+        """The stage that is evaluated where the config names no checkpoints: the last selected one that can be."""
+        return next((stage for stage in reversed(self.selected(config)) if not stage.not_evaluated), None)
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ class Stage:
     loss_over: over what its loss may be split: `any` (ranks and micro-batches), `ranks` (each rank returns its share of
         a loss over all of them; incomplete groups of an epoch are dropped), `none`.
     parent_weights, parent_checkpoint: which weights of this stage feed the next one.
+    not_evaluated: why its checkpoints cannot be evaluated, a sentence without a full stop; "" where they can.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Stage:
     loss_over: LossOver = "any"
     parent_weights: Literal["ema", "raw"] = "ema"
     parent_checkpoint: Literal["best", "last"] = "best"
+    not_evaluated: str = ""
 
     def __post_init__(self) -> None:
         lengths = [length for length in (self.steps, self.epochs) if length is not None]

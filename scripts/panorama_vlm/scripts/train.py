@@ -16,7 +16,6 @@ import sys
 from stageline.families.panorama_vlm.guide import (
     REFUSED_OPTIONS,
     check_config,
-    is_vision_alone,
     refuse_dropped_parent,
     refuse_option,
     resume_overrides,
@@ -55,8 +54,7 @@ def main() -> int:
     refuse_dropped_parent(given.config, chosen)
     if given.preview:
         return run_stageline(["plan", "-c", given.config, "--count", *chosen])
-    alone = is_vision_alone(given.config, chosen)  # it answers no questions: trained, not evaluated
-    code = run_stageline([*(("train", "vision") if alone else ("run",)), "-c", given.config, *chosen])
+    code = run_stageline(["run", "-c", given.config, *chosen])
     write_stage_state(given.config, chosen)
     return code
 

@@ -55,6 +55,7 @@ def render(
     from stageline.cli.configuration import split_overrides
     from stageline.jobs.cluster.inspect.manifest import manifest_yaml
     from stageline.jobs.cluster.render.pytorchjob import render_job
+    from stageline.jobs.job import EVALUATE_ITEM, PREPARE_ITEM
     from stageline.pipeline.items import free_job, item_names, place_config
 
     items, overrides = split_overrides(words or [])
@@ -62,7 +63,7 @@ def render(
     for note in own.cluster.notes:
         print(f"note: {note}", file=sys.stderr)
     texts = {}
-    for item in items or item_names(own)[1:-1]:
+    for item in items or [name for name in item_names(own) if name not in (PREPARE_ITEM, EVALUATE_ITEM)]:
         job, cluster = free_job(own, item)
         texts[item] = manifest_yaml(render_job(job, cluster))
     if output is None:

@@ -21,6 +21,7 @@ COLOURS = {
     "depends": "magenta",
     "blocked": "red",
     "not selected": "dim",
+    "not evaluated": "dim",
 }
 
 

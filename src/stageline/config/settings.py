@@ -152,8 +152,8 @@ class EvaluateBase(Settings):
 
     checkpoints: dict[str, LocalPath] = operational({})
     """Name -> what is evaluated under that name: a stage of this run, or any checkpoint's URI or path, a relative one
-    below `root`. Empty: the last stage that was selected. Weights count in the evaluation's fingerprint, not their
-    place."""
+    below `root`. Empty: the last stage that was selected and can be evaluated. Weights count in the evaluation's
+    fingerprint, not their place."""
 
     @field_validator("checkpoints")
     @classmethod

@@ -61,8 +61,12 @@ def plain_config(config: RunConfig) -> dict[str, Any]:
 
 def item_names(config: RunConfig) -> tuple[str, ...]:
     """Everything of a run that can be a job, in order."""
-    stages = family_config(config.family).selected(config)
-    return (PREPARE_ITEM, *(stage.name for stage in stages), EVALUATE_ITEM)
+    from stageline.work.evaluations import asked_checkpoints
+
+    family = family_config(config.family)
+    has_evaluation = bool(asked_checkpoints(config)) or family.evaluated(config) is not None
+    stages = (stage.name for stage in family.selected(config))
+    return (PREPARE_ITEM, *stages, *((EVALUATE_ITEM,) if has_evaluation else ()))
 
 
 def check_item(config: RunConfig, item: str) -> None:
@@ -71,6 +75,9 @@ def check_item(config: RunConfig, item: str) -> None:
     if item not in names:
         near = nearest(item, names)
         hint = f"; did you mean {near!r}?" if near else ""
+        if item == EVALUATE_ITEM:
+            stages = family_config(config.family).selected(config)
+            hint = "".join(f"; stage {stage.name!r}: {stage.not_evaluated}" for stage in stages)
         raise ConfigError(f"run {config.run!r} has no {item!r}{hint}", remedy=f"it has: {', '.join(names)}")
 
 
@@ -174,7 +181,8 @@ def resolved_job(config: RunConfig, item: str, root: Store, data: str = "") -> P
                 f"stage {item!r} cannot start yet: {'; '.join(work.waiting)}",
                 remedy="submit the stage before it first, or the whole pipeline",
             )
-        last = family_config(config.family).selected(config)[-1].name
+        family = family_config(config.family)
+        last = (family.evaluated(config) or family.selected(config)[-1]).name
         raise PlanError(
             f"there is nothing to evaluate yet: {'; '.join(work.reasons)}", remedy=f"stageline job submit {last}"
         )

@@ -239,6 +239,8 @@ def _moves(named: Mapping[str, str]) -> bool:
 def evaluate(metrics: MetricsArtifact, data: str, checkpoints: str, **parameters: Any) -> tuple[str]:
     """Evaluate what the config says, the last selected stage by default, or reuse its evaluation; returns where it is.
 
+    "" where no stage of the run has anything to evaluate.
+
     data, checkpoints: as the steps before hand them on, encoded; checkpoints as `stage=reference` words.
     """
     with step_body("evaluate") as body:
@@ -260,6 +262,9 @@ def _evaluate(step: Step, data: str, stages: Mapping[str, str]) -> dict[str, Any
     given = Given(data, stages=stages)
     work = decide_evaluation(config, step.root, given)
     refuse_blocked(work)
+    if work.action == "not evaluated":
+        body.say("skipped", f"not evaluated: {'; '.join(work.reasons)}")
+        return {"reference": "", "metadata": {"evaluated": False}, "metrics": {}}
     if work.found is not None:
         refuse_damaged(folder, work.found)
         body.say("reused", _short(work.reference), reference=work.reference)

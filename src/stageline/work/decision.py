@@ -6,7 +6,7 @@ looks for parents, computes a fingerprint or picks a checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -169,6 +169,11 @@ class RunDecision:
         ref = None if work.action == "continue" else work.ref
         return replace(work, action="not selected", reasons=(why,), remedies=(), faults=(), reference="", ref=ref)
 
+    @cached_property
+    def evaluated(self) -> Stage | None:
+        """The stage that is evaluated where the config names no checkpoints."""
+        return self.family.evaluated(self.config)
+
     def is_selected(self, name: str) -> bool:
         """Whether a stage is one of this run's."""
         return any(stage.name == name for stage in self.selected)
@@ -193,6 +198,9 @@ class RunDecision:
             return replace(
                 work, action="blocked", reasons=("the run has another identity",), faults=self.foreign_faults
             )
+        if self.given.checkpoints is None and not asked_checkpoints(self.config) and self.evaluated is None:
+            why = tuple(f"stage {stage.name!r}: {stage.not_evaluated}" for stage in self.selected)
+            return replace(work, action="not evaluated", reasons=why)
         try:
             checkpoints, waiting, missing = self._evaluated()
             data = self.data
@@ -217,14 +225,23 @@ class RunDecision:
 
     def _evaluated(self) -> tuple[dict[str, CheckpointRef], list[str], list[str]]:
         """(name -> checkpoint, what is still to be trained, what cannot be had) of what is to be evaluated."""
-        if self.given.checkpoints is not None:
-            return {name: resolve(uri) for name, uri in self.given.checkpoints.items()}, [], []
-        asked = asked_checkpoints(self.config) or {"": self.selected[-1].name}
         refs: dict[str, CheckpointRef] = {}
-        waiting, missing = [], []
+        waiting: list[str] = []
+        missing: list[str] = []
+        if self.given.checkpoints is not None:
+            refs = {name: resolve(uri) for name, uri in self.given.checkpoints.items()}
+            return refs, waiting, self._not_evaluated(refs.values())
+        asked = asked_checkpoints(self.config)
+        if not asked:
+            assert self.evaluated is not None, "asked before"
+            asked = {"": self.evaluated.name}
         for name, target in asked.items():
             if target not in self.family.stages:
                 refs[name] = resolve_named(target, self.config.root)
+                missing += self._not_evaluated([refs[name]])
+                continue
+            if why := self.family.stages[target].not_evaluated:
+                missing.append(f"a checkpoint of stage {target!r} cannot be evaluated: {why}")
                 continue
             if self.given.stages is not None:
                 if self.given.stages.get(target):
@@ -243,6 +260,15 @@ class RunDecision:
                 waiting.append(f"stage {target!r} will be trained")
         return refs, waiting, missing
 
+    def _not_evaluated(self, refs: Iterable[CheckpointRef]) -> list[str]:
+        """Why checkpoints cannot be evaluated, a sentence for each that cannot."""
+        stages = {ref.metadata.stage: ref for ref in refs if ref.metadata.family == self.family.name}
+        return [
+            f"{ref.uri} is of stage {name!r} and cannot be evaluated: {self.family.stages[name].not_evaluated}"
+            for name, ref in stages.items()
+            if name in self.family.stages and self.family.stages[name].not_evaluated
+        ]
+
     @cached_property
     def report(self) -> Work:
         items = (self.preparation, *(self.stage(name) for name in self.family.stages.names), self.evaluation)
@@ -258,7 +284,8 @@ class RunDecision:
         )
         if "blocked" in actions:
             return replace(work, action="blocked", reasons=("something before it is blocked",))
-        if actions <= {"reuse", "not selected", "reuse (not selected)"} and self.run.exists(REPORT):
+        kept = {"reuse", "not selected", "reuse (not selected)", "not evaluated"}
+        if actions <= kept and self.run.exists(REPORT):
             uri = f"{self.run.uri}/{REPORT}"
             return replace(work, action="reuse", reasons=("nothing before it changes",), reference=uri)
         return work

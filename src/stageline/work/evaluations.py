@@ -117,7 +117,7 @@ class EvaluationRecord:
 def asked_checkpoints(config: RunConfig) -> dict[str, str]:
     """Name -> URI, or stage of the config's own run, of what `evaluate.checkpoints` names.
 
-    {} where the run's last selected stage is meant.
+    {} where the run's last selected stage is meant that can be evaluated.
     """
     asked: Mapping[str, str] = getattr(getattr(config, "evaluate", None), "checkpoints", {})
     return dict(asked)

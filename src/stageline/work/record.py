@@ -15,9 +15,11 @@ REPORT_ITEM: Literal["report"] = "report"
 PLAN = "plan.json"
 """Where the plan of the newest command lies in a run."""
 
-Action = Literal["run", "reuse", "continue", "depends", "blocked", "not selected", "reuse (not selected)"]
+Action = Literal[
+    "run", "reuse", "continue", "depends", "blocked", "not selected", "reuse (not selected)", "not evaluated"
+]
 """depends: whether it is made anew or reused can be said only once its data are prepared; of the data themselves, only
-by the job that sees their sources."""
+by the job that sees their sources. not evaluated: no stage of the run has anything to evaluate."""
 Kind = Literal["prepare_data", "stage", "evaluate", "report"]
 
 

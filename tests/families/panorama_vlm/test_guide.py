@@ -199,10 +199,3 @@ def test_options_of_others_are_refused_with_what_does_their_work() -> None:
         guide.refuse_option(option, None)
         with pytest.raises(ConfigError, match=f"{option} is known and refused"):
             guide.refuse_option(option, "")
-
-
-def test_only_vision_alone_is_not_evaluated(tmp_path: Path) -> None:
-    lay_out("panorama_vlm", tmp_path)
-    config = str(tmp_path / "configs/default.yaml")
-    assert guide.is_vision_alone(config, ["stages=[vision]"])
-    assert not guide.is_vision_alone(config, [])

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from stageline.config import DataSettings, RunConfig, Settings
+from stageline.config import DataSettings, EvaluateBase, RunConfig, Settings
 from stageline.contract import FamilyConfig, Split, Words
 from stageline.stage import Stage, Stages
 
@@ -41,6 +41,7 @@ class ToyDataConfig(DataSettings):
 class ToyConfig(RunConfig):
     model: ToyModelConfig = ToyModelConfig()
     data: ToyDataConfig = ToyDataConfig()
+    evaluate: EvaluateBase = EvaluateBase()
 
     OF_EVALUATION: ClassVar[tuple[str, ...]] = ("data.num_test",)
 
@@ -75,6 +76,7 @@ STAGES = Stages(
         direction="min",
         opt_in=True,
         loss_over="none",
+        not_evaluated="it is whole already",
     ),
     Stage(
         "even",

@@ -154,11 +154,6 @@ def _is_of_run(uri: str, run: str) -> bool:
     return f"runs/{run}/" in uri
 
 
-def is_vision_alone(config: str, words: Sequence[str]) -> bool:
-    """Whether no stage is asked for whose checkpoint answers questions, so that there is nothing to evaluate."""
-    return [stage.name for stage in FAMILY_CONFIG.selected(load_config(config, words))] == ["vision"]
-
-
 def run_stageline(words: Sequence[str], *, output: IO[str] | None = None, log: list[str] | None = None) -> int:
     """Say which `stageline` command this is, run it and wait; returns its exit code.
 

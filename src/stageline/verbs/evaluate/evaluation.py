@@ -222,6 +222,11 @@ def named_checkpoints(config: RunConfig, checkpoint: str | None = None, data: st
         return {"": str(resolve_named(checkpoint, config.root).reference)}
     work = decide_evaluation(config, given=Given(data))
     refuse_blocked(work)
+    if work.action == "not evaluated":
+        raise PlanError(
+            f"there is nothing to evaluate: {'; '.join(work.reasons)}",
+            remedy="select a stage that is evaluated, or name its checkpoint with --checkpoint",
+        )
     if not work.checkpoints:
         raise PlanError(
             f"there is nothing to evaluate yet: {'; '.join(work.reasons)}",

@@ -78,9 +78,19 @@ def run_status(record: RunRecord) -> Status:
         return Status("warn", "not finished", f"Still to come: {', '.join(waiting)}.")
     if not record.stages:
         return Status("idle", "empty", "Nothing has run yet.")
+    if not record.evaluations and (why := not_evaluated(record)):
+        return Status("good", "finished", f"Every stage is finished; nothing is evaluated: {why}.")
     if not record.evaluations:
         return Status("good", "trained", "Every stage is finished; nothing has been evaluated yet.")
     return Status("good", "finished", "Every stage is finished and evaluated.")
+
+
+def not_evaluated(record: RunRecord) -> str:
+    """Why the run has nothing to evaluate, as its plan says; "" where it has."""
+    items = record.plan.get("items")
+    listed = [item for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
+    found = [item.get("reasons") for item in listed if item.get("action") == "not evaluated"]
+    return "; ".join(str(reason) for reasons in found if isinstance(reasons, list) for reason in reasons)
 
 
 def declared_stages(record: RunRecord) -> list[str]:

@@ -33,6 +33,7 @@ STAGES = Stages(
         epochs=1,
         loss_over="ranks",
         parent_weights="raw",
+        not_evaluated="it answers no questions",
         defaults={
             **_TRAINER,
             "model.vision_trainable_blocks": 2,
