@@ -20,6 +20,11 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """A kubelet or launcher, Ctrl-C, a terminal that closes."""
 
 
+def signal_word(number: int) -> str:
+    """What people call a signal: Ctrl-C, else its name."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
 class CaughtSignals:
     """Catches signals from entering to leaving it, and then gives them back to their former handlers.
 

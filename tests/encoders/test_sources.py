@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from stageline.checkpoint.legacy import load_torch_file
 from stageline.encoders.external import External, files_digest
+from stageline.encoders.frozen import read_weights
 from stageline.encoders.sources import fetch_source, find_source, read_files
-from stageline.errors import DataError, MissingPartError
+from stageline.errors import DataError, MissingPartError, StagelineError
 
 from .conftest import write_folder
 
@@ -64,6 +67,35 @@ def test_a_hub_id_is_looked_up_in_the_cache_by_branch_and_commit(tmp_path: Path)
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 1234567\n".format("0" * 64)
+
+
+def read_precomputed(path: Path) -> object:
+    from stageline.families.film_flow.conditions.encoder import EncoderSettings, PrecomputedEncoder
+
+    return PrecomputedEncoder(EncoderSettings("precomputed", str(path), feature_dim=4))
+
+
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [(read_weights, "a.safetensors"), (read_weights, "a.pth"), (load_torch_file, "a.ckpt"),
+     (read_precomputed, "a.safetensors")],
+    ids=["weights", "torch-weights", "import", "precomputed"],
+)  # fmt: skip
+def test_a_pointer_of_git_lfs_is_called_one_wherever_weights_are_read(
+    tmp_path: Path, read: Callable[[Path], object], name: str
+) -> None:
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(StagelineError, match=rf"{name}' (is|are) a git-lfs pointer of .* 1234567 bytes.*git lfs pull"):
+        read(tmp_path / name)
+
+
+def test_a_hub_cache_without_a_home_folder_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)  # a number that no user has
+    with pytest.raises(MissingPartError, match="no home folder is known") as no:
+        find_source(External("lm", "org/tiny"))
+    assert "HF_HOME" in no.value.remedy
 
 
 def test_every_damaged_file_is_named_at_once(folder: Path) -> None:

@@ -93,17 +93,18 @@ def test_cancel_lets_the_job_finish_its_step(tmp_path: Path) -> None:
         tmp_path,
         f"""
         import pathlib, signal, sys, time
+        from stageline.telemetry import asked_by
         def stop(*_):
             time.sleep(0.2)
-            pathlib.Path({str(done)!r}).write_text("yes")
+            pathlib.Path({str(done)!r}).write_text(asked_by("SIGTERM"))
             sys.exit(143)
         signal.signal(signal.SIGTERM, stop)
         print("ready", flush=True)
         time.sleep(60)
         """,
     )
-    verdict = process.follow(lambda line: process.cancel() if line == "ready" else None)
-    assert done.read_text() == "yes"
+    verdict = process.follow(lambda line: process.cancel("Ctrl-C") if line == "ready" else None)
+    assert done.read_text() == "Ctrl-C", "what made somebody cancel it"
     assert verdict.exit_code == 143
 
 

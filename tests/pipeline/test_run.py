@@ -314,7 +314,9 @@ def test_ctrl_c_commits_leaves_no_process_and_the_run_can_be_continued(finished:
     assert endless.finish() == 143, "".join(endless.lines)
     assert started_by(endless.process.pid) == []
     text = "".join(endless.lines)
-    assert "the run was stopped" in text
+    assert "the run was stopped by Ctrl-C" in text
+    assert ": Ctrl-C; checkpoint" in text, "its stage says so too"
+    assert "SIGTERM" not in text
     assert "run the same command again to continue" in text
     raw = raw_preset("film_flow", "tiny")
     config = parse_config(raw, [f"root={finished.root}", *SMALL, *endless.overrides])

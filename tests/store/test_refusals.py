@@ -27,9 +27,21 @@ def shown(error: BaseException) -> str:
 
 @pytest.fixture
 def no_credentials(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL")
+    for name in (*keys, "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
+
+
+@pytest.mark.parametrize("name", ["AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SHARED_CREDENTIALS_FILE"])
+def test_profiles_are_not_read_and_what_is_read_is_said(no_credentials: pytest.MonkeyPatch, name: str) -> None:
+    no_credentials.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    no_credentials.setenv(name, "lab")
+    with pytest.raises(StoreError, match="no credentials") as caught:
+        open_store("s3://some-bucket/x")
+    assert f"{name}=lab is not read" in caught.value.remedy
+    for read in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "STAGELINE_S3_CREDENTIALS"):
+        assert read in caught.value.remedy
 
 
 def test_no_credentials_is_said_before_any_request(no_credentials: pytest.MonkeyPatch) -> None:

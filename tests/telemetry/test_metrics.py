@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
+import sys
 import urllib.request
 
 import pytest
@@ -18,6 +20,28 @@ def test_names_end_in_their_unit(name):
     assert METRICS[name].name == name
     assert METRICS[name].text.endswith(".")
     assert name.endswith("_total") == (METRICS[name].kind == "counter")
+
+
+MULTIPROCESS = """
+import os, sys
+from stageline.telemetry import MetricsEndpoint
+endpoint = MetricsEndpoint(int(sys.argv[1]), family="toy", stage="base", address="127.0.0.1")
+endpoint.record("stageline_samples_total", 3)
+endpoint.close()
+print(endpoint.port, os.environ["PROMETHEUS_MULTIPROC_DIR"])
+"""
+
+
+def test_the_folder_of_a_server_with_several_processes_is_none_of_ours(tmp_path, monkeypatch):
+    """The client decides when it is loaded; a missing folder ended the stage."""
+    for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
+        monkeypatch.setenv(name, str(tmp_path / "missing"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ended = subprocess.run([sys.executable, "-c", MULTIPROCESS, str(port)], capture_output=True, text=True, check=False)
+    assert ended.stdout == f"{port} {tmp_path / 'missing'}\n", ended.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_recorded_is_served():

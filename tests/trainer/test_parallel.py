@@ -226,3 +226,24 @@ def test_the_shared_generator_is_equal_on_all_ranks_and_the_own_one_is_not(train
     draws = [row[2] for row in one] + [row[3] for row in one + two]
     assert len(set(draws)) == 3 * len(one)
     assert [row[:2] for row in one] == [[0, 0], [0, 1], [1, 0], [1, 1]]
+
+
+LEFT_BEHIND = {
+    "slurm": {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "4", "SLURM_PROCID": "2",
+              "SLURM_LOCALID": "2", "SLURM_NODEID": "1", "SLURM_NODELIST": "n[1-2]"},
+    "lsf": {"LSB_JOBID": "7", "LSB_HOSTS": "n0 n1 n2", "LSB_DJOB_RANKFILE": "/nowhere", "JSM_NAMESPACE_LOCAL_RANK": "1",
+            "JSM_NAMESPACE_SIZE": "4", "JSM_NAMESPACE_RANK": "1"},
+    "mpi": {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2", "PMI_SIZE": "4", "PMI_RANK": "2"},
+}  # fmt: skip
+"""What the shells of schedulers leave in the environment of everything that is started from them."""
+
+
+@pytest.mark.parametrize("scheduler", LEFT_BEHIND)
+def test_what_a_scheduler_left_in_the_environment_changes_nothing(monkeypatch, scheduler):
+    from stageline.config import TrainerConfig
+    from stageline.trainer.ranks import Ranks
+
+    for name, value in LEFT_BEHIND[scheduler].items():
+        monkeypatch.setenv(name, value)
+    ranks = Ranks(TrainerConfig(accelerator="cpu"))
+    assert (ranks.rank, ranks.size, ranks.fabric.local_rank, ranks.fabric.node_rank) == (0, 1, 0, 0)

@@ -233,7 +233,7 @@ def test_a_second_ctrl_c_ends_at_once(train, tmp_path, family):
 
 def test_a_signal_that_is_delivered_twice_is_one_request(train, tmp_path, family):
     family.CHANGE[:] = [interrupt_twice(0.0)]
-    with pytest.raises(InterruptedRunError, match="SIGINT"):
+    with pytest.raises(InterruptedRunError, match="Ctrl-C"):
         train(run="doubled", **SETTINGS)
     assert StageDir(str(tmp_path), "doubled", "base").newest().metadata.step == 3
 

@@ -24,6 +24,7 @@ from stageline.checkpoint.lease import StageLease
 from stageline.checkpoint.metadata import Provenance
 from stageline.config import RetentionConfig
 from stageline.errors import CheckpointError
+from stageline.store.disk import lfs_pointer
 
 _numpy_rebuild = numpy.empty(0).__reduce__()[0]
 _numpy_scalar = numpy.float64(0).__reduce__()[0]
@@ -61,6 +62,8 @@ def load_torch_file(path: str | Path, allow: tuple[str, ...] = ()) -> Any:
         raise CheckpointError(f"{unknown} can't be allowed", remedy=f"allowable: {', '.join(ALLOWED)}")
     if not file.is_file():
         raise CheckpointError(f"there is no file {str(path)!r}", remedy="check the path")
+    if pointer := lfs_pointer(file):
+        raise CheckpointError(f"{str(path)!r} is {pointer}")
     globals_allowed = [item for name in allow for item in ALLOWED[name]]
     try:
         with torch.serialization.safe_globals(globals_allowed):

@@ -43,6 +43,9 @@ OPTIONAL_PARTS = {
 }
 """Module -> the extra that brings it."""
 
+EXIT_CTRL_C = 130
+"""128 + SIGINT, as shells say it."""
+
 app = typer.Typer(
     name="stageline",
     no_args_is_help=True,
@@ -80,6 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         app(arguments, standalone_mode=True)
     except SystemExit as end:
+        if end.code == EXIT_CTRL_C:  # typer's own code for it, without a word
+            print("stopped by Ctrl-C", file=sys.stderr, flush=True)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except StagelineError as error:
         return _tell(error)
@@ -94,7 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return _tell(missing)
     except KeyboardInterrupt:
-        return 130
+        print("stopped by Ctrl-C", file=sys.stderr, flush=True)
+        return EXIT_CTRL_C
     except BrokenPipeError:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # nobody reads any more
         return EXIT_INTERRUPTED

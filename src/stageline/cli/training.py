@@ -127,7 +127,7 @@ def prepare(
     from stageline.work.externals import describe_externals
 
     own = read_config(config, family, preset, overrides)
-    with _ending_on_sigterm():
+    with _ending_on_signals():
         made = prepare_data(own, _progress)
     for line in describe_externals(own):
         print(line, file=sys.stderr)
@@ -221,7 +221,7 @@ def evaluate(
     from stageline.verbs.prepare import prepare_data
 
     own = read_config(config, family, preset, overrides)
-    with _ending_on_sigterm("run again to continue: finished rows are kept"):
+    with _ending_on_signals("run again to continue: finished rows are kept"):
         typed = checkpoint and name_typed(checkpoint, own.root)
         named = named_checkpoints(own, typed, data or "")  # before any data are made for it
         reference = data or str(prepare_data(own, _progress).reference)
@@ -250,7 +250,7 @@ def predict(
     uri = str(resolve_named(name_typed(checkpoint, "."), ".").reference)  # no config says of another root
     from stageline.verbs.predict import load
 
-    with _ending_on_sigterm():
+    with _ending_on_signals():
         results = load(uri, overrides, run_code=True).predict(named, output, _progress)
     for result in results:
         print("  ".join(f"{key} {value}" for key, value in result.items()))
@@ -282,14 +282,15 @@ def _progress(done: int, total: int, what: str) -> None:
         print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
 
 
-def _ending_on_sigterm(remedy: str = "run again; nothing half-made is kept") -> CaughtSignals:
-    """SIGTERM as an exception, so that temporary folders are removed on the way out."""
+def _ending_on_signals(remedy: str = "run again; nothing half-made is kept") -> CaughtSignals:
+    """SIGTERM and Ctrl-C as an exception, so that temporary folders are removed on the way out."""
     import signal
 
     from stageline.errors import InterruptedRunError
-    from stageline.signals import CaughtSignals
+    from stageline.signals import CaughtSignals, signal_word
+    from stageline.telemetry import asked_by
 
-    def stop(number: int) -> None:  # noqa: ARG001
-        raise InterruptedRunError("stopped by a signal", remedy=remedy)
+    def stop(number: int) -> None:
+        raise InterruptedRunError(f"stopped by {asked_by(signal_word(number))}", remedy=remedy)
 
-    return CaughtSignals(stop, (signal.SIGTERM,))
+    return CaughtSignals(stop, (signal.SIGTERM, signal.SIGINT))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from stageline.encoders.sources import PICKLES, SAFE
 from stageline.errors import CheckpointError, MissingPartError
+from stageline.store.disk import lfs_pointer
 
 
 def load_part(loader: Callable[..., Any], folder: Path, what: str, **options: Any) -> Any:
@@ -107,6 +108,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     CheckpointError for a file that is none, or that holds anything but tensors by name.
     """
+    if path.is_file() and (pointer := lfs_pointer(path)):
+        raise CheckpointError(f"{str(path)!r} is {pointer}")
     if path.name.endswith(SAFE):
         try:
             return load_file(path)

@@ -21,6 +21,7 @@ from typing import NoReturn
 from stageline.checkpoint.header import parse_header
 from stageline.encoders.external import External, ExternalFile
 from stageline.errors import CheckpointError, DataError, Faults, MissingPartError, StoreError
+from stageline.store.disk import lfs_pointer
 from stageline.store.keys import check_key
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -29,9 +30,6 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 TEXTS = (".bpe", ".jinja", ".json", ".model", ".tiktoken", ".txt")
 """Suffixes of configs, tokenizers and processors."""
 INDEX = ".safetensors.index.json"
-LFS_MARK = b"version https://git-lfs.github.com/spec/"
-LFS_MAX_BYTES = 1024
-"""A git-lfs pointer is smaller than that (its specification)."""
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -57,7 +55,18 @@ class Source:
 def hub_cache() -> Path:
     """The folder that hub clients share on this machine, as huggingface_hub finds it."""
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    return _expanded(os.environ.get("HF_HUB_CACHE") or home / "hub")
+
+
+def _expanded(path: str | Path) -> Path:
+    """A path with its home folder; MissingPartError where none is known, as for a user without name and HOME."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise MissingPartError(
+            f"no home folder is known for {str(path)!r}: HOME is not set, or there is no such user",
+            remedy="set HF_HOME to the folder of the hub's files, or HOME",
+        ) from error
 
 
 def is_offline() -> bool:
@@ -71,7 +80,7 @@ def find_source(external: External) -> Source:
     MissingPartError says where was looked; DataError names patterns without a file, or what a folder holds instead.
     """
     assert not external.generated, f"{external} has no files"
-    local = Path(external.source).expanduser()
+    local = _expanded(external.source)
     if local.is_file():
         return Source(local.parent.absolute(), (local.name,), str(local.absolute()))
     if local.is_dir():
@@ -94,7 +103,7 @@ def fetch_source(external: External) -> Source:
     try:
         return find_source(external)
     except (MissingPartError, DataError):
-        if is_offline() or Path(external.source).expanduser().exists() or not HUB_ID.fullmatch(external.source):
+        if is_offline() or _expanded(external.source).exists() or not HUB_ID.fullmatch(external.source):
             raise
     try:
         from huggingface_hub import snapshot_download
@@ -208,11 +217,8 @@ def _faults_of(folder: Path, name: str) -> list[str]:
         size = path.stat().st_size
         if not size:
             return ["the file is empty"]
-        if size <= LFS_MAX_BYTES and path.read_bytes().startswith(LFS_MARK):
-            text = path.read_text(encoding="utf-8", errors="replace")
-            true_size = re.search(r"^size (\d+)$", text, re.MULTILINE)
-            of = f" to a file of {true_size[1]} bytes" if true_size else ""
-            return [f"a git-lfs pointer of {size} bytes{of}, not the file itself; `git lfs pull` fetches it"]
+        if pointer := lfs_pointer(path):
+            return [pointer]
         if name.endswith(SAFE):
             return _safetensors_faults(path, size)
         if name.endswith(INDEX):

@@ -21,7 +21,7 @@ from stageline.jobs.job import Job, Verdict, judge, render_command
 from stageline.jobs.processes import adopt_orphans, die_with_parent, kill_marked
 from stageline.signals import REPEAT_SECONDS
 from stageline.store.scratch import scratch_folder
-from stageline.telemetry import FAILURE_DIR_VARIABLE, read_failure
+from stageline.telemetry import FAILURE_DIR_VARIABLE, note_asked, read_failure
 
 KILL_AFTER_SECONDS = 15.0
 """Past the job's own shutdown timeout, before SIGKILL: chosen here because torchrun needs a few seconds to follow."""
@@ -66,10 +66,10 @@ class LocalProcess:
             if self._killer:
                 self._killer.cancel()
 
-    def cancel(self) -> None:
+    def cancel(self, asked: str = "") -> None:
         """First call: SIGTERM, so that the job finishes its step, commits and ends; SIGKILL follows in stated time.
 
-        Second call, more than a second later: SIGKILL now.
+        Second call, more than a second later: SIGKILL now. asked: what made somebody cancel it, for the job's messages.
         """
         if self._cancelled:
             if time.monotonic() - self._cancelled_at > REPEAT_SECONDS:
@@ -77,6 +77,7 @@ class LocalProcess:
             return
         self._cancelled, self._cancelled_at = True, time.monotonic()
         if self.process.poll() is None:
+            note_asked(self._failure_dir, asked)
             os.kill(self.process.pid, signal.SIGTERM)
             self._killer = threading.Timer(self.job.shutdown_timeout_seconds + KILL_AFTER_SECONDS, self.kill)
             self._killer.daemon = True

@@ -16,7 +16,7 @@ from stageline.errors import InterruptedRunError, StagelineError
 from stageline.jobs.cluster.follow.adoption import outcome
 from stageline.jobs.job import Job, job_name
 from stageline.kube.keys import JOBS
-from stageline.signals import CaughtSignals
+from stageline.signals import CaughtSignals, signal_word
 
 if TYPE_CHECKING:
     from stageline.config import ClusterConfig
@@ -84,9 +84,9 @@ def run_trial(
 def _cancelled_by_signals(made: list[ClusterJob]) -> CaughtSignals:
     """Ctrl-C and SIGTERM delete the job instead of leaving it behind."""
 
-    def stop(number: int) -> None:  # noqa: ARG001
+    def stop(number: int) -> None:
         if not made:
-            raise InterruptedRunError("stopped by a signal before there was a job")
-        made[0].cancel()
+            raise InterruptedRunError(f"stopped by {signal_word(number)} before there was a job")
+        made[0].cancel(signal_word(number))
 
     return CaughtSignals(stop, (signal.SIGINT, signal.SIGTERM))

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from stageline.errors import InterruptedRunError, StagelineError
 from stageline.jobs.processes import watch_process
 from stageline.jobs.step_lines import DRIVER_VARIABLE, print_event
-from stageline.signals import CaughtSignals
-from stageline.telemetry import FAILURE_DIR_VARIABLE, write_failure
+from stageline.signals import CaughtSignals, signal_word
+from stageline.telemetry import FAILURE_DIR_VARIABLE, asked_by, write_failure
 
 if TYPE_CHECKING:
     from stageline.pipeline.journal import Journal
@@ -35,8 +35,9 @@ class Body:
     """
 
     item: str
-    on_cancel: Callable[[], None] | None = None
+    on_cancel: Callable[[str], None] | None = None
     cancelled: bool = False
+    asked: str = ""
     started: float = field(default_factory=time.monotonic)
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
     journal: Journal | None = None
@@ -57,18 +58,19 @@ class Body:
     def seconds(self) -> float:
         return round(time.monotonic() - self.started, 2)
 
-    def cancel(self) -> None:
-        """Stop as soon as the running process has committed; without one, stop now."""
+    def cancel(self, number: int = signal.SIGTERM) -> None:
+        """Stop as soon as the running process has committed; without one, stop now. number: of the signal."""
         first, self.cancelled = not self.cancelled, True
+        self.asked = asked_by(signal_word(number))
         if self.on_cancel is not None:
-            self.on_cancel()
+            self.on_cancel(self.asked)
         noting = threading.Thread(target=self._note_end, daemon=True)
         if first and self.journal is not None:
             noting.start()
         if self.on_cancel is None:
             if first and self.journal is not None:
                 noting.join(NOTE_SECONDS)
-            raise InterruptedRunError(f"{self.item} was asked to stop", remedy="run again to continue")
+            raise InterruptedRunError(f"{self.item} was stopped by {self.asked}", remedy="run again to continue")
 
     def _note_end(self) -> None:
         """What a pod that is being ended still gets said: nobody asks it later."""
@@ -106,7 +108,7 @@ def step_body(item: str) -> Iterator[Body]:
 def cancellable(item: str) -> Iterator[Body]:
     """A body that SIGTERM, SIGINT and SIGHUP cancel: its process commits and ends."""
     body = Body(item)
-    with CaughtSignals(lambda number: body.cancel()):  # noqa: ARG005
+    with CaughtSignals(body.cancel):
         yield body
 
 

@@ -31,10 +31,18 @@ from stageline.jobs.processes import adopt_orphans, die_with_parent, kill_marked
 from stageline.jobs.step_lines import DRIVER_VARIABLE, FOLLOWED_VARIABLE, event_text, parse_event
 from stageline.pipeline.compiled import compiled_pipeline
 from stageline.plan import PLAN, Plan, blocked_error, make_plan
-from stageline.signals import REPEAT_SECONDS, CaughtSignals
+from stageline.signals import REPEAT_SECONDS, CaughtSignals, signal_word
 from stageline.store import Store, open_store
 from stageline.store.scratch import scratch_folder
-from stageline.telemetry import FAILURE_DIR_VARIABLE, EventLog, clear_failures, read_failure, redact, write_failure
+from stageline.telemetry import (
+    FAILURE_DIR_VARIABLE,
+    EventLog,
+    clear_failures,
+    note_asked,
+    read_failure,
+    redact,
+    write_failure,
+)
 from stageline.work.evaluations import EvaluationRecord, find_evaluation
 from stageline.work.work import stage_places
 
@@ -67,16 +75,20 @@ class _RunningPipeline:
     process: subprocess.Popen[str]
     log: EventLog
     grace_seconds: float
+    failures: Path
     stop_requests: int = 0
+    asked: str = ""
     raw: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
     events: list[Mapping[str, Any]] = field(default_factory=list)
 
-    def stop(self, number: int) -> None:  # noqa: ARG002
+    def stop(self, number: int) -> None:
         """First request: the running step commits and ends. Second: everything ends now."""
         self.stop_requests += 1
         if self.stop_requests > 1:
             self.end()
             return
+        self.asked = signal_word(number)
+        note_asked(self.failures, self.asked)
         if self.process.returncode is not None:  # collected: the number may be another's
             return
         try:
@@ -137,7 +149,7 @@ def run_pipeline(
                 "pipeline_root": str(local if local is not None else scratch / "steps"),
             }
             grace = config.trainer.shutdown_timeout_seconds + 2 * KILL_AFTER_SECONDS
-            running = _RunningPipeline(process, EventLog(run), grace)
+            running = _RunningPipeline(process, EventLog(run), grace, scratch / FAILURES)
             with CaughtSignals(
                 running.stop, repeat_seconds=REPEAT_SECONDS, any_number=True, ignored_afterwards=True
             ):  # what the run leaves is written all the same; then this process ends with the run's code
@@ -250,7 +262,8 @@ def _error_of(code: int, running: _RunningPipeline, failures: Path) -> Stageline
     stopped = record.is_interruption if record else code != 0
     if running.stop_requests and stopped:
         return InterruptedRunError(
-            "the run was stopped; what was committed is kept", remedy="run the same command again to continue"
+            f"the run was stopped by {running.asked}; what was committed is kept",
+            remedy="run the same command again to continue",
         )
     if code == 0:
         return None

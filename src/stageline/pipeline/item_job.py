@@ -20,7 +20,7 @@ class Started(Protocol):
     """A job that runs, here or there."""
 
     def follow(self, on_line: Callable[[str], None]) -> Verdict: ...
-    def cancel(self) -> None: ...
+    def cancel(self, asked: str = "") -> None: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def run_job(body: Body, name: str, start: Callable[[], Started]) -> None:
         started = start()
         _bind(body, started)
         if body.cancelled:
-            started.cancel()
+            started.cancel(body.asked)
         verdict = started.follow(body.line)
     finally:
         body.on_cancel = None

@@ -259,3 +259,19 @@ def _files_below(top: Path) -> Iterator[Path]:
         for name in names:
             if not name.startswith(HIDDEN):
                 yield Path(folder) / name
+
+
+LFS_MARK = b"version https://git-lfs.github.com/spec/"
+LFS_MAX_BYTES = 1024
+"""A git-lfs pointer is smaller than that (its specification)."""
+
+
+def lfs_pointer(path: Path) -> str:
+    """What to say of a file that is a git-lfs pointer to another; "" for every other file. OSError as reading gives."""
+    with path.open("rb") as file:
+        data = file.read(LFS_MAX_BYTES + 1)
+    if len(data) > LFS_MAX_BYTES or not data.startswith(LFS_MARK):
+        return ""
+    size = re.search(rb"^size (\d+)$", data, re.MULTILINE)
+    of = f" to a file of {size[1].decode()} bytes" if size else ""
+    return f"a git-lfs pointer of {len(data)} bytes{of}, not the file itself; `git lfs pull` fetches it"

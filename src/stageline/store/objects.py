@@ -82,7 +82,7 @@ def speaking(uri: str, key: str) -> Iterator[None]:
         if untrusted:
             raise StoreError(f"{where!r} can't be trusted: {untrusted[0]}", remedy=CERTIFICATE_REMEDY) from None
         if re.search(r"(?i)169\.254\.|credential|token", text):
-            raise StoreError(f"no credentials for {where!r}: {text}", remedy=CREDENTIALS_REMEDY) from None
+            raise StoreError(f"no credentials for {where!r}: {text}", remedy=credentials_remedy()) from None
         if re.search(r"(?i)error sending request|timed? ?out|connect|dns|\b50[0-9]\b|\b429\b", text):
             raise StoreUnavailableError(
                 f"{where!r} did not answer: {text}", remedy="check the endpoint and the network, then start again"
@@ -94,6 +94,22 @@ CREDENTIALS_REMEDY = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a folder with these files in STAGELINE_S3_CREDENTIALS, "
     "or give the process a role"
 )
+PROFILES = ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE")
+"""Variables of other programs that name credentials in files below ~/.aws."""
+
+
+def credentials_remedy() -> str:
+    """What to set where there are no credentials, and which variables that are set are not read."""
+    ignored = [f"{name}={os.environ[name]}" for name in PROFILES if os.environ.get(name)]
+    if not ignored:
+        return CREDENTIALS_REMEDY
+    verb = "is" if len(ignored) == 1 else "are"
+    return (
+        f"{' and '.join(ignored)} {verb} not read: profiles and their files never are (`aws configure "
+        f"export-credentials --format env` prints one's keys); {CREDENTIALS_REMEDY}"
+    )
+
+
 CERTIFICATE_REMEDY = "name the file with the server's CA certificate (PEM) in AWS_CA_BUNDLE"
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from stageline.errors import StoreError, StoreUnavailableError
 from stageline.store.credentials import CredentialFiles, credential_files
 from stageline.store.keys import NotFoundError
-from stageline.store.objects import CREDENTIALS_REMEDY, Objects, RefusedError, speaking
+from stageline.store.objects import Objects, RefusedError, credentials_remedy, speaking
 from stageline.store.settings import S3Settings
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def open_s3(bucket: str) -> Bucket:
     """
     settings, files = S3Settings.of_environment(), credential_files()
     if files is None and not _has_credentials(settings):
-        raise StoreError(f"no credentials for 's3://{bucket}'", remedy=CREDENTIALS_REMEDY)
+        raise StoreError(f"no credentials for 's3://{bucket}'", remedy=credentials_remedy())
     uri = f"s3://{bucket}"
     config, options = settings.config(bucket), settings.client_options()
 

@@ -8,9 +8,11 @@ says which one decides, here and on a cluster.
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ _FAILURE_NAME = re.compile(r"^failure(-rank-\d+)?\.json$")
 FAILURE_DIR_VARIABLE = "STAGELINE_FAILURE_DIR"
 """Environment variable: a local folder in which a stage process also leaves its failure record, for the process that
 started it; the only place while the stage directory belongs to somebody else (a busy lease, another identity)."""
+ASKED_FILE = "asked-to-stop"
+"""In the same folder: what made the starter ask, where that is another word than the signal that it sends."""
 TRY_AGAIN = 128
 """Exit codes from here on mean "try again", those below "fix it"."""
 TAIL_LINES = 50
@@ -200,6 +204,21 @@ def _text(plain: Mapping[str, Any], name: str) -> str:
 
 def _word(plain: Mapping[str, Any], name: str) -> str:
     return clean_text(_text(plain, name), LONGEST_WORD).replace("\n", " ")
+
+
+def note_asked(folder: Path, word: str) -> None:
+    """Say to the processes of a failure folder why they are about to be asked to stop. word: Ctrl-C, SIGHUP, …"""
+    with suppress(OSError):  # a folder that is gone has no process any more
+        (folder / ASKED_FILE).write_text(word, encoding="utf-8")
+
+
+def asked_by(word: str) -> str:
+    """Why this process was asked to stop: what its starter noted, else `word`."""
+    folder = os.environ.get(FAILURE_DIR_VARIABLE)
+    try:
+        return (Path(folder) / ASKED_FILE).read_text(encoding="utf-8") or word if folder else word
+    except OSError:
+        return word
 
 
 def failure_name(rank: int) -> str:

@@ -5,6 +5,8 @@ A name stands in `METRICS` and nowhere else; dashboards and rules are checked ag
 
 from __future__ import annotations
 
+import importlib
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,6 +46,20 @@ METRICS: dict[str, Metric] = {
 }
 
 
+_OF_SEVERAL_PROCESSES = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
+"""Variables of servers with several processes, which prometheus_client looks at once, when it is loaded: it then
+writes every value into files of that folder, there or not. Ranks are scraped one by one."""
+
+
+def _prometheus() -> Any:
+    """The module prometheus_client, whatever such a server left in the environment. 0.1 s, only where served."""
+    kept = {name: os.environ.pop(name) for name in _OF_SEVERAL_PROCESSES if name in os.environ}
+    try:
+        return importlib.import_module("prometheus_client")
+    finally:
+        os.environ.update(kept)
+
+
 class MetricsEndpoint:
     """`/metrics` of one stage process for Prometheus.
 
@@ -58,8 +74,7 @@ class MetricsEndpoint:
         self._server: Any = None
         if not port:
             return
-        import prometheus_client as prometheus  # 0.1 s, only where served
-
+        prometheus = _prometheus()
         registry = prometheus.CollectorRegistry()
         kinds: dict[str, Any] = {
             "gauge": prometheus.Gauge,

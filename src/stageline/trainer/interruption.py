@@ -14,7 +14,8 @@ import threading
 import time
 from types import TracebackType
 
-from stageline.signals import REPEAT_SECONDS, CaughtSignals, ignore_signals
+from stageline.signals import REPEAT_SECONDS, CaughtSignals, ignore_signals, signal_word
+from stageline.telemetry import asked_by
 
 
 def _let_sigint_end_the_process() -> None:
@@ -50,7 +51,7 @@ class StopRequest:
         self._caught.__exit__(kind, error, trace)
 
     def _note(self, number: int) -> None:
-        self.signal_name = signal.Signals(number).name
+        self.signal_name = asked_by(signal_word(number))
         if number == signal.SIGINT:
             ignore_signals((signal.SIGINT,))
             self._timer = threading.Timer(REPEAT_SECONDS, _let_sigint_end_the_process)

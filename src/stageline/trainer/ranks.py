@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
@@ -32,6 +33,11 @@ _LOST = ("gloo", "nccl", "processgroup", "tcpstore", "connection closed by peer"
 """Words in the errors of torch's collectives; they are plain RuntimeErrors on gloo."""
 _LOST_EARLY = ("connectfullmesh failed", "connection closed", "connection reset", "connection refused", "timed out")
 """The same while the group is formed, when gloo also says what is wrong with this machine's own network."""
+
+
+def _started_by() -> ClusterEnvironment:
+    """Who started this rank: torchrun or nobody. Variables that SLURM, LSF or MPI left in a shell say nothing here."""
+    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
 
 
 class Ranks:
@@ -64,7 +70,7 @@ class Ranks:
             num_nodes=max(1, size // local),
             strategy=self._strategy(size),
             precision=settings.precision if half is None else None,
-            plugins=half,
+            plugins=[plugin for plugin in (_started_by(), half) if plugin is not None],
         )
         with lost_peers("starting"):
             self.fabric.launch()

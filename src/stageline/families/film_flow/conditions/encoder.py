@@ -26,6 +26,7 @@ from stageline.errors import ConfigError, DataError, Faults
 from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.externals import encoder_external
 from stageline.store import open_store
+from stageline.store.disk import lfs_pointer
 
 if TYPE_CHECKING:
     from stageline.families.film_flow.config import FilmFlowConfig
@@ -233,6 +234,8 @@ class PrecomputedEncoder:
 
     def __init__(self, settings: EncoderSettings) -> None:
         path = Path(settings.model_name)
+        if path.is_file() and (pointer := lfs_pointer(path)):
+            raise DataError(f"precomputed features {settings.model_name!r} are {pointer}")
         try:
             self.vectors = load_file(path)
         except (SafetensorError, OSError) as error:

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from stageline.encoders.sources import LFS_MARK
 from stageline.errors import CheckpointError, Faults, MissingPartError
+from stageline.store.disk import lfs_pointer
 
 END_OF_TEXT, START_OF_TURN, END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END, IMAGE = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
@@ -108,8 +108,8 @@ def _check_files(folder: Path, faults: Faults) -> None:
         faults.add("tokenizer.json is missing (or vocab.json and merges.txt)")
     for name in there:
         data = (folder / name).read_bytes()
-        if data.startswith(LFS_MARK):
-            faults.add(f"{name} is a git-lfs pointer of {len(data)} bytes, not the file itself")
+        if pointer := lfs_pointer(folder / name):
+            faults.add(f"{name} is {pointer}")
         elif name.endswith(".json"):
             try:
                 json.loads(data)

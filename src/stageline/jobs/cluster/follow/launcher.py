@@ -71,6 +71,7 @@ class ClusterJob:
         self.manifest["metadata"]["namespace"] = self.api.namespace
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._uid = ""
+        self._asked = ""
         self._gate = threading.Lock()
         self._sent = threading.Event()
         self._sent.set()
@@ -138,7 +139,8 @@ class ClusterJob:
             raise self._interrupted()
 
     def _interrupted(self) -> InterruptedRunError:
-        return InterruptedRunError(f"{self.job.name} was asked to stop", remedy="run again to continue")
+        words = f"stopped by {self._asked}" if self._asked else "asked to stop"
+        return InterruptedRunError(f"{self.job.name} was {words}", remedy="run again to continue")
 
     def _begin(self) -> None:
         """From here on a cancellation waits until it is known what to delete. Raises where it came before."""
@@ -255,11 +257,12 @@ class ClusterJob:
         self._cancellation.close()
         self._job_lease.release()
 
-    def cancel(self) -> None:
+    def cancel(self, asked: str = "") -> None:
         """Delete the job now, its pods commit and end; unless our own pod is only being moved. For signal handlers.
 
-        Again: `follow` no longer waits for the pods to end.
+        Again: `follow` no longer waits for the pods to end. asked: what made somebody cancel it, for messages.
         """
+        self._asked = self._asked or asked
         self._cancellation.request()
         if self._cancellation.requested > 1:
             self._messages.put(("hurry", None))
