@@ -321,19 +321,19 @@ def test_a_value_of_a_file_that_does_not_fit_names_its_key_and_what_would(
 
 
 def test_a_home_folder_is_written_out_where_the_config_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("HOME", "/users/somebody")
     words = ("root=~/lab", "data.train_dir=~/a", "data.val_dir=~", "data.name=folder", "model.cond_source=image")
     config = film_flow(
         *words, "code=[~/b.py]", "parents.film.default=~/c", "evaluate.checkpoints={d: ~/d}", "evaluate.prompt=~/e"
     )
     assert (config.root, config.data.train_dir, config.data.val_dir) == (
-        "/home/somebody/lab", "/home/somebody/a", "/home/somebody",
+        "/users/somebody/lab", "/users/somebody/a", "/users/somebody",
     )  # fmt: skip
-    assert config.code == ("/home/somebody/b.py",)
-    assert config.parents == {"film": {"default": "/home/somebody/c"}}
-    assert config.evaluate.checkpoints == {"d": "/home/somebody/d"}
+    assert config.code == ("/users/somebody/b.py",)
+    assert config.parents == {"film": {"default": "/users/somebody/c"}}
+    assert config.evaluate.checkpoints == {"d": "/users/somebody/d"}
     assert config.evaluate.prompt == "~/e", "a prompt is no path"
-    assert film_flow(root="~/lab").root == "/home/somebody/lab", "in a file too"
+    assert film_flow(root="~/lab").root == "/users/somebody/lab", "in a file too"
     assert film_flow("root=s3://a/~/b").root == "s3://a/~/b"
 
 

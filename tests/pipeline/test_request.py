@@ -129,10 +129,10 @@ def test_a_root_that_only_one_pod_has_is_refused() -> None:
 
 def test_a_checkpoint_that_only_one_machine_has_is_refused() -> None:
     """All of them at once; what lies below the root, in a store, or on a claim that is mounted is no such."""
-    own = ["parents.film.default=/home/me/runs/a/backbone", "evaluate.checkpoints={old: file:///home/me/old}"]
+    own = ["parents.film.default=/users/me/runs/a/backbone", "evaluate.checkpoints={old: file:///users/me/old}"]
     with pytest.raises(ConfigError) as caught:
         ask(overrides=json.dumps(own))
-    for words in (own[0], "evaluate.checkpoints.old=file:///home/me/old", "a path of this machine"):
+    for words in (own[0], "evaluate.checkpoints.old=file:///users/me/old", "a path of this machine"):
         assert words in str(caught.value)
     there = ["parents.film.default=/data/a", "cluster.mounts=[{mount_path: /data, claim: sets}]"]
     assert ask(overrides=json.dumps(there)).config.parents["film"]["default"] == "/data/a"
