@@ -67,6 +67,10 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+_AS_THEY_ARE = (str, int, bool, type(None))
+"""Most of what a metadata file holds; asked for first, since thousands of tensors stand in one."""
+
+
 def canonical_json(value: Any) -> str:
     """One text per value: sorted keys, no spaces, whole floats as integers (1.0 and 1 are the same setting).
 
@@ -74,6 +78,10 @@ def canonical_json(value: Any) -> str:
     """
 
     def normal(item: Any) -> Any:
+        if type(item) in _AS_THEY_ARE:
+            return item
+        if type(item) is dict:
+            return {k if type(k) is str else str(k): normal(v) for k, v in item.items()}
         if isinstance(item, float) and item.is_integer() and abs(item) < 2**53:
             return int(item)
         if isinstance(item, Mapping):

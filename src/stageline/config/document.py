@@ -6,8 +6,10 @@ YAML is read as its version 1.2 reads it, where 1.1 surprises: `on`, `off`, `yes
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -117,19 +119,26 @@ Dumper.add_implicit_resolver(_TAG + "float", _OURS["float"][0], list(_OURS["floa
 def parse_yaml(text: str, where: str) -> Any:
     """Parse one YAML document. `where` names it in the error, which lists every bad key."""
     try:
-        loader = _Loader(text)
-        try:
-            value = loader.get_single_data()
-        finally:
-            loader.dispose()
+        value, wrong = _parsed(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{where} is not YAML: {error}", remedy="mend the file; `stageline init` writes a valid one"
         ) from error
     faults = Faults(ConfigError, where, "mend these lines; `stageline init` writes a valid config")
-    faults.extend(loader.faults)
+    faults.extend(wrong)
     faults.raise_if_any()
-    return value
+    return copy.deepcopy(value)
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> tuple[Any, tuple[str, ...]]:
+    """(the value, what is wrong with its keys). Kept: a plan reads the config of the same checkpoint several times."""
+    loader = _Loader(text)
+    try:
+        value = loader.get_single_data()
+    finally:
+        loader.dispose()
+    return value, tuple(loader.faults)
 
 
 def compose_yaml(text: str) -> yaml.Node:
