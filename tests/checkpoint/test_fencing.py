@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,10 +60,26 @@ def start_old_writer(root: Path, pause_at: int) -> int:
     return pid
 
 
-@pytest.mark.parametrize("pause_at", range(1, 7))
-def test_a_writer_that_stood_still_longer_than_its_lease_commits_nothing(tmp_path: Path, pause_at: int) -> None:
-    old = start_old_writer(tmp_path, pause_at)
-    directory = StageDir(str(tmp_path), "a", "film")
+CHECKS = range(1, 7)
+
+
+@pytest.fixture(scope="module")
+def old_writers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, tuple[Path, int]]]:
+    """Check -> (root, process) of a writer that stands still after it. They stop at once, so that we wait for one."""
+    roots = {pause_at: tmp_path_factory.mktemp("old") for pause_at in CHECKS}
+    writers = {pause_at: (root, start_old_writer(root, pause_at)) for pause_at, root in roots.items()}
+    yield writers
+    for _, pid in writers.values():  # those that no test woke
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("pause_at", CHECKS)
+def test_a_writer_that_stood_still_longer_than_its_lease_commits_nothing(
+    old_writers: dict[int, tuple[Path, int]], pause_at: int
+) -> None:
+    root, old = old_writers[pause_at]
+    directory = StageDir(str(root), "a", "film")
     await_free(directory, 30, print, lambda: False)
     with StageLease.acquire(directory, "new") as lease:
         fence_leftovers(directory, lease)
@@ -71,6 +88,7 @@ def test_a_writer_that_stood_still_longer_than_its_lease_commits_nothing(tmp_pat
         new = writer.save(snapshot(7))
         os.kill(old, signal.SIGCONT)
         _, status = os.waitpid(old, 0)
+        del old_writers[pause_at]
         assert os.waitstatus_to_exitcode(status) == BusyError.exit_code
         lease.check()
         assert [ref.metadata.step for ref in directory.committed()] == [*before, 7]
@@ -115,7 +133,7 @@ def test_what_its_own_holder_left_needs_no_fence(directory: StageDir) -> None:
 
 
 def test_waiting_for_a_lease_says_so_once_and_ends_when_it_has_run_out(directory: StageDir) -> None:
-    StageLease.acquire(directory, "killed pod", 1.2, keep_renewed=False)
+    StageLease.acquire(directory, "killed pod", 0.8, keep_renewed=False)
     said: list[str] = []
     start = time.monotonic()
     await_free(directory, 30, said.append, lambda: False)

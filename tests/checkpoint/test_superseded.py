@@ -100,7 +100,7 @@ def test_a_full_disk_names_the_command_that_frees_it(directory: StageDir, monkey
     assert f"stageline checkpoint prune --superseded {directory.uri}" in caught.value.remedy
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25)
 @given(
     trainings=st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), min_size=1, max_size=6),
     unfinished=st.integers(0, 2),
@@ -178,7 +178,7 @@ def test_the_commands(directory: StageDir, capsys: pytest.CaptureFixture[str]) -
 DAMAGES = ("whole", "no file", "short", "metadata", "aside")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25)
 @given(states=st.lists(st.sampled_from(DAMAGES), min_size=1, max_size=6), finished=st.booleans())
 def test_the_newest_intact_one_is_found_under_any_damage(states: list[str], finished: bool) -> None:
     directory = StageDir(open_store(f"memory://{uuid.uuid4().hex}"), "a", "film")

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from stageline.errors import StoreError, StoreUnavailableError
+from stageline.jobs.cluster.follow import results
 from stageline.jobs.cluster.follow.results import ask_store
 
 
@@ -24,7 +25,8 @@ def test_the_answer_and_the_error_come_through():
         ask_store(refuse, lambda: False)
 
 
-def test_a_signal_is_handled_while_the_store_hangs_and_then_nobody_waits():
+def test_a_signal_is_handled_while_the_store_hangs_and_then_nobody_waits(monkeypatch):
+    monkeypatch.setattr(results, "LOOK_SECONDS", 0.4)
     hangs, handled = threading.Event(), []
     before = signal.signal(signal.SIGUSR1, lambda *_: handled.append(time.monotonic()))
     start = time.monotonic()

@@ -32,6 +32,7 @@ from stageline.telemetry import read_events
 
 SMALL = (
     *("data.num_train=8", "data.num_val=2", "evaluate.compare_film=false", "evaluate.num_panels=1"),
+    *("model.image_size=32", "data.image_size=32", "model.timesteps=1"),
     *("stage_overrides.backbone.trainer.max_steps=2", "stage_overrides.film.trainer.max_steps=2"),
     *("trainer.use_ema=false", "evaluate.weights=raw", "trainer.tensorboard=false"),
 )

@@ -56,7 +56,6 @@ def outside() -> dict[str, str]:
 def test_the_plan_is_shown_and_the_run_followed_to_its_end(backend: BackendServer, tmp_path: Path) -> None:
     backend.states = [
         run_state("RUNNING", prepare_data="RUNNING"),
-        run_state("RUNNING", prepare_data="SUCCEEDED", train_stage="RUNNING"),
         run_state("SUCCEEDED", prepare_data="SUCCEEDED", train_stage="SUCCEEDED"),
     ]
     done = submit(tmp_path, "--endpoint", backend.endpoint, "--service-account", "steps")

@@ -89,14 +89,29 @@ def step(config: RunConfig, folder: Path) -> tuple[str, str]:
     return decode(told), read_events(open_store(config.root).child("runs", "a"))[-1]["state"]
 
 
-def test_the_job_hashes_and_says_reused_or_made(mount: Path, tmp_path: Path) -> None:
+def test_the_job_hashes_says_reused_or_made_and_jobs_after_it_take_what_it_answered(
+    mount: Path, tmp_path: Path
+) -> None:
     config = config_of(tmp_path / "root")
+    root = open_store(config.root)
     item = make_plan(config)["prepare_data"]
     assert item.action == "depends"
     assert "not to be seen from here: sets/train/image" in item.reasons[0]
     assert "the job that prepares reads the sources and says reused or run" in item.reasons[0]
+    assert free_job(config, "prepare_data")[0].fingerprint == ""
+    with pytest.raises(DataMissingError, match="not to be seen from here"):
+        resolved_job(config, "backbone", root)
+    prospect = resolved_job(config, "prepare_data", root)
+    assert not prospect.result.finished()
     first, state = step(config, tmp_path)
     assert state == "done"
+    assert prospect.result.finished(), "an answer that was not there when the job was made"
+    assert not resolved_job(config, "prepare_data", root).result.finished(), "the next job has to answer anew"
+    answer = read_answer(root, config)
+    assert answer is not None
+    assert answer.reference == first
+    assert f"--data={first}" in resolved_job(config, "backbone", root, answer.reference).job.arguments
+    assert read_answer(root, config_of(tmp_path / "root", "run=b")) is None
     again, state = step(config, tmp_path)
     assert (again, state) == (first, "reused")
     assert make_plan(config)["prepare_data"].action == "depends", "nobody here can tell what the sources hold now"
@@ -106,24 +121,6 @@ def test_the_job_hashes_and_says_reused_or_made(mount: Path, tmp_path: Path) -> 
     assert f"--data={first}" in work.arguments(), "the steps after it get the reference"
     stage = make_plan(config)["backbone"]
     assert any("the job that prepares reads the sources" in reason for reason in stage.reasons)
-
-
-def test_a_job_that_is_submitted_after_it_takes_what_it_answered(mount: Path, tmp_path: Path) -> None:
-    config = config_of(tmp_path / "root")
-    root = open_store(config.root)
-    assert free_job(config, "prepare_data")[0].fingerprint == ""
-    with pytest.raises(DataMissingError, match="not to be seen from here"):
-        resolved_job(config, "backbone", root)
-    prospect = resolved_job(config, "prepare_data", root)
-    assert not prospect.result.finished()
-    reference, _ = step(config, tmp_path)
-    assert prospect.result.finished(), "an answer that was not there when the job was made"
-    assert not resolved_job(config, "prepare_data", root).result.finished(), "the next job has to answer anew"
-    answer = read_answer(root, config)
-    assert answer is not None
-    assert answer.reference == reference
-    assert f"--data={reference}" in resolved_job(config, "backbone", root, answer.reference).job.arguments
-    assert read_answer(root, config_of(tmp_path / "root", "run=b")) is None
 
 
 def test_who_prepares_must_see_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from stageline.errors import ConfigError
+from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.config.film_plan import decoder_channels, resolve_gate_stages
 from stageline.families.film_flow.model.film import gate_map, resize_junction
 from stageline.families.film_flow.model.junction_head import JunctionHead
@@ -27,9 +28,15 @@ def test_there_are_65_pairs() -> None:
 
 @pytest.fixture(scope="module")
 def ungated(build: Build, inputs: Any) -> dict[tuple[int, ...], torch.Tensor]:
-    """Output of the model without a gate, per subset of decoder stages."""
+    """Output of the model without a gate for the batch three times, per subset of decoder stages."""
     with torch.no_grad():
-        return {s: build(s)(*inputs.positional(), inputs.condition) for s in [(), *SUBSETS]}
+        return {s: build(s)(*thrice(inputs)) for s in [(), *SUBSETS]}
+
+
+def thrice(inputs: Any) -> tuple[Any, ...]:
+    """The batch three times as one."""
+    condition = ConditionBundle(inputs.condition.vec.repeat(3, 1), inputs.condition.present.repeat(3))
+    return (*(part.repeat(3, *(1,) * (part.dim() - 1)) for part in inputs.positional()), condition)
 
 
 @pytest.mark.parametrize("stages", SUBSETS, ids=str)
@@ -37,21 +44,22 @@ def test_gate_algebra(build: Build, inputs: Any, ungated: Any, stages: tuple[int
     """Acceptance check 13."""
     rng = torch.Generator().manual_seed(1)
     some = torch.rand(2, 1, 32, 32, generator=rng)
-    call = (*inputs.positional(), inputs.condition)
+    call = thrice(inputs)
+    each = torch.cat([torch.zeros_like(some), torch.ones_like(some), some])
     channels = decoder_channels(8, (1, 2, 3, 4))
     with torch.no_grad():
         for gate in (g for s, g in PAIRS if s == stages):
             model = build(stages, gate=gate)
             without = ungated[tuple(s for s in stages if s not in gate)]
-            assert torch.equal(model(*call, torch.zeros_like(some)), ungated[stages]), gate
-            assert torch.equal(model(*call, torch.ones_like(some)), without), gate
-            assert not torch.equal(model(*call, some), ungated[stages]), gate
+            off, full, partly = model(*call, each).split(2)
+            assert torch.equal(off, ungated[stages][:2]), gate
+            assert torch.equal(full, without[2:4]), gate
+            assert not torch.equal(partly, ungated[stages][4:]), gate
             model.schedule.set(gate=0.0)
-            assert torch.equal(model(*call, some), ungated[stages]), gate
-            assert torch.equal(build(stages, gate=gate, plan={"gate_value": 1.0})(*call, some), ungated[stages]), gate
-        explicit = build(stages, gate=stages)(*call, some)
+            assert torch.equal(model(*call, each), ungated[stages]), gate
+            assert torch.equal(build(stages, gate=gate, plan={"gate_value": 1.0})(*call, each), ungated[stages]), gate
         same = resolve_gate_stages("same_as_film", stages, channels)
-        assert torch.equal(build(stages, gate=same)(*call, some), explicit)
+        assert same == stages
 
 
 def test_gate_beyond_film_is_refused(build: Build) -> None:

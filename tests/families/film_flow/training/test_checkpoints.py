@@ -48,6 +48,7 @@ KEYS: dict[str, Any] = {
     "trainer.ema_decay": 0.5,
     # 6 samples in steps of 2: the film stage ends in the middle of its ramp.
     "model.film_ramp_epochs": 2,
+    "model.timesteps": 2,
 }
 
 
