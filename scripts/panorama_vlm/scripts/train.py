@@ -11,11 +11,14 @@ the same stage of this run). Nothing else is decided here; further `key=value` w
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
+from pathlib import Path
 
 from stageline.families.panorama_vlm.guide import (
     REFUSED_OPTIONS,
     check_config,
+    copies_results,
     refuse_dropped_parent,
     refuse_option,
     resume_overrides,
@@ -56,6 +59,9 @@ def main() -> int:
         return run_stageline(["plan", "-c", given.config, "--count", *chosen])
     code = run_stageline(["run", "-c", given.config, *chosen])
     write_stage_state(given.config, chosen)
+    if code == 0 and copies_results(given.config, chosen):
+        script = Path(__file__).with_name("eval.py")
+        code = subprocess.run([sys.executable, str(script), "--config", given.config, *chosen], check=False).returncode
     return code
 
 

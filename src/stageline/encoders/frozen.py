@@ -30,7 +30,7 @@ def load_part(loader: Callable[..., Any], folder: Path, what: str, **options: An
     MissingPartError where a package or a file is missing.
     """
     try:
-        with _without_bars():
+        with _quietly():
             return loader(str(folder), trust_remote_code=False, local_files_only=True, **options)
     except ImportError as error:
         part = "torchvision" if "torchvision" in str(error).lower() else "a package that is not installed"
@@ -46,15 +46,18 @@ def load_part(loader: Callable[..., Any], folder: Path, what: str, **options: An
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """transformers without its progress bars, which are no lines of ours and last a moment."""
+def _quietly() -> Iterator[None]:
+    """transformers without its progress bars, which are no lines of ours and last a moment, and without its table of
+    tensors, which are accounted for here."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -26,6 +28,7 @@ from stageline.checkpoint.layout import StageDir
 from stageline.errors import StagelineError
 from stageline.families import load_family, parse_config, raw_preset
 from stageline.families.panorama_vlm.config import FAMILY_CONFIG, STAGES, PanoramaVlmConfig
+from stageline.families.panorama_vlm.config.architectures import language_numbers, vision_numbers
 from stageline.families.panorama_vlm.data.tokenizer import save_tokenizer
 from stageline.families.panorama_vlm.model.assembly import load_externals
 from stageline.families.panorama_vlm.model.tower import packed, view_tokens
@@ -160,6 +163,74 @@ def test_faulty_folders_are_refused_by_name(tmp_path: Path, folders: Path, fault
 
     with pytest.raises(StagelineError, match=words):
         read()
+
+
+def in_hub_cache(cache: Path, folders: Path) -> None:
+    """The folders as a hub client keeps them, commits that point to blobs; branch `v1` of the tower is another one."""
+    for name, source, branch in (("tower", "siglip-tower", "v1"), ("qwen", "qwen", "main")):
+        repository = cache / f"models--org--{name}"
+        for place in ("blobs", "refs", f"snapshots/{COMMIT}"):
+            (repository / place).mkdir(parents=True)
+        (repository / "refs" / branch).write_text(COMMIT)
+        for file in (folders / source).iterdir():
+            shutil.copyfile(file, repository / "blobs" / file.name)
+            (repository / "snapshots" / COMMIT / file.name).symlink_to(f"../../blobs/{file.name}")
+
+
+COMMIT = "c0ffee" + 34 * "0"
+
+
+@pytest.mark.parametrize(
+    ("revision", "words"),
+    [
+        ("v1", ""),
+        (COMMIT, ""),
+        ("main", r"lacks revision 'main' of it \(which has of it: c0ffee000000\).*hf download org/tower"),
+        ("v1 pointer", "model.safetensors: a git-lfs pointer of"),
+        ("v1 missing", "they lack 1 tensors: post_layernorm.weight"),
+    ],
+)
+def test_models_by_name_and_revision_from_the_cache_of_a_hub_client(
+    tmp_path: Path, folders: Path, monkeypatch: pytest.MonkeyPatch, revision: str, words: str
+) -> None:
+    """Without a network; what the cache lacks, or what is no whole model there, is refused by name."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    in_hub_cache(tmp_path / "hub", folders)
+    revision, _, fault = revision.partition(" ")
+    file = tmp_path / "hub/models--org--tower/blobs/model.safetensors"
+    if fault == "pointer":
+        file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
+    elif fault == "missing":
+        kept = {name: value for name, value in load_file(file).items() if "post_layernorm.weight" not in name}
+        save_file(kept, file, metadata={"format": "pt"})
+    sizes = [json.loads((folders / name / "config.json").read_text()) for name in ("siglip-tower", "qwen")]
+    keys = (
+        *("model.profile=null", "model.vision_name=org/tower", "model.language_model_name=org/qwen"),
+        f"model.vision_config={json.dumps(vision_numbers(sizes[0]))}",
+        f"model.language_config={json.dumps(language_numbers(sizes[1]))}",
+    )
+    config = small(tmp_path / "root", *keys, f"model.vision_revision={revision}", "stages=[resampler]")
+    own = stage_config(config, STAGES["resampler"])
+
+    def read() -> dict[str, torch.Tensor]:
+        prepare_data(config)
+        model = load_family("panorama_vlm").build_model(own, STAGES["resampler"])
+        load_externals(own, STAGES["resampler"], model)
+        return dict(model.state_dict())
+
+    if words:
+        with pytest.raises(StagelineError) as refused:
+            read()
+        assert re.search(words, str(refused.value), re.DOTALL), refused.value
+        return
+    state = read()
+    for part, folder in (("vision", "siglip-tower"), ("language", "qwen")):
+        files = load_file(folders / folder / "model.safetensors")
+        own_names = [name for name in state if name.startswith(f"{part}.") and name != "language.lm_head.weight"]
+        assert own_names
+        for name in own_names:
+            assert torch.equal(state[name], files[name.removeprefix(f"{part}.")]), name
 
 
 def test_the_schedule_ends_with_the_last_step(tmp_path: Path, folders: Path) -> None:

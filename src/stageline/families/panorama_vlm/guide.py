@@ -20,7 +20,7 @@ from stageline.checkpoint.layout import resolve
 from stageline.checkpoint.metadata import ParentRecord
 from stageline.errors import CheckpointError, ConfigError, StagelineError
 from stageline.families import load_config
-from stageline.families.panorama_vlm.config import FAMILY_CONFIG
+from stageline.families.panorama_vlm.config import FAMILY_CONFIG, PanoramaVlmConfig
 from stageline.families.panorama_vlm.config.spellings import ALIASES
 from stageline.families.panorama_vlm.config.stages import STAGES
 from stageline.families.panorama_vlm.data.made import write_made
@@ -152,6 +152,13 @@ def refuse_dropped_parent(config: str, words: Sequence[str]) -> None:
 def _is_of_run(uri: str, run: str) -> bool:
     """Whether a parent's address, relative to the root or not, lies in a run."""
     return f"runs/{run}/" in uri
+
+
+def copies_results(config: str, words: Sequence[str]) -> bool:
+    """Whether the evaluation at a run's end is copied to the guide's results (`training.auto_eval.enabled`)."""
+    own = load_config(config, words)
+    assert isinstance(own, PanoramaVlmConfig)
+    return own.evaluate.auto and not FAMILY_CONFIG.selected(own)[-1].not_evaluated
 
 
 def run_stageline(words: Sequence[str], *, output: IO[str] | None = None, log: list[str] | None = None) -> int:

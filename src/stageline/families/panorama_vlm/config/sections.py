@@ -251,6 +251,6 @@ class EvaluateConfig(EvaluateBase):
     num_panels: int = Field(default=8, ge=0)
     """Predictions shown beside their picture."""
     auto: bool = operational(False)
-    """Whether the guide's own training script evaluates after the last stage."""
+    """Whether the guide's own training script copies the evaluation at the end of a run to its results."""
     results_dir: LocalPath = operational("results/eval_results")
     """Where the guide's own scripts copy finished evaluations to."""

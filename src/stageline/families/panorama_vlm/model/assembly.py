@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen3ForCausalLM
 
 from stageline.encoders.copies import external_folder
 from stageline.encoders.external import External
@@ -234,6 +233,8 @@ def load_externals(config: PanoramaVlmConfig, stage: Stage, model: nn.Module) ->
     load_tower(config, stage, model.vision)
     if model.language is None or config.model.is_tiny:
         return
+    from transformers import Qwen3ForCausalLM
+
     folder = external_folder(config, _external(config, stage, "language"))
     lm.check_language(_read_config(folder), config.model.language, str(folder / "config.json"))
     frozen = load_frozen(Qwen3ForCausalLM.from_pretrained, folder)

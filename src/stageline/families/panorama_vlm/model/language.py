@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from stageline.errors import ConfigError, Faults
 from stageline.families.panorama_vlm.config.architectures import LanguageShape, language_numbers
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from transformers import Qwen3Config, Qwen3ForCausalLM
 
     from stageline.families.panorama_vlm.config import PanoramaVlmConfig
     from stageline.stage import Stage
@@ -30,6 +30,8 @@ LORA_FOLDER = "lora_weights"
 
 def language_config(shape: LanguageShape) -> Qwen3Config:
     """transformers' config of a language model."""
+    from transformers import Qwen3Config
+
     return Qwen3Config(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
@@ -69,6 +71,8 @@ def build_language(config: Qwen3Config, attention: str) -> Qwen3ForCausalLM:
 
     attention: `auto` (sdpa), `sdpa`, `eager` or `flash_attention_2`.
     """
+    from transformers import Qwen3ForCausalLM
+
     config._attn_implementation = "sdpa" if attention == "auto" else attention
     return Qwen3ForCausalLM(config)
 

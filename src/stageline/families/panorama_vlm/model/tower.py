@@ -2,20 +2,24 @@
 
 The checkpoint's own `model_type` decides the class: fixed-resolution SigLIP2 checkpoints say `siglip` or
 `siglip_vision_model`, those with a variable number of patches (NaFlex) `siglip2` or `siglip2_vision_model`. State-dict
-names are transformers' own.
+names are transformers' own. It takes seconds to import, so it is imported where a tower is built.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Siglip2VisionConfig, Siglip2VisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from stageline.errors import ConfigError, Faults
 from stageline.families.panorama_vlm.config.architectures import VisionShape, vision_numbers
+
+if TYPE_CHECKING:
+    from transformers import Siglip2VisionConfig, Siglip2VisionModel, SiglipVisionConfig, SiglipVisionModel
+
+    Tower = SiglipVisionModel | Siglip2VisionModel
 
 FIXED = ("siglip", "siglip_vision_model")
 NAFLEX = ("siglip2", "siglip2_vision_model")
@@ -24,11 +28,11 @@ MEAN, STD = 0.5, 0.5
 TINY_SEED = 0
 """The tiny tower and the tiny language model are functions of this seed alone."""
 
-Tower = SiglipVisionModel | Siglip2VisionModel
-
 
 def tower_config(shape: VisionShape, kind: str) -> SiglipVisionConfig | Siglip2VisionConfig:
     """transformers' config of a tower. kind: `siglip` or `siglip2_naflex`."""
+    from transformers import Siglip2VisionConfig, SiglipVisionConfig
+
     sizes: dict[str, Any] = {
         "hidden_size": shape.hidden_size,
         "intermediate_size": shape.intermediate_size,
@@ -59,6 +63,8 @@ def check_tower(plain: Mapping[str, Any], shape: VisionShape, kind: str, where: 
 
 def build_tower(config: SiglipVisionConfig | Siglip2VisionConfig) -> Tower:
     """The tower of a config, randomly initialised, without the pooling head."""
+    from transformers import Siglip2VisionConfig, Siglip2VisionModel, SiglipVisionModel
+
     if isinstance(config, Siglip2VisionConfig):
         return Siglip2VisionModel(config)
     return SiglipVisionModel(config)
@@ -66,6 +72,8 @@ def build_tower(config: SiglipVisionConfig | Siglip2VisionConfig) -> Tower:
 
 def is_naflex(tower: nn.Module) -> bool:
     """Whether the tower reads patches instead of square pictures."""
+    from transformers import Siglip2VisionModel
+
     return isinstance(tower, Siglip2VisionModel)
 
 
