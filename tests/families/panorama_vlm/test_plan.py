@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from stageline.families import FAMILIES
+from stageline.cli import main
+from stageline.families import FAMILIES, raw_preset
 from stageline.plan import make_plan
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
@@ -77,15 +79,19 @@ def test_a_checkpoint_that_gives_nothing_is_refused(lab: Lab) -> None:
     assert "gives this stage nothing" in " ".join(item.reasons)
 
 
-def test_another_run_under_the_name_is_blocked_with_what_differs(lab: Lab, tmp_path: Path) -> None:
-    """Check 15: overlap 0 under the name of the run with overlap 0.5."""
+def test_another_run_under_the_name_is_blocked_with_what_differs(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Check 15: overlap 0 under the name of the run with overlap 0.5 ends with exit code 3."""
     from stageline.checkpoint.identity import claim_run
     from stageline.store import open_store
 
     claim_run(open_store(str(lab.root)), lab.config("run=half"), "test")
-    plan = make_plan(lab.config("run=half", "image_processing.overlap_ratio=0"))
-    text = " ".join(reason for item in plan.blocked for reason in item.reasons)
-    assert "image_processing.overlap_ratio: 0.5 -> 0" in text
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(raw_preset("panorama_vlm", "tiny")))
+    keys = ("run=half", f"root={lab.root}", "image_processing.overlap_ratio=0")
+    assert main(["plan", "-c", str(path), *keys]) == 3
+    assert "image_processing.overlap_ratio: 0.5 -> 0" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_later_stages_take_from_those_of_the_run(lab: Lab) -> None:

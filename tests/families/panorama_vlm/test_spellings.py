@@ -101,6 +101,7 @@ def test_reading_is_idempotent() -> None:
 
 
 def test_unknown_keys_are_refused_with_the_nearest() -> None:
+    """Check 24: packing of samples into one row is not offered, and its key is refused like any other."""
     raw = {
         **ROOMS,
         "models": {"resampler_typ": "mlp"},
@@ -108,6 +109,7 @@ def test_unknown_keys_are_refused_with_the_nearest() -> None:
         "training": {"stagse": ["vision"], "stage_configs": {"vision": {"bacth_size": 3, "patience": 2}}},
         "paths": {"run_dir": "runs", "cache_dir": "x"},
         "expriment": {"name": "x"},
+        "runtime": {"packing": True},
     }
     text = refused(raw)
     for words in (
@@ -119,6 +121,7 @@ def test_unknown_keys_are_refused_with_the_nearest() -> None:
         "paths.run_dir: E_UNKNOWN_KEY: unknown key; did you mean 'paths.runs_dir'?",
         "paths.cache_dir: E_REFUSED_KEY",
         "expriment: unknown key; did you mean 'experiment'?",
+        "runtime.packing: E_UNKNOWN_KEY",
     ):
         assert words in text, words
 
