@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stageline.cli import main
+from stageline.errors import PlanError
 from stageline.families import FAMILIES, raw_preset
 from stageline.plan import make_plan
 
@@ -82,7 +83,7 @@ def test_a_checkpoint_that_gives_nothing_is_refused(lab: Lab) -> None:
 def test_another_run_under_the_name_is_blocked_with_what_differs(
     lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Check 15: overlap 0 under the name of the run with overlap 0.5 ends with exit code 3."""
+    """Check 15: overlap 0 under the name of the run with overlap 0.5 ends with an exit code of its own."""
     from stageline.checkpoint.identity import claim_run
     from stageline.store import open_store
 
@@ -90,7 +91,7 @@ def test_another_run_under_the_name_is_blocked_with_what_differs(
     path = tmp_path / "config.yaml"
     path.write_text(json.dumps(raw_preset("panorama_vlm", "tiny")))
     keys = ("run=half", f"root={lab.root}", "image_processing.overlap_ratio=0")
-    assert main(["plan", "-c", str(path), *keys]) == 3
+    assert main(["plan", "-c", str(path), *keys]) == PlanError.exit_code
     assert "image_processing.overlap_ratio: 0.5 -> 0" in " ".join(capsys.readouterr().out.split())
 
 

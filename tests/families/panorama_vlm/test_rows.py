@@ -168,7 +168,7 @@ def test_the_limit_of_the_quarantine(tmp_path: Path) -> None:
     check_quarantine(table, "quarantine", 0.03)
     with pytest.raises(DataError, match=r"(?s)3 of 100 rows.*3\.0%.*row 98: missing.*gone\.jpg") as caught:
         check_quarantine(table, "quarantine", 0.02)
-    assert caught.value.exit_code == 6
+    assert caught.value.exit_code == DataError.exit_code
     with pytest.raises(DataError, match="3 of 100 rows"):
         check_quarantine(table, "error", 0.5)
     with pytest.raises(DataError, match="1 of 1 rows"):
