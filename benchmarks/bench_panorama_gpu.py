@@ -179,7 +179,7 @@ def show_scans(clock: Clock) -> None:
             inputs[0].requires_grad_()
 
             def run(backend: Any, given: list[Tensor], last: Tensor) -> Tensor:
-                y = ssd(*given, last, 128, backend=backend).y
+                y = ssd(*given, D=last, chunk_size=128, backend=backend).y
                 (given[0].grad,) = torch.autograd.grad(y.float().square().sum(), given[0])
                 return y.detach().float()
 
