@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stageline.store import Store
 
 __all__ = ["Cast", "Comparison", "Evaluation", "External", "Family", "FamilyConfig", "ParameterGroup", "Parent"]
-__all__ += ["PredictedFile", "Progress", "SampleKey", "Samples", "Split", "StageTask", "Words", "Workspace"]
+__all__ += ["PredictedFile", "Progress", "Proposal", "SampleKey", "Samples", "Split", "StageTask", "Words", "Workspace"]
 
 SampleKey = tuple[int, int]
 """(epoch, index): what the training set is asked for; augmentation is a function of it and the seed."""
@@ -55,6 +55,18 @@ class Parent:
     role: str
     stage: str
     facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A config for a user's own data.
+
+    raw: as it would stand in a file.  told: what was found and chosen, one sentence each; those that begin with
+    `warning:` are to be looked at.
+    """
+
+    raw: Mapping[str, Any]
+    told: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -118,6 +130,10 @@ class FamilyConfig:
         JSON value; of numbers the ratio is told, so what is predicted stands beside what was measured.
         config, stage: the checkpoint's own.  measured: by the evaluation, {} where nothing was.
     words: names of modes, metrics and pictures for people.
+    step_seconds(config, stage): seconds of one optimizer step on one CPU thread, as measured somewhere, for a plan
+        before anything was recorded; None where nobody measured.
+    propose(folder, preset): a config for the pictures in a folder, from a raw preset (None: the family's own choice);
+        reads headers and a few files, writes nothing. None where the family has no folders of pictures.
     """
 
     name: str
@@ -146,6 +162,8 @@ class FamilyConfig:
     )
     compared: Callable[[Any, Stage, Mapping[str, float]], Mapping[str, Any]] = lambda _config, _stage, _measured: {}
     words: Words = Words()
+    step_seconds: Callable[[Any, Stage], float | None] = lambda _config, _stage: None
+    propose: Callable[[Path, str | None], Proposal] | None = None
 
     def selected(self, config: RunConfig) -> tuple[Stage, ...]:
         """The stages of this run, in the family's order; ConfigError with every fault of the keys that name stages."""

@@ -104,13 +104,18 @@ def test_only_files_that_are_read_otherwise_than_before_have_a_rule(tmp_path: Pa
 
 def test_names_go_together_by_a_pattern() -> None:
     drive = find_pattern([f"{n}_training" for n in range(21, 41)], [f"{n}_manual1" for n in range(21, 41)])
-    assert drive == NamePattern("*_training", "*_manual1")
-    assert find_pattern(["img_1", "img_2", "img_7"], ["1_mask", "2_mask", "7_mask"]) == NamePattern("img_*", "*_mask")
+    assert drive == NamePattern((("*_training", "*_manual1"),))
+    assert find_pattern(["img_1", "img_2", "img_7"], ["1_mask", "2_mask", "7_mask"]) == NamePattern(
+        (("img_*", "*_mask"),)
+    )
     assert find_pattern(["a", "b"], ["c", "d"]) is None
     parsed = NamePattern.parse("*_training -> *_manual1")
     assert (parsed.key("image", "21_training"), parsed.key("label", "21_manual1")) == ("21", "21")
     assert parsed.key("image", "21_test") is None
-    assert NamePattern.parse("*_mask") == NamePattern("*", "*_mask")
+    both = NamePattern.parse("*_training -> *_manual1 | *_test -> *_manual1")
+    assert (both.key("image", "21_test"), both.images_of("3_manual1")) == ("21", ["3_training", "3_test"])
+    assert NamePattern.parse(both.text) == both
+    assert NamePattern.parse("*_mask") == NamePattern((("*", "*_mask"),))
 
 
 def test_names_are_grouped_by_what_stands_before_the_first_number() -> None:

@@ -14,6 +14,7 @@ from guards import HANG_SECONDS
 from stageline.checkpoint.identity import claim_run
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.checkpoint.metadata import METADATA_NAME
+from stageline.cli.tables import duration, show_plan
 from stageline.config import RunConfig
 from stageline.errors import ConfigError
 from stageline.plan import Plan, make_plan
@@ -37,6 +38,27 @@ def test_an_empty_root_runs_everything_in_order(lab: Lab) -> None:
     assert "never recorded" in text(plan, "backbone")
     assert plan["backbone"].steps == 80
     assert plan["film"].steps == 250
+
+
+def test_a_first_run_has_an_estimate_that_is_marked_and_a_recorded_pace_takes_its_place(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = lab.config("trainer.accelerator=cpu")
+    plan = make_plan(config)
+    backbone, film = plan["backbone"], plan["film"]
+    assert backbone.seconds is not None
+    assert film.seconds == pytest.approx(backbone.seconds * 250 / 80)
+    assert (backbone.is_estimate, film.is_estimate) == (True, True)
+    show_plan(plan)
+    assert f"~{duration(backbone.seconds)}" in capsys.readouterr().out
+    assert [note for note in plan.notes if note.startswith("expected with ~")]
+    assert backbone.to_json()["expected_is_estimate"] is True
+    double = make_plan(lab.config("trainer.accelerator=cpu", "trainer.batch_size=16"))["backbone"].seconds
+    assert double == pytest.approx(2 * backbone.seconds)
+    assert make_plan(lab.config("trainer.accelerator=cuda"))["backbone"].seconds is None
+    lab.commit(config, "backbone", step=4, final=False)
+    again = make_plan(config)
+    assert (again["backbone"].is_estimate, again["film"].is_estimate) == (False, True)
 
 
 def test_finished_stages_are_reused_with_their_digest(lab: Lab) -> None:

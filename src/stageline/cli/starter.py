@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
 from stageline.config import ClusterConfig, RunConfig, canonical_json, key_of
-from stageline.errors import StagelineError
-from stageline.families import parse_config
+from stageline.errors import ConfigError, StagelineError
+from stageline.families import FAMILIES, family_config, parse_config, raw_preset
 
 WIDTH = 100
 CLUSTER = """\
@@ -27,11 +28,36 @@ CLUSTER = """\
 """What stands for the section `cluster` where a preset states none of it: all its keys would be a third of the file."""
 
 
-def starter_yaml(config: RunConfig, preset: str) -> str:
-    """Commented YAML of a preset's config."""
+def starter_config(family: str | None, preset: str | None, data: Path | None) -> tuple[RunConfig, str, tuple[str, ...]]:
+    """(config, where it comes from, what was found) of a starter: of a preset, or for a folder of one's own pictures.
+
+    ConfigError for a family that is not named, and for one without picture folders: it names its guide.
+    """
+    if data is None:
+        if family is None:
+            raise ConfigError(
+                f"no family given; there are {', '.join(FAMILIES)}",
+                remedy="say --family NAME, or --data DIR of pictures",
+            )
+        preset = preset or "tiny"
+        return parse_config(raw_preset(family, preset), where=f"preset {preset!r}"), f"preset {preset}", ()
+    chosen = family_config(family or next(name for name in FAMILIES if family_config(name).propose))
+    if chosen.propose is None:
+        raise ConfigError(
+            f"family {chosen.name!r} reads no folders of pictures",
+            remedy=f"`stageline guide {chosen.name} DIR` lays out its guide, which says what its data are",
+        )
+    if preset is not None:
+        raw_preset(chosen.name, preset)  # refuses one that does not exist
+    found = chosen.propose(data, preset)
+    return parse_config(dict(found.raw), where=f"config for {str(data)!r}"), f"for the pictures in {data}", found.told
+
+
+def starter_yaml(config: RunConfig, origin: str) -> str:
+    """Commented YAML of a config. origin: where it comes from, in words."""
     stated = json.loads(config.model_dump_json(exclude_unset=True, by_alias=True))
     lines = [
-        f"# stageline config: family {config.family}, preset {preset}.",
+        f"# stageline config: family {config.family}, {origin}.",
         "# Keys behind `#` show the defaults. `stageline run -c FILE section.key=value` overrides what stands here.",
         "",
         *_section(config, {"family": config.family, **stated}, 0, type(config).SPELLINGS.second_names),
@@ -94,4 +120,4 @@ def _check_round_trip(text: str, config: RunConfig) -> None:
 
     again = parse_config(parse_yaml(text, "starter config"), where="starter config")
     if canonical_json(again.model_dump(mode="json")) != canonical_json(config.model_dump(mode="json")):
-        raise StagelineError("the starter config does not read back as the preset it was made from")
+        raise StagelineError("the starter config does not read back as the config it was made from")

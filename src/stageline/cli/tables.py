@@ -49,7 +49,7 @@ def show_plan(plan: Plan) -> None:
             Text(item.action, style=COLOURS[item.action]),
             _steps(item.steps, item.from_step),
             _parameters(item.parameters),
-            duration(item.seconds) if item.seconds is not None else "",
+            f"{'~' if item.is_estimate else ''}{duration(item.seconds)}" if item.seconds is not None else "",
             why,
         )
     out = console()

@@ -37,21 +37,32 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
-    family: Annotated[str, typer.Option(help="Model family.", show_default=False)],
-    preset: Annotated[str, typer.Option(help="A preset of the family.")] = "tiny",
+    family: Annotated[
+        str | None, typer.Option(help="Model family; with --data that of picture folders.", show_default=False)
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="A preset of the family; none is `tiny`, with --data its own.", show_default=False),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder of your own pictures: the config is made for them.", show_default=False
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path("stageline.yaml"),
 ) -> None:
-    """Write a commented starter config."""
-    from stageline.cli.configuration import raw_preset
-    from stageline.cli.starter import starter_yaml
+    """Write a commented starter config, of a preset or for a folder of your own pictures."""
+    from stageline.cli.starter import starter_config, starter_yaml
     from stageline.errors import ConfigError
-    from stageline.families import parse_config
 
     if output.exists():
         raise ConfigError(f"{str(output)!r} exists and is left alone", remedy="name another file with -o")
-    config = parse_config(raw_preset(family, preset), where=f"preset {preset!r}")
+    config, origin, told = starter_config(family, preset, data)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(starter_yaml(config, preset), encoding="utf-8")
+    output.write_text(starter_yaml(config, origin), encoding="utf-8")
+    for line in told:
+        print(line)
     print(f"wrote {output}; next: stageline plan -c {output}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from stageline.errors import ConfigError
@@ -23,37 +23,57 @@ def same_name(name: str) -> str:
 class NamePattern:
     """How names of images and labels go together: what stands for `*` is equal.
 
-    image, label: one `*` each, compared with names without suffix.
+    rules: (image, label) with one `*` each, compared with names without suffix; the first that fits counts.
     """
 
-    image: str = "*"
-    label: str = "*"
+    rules: tuple[tuple[str, str], ...] = (("*", "*"),)
 
     @classmethod
     def parse(cls, text: str | None) -> NamePattern:
-        """`*_training -> *_manual1`, or `*_mask` where images have the bare name. ConfigError for anything else."""
+        """`*_training -> *_manual1`, or `*_mask` where images have the bare name; several with ` | ` between them.
+
+        ConfigError for anything else.
+        """
         if not text:
             return cls()
-        parts = [same_name(part.strip()) for part in text.split("->")]
-        if len(parts) > 2 or any(part.count("*") != 1 for part in parts):
-            raise ConfigError(
-                f"data.label_pattern {text!r}: expected one `*` on each side",
-                remedy="say '*_training -> *_manual1', or '*_mask' where images have the bare name",
-            )
-        return cls(*parts) if len(parts) == 2 else cls("*", parts[0])
+        rules = []
+        for rule in text.split("|"):
+            parts = [same_name(part.strip()) for part in rule.split("->")]
+            if len(parts) > 2 or any(part.count("*") != 1 for part in parts):
+                raise ConfigError(
+                    f"data.label_pattern {text!r}: expected one `*` on each side",
+                    remedy="say '*_training -> *_manual1', or '*_mask' where images have the bare name",
+                )
+            rules.append((parts[0], parts[1]) if len(parts) == 2 else ("*", parts[0]))
+        return cls(tuple(rules))
 
     @property
     def text(self) -> str:
         """As it is written in a config."""
-        return f"{self.image} -> {self.label}" if self.image != "*" else self.label
+        return " | ".join(f"{image} -> {label}" if image != "*" else label for image, label in self.rules)
 
     def key(self, part: str, name: str) -> str | None:
-        """What stands for `*` in a name; None where it does not fit. part: `image` or `label`."""
-        before, after = (self.image if part == "image" else self.label).split("*")
+        """What stands for `*` in a name; None where it fits no rule. part: `image` or `label`."""
         name = same_name(name)
-        if not (name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after)):
-            return None
-        return name[len(before) : len(name) - len(after)]
+        for image, label in self.rules:
+            before, after = (image if part == "image" else label).split("*")
+            if name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after):
+                return name[len(before) : len(name) - len(after)]
+        return None
+
+    def images_of(self, label: str) -> list[str]:
+        """The names that the image of a label may have."""
+        name = same_name(label)
+        found = []
+        for rule in self.rules:
+            key = NamePattern((rule,)).key("label", name)
+            found += [] if key is None else [rule[0].replace("*", key)]
+        return found
+
+
+def joined(patterns: Iterable[NamePattern]) -> NamePattern:
+    """One pattern with the rules of several."""
+    return NamePattern(tuple(dict.fromkeys(rule for pattern in patterns for rule in pattern.rules)))
 
 
 def find_pattern(images: Collection[str], labels: Collection[str]) -> NamePattern | None:
@@ -65,7 +85,7 @@ def find_pattern(images: Collection[str], labels: Collection[str]) -> NamePatter
         return None
     (first, keys), (second, others) = (_around([same_name(n) for n in names]) for names in (images, labels))
     together = len(keys & others)
-    return NamePattern(first, second) if together >= 2 and 2 * together >= max(len(keys), len(others)) else None
+    return NamePattern(((first, second),)) if together >= 2 and 2 * together >= max(len(keys), len(others)) else None
 
 
 def _around(names: Sequence[str]) -> tuple[str, set[str]]:

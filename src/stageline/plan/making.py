@@ -12,6 +12,8 @@ from stageline.work.record import Item, Plan
 from stageline.work.stages import kept_note
 from stageline.work.work import StageWork
 
+ESTIMATED = "expected with ~: from rates measured on one thread of another CPU, training steps alone"
+
 
 def make_plan(config: RunConfig) -> Plan:
     """What a run of this config will do. ConfigError for stages, overrides or parents that do not exist."""
@@ -24,6 +26,8 @@ def make_plan(config: RunConfig) -> Plan:
     if not run.foreign:
         notes = run.family.summary(stage_config(config, last), last)
         notes += tuple(f"{item.name}: {note}" for item in items for note in item.notes)
+    if any(item.is_estimate for item in items):
+        notes += (ESTIMATED,)
     return Plan(run.family.name, config.run, run.run.uri, tuple(items), notes)
 
 

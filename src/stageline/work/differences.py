@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.checkpoint.metadata import CheckpointMetadata, is_continuable
 from stageline.config import RunConfig, once_counted
+from stageline.contract import FamilyConfig
 from stageline.errors import difference
-from stageline.stage import stage_settings
+from stageline.stage import Stage, stage_settings
 
 
 def changes(
@@ -85,6 +87,17 @@ def expected_seconds(metadata: CheckpointMetadata, steps: int | None, from_step:
     if steps is None or pace is None:
         return None
     return max(steps - from_step, 0) * pace
+
+
+def estimated_seconds(family: FamilyConfig, config: RunConfig, stage: Stage, steps: int | None) -> float | None:
+    """Seconds for all steps by what the family measured once; None where nobody measured, and on a GPU.
+
+    config: the stage's own.
+    """
+    accelerator = config.trainer.accelerator
+    has_gpu = accelerator == "cuda" or (accelerator == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
+    pace = None if has_gpu else family.step_seconds(config, stage)
+    return None if steps is None or pace is None else steps * pace
 
 
 def divergence(metadata: CheckpointMetadata, metric: str) -> str:

@@ -35,7 +35,7 @@ class Item:
     sections: role -> what becomes of each section of that parent's tensors.
     reference: what is reused or continued, as `<uri>@sha256:<digest>`.
     parameters: tensor elements {"trained": n, "total": n}; recorded by an earlier run, or counted.
-    seconds: expected duration, from the pace an earlier run recorded.
+    seconds: expected duration, from the pace an earlier run recorded.  is_estimate: from rates measured elsewhere.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Item:
     sections: Mapping[str, Sequence[Inheritance]] = field(default_factory=dict)
     parameters: Mapping[str, int] | None = None
     seconds: float | None = None
+    is_estimate: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -67,6 +68,7 @@ class Item:
             "sections": {role: [section.to_json() for section in found] for role, found in self.sections.items()},
             "parameters": dict(self.parameters) if self.parameters is not None else None,
             "expected_seconds": round(self.seconds, 1) if self.seconds is not None else None,
+            "expected_is_estimate": self.is_estimate,
         }
 
 

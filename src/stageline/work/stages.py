@@ -18,6 +18,7 @@ from stageline.work.differences import (
     changed_fields,
     changes,
     divergence,
+    estimated_seconds,
     expected_seconds,
     recorded_parameters,
 )
@@ -79,7 +80,8 @@ def decide_selected(run: RunDecision, stage: Stage) -> StageWork:
         steps=steps,
         recorded=recorded,
         parameters=recorded_parameters(recorded) if recorded else None,
-        seconds=expected_seconds(recorded, steps, 0) if recorded else None,
+        seconds=expected_seconds(recorded, steps, 0) if recorded else estimated_seconds(run.family, own, stage, steps),
+        is_estimate=recorded is None,
     )
     if found.waiting or found.undecided or digests.unknown or work.inputs is None:
         return _undecided(work, found.waiting, found.undecided, digests.unknown)

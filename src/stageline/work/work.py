@@ -46,7 +46,7 @@ class Work:
     faults: why it is blocked, as errors.
     data: what is known of the run's data.
     reference: of the finished result, or of the checkpoint to continue; "" for none.
-    seconds: expected duration, None where nothing was ever recorded.
+    seconds: expected duration, None where nothing was ever recorded or measured.
     """
 
     item: str
@@ -115,6 +115,7 @@ class StageWork(Work):
     extends: stage fingerprint of the finished, shorter training that it goes on from; "" for none.
     steps: of the whole stage; None while the number of samples is unknown.  from_step: where it goes on.
     parameters: tensor elements that an earlier run recorded.
+    is_estimate: whether `seconds` come from rates measured elsewhere, since nothing was recorded here.
     waiting: why a parent or the data have to be made first.
     recorded: what its directory last saved.
     diverged: a sentence where the finished stage is worth nothing; "" else.
@@ -131,6 +132,7 @@ class StageWork(Work):
     steps: int | None = None
     from_step: int = 0
     parameters: Mapping[str, int] | None = None
+    is_estimate: bool = False
     waiting: tuple[str, ...] = ()
     recorded: CheckpointMetadata | None = None
     diverged: str = ""
@@ -195,6 +197,7 @@ class StageWork(Work):
             sections=self.sections,
             parameters=self.parameters,
             seconds=self.seconds,
+            is_estimate=self.is_estimate and bool(self.seconds),
         )
 
 

@@ -302,5 +302,5 @@ def test_every_key_has_a_sentence() -> None:
 def test_the_family_is_in_the_table() -> None:
     record = family_config("film_flow")
     assert record.config is FilmFlowConfig
-    assert set(record.presets) == {"tiny", "xca", "octa500"}
+    assert set(record.presets) == {"tiny", "folder-small", "xca", "octa500"}
     assert len(dotted_fields(FilmFlowConfig)) > 100

@@ -1,4 +1,5 @@
-"""Starter configs of film_flow: `tiny` learns the prompted trees in a minute, `xca` and `octa500` have published sizes.
+"""Starter configs of film_flow: `tiny` learns the prompted trees in a minute, `folder-small` is for one's own pictures
+on a laptop or one GPU, `xca` and `octa500` have published sizes.
 
 Raw mappings, as they would stand in a file; only what differs from the defaults.
 """
@@ -36,6 +37,40 @@ _TINY: dict[str, Any] = {
         "ema_decay": 0.98,
     },
     "stage_overrides": {"backbone": {"trainer.max_steps": 80}, "film": {"trainer.max_steps": 250}},
+}
+
+_FOLDER_SMALL: dict[str, Any] = {
+    "family": "film_flow",
+    "run": "mine",
+    "stages": ["backbone"],
+    "model": {
+        "arch_name": "filmflow_concat",
+        "image_size": 96,
+        "model_channels": 16,
+        "channel_mult": [1, 2, 3, 4],
+        "attn_resolutions": [],
+        "prediction": "endpoint",
+        "timesteps": 4,
+        "use_sliding_infer": True,
+        "use_vlm_film": False,
+    },
+    "data": {
+        "name": "folder",
+        "train_dir": "data/mine/train",
+        "val_dir": "data/mine/val",
+        "image_size": 96,
+        "num_samples_per_image": 16,
+    },
+    "trainer": {
+        "batch_size": 8,
+        "max_steps": 1500,
+        "validate_every_steps": 300,
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-4,
+        "schedule": "onecycle",
+        "warmup_fraction": 0.1,
+        "ema_decay": 0.99,
+    },
 }
 
 _PAPER_TRAINER: dict[str, Any] = {
@@ -86,6 +121,7 @@ def _angiography(run: str, image_size: int, attention: list[int], crops: int, ba
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "tiny": _TINY,
+    "folder-small": _FOLDER_SMALL,
     "xca": _angiography("xca", 320, [80, 40], crops=16, batch_size=6),
     "octa500": _angiography("octa500", 224, [56, 28], crops=8, batch_size=8),
 }

@@ -31,7 +31,7 @@ class DataConfig(DataSettings):
     """Folder of the labels below those."""
     label_pattern: str | None = added(None)
     """How labels are named where it is not as their images: `*_mask`, or `*_training -> *_manual1`; what stands for `*`
-    is equal. null: the same name, whatever the suffix."""
+    is equal, ` | ` stands between several. null: the same name, whatever the suffix."""
     val_names: tuple[str, ...] = added(())
     """Where train_dir and val_dir are one folder: names (`p03*`, without suffix) of the pictures for validation."""
     test_names: tuple[str, ...] = added(())

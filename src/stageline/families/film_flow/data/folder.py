@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stageline.data.names import find_pattern, same_name
-from stageline.data.pictures import MAX_PIXELS, SUFFIXES, PictureFile, Pixels, as_pixels, pictures_by_stem, read_file
+from stageline.data.names import NamePattern, find_pattern, joined, same_name
+from stageline.data.pictures import (
+    MAX_PIXELS,
+    SUFFIXES,
+    PictureFile,
+    Pixels,
+    as_pixels,
+    list_pictures,
+    pictures_by_stem,
+    read_file,
+)
 from stageline.errors import DataError, Faults
 from stageline.families.film_flow.data.layout import Layout
 from stageline.families.film_flow.data.pictures import label_of
@@ -46,56 +55,72 @@ class ReadPair:
     label: PictureFile
 
 
-def pair_files(layout: Layout, faults: Faults) -> list[Pair]:
-    """The pairs of all splits in order; unmatched names and splits without files are noted in `faults`."""
+def pair_files(layout: Layout, faults: Faults, splits: Collection[str] | None = None) -> list[Pair]:
+    """The pairs of all splits in order; unmatched names and splits without files are noted in `faults`.
+
+    splits: which; None is all.
+    """
     pairs: list[Pair] = []
+    patterns: dict[str, NamePattern] = {}
     for split, root in layout.roots.items():
+        if splits is not None and split not in splits:
+            continue
         if not root.is_dir():
             faults.add(f"{str(root)!r}: no such folder (data.{split}_dir)")
             continue
         images, labels = (_by_key(layout, split, part, faults) for part in ("image", "label"))
-        lone, orphans = sorted(images.keys() - labels.keys()), sorted(labels.keys() - images.keys())
-        if not _add_pattern(root, images, labels, faults):
-            faults.extend(f"{str(images[key])!r}: no label of that name" for key in lone)
-            faults.extend(f"{str(labels[key])!r}: no image of that name" for key in orphans)
+        lone, orphans = images.keys() - labels.keys(), labels.keys() - images.keys()
+        pattern = find_pattern({images[key].stem for key in lone}, {labels[key].stem for key in orphans})
+        if pattern is None:
+            faults.extend(f"{str(images[key])!r}: no label of that name" for key in sorted(lone))
+            faults.extend(f"{str(labels[key])!r}: no image of that name" for key in sorted(orphans))
+        else:
+            patterns[split] = pattern
         if not images and not labels and (root / layout.image).is_dir():
             held = f" that belong to {split}: data.{split}_names" if layout.names else ""
             faults.add(f"{str(root)!r}: no picture files in {layout.image}/ and {layout.label}/{held}")
         both = sorted(images.keys() & labels.keys())
         pairs += [Pair(split, images[key].stem, images[key], labels[key]) for key in both]
+    if patterns:
+        _add_pattern(layout, patterns, faults)
     return pairs
 
 
 def _by_key(layout: Layout, split: str, part: str, faults: Faults) -> dict[str, Path]:
     """The files of one part of a split by what pairs them."""
-    found = {}
+    found: dict[str, Path] = {}
     folder = layout.roots[split] / (layout.image if part == "image" else layout.label)
+    pictures = layout.image_names(split)
     for name, path in pictures_by_stem(folder, faults).items():
         key = layout.pattern.key(part, name)
-        picture = layout.picture_name(part, name)
-        if part == "image" and len(layout.names) > 1 and len(layout.splits_of(picture)) > 1:
-            faults.add(f"{str(path)!r}: fits the names of {' and '.join(layout.splits_of(picture))}")
+        owners = layout.splits_of(split, name) if part == "image" else []
+        if len(owners) > 1:
+            faults.add(f"{str(path)!r}: fits the names of {' and '.join(owners)}")
         elif key is None:
             faults.add(f"{str(path)!r}: does not fit data.label_pattern {layout.pattern.text!r}")
-        elif layout.holds(split, picture):
+        elif not layout.holds(split, part, name, pictures):
+            continue
+        elif key in found:
+            faults.add(f"{str(path)!r}: {key!r} stands twice by data.label_pattern (also {found[key].name!r})")
+        else:
             found[key] = path
     return found
 
 
-def _add_pattern(root: Path, images: Mapping[str, Path], labels: Mapping[str, Path], faults: Faults) -> bool:
-    """One fault instead of many where names without a partner would go together by a pattern."""
-    lone = {path.stem for key, path in images.items() if key not in labels}
-    orphans = {path.stem for key, path in labels.items() if key not in images}
-    pattern = find_pattern(lone, orphans)
-    if pattern is None:
-        return False
-    by_key = {pattern.key("image", name): name for name in lone}
-    label = next(path for path in sorted(labels.values()) if pattern.key("label", path.stem) in by_key)
-    renamed = by_key[pattern.key("label", label.stem)] + label.suffix
-    found = f"{len(lone)} images are named {pattern.image!r} and {len(orphans)} labels {pattern.label!r}"
-    remedy = f"say data.label_pattern='{pattern.image} -> {pattern.label}', or rename the labels"
-    faults.add(f"{str(root)!r}: {found}; {remedy}: {label.name!r} to {renamed!r} and so on")
-    return True
+def _add_pattern(layout: Layout, patterns: Mapping[str, NamePattern], faults: Faults) -> None:
+    """One fault instead of many where names without a partner would go together by a pattern. patterns: by split."""
+    found, renamed = [], ""
+    for split, pattern in patterns.items():
+        images, labels = (
+            {key: path for path in list_pictures(folder) if (key := pattern.key(part, path.stem)) is not None}
+            for part, folder in zip(("image", "label"), layout.folders(split), strict=True)
+        )
+        key = min(images.keys() & labels.keys())
+        renamed = renamed or f"{labels[key].name!r} to {images[key].stem + labels[key].suffix!r}"
+        ((image, label),) = pattern.rules
+        found.append(f"{str(layout.roots[split])!r}: images are named {image!r} and labels {label!r}")
+    text = " | ".join(f"{image} -> {label}" for image, label in joined(patterns.values()).rules)
+    faults.add(f"{'; '.join(found)}: say data.label_pattern='{text}', or rename the labels: {renamed} and so on")
 
 
 def read_pair(pair: Pair, channels: int, max_pixels: int = MAX_PIXELS) -> ReadPair:
@@ -124,9 +149,9 @@ def _size(pixels: NDArray[np.generic]) -> str:
     return f"{pixels.shape[0]} x {pixels.shape[1]} pixels (height x width)"
 
 
-def list_pairs(layout: Layout) -> list[Pair]:
-    """The pairs of all splits in order, by their names alone; what has no partner is left out."""
-    return pair_files(layout, Faults(DataError, "image folders", REMEDY))
+def list_pairs(layout: Layout, splits: Collection[str] | None = None) -> list[Pair]:
+    """The pairs of all splits in order, by their names alone; what has no partner is left out. splits: None is all."""
+    return pair_files(layout, Faults(DataError, "image folders", REMEDY), splits)
 
 
 def check_folders(
@@ -140,9 +165,8 @@ def check_folders(
     only: the splits whose files are read; of the others the names count. None is all.
     """
     faults = Faults(DataError, "image folders", REMEDY)
-    wanted = {split: root for split, root in layout.roots.items() if only is None or split in only}
-    others = {split: root for split, root in layout.roots.items() if split not in wanted}
-    pairs, named = pair_files(replace(layout, roots=wanted), faults), list_pairs(replace(layout, roots=others))
+    wanted = {split for split in layout.roots if only is None or split in only}
+    pairs, named = pair_files(layout, faults, wanted), list_pairs(layout, layout.roots.keys() - wanted)
     faults.found = list(dict.fromkeys(faults.found))  # of splits that share a folder
     owners = {path.resolve(): pair.split for pair in named for path in (pair.image, pair.label)}
     for number, pair in enumerate(pairs):

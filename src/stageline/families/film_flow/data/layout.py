@@ -6,7 +6,7 @@ A split has a folder of its own (`train/image`, `train/label`), or several split
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -47,28 +47,34 @@ class Layout:
         """Image and label folder of a split; none where it has none."""
         return (self.roots[split] / self.image, self.roots[split] / self.label) if split in self.roots else ()
 
-    def splits_of(self, name: str) -> list[str]:
-        """The splits whose patterns a picture's name fits, `train` where it fits none."""
-        name = same_name(name)
-        return [s for s, patterns in self.names.items() if any(fnmatchcase(name, p) for p in patterns)] or ["train"]
+    def splits_of(self, split: str, name: str) -> list[str]:
+        """The splits that a picture in a split's folder belongs to by its name: `train` where it fits no pattern."""
+        root, name = self.roots[split], same_name(name)
+        sharing = [other for other in self.names if self.roots.get(other) == root]
+        if not sharing or list(self.roots.values()).count(root) == 1:
+            return [split]
+        return [s for s in sharing if any(fnmatchcase(name, pattern) for pattern in self.names[s])] or ["train"]
 
-    def holds(self, split: str, name: str) -> bool:
-        """Whether a picture of a split's folder belongs to that split."""
-        return not self.names or self.splits_of(name) == [split]
+    def image_names(self, split: str) -> set[str]:
+        """Names of what lies in the image folder of a split."""
+        folder = self.folders(split)[0]
+        return {same_name(path.stem) for path in folder.iterdir()} if folder.is_dir() else set()
 
-    def picture_name(self, part: str, name: str) -> str:
-        """The name of the picture that a file belongs to; its own where it fits no pattern. part: image or label."""
-        key = self.pattern.key(part, name)
-        return name if key is None else self.pattern.image.replace("*", key)
+    def holds(self, split: str, part: str, name: str, images: Collection[str]) -> bool:
+        """Whether a file of a split's folder belongs to that split; a label that has no image belongs to all.
+
+        part: image or label.  name: without suffix.  images: `image_names` of the split.
+        """
+        names = [name] if part == "image" else [n for n in self.pattern.images_of(name) if n in images]
+        return not names or any(self.splits_of(split, found) == [split] for found in names)
 
     def files(self, split: str) -> list[Path]:
         """The files of a split that are there."""
-        found = []
+        found: list[Path] = []
+        images = self.image_names(split) if split in self.roots else set()
         for part, folder in zip(("image", "label"), self.folders(split), strict=False):
             if folder.is_dir():
                 found += [
-                    file
-                    for file in folder.iterdir()
-                    if file.is_file() and self.holds(split, self.picture_name(part, file.stem))
+                    file for file in folder.iterdir() if file.is_file() and self.holds(split, part, file.stem, images)
                 ]
         return found
