@@ -99,13 +99,13 @@ def test_preparing_tells_what_it_read_and_warns(make_config, make_folder, tmp_pa
         "padded": 0,
     }
     told = dict(facts["told"])
-    assert told["pictures"] == "4 (png 3, tif 1)"
+    assert told["pictures"] == "4: png (3), tif (1)"
     assert told["foreground"].endswith("of all pixels, 0.0% to 100.0% per label")
     inverted, grey = facts["warnings"]
     assert inverted.startswith("1 of 4 labels are foreground for more than half (turned 100%)")
     assert grey.startswith("1 of 4 pictures have colour and are read as grey")
     first = capsys.readouterr().err
-    assert "prepare: train: pictures 4 (png 3, tif 1); height x width 40 x 48 4; depth" in first
+    assert "prepare: train: pictures 4: png (3), tif (1); height x width 40 x 48 (4); depth" in first
     assert f"prepare: warning: train: {inverted}" in first
     noted = json.loads((tmp_path / "runs" / config.run / "data.json").read_text())
     assert noted["train"] == {"told": facts["told"], "warnings": facts["warnings"]}

@@ -204,12 +204,13 @@ def _split(layout: Layout, pairs: list[Pair], faults: Faults) -> tuple[Layout, l
     patterns = _patterns(sorted(chosen), groups)
     roots = {**layout.roots, "val": layout.roots["train"]}
     found = replace(layout, roots=roots, names={"val": patterns})
-    what = "groups of names" if len(groups) < len(train) else "pictures"
+    are_groups = len(groups) < len(train)
+    of = f", {len(chosen)} of {len(groups)} groups of names," if are_groups else ""
+    shown = ", ".join(patterns[:4]) + (", ..." if len(patterns) > 4 else "")
     told = [
-        f"no folder for validation: {len(names)} of {len(train)} pictures, {len(chosen)} of {len(groups)} {what}, are "
-        f"set apart by data.val_names: {', '.join(patterns[:4])}{', ...' if len(patterns) > 4 else ''}"
+        f"no folder for validation: {len(names)} of {len(train)} pictures{of} are set apart by data.val_names: {shown}"
     ]
-    if what == "pictures":
+    if not are_groups:
         told.append("warning: names do not tell which pictures are of one patient; those must be in one split")
     split = [replace(pair, split="val") if pair.name in names else pair for pair in pairs]
     return found, split, told + _shared_groups(split)

@@ -68,7 +68,7 @@ class FilesRead:
             shown = _counts({_size(size): count for size, count in sizes})
         shares = [share for share, _ in self._shares()]
         told = [
-            ["pictures", f"{sum(self.formats.values())} ({_counts(dict(sorted(self.formats.items())))})"],
+            ["pictures", f"{sum(self.formats.values())}: {_counts(dict(sorted(self.formats.items())))}"],
             ["height x width", shown],
             ["depth", _counts({f"{bits} bit": count for bits, count in sorted(self.bits.items())})],
             ["channels", _counts({"grey": self.colours[1], "colour": self.colours[3]})],
@@ -112,5 +112,5 @@ def _size(size: tuple[int, int]) -> str:
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    """`png 3, jpg 1`, without those of which there are none."""
-    return ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+    """`png (3), jpg (1)`, without those of which there are none."""
+    return ", ".join(f"{name} ({count})" for name, count in counts.items() if count)
