@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from stageline.checkpoint.usercode import OF_STAGES, SECTIONS, Section
 from stageline.config import RunConfig
 from stageline.data.splits import Progress, Split
+from stageline.data.told import Proposal
 from stageline.encoders.external import External
 from stageline.layers.parameter_groups import ParameterGroup
 from stageline.stage import Inheritance, Stage, Stages, Trains
@@ -55,18 +56,6 @@ class Parent:
     role: str
     stage: str
     facts: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A config for a user's own data.
-
-    raw: as it would stand in a file.  told: what was found and chosen, one sentence each; those that begin with
-    `warning:` are to be looked at.
-    """
-
-    raw: Mapping[str, Any]
-    told: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,31 @@
-"""What a family tells people of the data it prepared: counts and warnings of each split, noted in the run. No torch.
+"""What a family tells people of data: of those it prepared, noted in the run, and of those it makes a config for.
 
-They stand in the facts of a split's manifest, `told` as pairs of words and text and `warnings` as sentences; a run has
-them in `data.json`, from which the report shows them.
+Counts and warnings of prepared splits stand in the facts of a split's manifest, `told` as pairs of words and text and
+`warnings` as sentences; a run has them in `data.json`, from which the report shows them. No torch.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from stageline.store import Store
 
 DATA = "data.json"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A config for a user's own data.
+
+    raw: as it would stand in a file.  told: what was found and chosen, one sentence each; those that begin with
+    `warning:` are to be looked at.
+    """
+
+    raw: Mapping[str, Any]
+    told: tuple[str, ...]
 
 
 def note_told(run: Store, splits: Mapping[str, Mapping[str, Any]]) -> list[str]:
