@@ -29,7 +29,7 @@ Exports = Callable[[Mapping[str, Tensor]], Mapping[str, Content]]
 """Own tensors on the CPU -> key of a derived file -> its bytes, or tensors for a safetensors file."""
 
 RESERVED = frozenset({METADATA_NAME, CLAIM_NAME, CONFIG_FILE, ASIDE_NAME, "best.ckpt", "last.ckpt", "lease.json"})
-FOLDERS = frozenset({CHECKPOINTS, "training", "model", "ema", "tensorboard", "failures"})
+FOLDERS = frozenset({CHECKPOINTS, "training", "model", "ema", "tensorboard", "wandb", "failures"})
 """First parts of keys that are ours, in a step directory or in a stage directory."""
 
 

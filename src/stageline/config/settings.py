@@ -109,6 +109,9 @@ class TrainerConfig(Settings):
     metrics_port: int = operational(0, ge=0, le=65535)
     """Port of `/metrics`; 0 serves none. A port that is taken costs the endpoint, never the run."""
     tensorboard: bool = operational(True)
+    loggers: tuple[Literal["csv", "mlflow", "wandb"], ...] = operational(())
+    """Experiment trackers that get the scalars too: csv writes `scalars.csv` in the stage directory, the others need
+    their package and take address and key from the environment."""
     process_group_timeout_seconds: int = operational(600, ge=10)
     """How long a rank waits for the others before it calls them lost."""
     shutdown_timeout_seconds: int = operational(120, ge=1)

@@ -1,4 +1,5 @@
-"""One place through which the loop tells what happened: events, `/metrics`, TensorBoard and the person watching.
+"""One place through which the loop tells what happened: events, `/metrics`, TensorBoard, experiment trackers and the
+person watching.
 
 Only rank 0 has one that writes; the others hold a recorder that writes nowhere.
 """
@@ -6,12 +7,13 @@ Only rank 0 has one that writes; the others hold a recorder that writes nowhere.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stageline.telemetry import EventLog, MetricsEndpoint
+from stageline.trainer.loggers import Loggers
 from stageline.trainer.progress import ProgressView, StepClock
 
 if TYPE_CHECKING:
@@ -47,12 +49,15 @@ class Recorder:
         metrics: MetricsEndpoint | None = None,
         tensorboard: SummaryWriter | None = None,
         view: ProgressView | None = None,
+        open_loggers: Callable[[Callable[[str], None]], Loggers] | None = None,
     ) -> None:
+        """open_loggers: opens the experiment trackers, given whom they tell what goes wrong."""
         self._events = events
         self._metrics = metrics
         self._tensorboard = tensorboard
         self._view = view
         self._clock = StepClock()
+        self._loggers = None if open_loggers is None else open_loggers(self.warn)
         if metrics is not None and metrics.warning:
             self.warn(metrics.warning)
 
@@ -174,7 +179,7 @@ class Recorder:
         )
 
     def close(self) -> None:
-        for sink in (self._view, self._tensorboard, self._metrics, self._events):
+        for sink in (self._loggers, self._view, self._tensorboard, self._metrics, self._events):
             if sink is not None:
                 sink.close()
 
@@ -186,6 +191,8 @@ class Recorder:
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
+        if self._loggers is not None:
+            self._loggers.log(values, step)
 
 
 def open_tensorboard(folder: Path | None, step: int) -> SummaryWriter | None:

@@ -6,8 +6,9 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from stageline import __version__
@@ -33,6 +34,7 @@ from stageline.telemetry import (
 )
 from stageline.trainer.assembly import Parts
 from stageline.trainer.interruption import StopRequest
+from stageline.trainer.loggers import Loggers, Tracked
 from stageline.trainer.parameters import count_parameters
 from stageline.trainer.progress import ProgressView
 from stageline.trainer.recorder import Recorder, open_tensorboard
@@ -103,6 +105,7 @@ class Session:
             metrics=MetricsEndpoint(settings.metrics_port, family=work.family.name, stage=work.stage.name),
             tensorboard=open_tensorboard(store.local_path("tensorboard") if settings.tensorboard else None, step),
             view=ProgressView(work.stage.name, steps),
+            open_loggers=partial(_open_loggers, work, step) if settings.loggers else None,
         )
         for damaged in self.aside:
             self.recorder.event("set_aside", uri=damaged.uri, reason=damaged.reason)
@@ -175,3 +178,16 @@ def make_provenance(
         image=build.image,
         command=redact(command),
     )
+
+
+def _open_loggers(work: StageWork, step: int, warn: Callable[[str], None]) -> Loggers:
+    """The experiment trackers that the config names. step: where the stage begins or goes on."""
+    tracked = Tracked(
+        run=work.config.run,
+        stage=work.stage.name,
+        family=work.family.name,
+        fingerprint=work.fingerprint,
+        step=step,
+        settings=redact(stage_settings(work.config)),
+    )
+    return Loggers(work.config.trainer.loggers, work.stage_dir.store, tracked, warn)

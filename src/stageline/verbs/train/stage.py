@@ -28,6 +28,7 @@ from stageline.stage import num_epochs, num_steps
 from stageline.store import Reference, open_store
 from stageline.trainer.assembly import Parts, assemble, cast_frozen
 from stageline.trainer.interruption import StopRequest
+from stageline.trainer.loggers import check_loggers
 from stageline.trainer.loop import FitResult, fit
 from stageline.trainer.memory import memory_advice
 from stageline.trainer.order import make_order
@@ -87,6 +88,7 @@ def train_stage(
         refuse_blocked(work)
         own = work.config
         refuse_settings(own.trainer, has_cuda=torch.cuda.is_available())
+        check_loggers(own.trainer.loggers)
         _refuse_in_process(work)
         refuse_undecided(work)
         session.work = work
