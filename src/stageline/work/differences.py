@@ -70,7 +70,8 @@ def changed_parents(recorded: CheckpointMetadata, parents: Mapping[str, Checkpoi
         old = recorded.parents[role].content[:12] if role in recorded.parents else "from scratch"
         new = parents[role].content[:12] if role in parents else "from scratch"
         if old != new:
-            lines.append(f"parent {role}: {old} -> {new}")
+            named = f" ({recorded.parents[role].uri})" if role in recorded.parents and role not in parents else ""
+            lines.append(f"parent {role}: {old}{named} -> {new}")
     return lines
 
 

@@ -104,7 +104,7 @@ def test_the_same_stage_goes_on_and_a_later_one_is_refused() -> None:
     assert guide.resume_overrides(config, [], VISION, weights_only=False) == []
     with pytest.raises(ConfigError, match="comes after 'vision'") as refused:
         guide.resume_overrides(config, [], RESAMPLER, weights_only=False)
-    assert "--resume-mode weights" in str(refused.value)
+    assert "--stage resampler,finetune" in str(refused.value)  # vision takes no weights either
 
 
 @pytest.mark.usefixtures("inside")

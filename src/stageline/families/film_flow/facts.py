@@ -97,11 +97,14 @@ def _rule(resume: Comparison, seed: Comparison, evaluate: Comparison) -> dict[st
 
 _FILM: dict[str, Comparison] = _rule("equal", "report", "equal")
 """A parent without FiLM, or with other decoder stages, may seed (`inherit` says how); nothing else may differ."""
+_OF_FILM: dict[str, Comparison] = _rule("equal", "report_both", "equal")
+"""The same of what a parent without FiLM does not have."""
 FACT_RULES: dict[str, dict[str, Comparison]] = {
     "vlm_film_trained_stages": _rule("equal", "report", "equal"),
-    "plan_fingerprint": _rule("equal", "report", "report"),
-    **dict.fromkeys(("apply_point", "head_variant", "gate_stages", "gate_value", "vlm_scope"), _FILM),
-    **dict.fromkeys(("cond_source", "cond_encoder", "cond_features", "cond_dim", "junction_head"), _FILM),
+    "plan_fingerprint": _rule("equal", "report_both", "report"),
+    **dict.fromkeys(("gate_stages", "gate_value", "junction_head"), _FILM),
+    **dict.fromkeys(("apply_point", "head_variant", "vlm_scope"), _OF_FILM),
+    **dict.fromkeys(("cond_source", "cond_encoder", "cond_features", "cond_dim"), _OF_FILM),
 }
 """Facts that are not named here must be equal for every verb. An ablation is `evaluate.film_active`, never another list
 of trained decoder stages."""

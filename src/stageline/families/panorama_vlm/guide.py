@@ -96,7 +96,8 @@ def resume_overrides(config: str, words: Sequence[str], path: str, *, weights_on
     if not weights_only and order.index(stage) > order.index(first.name):
         raise ConfigError(
             f"{path} is of stage {stage!r}, which comes after {first.name!r}, the first stage that is asked for",
-            remedy="ask for a later stage with --stage, or start from its weights with --resume-mode weights",
+            remedy="ask for later stages with --stage"
+            + (", or start from its weights with --resume-mode weights" if first.parents else " resampler,finetune"),
         )
     if not weights_only and stage == first.name:
         if found.metadata.run != own.run:
