@@ -19,7 +19,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 
 from stageline.checkpoint.layout import StageDir
-from stageline.config import apply_overrides
 from stageline.data.tables import csv_rows
 from stageline.families import parse_config, raw_preset
 from stageline.families.panorama_vlm.config import PanoramaVlmConfig
@@ -46,7 +45,7 @@ def make_config(root: Path, kind: str, views: int, rows: str) -> PanoramaVlmConf
     raw["data"] = {"name": "csv", "csv_train": [rows], "csv_val": [rows], "csv_test": [rows]}
     own = (f"root={root}", f"run={kind}-{views}", f"model.resampler_type={kind}")
     keys = [*SETTINGS, *own, f"image_processing.overlap_ratio={OVERLAPS[views]}"]
-    return parse_config(apply_overrides(raw, keys, PanoramaVlmConfig.SPELLINGS.of))
+    return parse_config(raw, keys)
 
 
 def learn(config: PanoramaVlmConfig) -> tuple[float, float, float, int, int]:
