@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from stageline.data.features import FeatureStore
 from stageline.data.pod_cache import StoredFiles
 from stageline.data.reading import SplitReader
 from stageline.data.splits import SplitManifest
@@ -28,8 +28,11 @@ def vector(name: str, size: int = 16) -> np.ndarray:
     return np.random.default_rng(int(name[:8], 16)).standard_normal(size, dtype=np.float32)
 
 
-def make(names: Sequence[str]) -> Iterable[tuple[str, Any]]:
-    return ((name, vector(name)) for name in names)
+def write_features(store: FeatureStore, names: Iterable[str], shard_bytes: int = 1 << 20) -> None:
+    """Add made features to a store."""
+    with store.writer(shard_bytes=shard_bytes) as writer:
+        for name in names:
+            writer.add(name, vector(name))
 
 
 class CountingStore(Store):

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from stageline.errors import DataError, DiskFullError
 from stageline.store import Store, open_store
 from stageline.store.locks import LOCK
 
-from .case import PARTS, CountingStore, make, named, read_count, vector
+from .case import PARTS, CountingStore, named, read_count, vector, write_features
 
 FLOATS = st.sampled_from(["float32", "float16"]).flatmap(
     lambda kind: arrays_of.arrays(np.dtype(kind), arrays_of.array_shapes(min_dims=0, min_side=0, max_side=4))
@@ -77,7 +76,7 @@ def test_bfloat16_keeps_its_bits(place: Store) -> None:
 def test_another_key_is_another_folder(tmp_path: Path) -> None:
     root = open_store(tmp_path)
     first = FeatureStore.open(root, PARTS)
-    first.fill([named(0)], make)
+    write_features(first, [named(0)])
     first.note({"resize": "none"})
     for parts in ({**PARTS, "owner": "b" * 64}, {**PARTS, "settings": {"views": 9}}):
         assert FeatureStore.open(root, parts).missing([named(0)]) == [named(0)]
@@ -155,7 +154,7 @@ def test_two_ranks_of_a_node_fetch_once(s3_environment: str, tmp_path: Path, mon
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     root = open_store(f"s3://stageline-test/{tmp_path.name}")
     store = FeatureStore.open(root, PARTS)
-    store.fill([named(number) for number in range(50)], make)
+    write_features(store, [named(number) for number in range(50)])
     sizes = {info.key: info.size for info in store.folder.list()}
     for rank in run_ranks(READ, root.uri, str(tmp_path / "log")):
         rank.communicate(timeout=HANG_SECONDS)
@@ -166,82 +165,70 @@ def test_two_ranks_of_a_node_fetch_once(s3_environment: str, tmp_path: Path, mon
     assert not list((tmp_path / f"stageline-data-{os.getuid()}").glob(f"*{LOCK}"))
 
 
-FILL = """
-import sys, time
+WRITE = """
+import sys
 sys.path.insert(0, sys.argv[1])
 from tests.data.case import PARTS, named, vector
 from stageline.data.features import FeatureStore
 from stageline.store import open_store
-from stageline.store.locks import LOCK
-store = FeatureStore.open(open_store(sys.argv[2]), PARTS)
 print("ready", flush=True)
 sys.stdin.readline()
-def make(names):
-    for name in names:
-        time.sleep(0.002)
-        print(name, flush=True)
-        yield name, vector(name)
-store.fill([named(number) for number in range(300)], make)
+with FeatureStore.open(open_store(sys.argv[2]), PARTS).writer(shard_bytes=16384) as writer:
+    for number in range(300):
+        writer.add(named(number), vector(named(number)))
+        if number == 150:
+            print("half", flush=True)
+            sys.stdin.readline()
 assert "torch" not in sys.modules
 """
 
 
-def test_processes_that_fill_at_once_make_each_feature_once(place: Store) -> None:
-    place_on_disk = place.local_path() is not None
-    made: list[str] = []
-    for rank in run_ranks(FILL, place.uri, count=3 if place_on_disk else 2):
-        made += rank.communicate(timeout=HANG_SECONDS)[0].splitlines()
+def test_processes_that_write_the_same_at_once_do_no_harm(place: Store) -> None:
+    for rank in run_ranks(WRITE, place.uri):
+        rank.communicate(timeout=HANG_SECONDS)
         assert rank.returncode == 0
     names = [named(number) for number in range(300)]
-    assert sorted(made) == sorted(names)
     store = FeatureStore.open(place, PARTS)
     assert store.missing(names) == []
-    assert store.fill(names, make) == 0
+    assert len(store) == 300
     for name in names:
         np.testing.assert_array_equal(store.read(name), vector(name))
 
 
-def test_what_a_killed_process_finished_is_kept_and_the_rest_is_made_by_another(tmp_path: Path) -> None:
-    (rank,) = run_ranks(FILL, str(tmp_path), count=1)
+def test_what_a_killed_process_wrote_is_kept(tmp_path: Path) -> None:
+    (rank,) = run_ranks(WRITE, str(tmp_path), count=1)
     assert rank.stdout is not None
-    seen = [rank.stdout.readline().strip() for _ in range(150)]
+    assert rank.stdout.readline() == "half\n"
     rank.send_signal(signal.SIGKILL)
     rank.communicate(timeout=HANG_SECONDS)
     store = FeatureStore.open(open_store(tmp_path), PARTS)
     names = [named(number) for number in range(300)]
     left = store.missing(names)
-    assert 300 - 150 <= len(left) < 300, "whole shares were committed"
-    assert set(left) >= set(names) - set(seen)
-    assert store.fill(names, make) == len(left)
+    assert 0 < 300 - len(left) < 300, "whole shards were committed"
+    assert left == names[-len(left) :]
+    write_features(store, left)
     assert store.missing(names) == []
 
 
-def test_a_maker_that_forgets_some_is_refused(tmp_path: Path) -> None:
-    store = FeatureStore.open(open_store(tmp_path), PARTS)
-    names = [named(number) for number in range(4)]
-    with pytest.raises(DataError, match="1 of 4 features were not made"):
-        store.fill(names, lambda ids: list(make(ids))[1:])
-    with pytest.raises(DataError, match="nobody asked for"):
-        store.fill(names[:1], lambda _: [(names[1], vector(names[1]))])
+def test_what_others_wrote_is_known_after_a_look(tmp_path: Path) -> None:
+    store, other = (FeatureStore.open(open_store(tmp_path), PARTS) for _ in range(2))
+    write_features(other, [named(0)])
+    assert other.has(named(0))
+    assert not store.has(named(0))
+    store.refresh()
+    assert store.has(named(0))
 
 
-def test_no_room_is_refused_after_the_first_feature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = FeatureStore.open(open_store(tmp_path), PARTS)
     free = store.folder.free_bytes()
     assert free is not None
     with pytest.raises(DiskFullError, match="features have no room"), store.writer(free * 2):
         pass
-    asked: list[str] = []
-
-    def large(names: Sequence[str]) -> Iterable[tuple[str, Any]]:
-        for name in names:
-            asked.append(name)
-            yield name, np.zeros(1 << 20, np.float32)
-
-    monkeypatch.setattr(type(store.folder), "free_bytes", lambda _: 100 << 20)
-    with pytest.raises(DiskFullError, match=f"{40 * 4 << 20} bytes of features"):
-        store.fill([named(number) for number in range(40)], large)
-    assert len(asked) == 1
+    monkeypatch.setattr(type(store.folder), "free_bytes", lambda _: 100)
+    with pytest.raises(DiskFullError, match="features have no room"):
+        write_features(store, [named(number) for number in range(4)])
+    assert len(store) == 0
 
 
 def damage(store: FeatureStore, how: str) -> None:
@@ -270,7 +257,7 @@ def readable(store: FeatureStore, name: str) -> bool:
 def test_damaged_features_are_missing_and_made_again(place: Store, tmp_path: Path, monkeypatch: Any, how: str) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     names = [named(number) for number in range(4)]
-    FeatureStore.open(place, PARTS).fill(names, make)
+    write_features(FeatureStore.open(place, PARTS), names)
     damage(FeatureStore.open(place, PARTS), how)
     store = FeatureStore.open(place, PARTS)
     if how == "bit":
@@ -280,7 +267,7 @@ def test_damaged_features_are_missing_and_made_again(place: Store, tmp_path: Pat
     lost = store.missing(names)
     assert len(lost) == (1 if how == "bit" and place.local_path() is not None else 4)
     assert store.damaged
-    assert store.fill(names, make) == len(lost)
+    write_features(store, lost)
     for again in (store, FeatureStore.open(place, PARTS)):
         for name in names:
             np.testing.assert_array_equal(again.read(name), vector(name))
@@ -304,7 +291,7 @@ def test_damaged_features_are_missing_and_made_again(place: Store, tmp_path: Pat
 def test_an_index_is_hostile_until_it_was_checked(tmp_path: Path, change: dict[str, Any]) -> None:
     """With the right hash in its name it says what no writer of ours says: nothing is opened or allocated for it."""
     store = FeatureStore.open(open_store(tmp_path), PARTS)
-    store.fill([named(0)], make)
+    write_features(store, [named(0)])
     (name,) = [info.key for info in store.folder.list() if info.key.endswith(INDEX)]
     assert index_bytes(parse_index(store.folder.get(name)))[0] == name
     data = json.dumps({**json.loads(store.folder.get(name)), **change}).encode()
@@ -336,7 +323,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
 def test_a_store_travels_without_its_files_and_survives_a_fork(tmp_path: Path) -> None:
     store = FeatureStore.open(open_store(tmp_path), PARTS)
     names = [named(number) for number in range(100)]
-    store.fill(names, make)
+    write_features(store, names)
     store.read(names[0])
     sent = pickle.dumps(store)
     assert len(sent) < 2000

@@ -3,7 +3,6 @@
     cache/features/<key>/
       about.json               what the key stands for, and what whoever writes noted
       <sha256>.safetensors     arrays; with <sha256>.json, written after it, they count (`feature_files`)
-      filling/                 leases of the processes that are at it
 
 The key is a hash of what all entries have in common: the owner's content or the external's digest, and settings. An
 entry's id is the SHA-256 of what it was made from (a picture, a picture with its prompt), so that what is asked twice
@@ -16,17 +15,13 @@ pod, into the cache that prepared data use. Of each entry about 100 bytes are he
 from __future__ import annotations
 
 import json
-import math
-import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from stageline.checkpoint.lease import LEASE_NAME, StageLease
 from stageline.config import canonical_json, fingerprint
 from stageline.data.feature_files import (
     SCHEMA,
@@ -40,8 +35,7 @@ from stageline.data.feature_files import (
     refuse_wrong_ids,
 )
 from stageline.data.feature_table import FeatureTable
-from stageline.data.splits import Progress, silent
-from stageline.errors import BusyError, DataError, DiskFullError
+from stageline.errors import DataError, DiskFullError
 from stageline.store import NotFoundError, Store, open_store
 from stageline.store.scratch import scratch_folder
 
@@ -51,13 +45,6 @@ if TYPE_CHECKING:
 FEATURES = "cache/features"
 """Where the features of all keys lie below a root."""
 ABOUT = "about.json"
-FILLING = "filling"
-SHARE_ENTRIES, MOST_SHARES = 64, 64
-"""Processes that fill a store together divide it into shares of about so many entries, at most so many shares."""
-POLL_SECONDS = 0.5
-
-Make = Callable[[Sequence[str]], Iterable["tuple[str, Array | Tensor]"]]
-"""Some ids -> each with its feature, one after the other."""
 
 
 class FeatureStore:
@@ -166,63 +153,6 @@ class FeatureStore:
         with scratch_folder("features", local) as scratch, FeatureWriter(self, scratch, shard_bytes) as writer:
             yield writer
 
-    def fill(self, ids: Iterable[str], make: Make, progress: Progress = silent) -> int:
-        """Have all of these entries; returns how many were made here.
-
-        Processes that ask for the same at the same time (ranks, runs) take shares, each under a lease: one makes it,
-        the others go on with the next and wait at the end. What a process made before it died is kept; its share is
-        taken over by another. make: gives the features of some ids.
-        DataError where it does not give all of them; DiskFullError, after the first, where the rest has no room.
-        """
-        wanted = list(dict.fromkeys(ids))
-        missing, made = self.missing(wanted), 0
-        count = max(1, min(MOST_SHARES, math.ceil(len(wanted) / SHARE_ENTRIES)))
-        while missing:
-            progress(len(wanted) - len(missing), len(wanted), "computing features")
-            at_work = False
-            numbers = sorted({_share_of(name, count) for name in missing}, key=lambda n: (n - os.getpid()) % count)
-            for number in numbers:
-                with self._share(f"{count}-{number}") as held:
-                    if held:
-                        share = self.missing(name for name in missing if _share_of(name, count) == number)
-                        made += self._make(share, make, len(missing))
-                        at_work = True
-            missing = self.missing(missing)
-            if missing and not at_work:
-                progress(len(wanted) - len(missing), len(wanted), "waiting for features that another process computes")
-                time.sleep(POLL_SECONDS)
-        return made
-
-    def _make(self, ids: Sequence[str], make: Make, still: int) -> int:
-        """Make one share. still: entries that are missing in all of them."""
-        left = dict.fromkeys(ids)
-        if not left:
-            return 0
-        with self.writer() as writer:
-            for name, value in make(list(left)):
-                if name not in left:
-                    raise DataError(f"a feature was made for {name!r}, which nobody asked for")
-                if len(left) == len(ids):
-                    self.refuse_full(plain_value(name, value)[1].nbytes * still)
-                del left[name]
-                writer.add(name, value)
-        if left:
-            raise DataError(f"{len(left)} of {len(ids)} features were not made, among them {next(iter(left))!r}")
-        return len(ids)
-
-    @contextmanager
-    def _share(self, name: str) -> Iterator[bool]:
-        """Whether this process holds a share now. A lease that is lost costs work that is done twice, nothing else."""
-        place = _Share(self.folder.child(FILLING, name))
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(StageLease.acquire(place, "features"))
-            except BusyError:
-                yield False
-                return
-            yield True
-        place.store.delete(LEASE_NAME)
-
     def refuse_full(self, num_bytes: int) -> None:
         """DiskFullError where so many more bytes have no room in the store."""
         free = self.folder.free_bytes()
@@ -291,18 +221,3 @@ class FeatureWriter:
             self.flush()
         elif self._shard is not None:
             self._shard.close()
-
-
-@dataclass(frozen=True)
-class _Share:
-    """A part of the entries that one process at a time makes. store: where its lease lies."""
-
-    store: Store
-
-    @property
-    def uri(self) -> str:
-        return self.store.uri
-
-
-def _share_of(name: str, count: int) -> int:
-    return int(name[:8], 16) % count
