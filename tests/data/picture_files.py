@@ -62,10 +62,20 @@ def decoded(data: bytes) -> Array:
         return np.asarray(Image.open(io.BytesIO(data)))
 
 
-def jpeg_with(segment: bytes) -> bytes:
-    """A JPEG with an APP1 segment behind its start."""
+def decoded_without_segments(_: bytes) -> Array:
+    """What the same JPEG shows that nothing was put into."""
+    return decoded(saved(Image.fromarray(GREY), "JPEG", quality=95))
+
+
+def with_text(data: bytes) -> bytes:
+    """A PNG with a text behind its header whose checksum is wrong."""
+    return data[:33] + struct.pack(">I", 3) + b"tEXt" + b"a\0b" + bytes(4) + data[33:]
+
+
+def jpeg_with(segment: bytes, marker: int = 0xE1) -> bytes:
+    """A JPEG with an application's segment behind its start; APP1 is EXIF's."""
     plain = saved(Image.fromarray(GREY), "JPEG", quality=95)
-    return plain[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + plain[2:]
+    return plain[:2] + bytes([0xFF, marker]) + struct.pack(">H", len(segment) + 2) + segment + plain[2:]
 
 
 def exif(orientation: int) -> Image.Exif:
@@ -137,6 +147,8 @@ PICTURES: dict[str, tuple[str, Callable[[], bytes], Callable[[bytes], Array]]] =
     "exif-that-points-away": ("jpg", lambda: jpeg_with(b"Exif\0\0II*\0" + struct.pack("<I", 10**6)), decoded),
     "broken-exif-png": ("png", lambda: png(DEEP, colour=2, extra=b"MM\0*\xff\xff\xff\xff"), lambda _: DEEP),
     "broken-tiff-tags": ("tif", with_broken_tags, lambda _: GREY),
+    "broken-profile": ("jpg", lambda: jpeg_with(b"ICC_PROFILE\0", marker=0xE2), decoded_without_segments),
+    "broken-text": ("png", lambda: with_text(png(DEEP, colour=2)), lambda _: DEEP),
     "directory-that-points-away": ("tif", lambda: pointing_away(), lambda _: GREY),
     "two-colour-gif": ("gif", lambda: saved(Image.fromarray(HALF * 255), "GIF"), lambda _: HALF * 255),
 }  # fmt: skip

@@ -28,6 +28,7 @@ def test_a_picture_of_every_kind_has_the_right_pixels(tmp_path: Path, kind: str)
     resolved = found.pixels[..., 0] if pixels.ndim == 2 and found.pixels.ndim == 3 else found.pixels
     assert resolved.dtype == pixels.dtype
     np.testing.assert_array_equal(resolved, pixels)
+    assert (kind == "mpo") == any("camera" in note for note in found.notes)
     if "orientation" in kind:
         assert ["EXIF orientation" in note for note in found.notes] == [True]
 
@@ -91,7 +92,7 @@ def test_pixels_that_break_off_are_still_refused(tmp_path: Path, kind: str) -> N
 
 
 def test_only_files_that_are_read_otherwise_than_before_have_a_rule(tmp_path: Path) -> None:
-    before = {"rgb16-png", "rgb16-png-filtered", "rgba16-png", "grey-alpha16-png", "broken-exif-png"}
+    before = {"rgb16-png", "rgb16-png-filtered", "rgba16-png", "grey-alpha16-png", "broken-exif-png", "broken-text"}
     before |= {kind for kind in PICTURES if "16-tiff" in kind}
     for kind, (suffix, make, _) in PICTURES.items():
         path = write(tmp_path, f"{kind}.{suffix}", make())

@@ -7,17 +7,14 @@ colour with 16 bits per channel: such a file is decoded twice, the second time f
 
 from __future__ import annotations
 
-import io
-import struct
 import sys
 import threading
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,19 +26,12 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import PREFIXES, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from stageline.data.broken_metadata import DAMAGE, open_file
 from stageline.errors import DataError
 
 EXIF_ORIENTATION = 0x0112
 BITS_PER_SAMPLE, PLANAR_CONFIGURATION = 258, 284
 """TIFF tags: bits of each channel; whether channels lie in planes of their own (2)."""
-OF_PIXELS = frozenset(
-    {*range(254, 260), 262, 266, 273, 277, 278, 279, 284, 317, *range(320, 326), 338, 339, 347, 530, 532}
-)
-"""TIFF tags that pixels are decoded by."""
-TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
-"""Bytes of one value by its TIFF type."""
-CLASSIC = 42
-"""What marks a TIFF with 32-bit offsets."""
 Decoders = Mapping[bytes, type[ImageFile.ImageFile]]
 PHOTOGRAPHS: Decoders = {
     b"\xff\xd8\xff": JpegImageFile,
@@ -59,20 +49,6 @@ NAMES = {
     BmpImageFile: "BMP",
     GifImageFile: "GIF",
 }
-DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    OverflowError,
-    ArithmeticError,
-    AttributeError,
-    struct.error,
-    zlib.error,
-)
-"""What decoders raise on files that break off or contradict themselves."""
 LIMIT = threading.RLock()
 """Held while Pillow's own limit is lifted."""
 DEEP = ("RGB;16", "RGBA;16", "RGBX;16", "RGBa;16", "LA;16")
@@ -153,7 +129,7 @@ def open_picture(
             raise PictureError(path, "not_an_image", f"begins with {start[:8]!r}, expected {expected}")
         file.seek(0)
         try:
-            with known[0](_mended(file) if known[0] is TiffImageFile else file) as opened:
+            with open_file(known[0], file) as opened:
                 width, height = opened.size
                 if max_pixels is not None and width * height > max_pixels:
                     limit = f"at most {max_pixels}{f' ({key})' if key else ''}"
@@ -180,39 +156,6 @@ def _without_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _mended(file: BinaryIO) -> BinaryIO:
-    """A TIFF as it is, or a copy without the tags of its first directory whose values lie outside of the file.
-
-    Pillow gives up a directory at such a tag. Tags that the pixels depend on stay, and are refused.
-    """
-    size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    head = file.read(8)
-    order = "<" if head[:2] == b"II" else ">"
-    broken = []
-    if len(head) == 8 and struct.unpack(f"{order}H", head[2:4])[0] == CLASSIC:
-        start = file.seek(struct.unpack(f"{order}I", head[4:])[0])
-        entries = file.read(2)
-        count = struct.unpack(f"{order}H", entries)[0] if len(entries) == 2 else 0
-        for number, (tag, kind, values, offset) in enumerate(struct.iter_unpack(f"{order}HHII", _whole(file, count))):
-            length = values * TYPE_BYTES.get(kind, 0)
-            if length > 4 and offset + length > size and tag not in OF_PIXELS:
-                broken.append(start + 2 + 12 * number)
-    file.seek(0)
-    if not broken:
-        return file
-    data = bytearray(file.read())
-    for place in broken:
-        struct.pack_into(f"{order}HII", data, place + 2, 1, 1, 0)  # one byte, of value 0
-    return io.BytesIO(data)
-
-
-def _whole(file: BinaryIO, count: int) -> bytes:
-    """As many directory entries of 12 bytes as there are, `count` at most."""
-    found = file.read(12 * count)
-    return found[: len(found) // 12 * 12]
-
-
 def _layout(picture: ImageFile.ImageFile) -> str:
     args = picture.tile[0].args if picture.tile else ""
     return str(args[0] if isinstance(args, tuple) and args else args or "")
@@ -221,7 +164,7 @@ def _layout(picture: ImageFile.ImageFile) -> str:
 @contextmanager
 def _again(path: Path, decoder: type[ImageFile.ImageFile]) -> Iterator[ImageFile.ImageFile]:
     """The same file opened once more."""
-    with path.open("rb") as file, decoder(_mended(file) if decoder is TiffImageFile else file) as opened:
+    with path.open("rb") as file, open_file(decoder, file) as opened:
         yield opened
 
 

@@ -83,6 +83,8 @@ def _read_opened(opened: OpenedPicture) -> PictureFile:
     if turned != 1:
         raise fault_of(path, f"EXIF orientation {turned}: shown turned or mirrored against its pixels; save it upright")
     notes = [opened.odd] if opened.odd else []
+    if "mp" in picture.info:
+        notes.append("the first of a camera's several pictures")
     load_pixels(opened)
     if opened.is_deep:
         if opened.layout.startswith(("LA", "RGBA", "RGBa")):
@@ -125,6 +127,16 @@ def as_pixels(file: PictureFile, channels: int) -> Pixels:
     """The same of a file that was read."""
     raw = file.pixels
     return to_channels(raw.astype(np.uint8) * 255 if raw.dtype == np.bool_ else raw, channels)
+
+
+def conversions(file: PictureFile, channels: int) -> list[str]:
+    """What reading a file for a model of so many channels passes over, resolves or makes of it, in words."""
+    found = list(file.notes)
+    if file.channels != channels:
+        found.append("colour made grey" if channels == 1 else "grey repeated as colour")
+    if file.bits == 1:
+        found.append("1 bit made 8")
+    return found
 
 
 def to_channels(pixels: NDArray[np.generic], channels: int) -> Pixels:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stageline.contract import PredictedFile
-from stageline.data.pictures import SUFFIXES, Pixels, read_picture
+from stageline.data.pictures import SUFFIXES, Pixels, as_pixels, conversions, read_file, read_picture
 from stageline.errors import ConfigError, DataError, Faults
 from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.conditions.features import FeatureSource
@@ -45,7 +45,8 @@ def predict(
 
     inputs: picture files, and folders for every picture in them.
     probability: 0..255 is [0, 1].  mask: 0 and 255.  spread: standard deviation over the ensemble, 255 is 0.5.
-    Yields one mapping per picture: its path, the pictures, prompt, share of foreground, network evaluations.
+    Yields one mapping per picture: its path, the pictures, prompt, share of foreground, network evaluations, and what was
+    converted, if anything.
     Raises DataError that lists every picture that cannot be read, before any is predicted.
     """
     assert isinstance(model, FilmFlowModel)
@@ -55,7 +56,8 @@ def predict(
     work = _Predictor(config, model.eval())
     for done, (path, name) in enumerate(zip(paths, _names(paths), strict=True)):
         progress(done, len(paths), f"predicting {path.name}")
-        pixels = read_picture(path, config.model.image_channels, config.data.max_pixels)
+        file, channels = read_file(path, config.data.max_pixels), config.model.image_channels
+        pixels, converted = as_pixels(file, channels), conversions(file, channels)
         found = work.run(pixels, path.stem)
         yield {
             "image": str(path),
@@ -64,6 +66,7 @@ def predict(
             "size": list(pixels.shape[:2]),
             "foreground_fraction": float((found.mean > config.evaluate.threshold).float().mean()),
             "nfe": work.nfe,
+            **({"converted": converted} if converted else {}),
         }
     progress(len(paths), len(paths), "predicted")
 

@@ -210,6 +210,7 @@ def test_pictures_of_any_size_get_probability_and_mask_of_their_own_size(tmp_pat
     rows = predict(config, kicked_model(make_config(tmp_path)), paths, tmp_path / "out", nothing)
     assert [row["size"] for row in rows] == [[40, 33], [30, 61]]
     assert rows[0]["probability"] != rows[1]["probability"]
+    assert [row.get("converted") for row in rows] == [None, ["colour made grey"]]
     for row in rows:
         with Image.open(row["probability"]) as probability, Image.open(row["mask"]) as mask:
             assert list(probability.size[::-1]) == row["size"]

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.nn import functional
 
 from stageline.contract import Evaluation, Row
 from stageline.data.prepared import open_prepared
@@ -18,6 +20,7 @@ from stageline.families.film_flow.config import FilmFlowConfig
 from stageline.families.film_flow.config.stages import STAGES
 from stageline.families.film_flow.evaluate import evaluate
 from stageline.families.film_flow.predict import predict
+from stageline.families.film_flow.sampling import evaluation_sampling, predict_probability
 from stageline.families.film_flow.task import FilmFlowTask, build_task
 from stageline.trainer.interruption import StopRequest
 from stageline.trainer.ranks import Ranks
@@ -136,3 +139,14 @@ def test_an_evaluation_is_the_same_for_every_size_of_batches_and_each_picture_ha
     paths = [tmp_path / "val" / "image" / f"val-{number}.png" for number in range(len(MIXED))]
     shapes = [made["size"] for made in predict(at_stage(config, "film"), model, paths, tmp_path / "out", quiet)]
     assert shapes == [list(size) for size in MIXED]
+
+
+@pytest.mark.parametrize("window", [False, True])
+def test_a_small_picture_is_predicted_as_if_it_had_been_padded_by_hand(tmp_path: Path, window: bool) -> None:
+    config = make_config(tmp_path, **{**KEYS, "model.use_sliding_infer": window})
+    model, sampling = kicked_model(config), evaluation_sampling(config)
+    side = config.data.image_size
+    small = torch.rand(1, 1, side - 12, side - 1, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    whole = functional.pad(small, (0, 1, 0, 12), mode="replicate")
+    parts = [predict_probability(model, image, None, ["a"], sampling).mean for image in (small, whole)]
+    assert torch.equal(parts[0], parts[1][..., : side - 12, : side - 1])

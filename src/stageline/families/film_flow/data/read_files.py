@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from stageline.data.pictures import conversions
 from stageline.families.film_flow.data.folder import Pair, ReadPair
 
 MANY = 6
@@ -40,11 +41,7 @@ class FilesRead:
         self.sizes[found.mask.shape] += 1
         self.bits[image.bits] += 1
         self.colours[image.channels] += 1
-        self.converted.update(image.notes)
-        if image.channels != self.channels:
-            self.converted["colour made grey" if self.channels == 1 else "grey repeated as colour"] += 1
-        if image.bits == 1:
-            self.converted["1 bit made 8"] += 1
+        self.converted.update(conversions(image, self.channels))
         self.padded += min(found.mask.shape) < self.crop_size
         self.foreground[pair.name] = (int(found.mask.sum()), found.mask.size)
 
