@@ -45,8 +45,8 @@ def predict(
 
     inputs: picture files, and folders for every picture in them.
     probability: 0..255 is [0, 1].  mask: 0 and 255.  spread: standard deviation over the ensemble, 255 is 0.5.
-    Yields one mapping per picture: its path, the pictures, prompt, share of foreground, network evaluations, and what was
-    converted, if anything.
+    Yields one mapping per picture: its path, the pictures, prompt, share of foreground, network evaluations, and what
+    was converted, if anything.
     Raises DataError that lists every picture that cannot be read, before any is predicted.
     """
     assert isinstance(model, FilmFlowModel)

@@ -137,7 +137,7 @@ def test_an_evaluation_is_the_same_for_every_size_of_batches_and_each_picture_ha
     for name, value in one.metrics.items():
         assert many.metrics[name] == pytest.approx(value, abs=0.02), name
     paths = [tmp_path / "val" / "image" / f"val-{number}.png" for number in range(len(MIXED))]
-    shapes = [made["size"] for made in predict(at_stage(config, "film"), model, paths, tmp_path / "out", quiet)]
+    shapes = [made["size"] for made in predict(at_stage(config, "film"), model, paths, quiet)]
     assert shapes == [list(size) for size in MIXED]
 
 
