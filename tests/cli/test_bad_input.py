@@ -80,6 +80,11 @@ def test_a_key_that_stands_twice_in_the_file_is_refused(capsys: pytest.CaptureFi
     ("arguments", "sentence"),
     [
         pytest.param(("plan",), "no config given", id="nothing"),
+        pytest.param(("run", "mine.yaml"), "-c mine.yaml", id="file-without-c"),
+        pytest.param(("plan", "configs/mine", "seed=1"), "-c configs/mine", id="file-without-ending"),
+        pytest.param(("run", "tiny"), "--preset tiny", id="preset-alone"),
+        pytest.param(("run", "film_flow"), "--family film_flow", id="family-alone"),
+        pytest.param(("run", *TINY, "mine.yaml"), "-c mine.yaml", id="file-beside-a-preset"),
         pytest.param(("plan", "-c", "nowhere.yaml"), "nowhere.yaml", id="missing-file"),
         pytest.param(("plan", "-c", "x.yaml", "--family", "film_flow"), "contradict each other", id="both"),
         pytest.param(("plan", "--family", "film_flwo"), "did you mean 'film_flow'", id="family"),

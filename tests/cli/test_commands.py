@@ -16,9 +16,11 @@ import stageline
 from stageline.cli import main
 from stageline.cli.configuration import raw_preset, read_config, split_overrides
 from stageline.cli.starter import starter_yaml
-from stageline.config import fingerprint, semantic
+from stageline.config import fingerprint, flatten, note_once, semantic
 from stageline.errors import CheckpointError, PlanError
 from stageline.families import FAMILIES, family_config, load_config, parse_config
+from stageline.layers.ema import LEFTOVER_FRACTION, leftover_fraction
+from stageline.stage import num_steps, stage_config
 from stageline.work.evaluations import asked_checkpoints
 
 TINY = ["--family", "film_flow", "--preset", "tiny"]
@@ -34,6 +36,31 @@ def test_the_starter_config_reads_back_as_its_preset(tmp_path: Path, family: str
     written, meant = load_config(file), parse_config(raw_preset(family, preset))
     assert written == meant
     assert fingerprint(semantic(written)) == fingerprint(semantic(meant))
+
+
+@pytest.mark.parametrize(("family", "preset"), PRESETS)
+def test_a_shipped_preset_warns_about_nothing(caplog: pytest.LogCaptureFixture, family: str, preset: str) -> None:
+    note_once.cache_clear()
+    record, config = family_config(family), parse_config(raw_preset(family, preset))
+    for stage in record.selected(config):
+        own = stage_config(config, stage)
+        record.check(own, stage)
+        steps = num_steps(own, stage, 64)
+        assert steps is not None
+        if own.trainer.use_ema:
+            assert leftover_fraction(own.trainer.ema_decay, steps) < LEFTOVER_FRACTION
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("family", "preset"), PRESETS)
+def test_a_starter_config_names_each_setting_once(family: str, preset: str) -> None:
+    config = parse_config(raw_preset(family, preset))
+    stated = flatten(yaml.safe_load(starter_yaml(config, preset)))
+    names = [name for key in stated for name in config.spellings(key)]
+    assert sorted(names) == sorted(set(names))
+    text = starter_yaml(config, preset)
+    assert text.count("image_size:") <= 1
+    assert "Another name of" not in text
 
 
 def test_the_starter_config_documents_its_keys(tmp_path: Path) -> None:
@@ -169,6 +196,13 @@ code = main(["--help"])
 heavy = {"torch", "pydantic", "yaml", "rich.table", "obstore", "kfp", "numpy"} & set(sys.modules)
 print(code, sorted(heavy))
 """
+
+
+def test_the_help_of_init_lists_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "--help"]) == 0
+    text = capsys.readouterr().out
+    for family in FAMILIES:
+        assert any(family in line and ", ".join(family_config(family).presets) in line for line in text.splitlines())
 
 
 def test_help_loads_nothing_that_takes_time() -> None:

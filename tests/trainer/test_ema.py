@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from toy_family.model import ToyModel
 
-from stageline.layers.ema import Ema, decay_of_update, leftover_fraction
+from stageline.layers.ema import LEFTOVER_FRACTION, Ema, decay_of_update, leftover_fraction
 
 
 def test_decay_of_the_first_updates_and_its_limit():
@@ -89,6 +89,13 @@ def test_tied_weights_have_one_average():
 
 
 def test_leftover_of_the_first_weights():
-    # The two numbers of film-flow.md, section 8.2.
-    assert leftover_fraction(0.9999, 1300) == pytest.approx(0.88, abs=0.005)
-    assert leftover_fraction(0.9999, 20650) == pytest.approx(0.13, abs=0.005)
+    """By the average itself, which forgets them quickly however long it is meant to be."""
+    for decay, updates in ((0.0, 1), (0.5, 3), (0.9999, 1), (0.9999, 2), (0.98, 80), (0.9999, 1300)):
+        model = nn.Linear(1, 1, bias=False).double()
+        nn.init.ones_(model.weight)
+        ema = Ema(model, ["weight"], decay)
+        nn.init.zeros_(model.weight)
+        for _ in range(updates):
+            ema.update(model)
+        assert float(ema.state_dict(model)["weight"]) == pytest.approx(leftover_fraction(decay, updates), abs=1e-8)
+    assert leftover_fraction(0.9999, 1) > LEFTOVER_FRACTION > leftover_fraction(0.9999, 2)

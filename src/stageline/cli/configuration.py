@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from stageline.config import RunConfig
@@ -22,6 +23,18 @@ Root = Annotated[str, typer.Option("--root", help="Where runs/ and cache/ lie: a
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 OVERRIDE = re.compile(r"^[A-Za-z_][\w-]*(\.[\w-]+)*=")
+
+
+class WithPresets(TyperCommand):
+    """A command whose help lists the presets of every family; they are read when somebody asks for it."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """After the options."""
+        from stageline.families import FAMILIES, family_config
+
+        with formatter.section("Presets"):
+            formatter.write_dl([(name, ", ".join(family_config(name).presets)) for name in sorted(FAMILIES)])
+        super().format_epilog(ctx, formatter)
 
 
 def raw_preset(family: str, preset: str) -> dict[str, Any]:
@@ -40,8 +53,30 @@ def read_config(
     """
     from stageline.families import parse_config
 
+    if file is None and not family:
+        _refuse_files(overrides or ())
     raw, where = _read_raw(file, family, preset)
     return _with_named(_reaching(parse_config(raw, overrides or (), where)), raw, overrides or ())
+
+
+def _refuse_files(words: Sequence[str]) -> None:
+    """ConfigError where there is no config, and a word is no setting: it may be the config's file or a preset."""
+    from stageline.errors import ConfigError
+    from stageline.families import FAMILIES, family_config
+
+    for word in words:
+        if "=" in word:
+            continue
+        families = [name for name in FAMILIES if word in family_config(name).presets]
+        if families:
+            remedy = f"a preset is named so: --family {families[0]} --preset {word}"
+        elif word in FAMILIES:
+            remedy = f"a family is named so: --family {word} --preset tiny"
+        else:
+            remedy = f"a config file is named so: -c {word}"
+        raise ConfigError(
+            f"{word!r} is no setting of the form section.key=value, and no config is given", remedy=remedy
+        )
 
 
 def _with_named(config: RunConfig, raw: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
@@ -74,14 +109,14 @@ def _with_named(config: RunConfig, raw: dict[str, Any], overrides: Sequence[str]
     return config
 
 
-def replaced_keys(
+def replaced_notes(
     file: Path | None, family: str | None, preset: str | None, overrides: Sequence[str] | None
 ) -> list[str]:
-    """The keys in the `stage_overrides` of file or preset whose place the command line takes."""
+    """A sentence for each setting of file or preset, and each earlier word, whose place the command line takes."""
     from stageline.families import overrides_replaced
 
     raw, _ = _read_raw(file, family, preset)
-    return overrides_replaced(raw, overrides or ())
+    return [f"{name}: the command line takes its place" for name in overrides_replaced(raw, overrides or ())]
 
 
 def _read_raw(file: Path | None, family: str | None, preset: str | None) -> tuple[dict[str, Any], str]:

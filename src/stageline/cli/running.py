@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stageline.cli.configuration import AsJson, ConfigFile, FamilyName, Overrides, PresetName, Root, read_config
+from stageline.cli.configuration import (
+    AsJson,
+    ConfigFile,
+    FamilyName,
+    Overrides,
+    PresetName,
+    Root,
+    read_config,
+    replaced_notes,
+)
 from stageline.cli.runs import register_runs
 from stageline.cli.submitting import submit
 
@@ -46,6 +55,8 @@ def run(
     from stageline.pipeline.driver import run_pipeline
 
     own = read_config(config, family, preset, overrides)
+    for note in replaced_notes(config, family, preset, overrides):
+        print(note, flush=True)
     with RunView() as view:
         result = run_pipeline(own, view.event, view.plan, launcher=launcher)
     if result.error is not None:

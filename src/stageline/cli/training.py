@@ -15,8 +15,9 @@ from stageline.cli.configuration import (
     FamilyName,
     Overrides,
     PresetName,
+    WithPresets,
     read_config,
-    replaced_keys,
+    replaced_notes,
     split_overrides,
 )
 
@@ -32,7 +33,8 @@ DataReference = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    for function in (init, plan, prepare, train, evaluate, predict, schema):
+    app.command(cls=WithPresets)(init)
+    for function in (plan, prepare, train, evaluate, predict, schema):
         app.command()(function)
 
 
@@ -90,8 +92,7 @@ def plan(
     if cluster:
         own = placed_config(own)
     made = make_plan(own)
-    replaced = replaced_keys(config, family, preset, overrides)
-    made = replace(made, notes=(*made.notes, *(f"{key}: the command line takes its place" for key in replaced)))
+    made = replace(made, notes=(*made.notes, *replaced_notes(config, family, preset, overrides)))
     if count:
         made = _counted(own, made)
     jobs = compare_jobs(own) if cluster else None

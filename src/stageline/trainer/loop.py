@@ -254,8 +254,8 @@ def _announce(run: _Fit) -> None:
     if run.parts.ema is not None and leftover > LEFTOVER_FRACTION:
         decay = settings.ema_decay
         run.recorder.warn(
-            f"trainer.ema_decay={decay:g} is long for {run.steps} steps ({decay:g}^{run.steps} = {leftover:.2f} > "
-            f"{LEFTOVER_FRACTION:g}): the average lags far behind the weights; take a smaller one"
+            f"trainer.ema_decay={decay:g} is long for {run.steps} steps: {leftover:.0%} of the average are the weights "
+            "before the first of them; train longer, or say evaluate.weights=raw"
         )
 
 
