@@ -11,10 +11,12 @@ from PIL import Image
 
 from stageline.data.pictures import decode, list_pictures, read_picture, to_channels
 from stageline.errors import DataError
+from stageline.families import parse_config, raw_preset
 from stageline.families.film_flow.data.folder import check_folders, read_prompts
 from stageline.families.film_flow.data.layout import Layout
 from stageline.families.film_flow.data.pictures import encoder_picture, find_levels, normalise, read_label
 from stageline.families.film_flow.data.sets import open_data
+from stageline.families.film_flow.data.sources import unseen_prompt
 
 from .conftest import make_data, quiet
 
@@ -273,3 +275,32 @@ def test_prompts_file_gives_each_image_its_prompt(make_config, make_folder, tmp_
     assert data.val_set[0].prompt == "third"
     vectors, _ = data.train_set.split.features
     assert not np.array_equal(vectors[0], vectors[1])
+
+
+FOLDER = ("data.name=folder", "data.train_dir=a", "data.val_dir=b", "model.vlm_film_config.prompt_template=vessels")
+
+
+@pytest.mark.parametrize(
+    ("words", "prompt", "sentences"),
+    [
+        pytest.param((), "dark branches", (), id="made"),
+        pytest.param((), "vessel #1", ("'vessel #1' is none", "'dark branches', 'bright branches'"), id="unseen"),
+        pytest.param((), "Dark branch", ("did you mean 'dark branches'?",), id="nearly"),
+        pytest.param(FOLDER, "vessels", (), id="template"),
+        pytest.param(FOLDER, "vessel", ("did you mean 'vessels'?",), id="template-unseen"),
+        pytest.param((*FOLDER, "data.prompts_file={file}"), "thin", (), id="file"),
+        pytest.param((*FOLDER, "data.prompts_file={file}"), "vessels", ("'thick', 'thin'",), id="file-unseen"),
+        pytest.param((*FOLDER, "data.prompts_file=gone.json"), "thin", ("gone.json", "can't be read"), id="no-file"),
+        pytest.param((*FOLDER, "model.cond_source=image"), "vessels", ("has no effect",), id="no-text"),
+    ],
+)
+def test_a_prompt_that_training_never_sees_is_told(
+    tmp_path: Path, words: tuple[str, ...], prompt: str, sentences: tuple[str, ...]
+) -> None:
+    file = tmp_path / "prompts.json"
+    file.write_text(json.dumps({"1.png": "thin", "2.png": "thick", "3.png": "thin"}))
+    named = [word.format(file=file) for word in words]
+    told = unseen_prompt(parse_config(raw_preset("film_flow", "tiny"), [*named, f"evaluate.prompt={prompt}"]))
+    assert bool(told) == bool(sentences)
+    for sentence in sentences:
+        assert sentence in told

@@ -134,6 +134,8 @@ def check(config: FilmFlowConfig, stage: Stage) -> None:
     if stage.name == "film":
         _add_evaluation_faults(faults, config, model.vlm_film_decoder_stages or ())
     faults.raise_if_any()
+    if stage.name == "film":
+        _note_prompt(config)
     plan = film_plan(config)
     if plan.stages_origin == "default":
         known = describe_stages(plan.decoder_channels)
@@ -145,6 +147,19 @@ def check_evaluation(config: FilmFlowConfig, trained: Sequence[int]) -> None:
     faults = Faults(ConfigError, "config section evaluate")
     _add_evaluation_faults(faults, config, trained)
     faults.raise_if_any()
+    if trained:
+        _note_prompt(config)
+
+
+def _note_prompt(config: FilmFlowConfig) -> None:
+    """Say where a prompt is asked for that training does not see: an answer to it comes all the same."""
+    if config.evaluate.prompt is None:
+        return
+    from stageline.families.film_flow.data.sources import unseen_prompt  # reads pictures: loaded where it is asked for
+
+    sentence = unseen_prompt(config)
+    if sentence:
+        note_once(sentence)
 
 
 def _add_evaluation_faults(faults: Faults, config: FilmFlowConfig, trained: Sequence[int]) -> None:
