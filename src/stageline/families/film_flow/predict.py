@@ -24,7 +24,7 @@ from stageline.families.film_flow.conditions.feedback import feedback_condition,
 from stageline.families.film_flow.config import FilmFlowConfig, check_evaluation
 from stageline.families.film_flow.data.pictures import encoder_picture, find_levels, normalise
 from stageline.families.film_flow.data.preparation import is_per_crop, open_features
-from stageline.families.film_flow.data.sources import find_prompt
+from stageline.families.film_flow.data.prompts import find_prompt
 from stageline.families.film_flow.data.windows import Window
 from stageline.families.film_flow.model.network import FilmFlowModel
 from stageline.families.film_flow.sampling import (

@@ -19,9 +19,10 @@ from stageline.errors import ConfigError, DataError
 from stageline.families import parse_config
 from stageline.families.film_flow.conditions.encoder import encoder_settings
 from stageline.families.film_flow.data.junctions import find_junctions, junction_heat
+from stageline.families.film_flow.data.prompts import PROMPTS, find_prompt
 from stageline.families.film_flow.data.sets import Batch, collate, open_data, window_condition
-from stageline.families.film_flow.data.sources import find_prompt, make_target
-from stageline.families.film_flow.data.tree_pictures import PROMPTS, make_prompted_picture
+from stageline.families.film_flow.data.sources import make_target
+from stageline.families.film_flow.data.tree_pictures import make_prompted_picture
 
 from .conftest import SMALL, make_data
 

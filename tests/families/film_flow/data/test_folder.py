@@ -15,8 +15,8 @@ from stageline.families import parse_config, raw_preset
 from stageline.families.film_flow.data.folder import check_folders, read_prompts
 from stageline.families.film_flow.data.layout import Layout
 from stageline.families.film_flow.data.pictures import encoder_picture, find_levels, normalise, read_label
+from stageline.families.film_flow.data.prompts import unseen_prompt
 from stageline.families.film_flow.data.sets import open_data
-from stageline.families.film_flow.data.sources import unseen_prompt
 
 from .conftest import make_data, quiet
 

@@ -25,6 +25,7 @@ from stageline.families.film_flow.config.sections import DataConfig, EvaluateCon
 from stageline.families.film_flow.config.spellings import SPELLINGS
 from stageline.families.film_flow.config.stages import STAGES
 from stageline.families.film_flow.data.origin import evaluation_splits, splits
+from stageline.families.film_flow.data.prompts import unseen_prompt
 from stageline.families.film_flow.externals import externals
 from stageline.families.film_flow.facts import FACT_RULES, agree, facts, film_plan, summary
 from stageline.families.film_flow.inheritance import inherit
@@ -155,8 +156,6 @@ def _note_prompt(config: FilmFlowConfig) -> None:
     """Say where a prompt is asked for that training does not see: an answer to it comes all the same."""
     if config.evaluate.prompt is None:
         return
-    from stageline.families.film_flow.data.sources import unseen_prompt  # reads pictures: loaded where it is asked for
-
     sentence = unseen_prompt(config)
     if sentence:
         note_once(sentence)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage import data, filters, transform
 
-PSEUDO_PROMPT = "vessels (pseudo-label)"
 PSEUDO_ORIGIN = "pseudo-label: Sato ridge filter on skimage.data.retina(), made by no person"
 SIZE = 704
 MARGIN = 16

@@ -6,7 +6,6 @@ Folders are checked as a whole first. No torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from stageline.config import nearest
 from stageline.data.names import same_name
 from stageline.data.pictures import Pixels, to_channels
 from stageline.errors import ConfigError, Faults
@@ -25,19 +23,17 @@ from stageline.families.film_flow.data.junctions import find_junctions, junction
 from stageline.families.film_flow.data.layout import Layout
 from stageline.families.film_flow.data.pictures import find_levels
 from stageline.families.film_flow.data.prepared import PreparedImage
+from stageline.families.film_flow.data.prompts import TREE_PROMPT, find_prompt, pseudo_prompt
 from stageline.families.film_flow.data.read_files import FilesRead
 from stageline.families.film_flow.data.retina import (
     MARGIN,
     PSEUDO_ORIGIN,
-    PSEUDO_PROMPT,
     SIZE,
     load_half,
     load_pseudo_retina,
     tile_boxes,
 )
 from stageline.families.film_flow.data.tree_pictures import (
-    PROMPTS,
-    TREE_PROMPT,
     PictureLook,
     make_prompted_picture,
     make_tree_picture,
@@ -51,8 +47,6 @@ SOFT_SIGMA = 1.0
 """Blur in pixels that makes a soft label of a hard one, where the exact coverage of pixels is not known."""
 DISTANCE_PIXELS = 8.0
 """Distance at which the signed distance target is cut off: +1 inside, -1 outside."""
-SHOWN_PROMPTS = 5
-"""Prompts of training that a sentence names."""
 NO_NODES = np.empty((0, 3))
 EXACT_NODES = "exact: recorded while the trees grew (bifurcations and crossings of the whole picture)"
 MASK_NODES = "from the skeleton of the mask"
@@ -72,45 +66,6 @@ class Source:
     label_origin: str
     junction_origin: str
     read: FilesRead | None = None
-
-
-def find_prompt(config: FilmFlowConfig, own: str) -> str:
-    """The prompt of a sample: the config's for this data set, else its general one, else the data's own."""
-    vlm = config.model.vlm_film_config
-    return (vlm.prompt_templates or {}).get(config.data.name) or vlm.prompt_template or own
-
-
-def unseen_prompt(config: FilmFlowConfig) -> str:
-    """What to say of `evaluate.prompt` where training sees no such prompt; "" for every other."""
-    asked, source = config.evaluate.prompt, config.model.cond_source
-    if asked is None:
-        return ""
-    if "text" not in source and source != "probe":
-        return f"evaluate.prompt {asked!r} has no effect: model.cond_source {source!r} asks for no text"
-    known = trained_prompts(config)
-    if known is None:
-        return f"evaluate.prompt {asked!r}: the prompts of training, {config.data.prompts_file!r}, can't be read here"
-    if asked in known:
-        return ""
-    near = nearest(asked.lower(), known)
-    hint = f"; did you mean {near!r}?" if near else ""
-    shown = ", ".join(map(repr, known[:SHOWN_PROMPTS])) + (", …" if len(known) > SHOWN_PROMPTS else "")
-    return f"evaluate.prompt {asked!r} is none that training sees ({shown}), and nobody measured what comes of it{hint}"
-
-
-def trained_prompts(config: FilmFlowConfig) -> list[str] | None:
-    """The prompts that training sees, each once; None where they stand in a file that cannot be read here."""
-    if config.data.name == "prompted_trees":
-        return list(PROMPTS)
-    if config.data.name == "retina":
-        return [_pseudo_prompt(config)]
-    if config.data.name == "folder" and config.data.prompts_file:
-        try:
-            found = json.loads(Path(config.data.prompts_file).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return sorted({str(text) for text in found.values()}) if isinstance(found, dict) else None
-    return [find_prompt(config, TREE_PROMPT if config.data.name == "trees" else "")]
 
 
 def make_target(
@@ -230,14 +185,9 @@ def _check_retina(config: FilmFlowConfig) -> None:
         )
 
 
-def _pseudo_prompt(config: FilmFlowConfig) -> str:
-    prompt = find_prompt(config, PSEUDO_PROMPT)
-    return prompt if "pseudo" in prompt else f"{prompt} (pseudo-label)"
-
-
 def _retina_source(config: FilmFlowConfig, split: str) -> Source:
     """Left half for random training crops; tiles of the right half for validation, the whole of it for testing."""
-    prompt = _pseudo_prompt(config)
+    prompt = pseudo_prompt(config)
 
     def make(index: int, annotate: bool) -> PreparedImage:  # noqa: ARG001
         half, whole = load_half(split), load_pseudo_retina()

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from stageline.families.film_flow.data.prompts import PROMPTS, TREE_PROMPT
 from stageline.families.film_flow.data.trees import (
     TreeShape,
     find_crossings,
@@ -22,11 +23,6 @@ from stageline.families.film_flow.data.trees import (
 )
 
 Floats = NDArray[np.float64]
-
-PROMPTS = ("dark branches", "bright branches")
-"""Prompts of a prompted picture, in the order of its masks."""
-TREE_PROMPT = "branches"
-"""Prompt of a picture with one kind of tree."""
 
 
 @dataclass(frozen=True)
