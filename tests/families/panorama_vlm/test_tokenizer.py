@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stageline.encoders.sources import LFS_MARK
 from stageline.errors import CheckpointError
 from stageline.families.panorama_vlm.data.tokenizer import (
     SPECIAL,
@@ -18,6 +17,7 @@ from stageline.families.panorama_vlm.data.tokenizer import (
     save_tokenizer,
     train_tokenizer,
 )
+from stageline.store.disk import LFS_MARK
 
 TEXTS = [f"The {place} wall is {colour}." for place in ("left", "right") for colour in ("red", "green", "blue")]
 NASTY = [
