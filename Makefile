@@ -102,10 +102,7 @@ images: ## build the trainer and the launcher (BUILDER= BASE_IMAGE= REGISTRY= BU
 .PHONY: render
 render: env ## write what follows from something else: pipelines, manifests, the chart's tables
 	@$(BIN)/python scripts/render_components.py
-	@for file in $(filter-out %/__init__.py,$(wildcard pipelines/*.py)); do \
-		family=$$(basename $$file .py); \
-		$(BIN)/stageline pipeline compile --family $$family --output $${file%.py}.yaml || exit 1; \
-		$(BIN)/stageline pipeline compile --family $$family --pvc --output $${file%.py}_pvc.yaml || exit 1; done
+	@$(BIN)/python scripts/render_pipelines.py
 	@$(BIN)/python scripts/render_chart.py
 	@$(BIN)/python scripts/render_jobs.py
 	@$(BIN)/python -m tests.jobs.jobs

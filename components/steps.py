@@ -42,12 +42,14 @@ def prepare_data(
     s3_ca: str = "",
     claim: str = "",
     kfp_run: str = "",
+    branch: str = "",
 ) -> NamedTuple("Prepared", reference=str):
     """Prepared data of a config, made or reused.
 
     Args:
         dataset: Where the prepared data lie, with file counts and facts.
         family: The model family; what follows it are the pipeline's own parameters.
+        branch: Whose step it is, and what that shares, as `stage=reference` words; empty for the main run.
     """
     given = dict(locals())
     from stageline.pipeline import steps
@@ -80,6 +82,7 @@ def train_stage(
     s3_ca: str = "",
     claim: str = "",
     kfp_run: str = "",
+    branch: str = "",
 ) -> NamedTuple("Trained", reference=str):
     """One stage, trained, continued or reused; where the config does not select it, what it finished before.
 
@@ -90,6 +93,7 @@ def train_stage(
         data: Reference of the prepared data.
         parents: `role=reference` words; an empty reference is none.
         family: The model family; what follows it are the pipeline's own parameters.
+        branch: Whose step it is, and what that shares, as `stage=reference` words; empty for the main run.
     """
     given = dict(locals())
     from stageline.pipeline import steps
@@ -120,6 +124,7 @@ def evaluate(
     s3_ca: str = "",
     claim: str = "",
     kfp_run: str = "",
+    branch: str = "",
 ) -> NamedTuple("Evaluated", reference=str):
     """The family's metrics of the last checkpoint named.
 
@@ -128,6 +133,7 @@ def evaluate(
         data: Reference of the prepared data.
         checkpoints: References of the stages in order, separated by spaces; empty ones are none.
         family: The model family; what follows it are the pipeline's own parameters.
+        branch: Whose step it is, and what that shares, as `stage=reference` words; empty for the main run.
     """
     given = dict(locals())
     from stageline.pipeline import steps
@@ -158,14 +164,16 @@ def compare(
     s3_ca: str = "",
     claim: str = "",
     kfp_run: str = "",
+    branch: str = "",
 ) -> NamedTuple("Compared", reference=str):
-    """The evaluation compared with another one, sample by sample; for pipelines of your own, before the report.
+    """The evaluation compared with another one, sample by sample.
 
     Args:
         comparison: Differences with their intervals, as JSON.
         evaluation: Reference of the evaluation: A.
-        other: B: an evaluation or a run by URI, or the name of a run below the same root.
+        other: B: an evaluation or a run by URI, or the name of a run below the same root; encoded.
         family: The model family; what follows it are the pipeline's own parameters.
+        branch: Whose step it is, and what that shares, as `stage=reference` words; empty for the main run.
     """
     given = dict(locals())
     from stageline.pipeline import steps
@@ -177,6 +185,7 @@ def compare(
 def report(
     page: dsl.Output[dsl.HTML],
     evaluation: str,
+    comparison: str,
     family: str,
     config: str = "",
     preset: str = "",
@@ -195,13 +204,16 @@ def report(
     s3_ca: str = "",
     claim: str = "",
     kfp_run: str = "",
+    branch: str = "",
 ) -> NamedTuple("Reported", reference=str):
     """The run's report, one self-contained HTML file.
 
     Args:
         page: The report.
         evaluation: Reference of the evaluation.
+        comparison: Where the comparison lies; empty is none.
         family: The model family; what follows it are the pipeline's own parameters.
+        branch: Whose step it is, and what that shares, as `stage=reference` words; empty for the main run.
     """
     given = dict(locals())
     from stageline.pipeline import steps

@@ -35,6 +35,7 @@ IMAGE = f"stageline/launcher:{__version__}"
 step = partial(dsl.component, base_image=IMAGE, install_kfp_package=False)
 '''
 OWN = "The model family; what follows it are the pipeline's own parameters."
+BRANCH = "Whose step it is, and what that shares, as `stage=reference` words; empty for the main run."
 STEPS = (
     (
         "prepare_data",
@@ -66,11 +67,11 @@ STEPS = (
     ),
     (
         "compare",
-        "The evaluation compared with another one, sample by sample; for pipelines of your own, before the report.",
+        "The evaluation compared with another one, sample by sample.",
         (
             ("comparison", "dsl.Output[dsl.Artifact]", "Differences with their intervals, as JSON."),
             ("evaluation", "str", "Reference of the evaluation: A."),
-            ("other", "str", "B: an evaluation or a run by URI, or the name of a run below the same root."),
+            ("other", "str", "B: an evaluation or a run by URI, or the name of a run below the same root; encoded."),
         ),
         "Compared",
     ),
@@ -80,6 +81,7 @@ STEPS = (
         (
             ("page", "dsl.Output[dsl.HTML]", "The report."),
             ("evaluation", "str", "Reference of the evaluation."),
+            ("comparison", "str", "Where the comparison lies; empty is none."),
         ),
         "Reported",
     ),
@@ -97,11 +99,18 @@ def render_step(name: str, sentence: str, own: tuple[tuple[str, str, str], ...],
     lines += [f"    {key}: {kind}," for key, kind, _ in own]
     lines += ["    family: str,"]
     lines += [f"    {p.name}: {type(p.default).__name__} = {_literal(p.default)}," for p in shared]
-    lines += ['    kfp_run: str = "",', f') -> NamedTuple("{returned}", reference=str):', f'    """{sentence}', ""]
+    lines += [
+        '    kfp_run: str = "",',
+        '    branch: str = "",',
+        f') -> NamedTuple("{returned}", reference=str):',
+        f'    """{sentence}',
+        "",
+    ]
     lines += [
         "    Args:",
         *(f"        {key}: {meaning}" for key, _, meaning in own),
         f"        family: {OWN}",
+        f"        branch: {BRANCH}",
         '    """',
     ]
     lines += ["    given = dict(locals())", "    from stageline.pipeline import steps", ""]

@@ -18,7 +18,7 @@ from stageline.data.splits import Progress, Split
 from stageline.data.told import Proposal
 from stageline.encoders.external import External
 from stageline.layers.parameter_groups import ParameterGroup
-from stageline.stage import Inheritance, Stage, Stages, Trains
+from stageline.stage import Branch, Inheritance, Stage, Stages, Trains
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from stageline.objectives.step import StageLoss, StepContext, ValidationContext
     from stageline.store import Store
 
-__all__ = ["Cast", "Comparison", "Evaluation", "External", "Family", "FamilyConfig", "ParameterGroup", "Parent"]
-__all__ += ["PredictedFile", "Progress", "Proposal", "SampleKey", "Samples", "Split", "StageTask", "Words", "Workspace"]
+__all__ = ["Branch", "Cast", "Comparison", "Evaluation", "External", "Family", "FamilyConfig", "ParameterGroup"]
+__all__ += ["Parent", "PredictedFile", "Progress", "Proposal", "SampleKey", "Samples", "Split", "StageTask"]
+__all__ += ["Words", "Workspace"]
 
 SampleKey = tuple[int, int]
 """(epoch, index): what the training set is asked for; augmentation is a function of it and the seed."""
@@ -118,6 +119,7 @@ class FamilyConfig:
     compared(config, stage, measured): what a comparison tells of an evaluated checkpoint beside its metrics: word ->
         JSON value; of numbers the ratio is told, so what is predicted stands beside what was measured.
         config, stage: the checkpoint's own.  measured: by the evaluation, {} where nothing was.
+    branches: name -> another run that the family's pipeline can have beside the main one, to compare the two.
     words: names of modes, metrics and pictures for people.
     step_seconds(config, stage): seconds of one optimizer step on one CPU thread, as measured somewhere, for a plan
         before anything was recorded; None where nobody measured.
@@ -150,6 +152,7 @@ class FamilyConfig:
         lambda _asked, _facts, _shapes, _where: None
     )
     compared: Callable[[Any, Stage, Mapping[str, float]], Mapping[str, Any]] = lambda _config, _stage, _measured: {}
+    branches: Mapping[str, Branch] = field(default_factory=dict)
     words: Words = Words()
     step_seconds: Callable[[Any, Stage], float | None] = lambda _config, _stage: None
     propose: Callable[[Path, str | None], Proposal] | None = None

@@ -131,6 +131,18 @@ class Stage:
         return (self.parents[role], *self.also_from.get(role, ()))
 
 
+@dataclass(frozen=True)
+class Branch:
+    """Another run of a family's pipeline, beside the main one and compared with it.
+
+    settings: `key=value` words over the main run's config.
+    shares: stages that are the main run's alone; those that follow them start from there.
+    """
+
+    settings: tuple[str, ...]
+    shares: tuple[str, ...] = ()
+
+
 class Stages:
     """The ordered stages of one family; parents come before their children."""
 

@@ -19,6 +19,9 @@ PresetName = Annotated[str | None, typer.Option("--preset", help="A preset of th
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that win over the file.")
 ]
+BranchName = Annotated[
+    str, typer.Option("--branch", help="Of the family: a second run beside this one, to compare.", show_default=False)
+]
 Root = Annotated[str, typer.Option("--root", help="Where runs/ and cache/ lie: a folder, s3://… or gs://….")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 

@@ -10,6 +10,7 @@ import typer
 
 from stageline.cli.configuration import (
     AsJson,
+    BranchName,
     ConfigFile,
     FamilyName,
     Overrides,
@@ -49,6 +50,7 @@ def run(
     launcher: Annotated[
         str, typer.Option(help="What stages run as: local, or pytorchjob (see `cluster` in the config).")
     ] = "local",
+    branch: BranchName = "",
 ) -> None:
     """Run the family's pipeline on this machine: data, stages, evaluation, report. Unchanged parts are reused."""
     from stageline.cli.live import RunView
@@ -58,7 +60,7 @@ def run(
     for note in replaced_notes(config, family, preset, overrides):
         print(note, flush=True)
     with RunView() as view:
-        result = run_pipeline(own, view.event, view.plan, launcher=launcher)
+        result = run_pipeline(own, view.event, view.plan, launcher=launcher, branch=branch)
     if result.error is not None:
         if result.report:
             print(f"report: {result.report}")
@@ -133,13 +135,14 @@ def compile_(
     with_claim: Annotated[bool, typer.Option("--pvc", help="The variant whose store is a claim, not S3.")] = False,
     claim: Annotated[str, typer.Option(help="Default of its parameter `claim`; implies --pvc.")] = "",
     image: Annotated[str, typer.Option(help="Default of the launcher image, best as name@sha256:….")] = "",
+    branch: BranchName = "",
 ) -> None:
     """Compile a family's pipeline for a KFP backend."""
     from stageline.families import family_config
-    from stageline.pipeline.compiled import compile_pipeline
+    from stageline.pipeline.compiled import compile_pipeline, pipeline_name
 
     family_config(family)
     variant = claim if claim or with_claim else None
-    target = output or Path(f"{family}.yaml" if variant is None else f"{family}_pvc.yaml")
-    compile_pipeline(family, target, claim=variant, image=image)
+    target = output or Path(f"{pipeline_name(family, branch, with_claim=variant is not None)}.yaml")
+    compile_pipeline(family, target, claim=variant, image=image, branch=branch)
     print(target, file=sys.stdout)

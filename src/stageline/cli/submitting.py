@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stageline.cli.configuration import ConfigFile, FamilyName, Overrides, PresetName, read_config
+from stageline.cli.configuration import BranchName, ConfigFile, FamilyName, Overrides, PresetName, read_config
 
 if TYPE_CHECKING:
     from stageline.pipeline.submission import Submission
@@ -32,6 +32,7 @@ def submit(
     token: Annotated[
         str, typer.Option(envvar="STAGELINE_KFP_TOKEN", help="Bearer token, where kfp finds none.", show_default=False)
     ] = "",
+    branch: BranchName = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show plan and parameters; submit nothing.")] = False,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Follow the run to its end.")] = True,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -46,7 +47,7 @@ def submit(
     own = read_config(config, family, preset, overrides)
     found = namespace_map(own, print)
     defaults = parse_defaults(found.get(KEY, ""), f"ConfigMap {CONFIG_MAP!r}")
-    submission = make_submission(own, launcher_image or found.get("launcher_image", ""), defaults)
+    submission = make_submission(own, launcher_image or found.get("launcher_image", ""), defaults, branch)
     _show_plan(submission)
     if dry_run:
         print(f"\nwould submit {submission.pipeline} with")

@@ -31,16 +31,23 @@ NOTE_SECONDS = 0.8
 class Body:
     """One step at work. `say` for what happens, `line` for what its process prints; `on_cancel` ends that process.
 
+    name: of the step.  branch: whose step it is, "" for the main run's.
     journal: where a step without a driver writes down what happens.
     """
 
-    item: str
+    name: str
+    branch: str = ""
     on_cancel: Callable[[str], None] | None = None
     cancelled: bool = False
     asked: str = ""
     started: float = field(default_factory=time.monotonic)
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
     journal: Journal | None = None
+
+    @property
+    def item(self) -> str:
+        """What it is called: `resampler`, or `overlap0.resampler`."""
+        return f"{self.branch}.{self.name}" if self.branch else self.name
 
     def say(self, state: str, text: str, **fields: Any) -> None:
         """state: running | reused | done | skipped | stopped | failed."""
@@ -83,9 +90,12 @@ class Body:
 
 
 @contextmanager
-def step_body(item: str) -> Iterator[Body]:
-    """Run a step's body: signals cancel it, its error becomes a record, a sentence and the process's exit code."""
-    with cancellable(item) as body:
+def step_body(name: str, branch: str = "") -> Iterator[Body]:
+    """Run a step's body: signals cancel it, its error becomes a record, a sentence and the process's exit code.
+
+    branch: as the step is given it.
+    """
+    with cancellable(name, branch.partition(" ")[0]) as body:
         driver = os.environ.get(DRIVER_VARIABLE)
         if driver:
             watch_process(int(driver), lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -105,9 +115,9 @@ def step_body(item: str) -> Iterator[Body]:
 
 
 @contextmanager
-def cancellable(item: str) -> Iterator[Body]:
+def cancellable(name: str, branch: str = "") -> Iterator[Body]:
     """A body that SIGTERM, SIGINT and SIGHUP cancel: its process commits and ends."""
-    body = Body(item)
+    body = Body(name, branch)
     with CaughtSignals(body.cancel):
         yield body
 

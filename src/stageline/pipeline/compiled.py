@@ -13,12 +13,17 @@ from stageline.families import family_config
 PACKAGE = "stageline_pipelines"
 
 
-def compiled_pipeline(family: str, *, with_claim: bool = False) -> Path:
+def pipeline_name(family: str, branch: str = "", *, with_claim: bool = False) -> str:
+    """What a pipeline and its file are called. branch: of the family, "" for none."""
+    return "_".join([family, *([branch] if branch else []), *(["pvc"] if with_claim else [])])
+
+
+def compiled_pipeline(family: str, *, with_claim: bool = False, branch: str = "") -> Path:
     """The compiled pipeline of a family; MissingPartError where it is not installed.
 
-    with_claim: the variant whose store is a PersistentVolumeClaim.
+    with_claim: the variant whose store is a PersistentVolumeClaim.  branch: the one with that branch.
     """
-    name = f"{family}_pvc.yaml" if with_claim else f"{family}.yaml"
+    name = f"{pipeline_name(family, branch, with_claim=with_claim)}.yaml"
     spec = importlib.util.find_spec(PACKAGE)
     folders = list(spec.submodule_search_locations or ()) if spec else []
     for folder in folders:
@@ -55,11 +60,11 @@ def _read(path: Path) -> dict[str, Any]:
     return plain
 
 
-def compile_pipeline(family: str, path: Path, *, claim: str | None = None, image: str = "") -> None:
+def compile_pipeline(family: str, path: Path, *, claim: str | None = None, image: str = "", branch: str = "") -> None:
     """Compile a family's pipeline into a YAML file; needs kfp.
 
     claim: the variant whose store is a PersistentVolumeClaim, with this default ("" keeps its own); None is for S3.
-    image: default of the launcher image; empty is this version's name.
+    image: default of the launcher image; empty is this version's name.  branch: the pipeline with that branch.
     """
     try:
         module = importlib.import_module(f"{PACKAGE}.{family}")
@@ -68,7 +73,7 @@ def compile_pipeline(family: str, path: Path, *, claim: str | None = None, image
         raise MissingPartError(
             f"compiling a pipeline needs {error.name}", remedy="install stageline with the extra `pipelines`"
         ) from error
-    name = family if claim is None else f"{family}_pvc"
+    name = pipeline_name(family, branch, with_claim=claim is not None)
     function = getattr(module, name, None)
     if function is None:
         raise StagelineError(f"{module.__name__} has no pipeline {name!r}")

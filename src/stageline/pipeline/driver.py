@@ -30,7 +30,7 @@ from stageline.jobs.placement import check_on_cluster
 from stageline.jobs.processes import adopt_orphans, die_with_parent, kill_marked
 from stageline.jobs.step_lines import DRIVER_VARIABLE, FOLLOWED_VARIABLE, event_text, parse_event
 from stageline.pipeline.compiled import compiled_pipeline
-from stageline.plan import PLAN, Plan, blocked_error, make_plan
+from stageline.plan import PLAN, Plan, blocked_error, make_plan, plan_branch
 from stageline.signals import REPEAT_SECONDS, CaughtSignals, signal_word
 from stageline.store import Store, open_store
 from stageline.store.scratch import scratch_folder
@@ -124,22 +124,28 @@ def run_pipeline(
     on_plan: Callable[[Plan], None],
     command: str = "",
     launcher: str = "local",
+    branch: str = "",
 ) -> RunResult:
     """Run a config's pipeline to its end; the result carries the error of the step that failed.
 
     launcher: what stages run as: processes beside the pipeline, or `pytorchjob`.
-    Raises PlanError where the plan is blocked, before anything is written.
+    branch: of the family, another run that is made too and compared with this one; "" for none.
+    Raises PlanError where a plan is blocked, before anything is written.
     """
     begin = time.monotonic()
     config = local_config(config)
     if launcher != "local":
         check_on_cluster(config)
-    pipeline = compiled_pipeline(config.family)
+    if branch:
+        plan_branch(config, branch)  # what is wrong with it is told before its pipeline is looked for
+    pipeline = compiled_pipeline(config.family, branch=branch)
     with _host() as (process, scratch):  # loads kfp while we plan
         plan = make_plan(config)
         on_plan(plan)
         if plan.blocked:
             raise blocked_error(plan)
+        if branch:
+            _tell_branch(config, branch, on_event)
         with _claimed(config, plan, command) as run:
             local = run.local_path("pipeline/steps")
             text = config.model_dump_json(exclude_unset=True, by_alias=True)
@@ -159,6 +165,20 @@ def run_pipeline(
                 report = _leave_failure(run, error, running) if error else f"{run.uri}/report.html"
                 evaluation = None if error else _evaluation_of(run, running)
     return RunResult(plan, run.uri, report, time.monotonic() - begin, tuple(running.events), evaluation, error)
+
+
+def _tell_branch(config: RunConfig, branch: str, on_event: OnEvent) -> None:
+    """What will become of a branch's items, where that can be told already; PlanError where it is blocked."""
+    own, plan = plan_branch(config, branch)
+    if plan is None:
+        text = f"run {own.run}, which starts from stages of {config.run} that are trained before"
+        on_event({"item": branch, "state": "planned", "text": text, "seconds": 0.0})
+        return
+    if plan.blocked:
+        raise blocked_error(plan)
+    for item in plan.items:
+        text = f"{item.action}: {'; '.join(item.reasons)}"
+        on_event({"item": f"{branch}.{item.name}", "state": "planned", "text": text, "seconds": 0.0})
 
 
 @contextmanager

@@ -105,5 +105,6 @@ PARAMETERS = (
 )
 """In the order in which people read them."""
 
-OF_THE_PIPELINE = ("family", "kfp_run")
-"""What every step gets besides: the family, and the id of KFP's run."""
+OF_THE_PIPELINE = ("family", "kfp_run", "branch")
+"""What every step gets besides: the family, the id of KFP's run, and the branch whose step it is with what that shares
+with the main run, as words `<branch> <stage>=<reference> ...`; "" for the main run's own."""

@@ -77,6 +77,14 @@ def read_request(parameters: Mapping[str, Any]) -> Request:
     assert typed is not None
     if launcher == "pytorchjob":
         check_on_cluster(typed)
+    if words.get("branch"):
+        from stageline.pipeline.items import plain_config
+        from stageline.store.references import split_pairs
+        from stageline.work.branches import branch_config
+
+        name, _, shared = words["branch"].partition(" ")
+        typed = branch_config(typed, name, split_pairs(shared))
+        raw = plain_config(typed)
     complete = {**raw, "family": typed.family, "root": typed.root, "run": typed.run}
     return Request(complete, typed, launcher, words.get("kfp_run", ""))
 

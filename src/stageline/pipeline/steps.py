@@ -87,19 +87,22 @@ def open_step(body: Body, parameters: Mapping[str, Any], *references: str) -> St
             f"{root.uri} lives inside one process, and every step of a pipeline is its own",
             remedy="set root to a folder, s3:// or gs://",
         )
-    if not os.environ.get(DRIVER_VARIABLE):
+    followed = bool(os.environ.get(DRIVER_VARIABLE))
+    if not followed or (body.branch and body.name == "prepare_data"):  # the driver opens the main run alone
         from stageline.pipeline.journal import Journal
 
-        body.journal = Journal(request.config)
-        if body.item == "prepare_data":
-            body.journal.open_run(request.kfp_run)
-        body.journal.begin()
+        journal = Journal(request.config)
+        if body.name == "prepare_data":
+            journal.open_run(request.kfp_run)
+        if not followed:
+            body.journal = journal
+            journal.begin()
     return Step(body, request, root, question(body.item, request.text, *references))
 
 
 def prepare_data(dataset: Artifact, **parameters: Any) -> tuple[str]:
     """Prepare the data of a config or reuse them; returns their reference. parameters: the pipeline's own."""
-    with step_body("prepare_data") as body:
+    with step_body("prepare_data", str(parameters.get("branch", ""))) as body:
         step = open_step(body, parameters)
         answer = step.take_receipt() or _prepare(step)
         show_answer(dataset, answer)
@@ -167,7 +170,7 @@ def train_stage(
     A stage that is not selected hands on what it finished before with these settings.
     data, parents: as the steps before hand them on, encoded; parents as `role=reference` words, an empty one is none.
     """
-    with step_body(stage) as body:
+    with step_body(stage, str(parameters.get("branch", ""))) as body:
         step = open_step(body, parameters, data, parents)
         answer = step.take_receipt() or _train(step, stage, decode(data), split_pairs(parents))
         show_answer(checkpoint, answer)
@@ -243,7 +246,7 @@ def evaluate(metrics: MetricsArtifact, data: str, checkpoints: str, **parameters
 
     data, checkpoints: as the steps before hand them on, encoded; checkpoints as `stage=reference` words.
     """
-    with step_body("evaluate") as body:
+    with step_body("evaluate", str(parameters.get("branch", ""))) as body:
         step = open_step(body, parameters, data, checkpoints)
         answer = step.take_receipt() or _evaluate(step, decode(data), split_pairs(checkpoints))
         show_answer(metrics, answer)
@@ -294,13 +297,17 @@ def compare(comparison: Artifact, evaluation: str, other: str, **parameters: Any
     """Compare the run's evaluation with another one, sample by sample; returns where the comparison lies.
 
     evaluation: as the evaluation before hands it on, encoded; it is A.  other: B, an evaluation or a run by URI or by
-    the name of a run below the same root. Not worth a receipt: it takes seconds and B may move.
+    the name of a run below the same root, encoded too. Not worth a receipt: it takes seconds and B may move.
     """
-    with step_body("compare") as body:
+    with step_body("compare", str(parameters.get("branch", ""))) as body:
         step = open_step(body, parameters, evaluation, other)
+        if not (evaluation and other):
+            body.say("skipped", "nothing was evaluated")
+            show_answer(comparison, {"reference": "", "metadata": {}})
+            return ("",)
         from stageline.verbs.compare import NO_DIFFERENCE, compare_evaluations
 
-        made = compare_evaluations(decode(evaluation), other, root=step.root.uri)
+        made = compare_evaluations(decode(evaluation), decode(other), root=step.root.uri)
         shown = [found for found in made.differences if found.verdict != NO_DIFFERENCE]
         text = f"{len(shown)} of {len(made.differences)} metrics show a difference: {made.uri}"
         body.say("done", text, reference=made.uri)
@@ -309,10 +316,13 @@ def compare(comparison: Artifact, evaluation: str, other: str, **parameters: Any
         return (encode(made.uri),)
 
 
-def report(page: Artifact, evaluation: str, **parameters: Any) -> tuple[str]:
-    """Write the run's report or keep it where nothing before it changed; returns where it lies."""
-    with step_body("report") as body:
-        step = open_step(body, parameters, evaluation)
+def report(page: Artifact, evaluation: str, comparison: str, **parameters: Any) -> tuple[str]:
+    """Write the run's report or keep it where nothing before it changed; returns where it lies.
+
+    evaluation, comparison: as the steps before hand them on, "" for none.
+    """
+    with step_body("report", str(parameters.get("branch", ""))) as body:
+        step = open_step(body, parameters, evaluation, *filter(None, [comparison]))
         answer = step.take_receipt()
         if answer is None:
             from stageline.verbs.report import build_report

@@ -27,6 +27,7 @@ from stageline.signals import CaughtSignals
 from stageline.store import Store, open_store
 from stageline.store.settings import apply_storage
 from stageline.telemetry import FailureRecord, read_events, read_failure
+from stageline.work.branches import branch_config
 
 POLL_SECONDS = 2.0
 PATIENCE_SECONDS = 300.0
@@ -68,11 +69,11 @@ def namespace_defaults(config: RunConfig, say: Say) -> dict[str, Any]:
 
 
 def make_submission(
-    config: RunConfig, launcher_image: str = "", defaults: Mapping[str, Any] | None = None
+    config: RunConfig, launcher_image: str = "", defaults: Mapping[str, Any] | None = None, branch: str = ""
 ) -> Submission:
     """The pipeline of a config and its parameters; ConfigError for what keeps its stages from being jobs.
 
-    defaults: of the namespace, from which the config starts.
+    defaults: of the namespace, from which the config starts.  branch: of the family, "" for none.
     """
     plain = with_defaults(config.model_dump(mode="json", exclude_unset=True, by_alias=True), defaults or {})
     plain |= {"family": config.family, "run": config.run, "root": plain.get("root", config.root)}
@@ -80,6 +81,8 @@ def make_submission(
     placed = name_code(parse_config(plain))
     root = placed.root
     check_on_cluster(placed)
+    if branch:
+        check_on_cluster(branch_config(placed, branch, {}))
     with_claim = "://" not in root
     arguments: dict[str, Any] = {"config": placed.model_dump_json(exclude_unset=True, by_alias=True)}
     storage = placed.cluster.storage
@@ -90,7 +93,8 @@ def make_submission(
         arguments |= {name: value for name, value in own.items() if value}
     if launcher_image:
         arguments["launcher_image"] = launcher_image
-    return Submission(placed, compiled_pipeline(config.family, with_claim=with_claim), arguments)
+    pipeline = compiled_pipeline(config.family, with_claim=with_claim, branch=branch)
+    return Submission(placed, pipeline, arguments)
 
 
 def reach_store(config: RunConfig) -> Store:

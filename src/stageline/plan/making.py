@@ -7,6 +7,7 @@ from dataclasses import replace
 from stageline.config import RunConfig
 from stageline.errors import StagelineError
 from stageline.stage import stage_config
+from stageline.work.branches import branch_config
 from stageline.work.decision import RunDecision
 from stageline.work.record import Item, Plan
 from stageline.work.stages import kept_note
@@ -29,6 +30,24 @@ def make_plan(config: RunConfig) -> Plan:
     if any(item.is_estimate for item in items):
         notes += (ESTIMATED,)
     return Plan(run.family.name, config.run, run.run.uri, tuple(items), notes)
+
+
+def plan_branch(config: RunConfig, branch: str) -> tuple[RunConfig, Plan | None]:
+    """(config, plan) of a branch of a run's pipeline; no plan while a stage that both share is still to be trained.
+
+    config: the main run's.  branch: its name.
+    ConfigError for a branch that there is not, that changes or trains nothing; PlanError for another run's name.
+    """
+    main = RunDecision(config)
+    shares = main.family.branches[branch].shares if branch in main.family.branches else ()
+    works = {name: main.stage(name) for name in shares}
+    made = branch_config(config, branch, {name: work.result for name, work in works.items()})
+    if any(main.is_selected(name) and work.finished is None for name, work in works.items()):
+        own = RunDecision(made, main.root)
+        if own.foreign:
+            raise own.foreign_faults[0]
+        return made, None
+    return made, make_plan(made)
 
 
 def _stage_item(work: StageWork) -> Item:

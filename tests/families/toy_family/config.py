@@ -8,7 +8,7 @@ from pydantic import Field
 
 from stageline.config import DataSettings, EvaluateBase, RunConfig, Settings
 from stageline.contract import FamilyConfig, Split, Words
-from stageline.stage import Stage, Stages
+from stageline.stage import Branch, Stage, Stages
 
 from .inheritance import externals, inherit, trains
 
@@ -137,5 +137,6 @@ FAMILY_CONFIG = FamilyConfig(
         compared={"rows": "rows to train on", "speed": "rows per second, measured"},
     ),
     compared=lambda config, stage, measured: {"stage": stage.name, "rows": config.data.num_train, **measured},
+    branches={"wide": Branch(("trainer.batch_size=8",), shares=("base",))},
     run_name=lambda config: f"toy_S{config.seed}.W{config.trainer.batch_size}",
 )

@@ -40,6 +40,7 @@ from stageline.families.panorama_vlm.inheritance import inherit
 from stageline.families.panorama_vlm.naming import run_name, variant
 from stageline.families.panorama_vlm.stitching import TokenLayout
 from stageline.families.panorama_vlm.words import WORDS
+from stageline.stage import Branch
 
 __all__ = ["FAMILY_CONFIG", "STAGES", "PanoramaVlmConfig"]
 
@@ -177,5 +178,6 @@ FAMILY_CONFIG = FamilyConfig(
     num_samples=num_samples,
     summary=summary,
     compared=compared,
+    branches={"overlap0": Branch(("image_processing.overlap_ratio=0",), shares=("vision",))},
     words=WORDS,
 )
