@@ -41,10 +41,10 @@ def test_one_command_trains_both_and_compares_them(tmp_path: Path) -> None:
     keys = [key for key in SMALL if not key.startswith("trainer.max_steps")]
     command = [*COMMAND, "--branch", "overlap0", f"root={tmp_path}", "run=both", "trainer.max_steps=2", *keys]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
-    first = subprocess.run(
+    done = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=HANG_SECONDS, env=environment, cwd=tmp_path
     )
-    assert first.returncode == 0, first.stdout + first.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     vision = resolve(str(tmp_path / "runs/both/vision"))
     for run in ("both", "both__overlap0"):
         assert resolve(str(tmp_path / "runs" / run / "resampler")).metadata.parents["default"].digest == vision.digest
@@ -55,8 +55,3 @@ def test_one_command_trains_both_and_compares_them(tmp_path: Path) -> None:
     page = (tmp_path / "runs/both/report.html").read_text()
     assert escape(told["b"]["about"]["plan"]) in page
     assert (tmp_path / "runs/both__overlap0/report.html").is_file()
-    again = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=HANG_SECONDS, env=environment, cwd=tmp_path
-    )
-    assert "overlap0.finetune: reused: " in again.stdout, again.stdout + again.stderr
-    assert "1 made, 11 reused" in again.stdout, "the comparison takes seconds and is made each time"
