@@ -109,20 +109,23 @@ def test_every_command_block_of_the_guide_runs_unchanged(shell: Shell) -> None:
     shell.run(f"sed -i 's|{MLP_VISION}|{BIMAMBA_VISION}|' scripts/train_bimamba_overlap0.sh")
 
 
-@pytest.mark.parametrize("kind", ["mlp", "qformer", "perceiver"])
-def test_other_resamplers_by_an_edit_of_the_config(shell: Shell, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "words", "last"),
+    [("mlp", "", "finetune"), ("qformer", " --stage resampler", "resampler"), ("perceiver", " --stage 2", "resampler")],
+)
+def test_other_resamplers_by_an_edit_of_the_config(shell: Shell, kind: str, words: str, last: str) -> None:
     """From the one vision checkpoint; a path of the guide that exists without overlap only is refused and named."""
     config, run = shell.folder / "configs/bimamba_overlap0.yaml", f"siglip2-so400m_Qwen3_{kind}_anyres-e2p_PE"
     text = config.read_text()
     config.write_text(text.replace("resampler_type: bimamba", f"resampler_type: {kind}"))
     try:
-        shell.run("bash scripts/train_bimamba_overlap0.sh")
+        shell.run(f"bash scripts/train_bimamba_overlap0.sh{words}")
     finally:
         config.write_text(text)
     trained = resolve(str(shell.folder / f"runs/{run}__ov000/resampler/anyres-e2p_{kind}/best.ckpt")).metadata
     assert trained.facts["resampler_type"] == kind
     assert trained.parents["default"].digest == resolve(str(shell.folder / BIMAMBA_VISION)).digest
-    asked = f"finetune/anyres-e2p_{kind}/config.yaml"
+    asked = f"{last}/anyres-e2p_{kind}/config.yaml"
     refused = shell.run(f"python scripts/eval.py --config runs/{run}/{asked}", code=2)
     assert f"say --config runs/{run}__ov000/{asked}" in refused
 
