@@ -17,7 +17,7 @@ for name in [name for name in os.environ if name.startswith(("AWS_", "STAGELINE_
     del os.environ[name]
 
 # No deadlines: a busy machine would fail tests. Derived examples: a failure is the same for everybody.
-settings.register_profile("stageline", deadline=None, derandomize=True, database=None)
+settings.register_profile("stageline", max_examples=50, deadline=None, derandomize=True, database=None)
 settings.load_profile("stageline")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from guards import HANG_SECONDS
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from safetensors.numpy import load_file
@@ -37,7 +37,6 @@ FLOATS = st.sampled_from(["float32", "float16"]).flatmap(
 )
 
 
-@settings(max_examples=40)
 @given(values=st.lists(FLOATS, max_size=8), shard_bytes=st.sampled_from([2048, 1 << 20]))
 def test_what_is_stored_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, values: list[np.ndarray], shard_bytes: int

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from guards import HANG_SECONDS
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
@@ -36,7 +36,6 @@ ANY_ARRAY = st.sampled_from(DTYPES).flatmap(
 ROW = st.tuples(st.dictionaries(st.sampled_from("abc"), ANY_ARRAY), st.dictionaries(st.text(max_size=3), st.integers()))
 
 
-@settings(max_examples=40)
 @given(rows=st.lists(ROW, max_size=6), shard_bytes=st.sampled_from([4096, 1 << 20]))
 def test_what_is_written_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Any], shard_bytes: int

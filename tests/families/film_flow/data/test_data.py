@@ -66,6 +66,8 @@ def test_a_sample_is_the_same_alone_and_in_order(prepared, data):
 
 
 ELSEWHERE = """
+import atexit, gc
+gc.disable(), atexit.register(gc.freeze)  # nothing that torch makes is garbage
 import hashlib, json, pickle, sys
 from pathlib import Path
 import numpy, torch

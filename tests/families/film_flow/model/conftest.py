@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,7 @@ def legacy_checkpoint(model: FilmFlowModel, **hyper: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def legacy_model(build: Callable[..., FilmFlowModel]) -> Callable[..., FilmFlowModel]:
-    """legacy_model(stages): a model as only imported files have it."""
+    """legacy_model(stages): a model as only imported files have it; plain ones are made once, for nobody to change."""
 
     def make(stages: Sequence[int] = (), **kwargs: Any) -> FilmFlowModel:
         settings = {"backbone_variant": "msd_v0", "attn_resolutions": (4,)}
@@ -212,7 +213,14 @@ def legacy_model(build: Callable[..., FilmFlowModel]) -> Callable[..., FilmFlowM
                 parameter.data.add_(0.3 * torch.randn(parameter.shape, generator=rng))
         return model
 
-    return make
+    once = cache(lambda stages, channel_mult: make(stages, channel_mult=channel_mult))
+
+    def give(stages: Sequence[int] = (), channel_mult: tuple[int, ...] = (1, 2, 3, 4), **kwargs: Any) -> FilmFlowModel:
+        if kwargs:
+            return make(stages, channel_mult=channel_mult, **kwargs)
+        return once(tuple(stages), channel_mult)
+
+    return give
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ the file's bytes untouched). The same rows without files stand in `test_restore`
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,18 +24,12 @@ Build = Callable[..., FilmFlowModel]
 Write = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
-def model_of(legacy_model: Build) -> Build:
-    """Each model is built once."""
-    return cache(lambda stages, mult=DISTINCT: legacy_model(stages, channel_mult=mult))
-
-
 @pytest.mark.parametrize("stages", SUBSETS, ids=str)
 def test_each_level_of_a_file_alone_restores_every_subset(
-    model_of: Build, write_legacy: Write, stages: tuple[int, ...]
+    legacy_model: Build, write_legacy: Write, stages: tuple[int, ...]
 ) -> None:
     """Check 6; heads alone, with null hyper-parameters, are those of `test_legacy`'s exact import."""
-    model, said = model_of(stages), list(stages)
+    model, said = legacy_model(stages), list(stages)
     for name, top, hyper in (
         ("metadata", {"vlm_film_trained_stages": said}, {"vlm_film_decoder_stages": None}),
         ("hparams", {}, {"vlm_film_decoder_stages": said}),
@@ -100,12 +93,12 @@ ROWS = {
 
 @pytest.mark.parametrize("name", ROWS)
 def test_conflicts_in_a_file_end_as_stated_and_leave_it_untouched(
-    model_of: Build, write_legacy: Write, name: str
+    legacy_model: Build, write_legacy: Write, name: str
 ) -> None:
     """Check 8: the rows of the cross-examination."""
     row = ROWS[name]
     top = {} if row.l1 is None else {"vlm_film_trained_stages": row.l1}
-    path = write_legacy(model_of(row.heads, row.mult), top, vlm_film_decoder_stages=row.l2, use_vlm_film=row.use)
+    path = write_legacy(legacy_model(row.heads, row.mult), top, vlm_film_decoder_stages=row.l2, use_vlm_film=row.use)
     before = path.read_bytes()
     if not row.code:
         report = import_legacy(path, {})[2]
