@@ -150,7 +150,7 @@ def test_a_backbone_is_measured_without_film(prepared: PreparedData) -> None:
 def test_collapsed_conditions_are_called_so(prepared: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(prepared).provenance["warnings"] == []
     monkeypatch.setattr(evaluation_module, "COLLAPSE_COSINE", -1.0)
-    (warning,) = run(prepared).provenance["warnings"]
+    (warning,) = run(prepared, finished=Kept()).provenance["warnings"]
     assert "collapsed" in warning
 
 
