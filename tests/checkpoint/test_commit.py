@@ -38,6 +38,22 @@ def test_what_is_saved_is_read_back_bit_for_bit(root: Store) -> None:
     assert verify(again) == []
 
 
+def test_the_same_tensors_are_committed_again_with_what_is_known_later(root: Store) -> None:
+    directory = StageDir(root, "a", "film")
+    with writing(directory) as writer:
+        before = writer.save(snapshot(7, training_state={"due": True}))
+        later = measured(7, 0.5, 0.5, 7, tensors={}, ema=None, training_tensors={}, training_state={"due": False})
+        ref = writer.save_again(before, later)
+        assert resolve(directory.uri).digest == resolve(f"{directory.uri}/last.ckpt").digest == ref.digest
+        assert directory.step_dirs() == [ref.name] != [before.name]
+        (left,) = directory.survey().refs
+    assert (left.metadata.metrics, left.content) == ({"dice": 0.5}, before.content)
+    assert json.loads(left.store.get("training/state.json")) == {"due": False}
+    assert verify(left) == []
+    assert equal(read_tensors(left), tensors(7))
+    assert equal(read_tensors(left, "ema"), tensors(1007))
+
+
 def test_the_safetensors_library_and_ours_read_each_other(tmp_path: Path) -> None:
     own = {name: tensor.contiguous() for name, tensor in tensors(3).items()}
     store = open_store(tmp_path)
