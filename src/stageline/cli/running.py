@@ -78,7 +78,8 @@ def _show_result(result: RunResult) -> None:
         print()
         show_evaluation(result.evaluation, family_config(result.plan.family).words, limit=MAIN_METRICS)
     states = [event["state"] for event in result.events]
-    reused, skipped = states.count("reused"), states.count("skipped")
+    reused = states.count("reused")
+    skipped = sum(event["state"] == "skipped" and not event["item"].endswith("evaluate") for event in result.events)
     made = states.count("done")
     parts = [f"{made} made", f"{reused} reused", *([f"{skipped} not selected"] if skipped else [])]
     print(f"\n{', '.join(parts)} in {duration(result.seconds)}")

@@ -199,8 +199,8 @@ class RunDecision:
                 work, action="blocked", reasons=("the run has another identity",), faults=self.foreign_faults
             )
         if self.given.checkpoints is None and not asked_checkpoints(self.config) and self.evaluated is None:
-            why = tuple(f"stage {stage.name!r}: {stage.not_evaluated}" for stage in self.selected)
-            return replace(work, action="not evaluated", reasons=why)
+            reasons = tuple(f"stage {stage.name!r}: {stage.not_evaluated}" for stage in self.selected)
+            return replace(work, action="not evaluated", reasons=reasons)
         try:
             checkpoints, waiting, missing = self._evaluated()
             data = self.data
