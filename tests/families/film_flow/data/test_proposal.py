@@ -108,6 +108,15 @@ def test_a_published_set_is_taken_as_it_is(tmp_path: Path) -> None:
     assert len(pairs) == 10
 
 
+def test_any_preset_can_be_what_it_starts_from(tmp_path: Path) -> None:
+    fill(tmp_path, ["p1", "p2", "p3"], sizes=[(300, 260)])
+    config = parse_config(propose(tmp_path, PRESETS["octa500"]).raw)
+    assert (config.data.name, config.data.test_dir, config.evaluate.split) == ("folder", None, "val")  # type: ignore[attr-defined]
+    assert (config.model.image_size, config.model.attn_resolutions) == (224, (56, 28))  # type: ignore[attr-defined]
+    small = parse_config(propose(fill(tmp_path / "small", ["a", "b"], sizes=[(70, 70)]), PRESETS["octa500"]).raw)
+    assert (small.model.image_size, small.model.attn_resolutions) == (64, (16, 8))  # type: ignore[attr-defined]
+
+
 def test_prompts_bring_the_second_stage(tmp_path: Path) -> None:
     fill(tmp_path, ["a", "b", "c"])
     (tmp_path / "prompts.json").write_text(json.dumps({"a.png": "thin", "b.png": "thick", "c.png": "thin"}))

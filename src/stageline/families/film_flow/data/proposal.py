@@ -42,10 +42,10 @@ LABEL_NAMES = (
 """Names of folders, compared without regard to case; the first that is there is taken."""
 MOST_LABELS = 200
 VALIDATION_SHARE = 0.2
-CROPS = (256, 192, 128, 96, 64, 48, 32, 16)
+CROPS = (320, 256, 224, 192, 128, 96, 64, 48, 32, 16)
 """Sides of a training crop, each a multiple of 8."""
 MOST_CROP = 128
-"""What a laptop trains on in reasonable time."""
+"""What a laptop trains on in reasonable time; a preset that has larger crops may have them."""
 BATCH_PIXELS = 8 * 96**2
 """Pixels of one step."""
 SHOWN = 60
@@ -278,13 +278,17 @@ def _fill(
     """The preset with what the pictures say."""
     train = [header for pair in pairs if pair.split == "train" and (header := headers[pair.image]) is not None]
     least = float(np.median([min(header.size) for header in train]))
-    crop = next((side for side in CROPS if side <= min(least, MOST_CROP)), CROPS[-1])
+    most = max(MOST_CROP, raw["model"]["image_size"])
+    crop = next((side for side in CROPS if side <= min(least, most)), CROPS[-1])
     pixels = sum(header.size[0] * header.size[1] for header in train)
     per_image = max(1, min(64, round(pixels / len(train) / crop**2)))
     batch = max(1, min(16, BATCH_PIXELS // crop**2, len(train) * per_image))
     steps = max(LEAST_STEPS, min(MOST_STEPS, math.ceil(SHOWN * pixels / (batch * crop**2))))
     steps = math.ceil(steps / 50) * 50
-    data = raw["data"]
+    data = raw["data"] = {
+        key: value for key, value in raw["data"].items() if key not in ("test_dir", "num_train", "num_val")
+    }
+    data["name"] = "folder"
     data |= {f"{split}_dir": str(root) for split, root in layout.roots.items()}
     defaults = Layout({})
     if layout.image != defaults.image:
@@ -297,14 +301,19 @@ def _fill(
     data |= {"image_size": crop, "num_samples_per_image": per_image}
     colour = sum(header.channels == 3 for header in headers.values() if header is not None)
     levels = raw["model"]["channel_mult"] if crop >= 32 else raw["model"]["channel_mult"][:3]
+    attention = [crop >> level for level in range(len(levels)) if _has_attention(raw["model"], level)]
     raw["model"] |= {
+        "attn_resolutions": attention,
         "image_size": crop,
         "image_channels": 3 if 2 * colour > len(headers) else 1,
         "channel_mult": levels,
     }
-    raw["trainer"] |= {"batch_size": batch, "max_steps": steps, "validate_every_steps": steps // 5}
+    if "max_epochs" not in raw["trainer"]:  # a preset that counts in epochs has its own length and batch
+        raw["trainer"] |= {"batch_size": batch, "max_steps": steps, "validate_every_steps": steps // 5}
+        raw.pop("stage_overrides", None)
     if prompts is not None:
         data["prompts_file"] = str(prompts)
+    if prompts is not None and not raw["model"].get("use_vlm_film", True):
         raw.pop("stages", None)
         raw["model"] |= {
             "use_vlm_film": True,
@@ -312,21 +321,25 @@ def _fill(
             "vlm_film_decoder_stages": list(range(len(levels)))[-2:],
             "vlm_film_config": {"encoder": "stub", "cond_dim": 32, "film_hidden_dim": 32, "text_mlp_hidden_dim": 32},
         }
-    if "test" in layout.roots:
-        raw["evaluate"] = {**raw.get("evaluate", {}), "split": "test"}
+    raw["evaluate"] = {**raw.get("evaluate", {}), "split": "test" if "test" in layout.roots else "val"}
     return raw
+
+
+def _has_attention(model: Mapping[str, Any], level: int) -> bool:
+    """Whether a preset's network has attention at a level of its resolutions."""
+    return model["image_size"] >> level in model["attn_resolutions"]
 
 
 def _tell_choice(raw: Mapping[str, Any], prompts: Path | None) -> list[str]:
     model, trainer = raw["model"], raw["trainer"]
-    told = [
-        f"crops of {model['image_size']}, {model['image_channels']} "
-        f"{'channel' if model['image_channels'] == 1 else 'channels'}, {len(model['channel_mult'])} resolutions, "
-        f"{trainer['batch_size']} crops a step, {trainer['max_steps']} steps, validated every "
-        f"{trainer['validate_every_steps']}"
-    ]
-    if prompts is None:
-        told.append(f"no {PROMPTS} ({{image file name: prompt}}): stage backbone alone, without a condition")
-    else:
+    channels = "1 channel" if model["image_channels"] == 1 else f"{model['image_channels']} channels"
+    length = f"{trainer.get('max_epochs')} epochs"
+    if "max_steps" in trainer:
+        length = f"{trainer['max_steps']} steps, validated every {trainer['validate_every_steps']}"
+    shape = f"crops of {model['image_size']}, {channels}, {len(model['channel_mult'])} resolutions"
+    told = [f"{shape}, {trainer['batch_size']} crops a step, {length}"]
+    if prompts is not None:
         told.append(f"prompts from {prompts}: stages backbone and film")
+    elif raw.get("stages") == ["backbone"]:
+        told.append(f"no {PROMPTS} ({{image file name: prompt}}): stage backbone alone, without a condition")
     return told
