@@ -104,7 +104,9 @@ def test_all_faults_are_told_at_once() -> None:
         "model.model_chanels=16",
         "model.vlm_film_decoder_stages=[7]",
         "model.learning_rate=1e-2",
+        "trainer.learning_rate=3e-3",
         "trainer.batch_size=0",
+        "model.image_size=48",
         "data.image_size=32",
     )
     for part in ("film_limit", "training step", "model_channels", "E_RANGE", "trainer.learning_rate 0.003"):
