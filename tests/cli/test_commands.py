@@ -181,6 +181,8 @@ def test_overrides_are_told_from_paths(tmp_path: Path, monkeypatch: pytest.Monke
         ["x.png", "a=b", "dir/c=d"],
         ["evaluate.k=3"],
     )
+    named = ["cluster.resources.limits.nvidia.com/gpu=1", 'cluster.labels."a.b/c"=d', "cluster.labels.a.b/c=d"]
+    assert split_overrides(["./a.b/c=d.png", "s3://a/b?c=d", *named]) == (["./a.b/c=d.png", "s3://a/b?c=d"], named)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -122,6 +122,23 @@ def test_a_key_takes_the_place_of_its_setting_under_every_name(name: str) -> Non
     assert replaced_overrides(raw, [f"{name}=5e-1"], Spelt) == others + in_stages
 
 
+@pytest.mark.parametrize(
+    ("word", "left", "replaced"),
+    [
+        ("trainer.max_epochs=3", {"max_epochs": 3}, ["trainer.max_steps", "stage_overrides.a.trainer.max_steps"]),
+        ("stage_overrides.a.trainer.max_epochs=3", {"max_steps": 9}, ["stage_overrides.a.trainer.max_steps"]),
+        ("trainer.max_epochs=null", {"max_steps": 9, "max_epochs": None}, []),
+        ("trainer.warmup_steps=5", {"max_steps": 9, "warmup_steps": 5}, []),
+    ],
+)
+def test_a_key_takes_the_place_of_its_alternative_too(word: str, left: dict[str, Any], replaced: list[str]) -> None:
+    raw = {"trainer": {"max_steps": 9}, "stage_overrides": {"a": {"trainer.max_steps": 8, "seed": 1}}}
+    merged = apply_overrides(raw, [word], RunConfig)
+    assert merged["trainer"] == left
+    assert replaced_overrides(raw, [word], RunConfig) == replaced
+    assert ("trainer.max_steps" in merged["stage_overrides"]["a"]) == (not replaced)
+
+
 def test_of_two_words_for_one_key_the_last_counts_and_the_first_is_named() -> None:
     words = ["trainer.max_steps=3", "seed=1", "trainer.max_steps=4"]
     assert apply_overrides({}, words, RunConfig) == {"trainer": {"max_steps": 4}, "seed": 1}
@@ -251,6 +268,9 @@ def test_truth_has_two_words(text: str) -> None:
         pytest.param("seed=-1", ("seed", "greater than or equal to 0"), id="negative-seed"),
         pytest.param("mine.yaml", ("-c mine.yaml",), id="file"),
         pytest.param("tiny", ("--preset",), id="preset"),
+        pytest.param("preset=tiny", ("--preset tiny",), id="option"),
+        pytest.param("config=mine.yaml", ("-c mine.yaml",), id="option-of-a-file"),
+        pytest.param("cluster.tolerations=[{key:a}]", ("toleration 0 has no ['key:a']",), id="no-blank-behind-a-colon"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_says_what_would(word: str, sentences: tuple[str, ...]) -> None:

@@ -80,6 +80,14 @@ def test_lines_come_live_and_the_exit_code_is_passed_on(tmp_path: Path) -> None:
     assert verdict.exit_code == 7
 
 
+def test_what_torchrun_left_in_a_shell_makes_no_rank_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.setenv(name, "3")
+    seen: list[str] = []
+    start(tmp_path, "import os; print([n for n in os.environ if 'RANK' in n or 'WORLD' in n])").follow(seen.append)
+    assert seen == ["[]"]
+
+
 def test_the_jobs_own_record_decides_over_its_exit_code(tmp_path: Path) -> None:
     verdict = start(tmp_path, LEAVE_RECORD + "sys.exit(1)").follow(print)
     assert verdict.exit_code == 3

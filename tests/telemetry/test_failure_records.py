@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from stageline.errors import DataError, InterruptedRunError, PeerLostError, StepFailedError, TrainingError
 from stageline.jobs.cluster.explain.describe import job_failure
 from stageline.store import open_store
-from stageline.telemetry import FailureRecord, clear_failures, first_cause, read_failure, write_failure
+from stageline.telemetry import (
+    FAILURE_DIR_VARIABLE,
+    FailureRecord,
+    asked_by,
+    clear_failures,
+    first_cause,
+    note_asked,
+    read_failure,
+    write_failure,
+)
 from stageline.telemetry.failures import LARGEST_BYTES, LONGEST_TEXT
 
 
@@ -203,3 +212,14 @@ def test_its_error_ends_a_process_with_the_same_record(exit_code):
     assert (again.kind, again.sentence, again.remedy, again.exit_code, again.code) == (
         (record.kind, record.sentence, record.remedy, record.exit_code, record.code)
     )
+
+
+def test_why_a_process_is_asked_to_stop_is_what_its_starter_noted(tmp_path, monkeypatch):
+    folder = tmp_path / "made later"
+    monkeypatch.setenv(FAILURE_DIR_VARIABLE, str(folder))
+    assert asked_by("SIGTERM") == "SIGTERM"
+    note_asked(folder, "Ctrl-C")
+    assert asked_by("SIGTERM") == "Ctrl-C"
+    assert read_failure(folder) is None
+    monkeypatch.delenv(FAILURE_DIR_VARIABLE)
+    assert asked_by("SIGTERM") == "SIGTERM"

@@ -25,7 +25,7 @@ BranchName = Annotated[
 Root = Annotated[str, typer.Option("--root", help="Where runs/ and cache/ lie: a folder, s3://… or gs://….")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
-OVERRIDE = re.compile(r"^[A-Za-z_][\w-]*(\.[\w-]+)*=")
+OVERRIDE = re.compile(r"""^[A-Za-z_][\w-]*(\.([\w-][\w/-]*|"[^"]*"|'[^']*'))*=""")
 
 
 class WithPresets(TyperCommand):

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stageline.config.document import set_dotted
-from stageline.config.fields import Settings
 from stageline.config.settings import RunConfig
-from stageline.config.validation import dotted_fields, section_of
+from stageline.config.validation import alternatives, dotted_fields
 
 
 def fill_in(raw: dict[str, Any], defaults: Mapping[str, Any], model: type[RunConfig]) -> None:
@@ -33,7 +32,7 @@ def fill_in(raw: dict[str, Any], defaults: Mapping[str, Any], model: type[RunCon
         for key, value in leaves(name, default):
             if any(_states(stated, spelling) for spelling in model.spellings(key)):
                 continue
-            if any(_value_at(stated, other) is not None for other in _alternatives(model, key)):
+            if any(_value_at(stated, other) is not None for other in alternatives(model, key)):
                 continue
             clash = set_dotted(raw, key, value)
             assert clash is None, f"default {key}: {clash} is no section"
@@ -56,13 +55,3 @@ def _value_at(raw: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         node = node.get(part) if isinstance(node, Mapping) else None
     return node
-
-
-def _alternatives(model: type[RunConfig], key: str) -> Iterator[str]:
-    """The keys that say the same in another way, by the section that has the key."""
-    *path, last = key.split(".")
-    section = section_of(model, path)
-    if section is not None and issubclass(section, Settings):
-        for pair in section.ALTERNATIVES:
-            if last in pair:
-                yield ".".join([*path, pair[1] if last == pair[0] else pair[0]])

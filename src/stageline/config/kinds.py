@@ -247,7 +247,9 @@ def _read_node(kind: Kind, node: yaml.Node, where: str) -> Any:
     if isinstance(node, yaml.MappingNode):
         return {key.value: _read_node(_entry(kind, key.value), value, where) for key, value in node.value}
     assert isinstance(node, yaml.ScalarNode)
-    return read_text(kind, node.value, where) if node.style is None else node.value  # else in quotes
+    if node.style is not None:  # in quotes
+        return node.value
+    return read_text(kind, node.value, where) if node.value else None
 
 
 def _entry(kind: Kind, key: str) -> Kind:

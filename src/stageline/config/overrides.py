@@ -1,18 +1,21 @@
 """`section.key=value` words of a command line on top of a config that is plain data.
 
-A key takes the place of every name the config has for its setting, and of the same key in its `stage_overrides`; of
-several words for one key the last counts. What a value means, its field's type says (`kinds`).
+A key takes the place of every name the config has for its setting, of its alternative (`max_epochs` for `max_steps`),
+and of both in its `stage_overrides`; of several words for one key the last counts. What a value means, its field's type
+says (`kinds`).
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stageline.config.document import STAGE_OVERRIDES, set_path
-from stageline.config.kinds import Place, UnreadableError, locate, read_text
+from stageline.config.kinds import ANYTHING, Place, UnreadableError, locate, read_text
+from stageline.config.spellings import get_key
+from stageline.config.validation import alternatives
 from stageline.errors import ConfigError, Faults
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 _PART = r"""(?:"[^"]+"|'[^']+'|[^.="']+)"""
 _KEY = re.compile(rf"({_PART}(?:\.{_PART})*)=")
 _PARTS = re.compile(_PART)
+OPTIONS = {"config": "-c", "preset": "--preset"}
+"""What is no setting but an option of every command with a config."""
 
 
 class Override(NamedTuple):
@@ -64,6 +69,9 @@ def _apply(
     result: dict[str, Any] = copy.deepcopy(model.SPELLINGS.at_home(raw))
     overrides = [found for word in words if (found := _parse(word, model, faults))]
     replaced = [name for override in overrides for name in drop_replaced(result, override.key, model)]
+    for override in overrides:
+        if override.value:  # null and 0 say nothing in the place of what they are an alternative of
+            replaced += _drop_alternatives(result, override.parts, model)
     for index, override in enumerate(overrides):
         if any(later.place.path == override.place.path for later in overrides[index + 1 :]):
             replaced.append(override.word)
@@ -88,6 +96,9 @@ def _parse(word: str, model: type[RunConfig], faults: Faults) -> Override | None
     place = locate(model, parts)
     known = locate(model, model.SPELLINGS.moved.get(".".join(parts), ".".join(parts)).split("."))
     text = word[match.end() :]
+    if ".".join(parts) in OPTIONS and place.kind is ANYTHING:
+        faults.add(f"{word!r}: that is an option: {OPTIONS['.'.join(parts)]} {text}")
+        return None
     if place.fault:
         faults.add(f"{word!r}: {place.fault}")
         return None
@@ -128,10 +139,24 @@ def drop_replaced(raw: dict[str, Any], key: str, model: type[RunConfig]) -> list
 
     Returns what was taken out, as dotted keys.
     """
-    if key.partition(".")[0] == STAGE_OVERRIDES:
+    return [] if key.partition(".")[0] == STAGE_OVERRIDES else _drop_names(raw, model.spellings(key), key)
+
+
+def _drop_alternatives(raw: dict[str, Any], parts: Sequence[str], model: type[RunConfig]) -> list[str]:
+    """Take what says a setting in another way out of a config, where the key at `parts` says it from now on."""
+    if parts[0] != STAGE_OVERRIDES:
+        others = alternatives(model, ".".join(parts))
+        return [name for other in others for name in _drop_names(raw, model.spellings(other), "")]
+    own, stage = get_key(raw, ".".join(parts[:2])), parts[1:2]
+    if not stage or not isinstance(own, dict):
         return []
-    names = model.spellings(key)
-    dropped = [found for name in names if name != key for found in _drop(raw, name.split("."))]
+    names = (name for other in alternatives(model, ".".join(parts[2:])) for name in model.spellings(other))
+    return [f"{STAGE_OVERRIDES}.{stage[0]}.{found}" for name in names for found in _drop(own, name.split("."))]
+
+
+def _drop_names(raw: dict[str, Any], names: Iterable[str], spared: str) -> list[str]:
+    """spared: the name that stays outside of `stage_overrides`."""
+    dropped = [found for name in names if name != spared for found in _drop(raw, name.split("."))]
     stages = raw.get(STAGE_OVERRIDES)
     if not isinstance(stages, dict):
         return dropped

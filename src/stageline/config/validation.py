@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from stageline.config.fields import S, SectionError, is_operational, key_of
+from stageline.config.fields import S, SectionError, Settings, is_operational, key_of
 from stageline.config.kinds import locate
 from stageline.errors import ConfigError, Faults
 
@@ -216,6 +216,16 @@ def section_of(model: type[BaseModel], path: Sequence[Any]) -> type[BaseModel] |
             return None
         model = inner
     return model
+
+
+def alternatives(model: type[BaseModel], key: str) -> Iterator[str]:
+    """The dotted keys that say in another way what a key says, by the section that has the key."""
+    *path, last = key.split(".")
+    section = section_of(model, path)
+    if section is not None and issubclass(section, Settings):
+        for pair in section.ALTERNATIVES:
+            if last in pair:
+                yield ".".join([*path, pair[1] if last == pair[0] else pair[0]])
 
 
 def dotted_fields(model: type[BaseModel], *, with_operational: bool = True) -> list[str]:

@@ -50,6 +50,18 @@ _UNBUFFERED = {"PYTHONUNBUFFERED": "1"}
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
+OF_RANKS = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"),
+    *("ROLE_WORLD_SIZE", "NODE_RANK", "TORCHELASTIC_RUN_ID"),
+)
+"""What torchrun tells its ranks. Nobody who starts a job is one: left in a shell, it would make a rank of the job."""
+
+
+def without_ranks(variables: Mapping[str, str]) -> dict[str, str]:
+    """The environment that jobs and pipelines on this machine start from. variables: of who starts them."""
+    return {name: value for name, value in variables.items() if name not in OF_RANKS}
+
+
 @dataclass(frozen=True)
 class JobEnvironment:
     """What every pod of a job is told by its environment.

@@ -25,6 +25,7 @@ from stageline.checkpoint.lease import StageLease
 from stageline.config import RunConfig
 from stageline.errors import InterruptedRunError, PlanError, StagelineError, StepFailedError
 from stageline.families import family_config
+from stageline.jobs.environment import without_ranks
 from stageline.jobs.local import KILL_AFTER_SECONDS
 from stageline.jobs.placement import check_on_cluster
 from stageline.jobs.processes import adopt_orphans, die_with_parent, kill_marked
@@ -244,7 +245,7 @@ def _start_host(scratch: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "stageline.pipeline.host"],
         env={
-            **os.environ,
+            **without_ranks(os.environ),
             "PYTHONUNBUFFERED": "1",
             "TMPDIR": str(temporary),
             FOLLOWED_VARIABLE: "1",

@@ -208,7 +208,8 @@ def _word(plain: Mapping[str, Any], name: str) -> str:
 
 def note_asked(folder: Path, word: str) -> None:
     """Say to the processes of a failure folder why they are about to be asked to stop. word: Ctrl-C, SIGHUP, …"""
-    with suppress(OSError):  # a folder that is gone has no process any more
+    with suppress(OSError):  # without the word the signal's own name is said
+        folder.mkdir(exist_ok=True)
         (folder / ASKED_FILE).write_text(word, encoding="utf-8")
 
 
