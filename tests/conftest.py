@@ -28,6 +28,7 @@ gc.disable()
 def pytest_collection_finish() -> None:
     """What was imported so far is never garbage; also, forked processes then share its pages."""
     gc.freeze()
+    gc.set_threshold(50_000)
     gc.enable()
 
 
