@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 
 EXIT_FAULT = 1
 """An error without a kind of its own: a fault in our code."""
+EXIT_CTRL_C = 130
+"""128 + SIGINT, as shells say it."""
 EXIT_INTERRUPTED = 143
 """128 + SIGTERM: asked to stop, committed a checkpoint, wants to be started again."""
 
@@ -163,6 +165,12 @@ class InterruptedRunError(StagelineError):
 
     exit_code = EXIT_INTERRUPTED
     kind = "interrupted"
+
+
+class CtrlCError(InterruptedRunError):
+    """Stopped by Ctrl-C where there was no step to finish."""
+
+    exit_code = EXIT_CTRL_C
 
 
 class PeerLostError(StagelineError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,9 @@ import stageline
 from stageline.cli import main
 from stageline.cli.configuration import raw_preset, read_config, split_overrides
 from stageline.cli.starter import starter_yaml
+from stageline.cli.training import ending_on_signals
 from stageline.config import fingerprint, flatten, note_once, semantic
-from stageline.errors import CheckpointError, PlanError
+from stageline.errors import CheckpointError, InterruptedRunError, PlanError
 from stageline.families import FAMILIES, family_config, load_config, parse_config
 from stageline.layers.ema import LEFTOVER_FRACTION, leftover_fraction
 from stageline.stage import num_steps, stage_config
@@ -230,3 +232,10 @@ def test_the_library_exposes_load_and_version_without_torch() -> None:
     assert done.stdout.split() == [stageline.__version__, "False"]
     with pytest.raises(AttributeError):
         stageline.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(("number", "word", "code"), [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 143)])
+def test_what_stopped_a_command_is_said(number: int, word: str, code: int) -> None:
+    with pytest.raises(InterruptedRunError, match=f"stopped by {word}") as caught, ending_on_signals("go on"):
+        signal.raise_signal(number)
+    assert (caught.value.exit_code, caught.value.remedy) == (code, "go on")

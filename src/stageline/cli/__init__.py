@@ -25,7 +25,7 @@ from typing import Annotated
 
 import typer
 
-from stageline.errors import EXIT_INTERRUPTED, MissingPartError, StagelineError
+from stageline.errors import EXIT_CTRL_C, EXIT_INTERRUPTED, MissingPartError, StagelineError
 
 OPTIONAL_PARTS = {
     "torch": "train",
@@ -42,9 +42,6 @@ OPTIONAL_PARTS = {
     "transformers": "vlm",
 }
 """Module -> the extra that brings it."""
-
-EXIT_CTRL_C = 130
-"""128 + SIGINT, as shells say it."""
 
 app = typer.Typer(
     name="stageline",

@@ -139,7 +139,7 @@ def prepare(
     from stageline.work.externals import describe_externals
 
     own = read_config(config, family, preset, overrides)
-    with _ending_on_signals():
+    with ending_on_signals():
         made = prepare_data(own, _progress)
     for line in describe_externals(own):
         print(line, file=sys.stderr)
@@ -233,7 +233,7 @@ def evaluate(
     from stageline.verbs.prepare import prepare_data
 
     own = read_config(config, family, preset, overrides)
-    with _ending_on_signals("run again to continue: finished rows are kept"):
+    with ending_on_signals("run again to continue: finished rows are kept"):
         typed = checkpoint and name_typed(checkpoint, own.root)
         named = named_checkpoints(own, typed, data or "")  # before any data are made for it
         reference = data or str(prepare_data(own, _progress).reference)
@@ -262,7 +262,7 @@ def predict(
     uri = str(resolve_named(name_typed(checkpoint, "."), ".").reference)  # no config says of another root
     from stageline.verbs.predict import load
 
-    with _ending_on_signals():
+    with ending_on_signals():
         results = load(uri, overrides, run_code=True).predict(named, output, _progress)
     for result in results:
         print("  ".join(f"{key} {value}" for key, value in result.items()))
@@ -294,15 +294,16 @@ def _progress(done: int, total: int, what: str) -> None:
         print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
 
 
-def _ending_on_signals(remedy: str = "run again; nothing half-made is kept") -> CaughtSignals:
+def ending_on_signals(remedy: str = "run again; nothing half-made is kept") -> CaughtSignals:
     """SIGTERM and Ctrl-C as an exception, so that temporary folders are removed on the way out."""
     import signal
 
-    from stageline.errors import InterruptedRunError
+    from stageline.errors import CtrlCError, InterruptedRunError
     from stageline.signals import CaughtSignals, signal_word
     from stageline.telemetry import asked_by
 
     def stop(number: int) -> None:
-        raise InterruptedRunError(f"stopped by {asked_by(signal_word(number))}", remedy=remedy)
+        kind = CtrlCError if number == signal.SIGINT else InterruptedRunError
+        raise kind(f"stopped by {asked_by(signal_word(number))}", remedy=remedy)
 
     return CaughtSignals(stop, (signal.SIGTERM, signal.SIGINT))
