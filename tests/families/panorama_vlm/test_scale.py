@@ -7,6 +7,7 @@ import io
 import math
 import os
 import signal
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.case import CountingStore, read_count
 from PIL import Image
 from ranks import run_ranks
 from runs import small
@@ -35,6 +35,9 @@ from stageline.store import open_store
 from stageline.verbs.evaluate.evaluation import evaluate_checkpoint
 from stageline.verbs.prepare import prepare_data
 from stageline.verbs.train import train_stage
+
+sys.path.insert(0, str(Path(__file__).parents[3]))
+from tests.data.case import CountingStore, read_count
 
 pytestmark = pytest.mark.slow
 

@@ -160,8 +160,6 @@ def test_published_data_sets_are_folders_and_need_them(name: str) -> None:
         ("model.vlm_film_config.input_mode=overlay", "evaluate.mask_feedback"),
         ("model.junction_gating_config.degree_threshold=2", "at least 3"),
         ("data.use_sauna_transform=true", "model.target_kind: soft"),
-        ("trainer.max_steps=9", "give one of them"),
-        ("trainer.validate_every_steps=9", "give one of them"),
         ("trainer.precision=16", "bf16-mixed"),
     ],
 )
@@ -169,6 +167,12 @@ def test_what_cannot_work_says_what_to_write_instead(override: str, remedy: str)
     with pytest.raises(ConfigError) as error:
         parse_config(raw(), [override])
     assert remedy in str(error.value)
+
+
+def test_steps_on_the_command_line_take_the_place_of_the_epochs_of_the_file() -> None:
+    trainer = parse_config(raw(), ["trainer.max_steps=9", "trainer.validate_every_steps=3"]).trainer
+    assert (trainer.max_steps, trainer.max_epochs) == (9, None)
+    assert (trainer.validate_every_steps, trainer.validate_every_epochs) == (3, 0)
 
 
 def test_contradictions_of_one_section_are_lines_of_their_own() -> None:
