@@ -38,11 +38,16 @@ def load(golden: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return pipeline, platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
 
+def compiled(family: str, path: Path, **given: Any) -> None:
+    """`compile_pipeline` on a thread: kfp looks at every frame of the stack at every step, and pytest's is deep."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(compile_pipeline, family, path, **given).result()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("golden", "claim"), [(GOLDEN, None), (WITH_CLAIM, "")], ids=["s3", "claim"])
 def test_compiling_again_gives_the_golden(golden: Path, claim: str | None, tmp_path: Path) -> None:
-    # On a thread: kfp looks at every frame of the stack whenever a step is set, and pytest's is deep.
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(compile_pipeline, "film_flow", tmp_path / "again.yaml", claim=claim).result()
+    compiled("film_flow", tmp_path / "again.yaml", claim=claim)
     assert (tmp_path / "again.yaml").read_text() == golden.read_text(), "`make render` writes them"
 
 
@@ -74,7 +79,7 @@ def spec(folder: Path) -> ModuleSpec:
 
 def test_image_and_claim_are_defaults_that_compiling_can_change(tmp_path: Path) -> None:
     pinned = "registry.example/stageline/launcher@sha256:" + "0" * 64
-    compile_pipeline("film_flow", tmp_path / "own.yaml", claim="data", image=pinned)
+    compiled("film_flow", tmp_path / "own.yaml", claim="data", image=pinned)
     inputs = load(tmp_path / "own.yaml")[0]["root"]["inputDefinitions"]["parameters"]
     assert inputs["launcher_image"]["defaultValue"] == pinned
     assert inputs["claim"]["defaultValue"] == "data"

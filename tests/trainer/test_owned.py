@@ -285,6 +285,8 @@ def test_a_grandchild_reads_through_its_parents(train: Any, family: Any, tmp_pat
     assert set(read_tensors(moved)) == set(one)
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 def test_a_sharded_head_holds_its_own_and_goes_on_exactly(train: Any, family: Any, tmp_path: Path) -> None:
     """Two ranks, FSDP2: shards of own tensors only, derived files of whole ones, and one rank reads the same."""
     two = {

@@ -84,6 +84,8 @@ def test_ranks_on_two_nodes_are_those_of_one_machine_bit_for_bit(train, tmp_path
     assert together.metadata.stage_fingerprint == apart.metadata.stage_fingerprint
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 def test_a_sharded_model_equals_one_rank_and_loads_plain(train, tmp_path):
     from toy_family import family
     from toy_family.model import ToyModel
@@ -151,6 +153,8 @@ def test_a_rank_started_alone_after_the_end_finds_it(train, tmp_path, monkeypatc
     assert train(run="done", **TWO).action == "reuse"
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 def test_shards_in_bf16(train, tmp_path):
     settings = {**TWO, "trainer.strategy": "fsdp2", "trainer.precision": "bf16-mixed"}
     ends = run_ranks(lambda _: train(run="bf16", **settings).step, 2, tmp_path / "bf16")

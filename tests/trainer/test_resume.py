@@ -106,7 +106,7 @@ def family() -> Any:
     return family
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [1, pytest.param(2, marks=(pytest.mark.slow, pytest.mark.ranks))])
 def test_resume_equals_uninterrupted(train, tmp_path, family, size):
     settings = {**SETTINGS, "trainer.processes": size, "trainer.batch_size": 4 // size}
     whole = run_ranks(lambda _: train(run="whole", **settings).step, size, tmp_path / "whole")
