@@ -8,7 +8,7 @@ from typing import Any
 
 from stageline.contract import Words
 from stageline.verbs.report.html import Child, Markup, fold, measured, number, plain, size, table, tag
-from stageline.verbs.report.overview import cases_part, places
+from stageline.verbs.report.overview import cases_part, notable_samples
 from stageline.verbs.report.pictures import Clip, Picture, gallery
 from stageline.verbs.report.record import EvaluationRecord, mapping
 
@@ -230,8 +230,8 @@ def described(record: EvaluationRecord, words: Words, name: str, kind: str = "pi
     if not rows:
         return stem.replace("_", " ") + pseudo, f"Sample {kind} {stem}{pseudo}"
     prompt = f", prompt {rows[0]['prompt']!r}" if rows[0].get("prompt") else ""
-    place = places(record, words).get(rows[0]["id"], "")
-    caption = f"{rows[0]['id']}{prompt}{pseudo}{f', {place}' if place else ''}"
+    notable = notable_samples(record, words).get(rows[0]["id"], "")
+    caption = f"{rows[0]['id']}{prompt}{pseudo}{f', {notable}' if notable else ''}"
     alt = f"{columns or f'Sample {kind}'} of {caption}."
     metric = next((m for m in words.main_metrics if any(row.get(m) for row in rows)), "")
     if metric:

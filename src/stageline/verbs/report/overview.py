@@ -196,7 +196,7 @@ def ranked_samples(evaluation: EvaluationRecord, words: Words) -> list[str]:
     return sorted(values, key=values.__getitem__, reverse=metric in words.higher_is_better)
 
 
-def places(evaluation: EvaluationRecord, words: Words) -> dict[str, str]:
+def notable_samples(evaluation: EvaluationRecord, words: Words) -> dict[str, str]:
     """Sample -> best, median or worst by the main metric; nothing below three samples."""
     ranked = ranked_samples(evaluation, words)
     if len(ranked) < 3:

@@ -70,9 +70,11 @@ class Layout:
 
     def files(self, split: str) -> list[Path]:
         """The files of a split that are there."""
+        if split not in self.roots:
+            return []
         found: list[Path] = []
-        images = self.image_names(split) if split in self.roots else set()
-        for part, folder in zip(("image", "label"), self.folders(split), strict=False):
+        images = self.image_names(split)
+        for part, folder in zip(("image", "label"), self.folders(split), strict=True):
             if folder.is_dir():
                 found += [
                     file for file in folder.iterdir() if file.is_file() and self.holds(split, part, file.stem, images)
