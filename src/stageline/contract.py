@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Branch", "Cast", "Comparison", "Evaluation", "External", "Family", "FamilyConfig", "ParameterGroup"]
 __all__ += ["Parent", "PredictedFile", "Progress", "Proposal", "SampleKey", "Samples", "Split", "StageTask"]
-__all__ += ["Words", "Workspace"]
+__all__ += ["StepRate", "StepWork", "Words", "Workspace"]
 
 SampleKey = tuple[int, int]
 """(epoch, index): what the training set is asked for; augmentation is a function of it and the seed."""
@@ -88,6 +88,37 @@ class Words:
 
 
 @dataclass(frozen=True)
+class StepWork:
+    """What one optimizer step costs, for a plan before anything was recorded.
+
+    passes: micro-batches.  amount: of one of them, in the unit of the family's rates (operations, say, or activations).
+    """
+
+    passes: int
+    amount: float
+
+
+@dataclass(frozen=True)
+class StepRate:
+    """What steps took on one kind of device.
+
+    per_pass: seconds of a micro-batch however small.  per_amount: seconds of one unit of `StepWork.amount`.
+    up_to: the largest amount of a micro-batch that was measured.  device: where, in words.
+    """
+
+    per_pass: float
+    per_amount: float
+    up_to: float
+    device: str
+
+    def seconds(self, work: StepWork) -> float | None:
+        """Of one optimizer step; None for micro-batches more than four times as large as any that was measured."""
+        if work.amount > 4 * self.up_to:
+            return None
+        return work.passes * (self.per_pass + self.per_amount * work.amount)
+
+
+@dataclass(frozen=True)
 class FamilyConfig:
     """The torch-free half of a family's record.
 
@@ -121,8 +152,8 @@ class FamilyConfig:
         config, stage: the checkpoint's own.  measured: by the evaluation, {} where nothing was.
     branches: name -> another run that the family's pipeline can have beside the main one, to compare the two.
     words: names of modes, metrics and pictures for people.
-    step_seconds(config, stage): seconds of one optimizer step on one CPU thread, as measured somewhere, for a plan
-        before anything was recorded; None where nobody measured.
+    step_work(config, stage): what one optimizer step costs, in the unit of the family's rates; None where nobody
+        measured anything like it.
     propose(folder, preset): a config for the pictures in a folder, from a raw preset (None: the family's own choice);
         reads headers and a few files, writes nothing. None where the family has no folders of pictures.
     """
@@ -154,7 +185,7 @@ class FamilyConfig:
     compared: Callable[[Any, Stage, Mapping[str, float]], Mapping[str, Any]] = lambda _config, _stage, _measured: {}
     branches: Mapping[str, Branch] = field(default_factory=dict)
     words: Words = Words()
-    step_seconds: Callable[[Any, Stage], float | None] = lambda _config, _stage: None
+    step_work: Callable[[Any, Stage], StepWork | None] = lambda _config, _stage: None
     propose: Callable[[Path, str | None], Proposal] | None = None
 
     def selected(self, config: RunConfig) -> tuple[Stage, ...]:

@@ -51,11 +51,11 @@ def test_a_first_run_has_an_estimate_that_is_marked_and_a_recorded_pace_takes_it
     assert (backbone.is_estimate, film.is_estimate) == (True, True)
     show_plan(plan)
     assert f"~{duration(backbone.seconds)}" in capsys.readouterr().out
-    assert [note for note in plan.notes if note.startswith("expected with ~")]
+    assert "expected with ~: from rates measured on one thread of a server's CPU, training steps alone" in plan.notes
     assert backbone.to_json()["expected_is_estimate"] is True
     double = make_plan(lab.config("trainer.accelerator=cpu", "trainer.batch_size=16"))["backbone"].seconds
     assert double == pytest.approx(2 * backbone.seconds)
-    assert make_plan(lab.config("trainer.accelerator=cuda"))["backbone"].seconds is None
+    assert make_plan(lab.config("trainer.accelerator=cpu", "trainer.batch_size=1000"))["backbone"].seconds is None
     lab.commit(config, "backbone", step=4, final=False)
     again = make_plan(config)
     assert (again["backbone"].is_estimate, again["film"].is_estimate) == (False, True)

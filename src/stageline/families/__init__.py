@@ -20,7 +20,7 @@ from stageline.config import (
     replaced_overrides,
     validate,
 )
-from stageline.contract import Words
+from stageline.contract import StepRate, Words
 from stageline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +30,13 @@ FAMILIES = {
     "film_flow": "stageline.families.film_flow",
     "panorama_vlm": "stageline.families.panorama_vlm",
 }
+
+STEP_RATES: Mapping[tuple[str, str], StepRate] = {
+    ("film_flow", "cpu"): StepRate(0.0, 5.2e-7, 7e6, "one thread of a server's CPU"),
+    ("panorama_vlm", "cpu"): StepRate(0.0, 8.7e-11, 4.5e8, "one thread of a server's CPU"),
+}
+"""(family, kind of device as torch calls it) -> what a training step took there: what a plan expects of a first run.
+`benchmarks/bench_step_rates.py` prints the entries of the device that it runs on; what nobody measured has none."""
 
 
 def _module(name: str) -> str:

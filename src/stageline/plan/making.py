@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from stageline.config import RunConfig
 from stageline.errors import StagelineError
+from stageline.families import STEP_RATES
 from stageline.stage import stage_config
 from stageline.work.branches import branch_config
 from stageline.work.decision import RunDecision
+from stageline.work.differences import device_kind
 from stageline.work.record import Item, Plan
 from stageline.work.stages import kept_note
 from stageline.work.work import StageWork
 
-ESTIMATED = "expected with ~: from rates measured on one thread of another CPU, training steps alone"
+ESTIMATED = "expected with ~: from rates measured on {device}, training steps alone"
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -28,8 +31,15 @@ def make_plan(config: RunConfig) -> Plan:
         notes = run.family.summary(stage_config(config, last), last)
         notes += tuple(f"{item.name}: {note}" for item in items for note in item.notes)
     if any(item.is_estimate for item in items):
-        notes += (ESTIMATED,)
+        notes += (ESTIMATED.format(device=_measured_on(run, items)),)
     return Plan(run.family.name, config.run, run.run.uri, tuple(items), notes)
+
+
+def _measured_on(run: RunDecision, items: Sequence[Item]) -> str:
+    """Where the rates of the stages were measured whose time is an estimate."""
+    guessed = {item.name for item in items if item.is_estimate}
+    kinds = [device_kind(stage_config(run.config, stage)) for stage in run.family.stages if stage.name in guessed]
+    return " and ".join(dict.fromkeys(STEP_RATES[run.family.name, kind].device for kind in kinds))
 
 
 def plan_branch(config: RunConfig, branch: str) -> tuple[RunConfig, Plan | None]:

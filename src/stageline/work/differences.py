@@ -10,6 +10,7 @@ from stageline.checkpoint.metadata import CheckpointMetadata, is_continuable
 from stageline.config import RunConfig, once_counted
 from stageline.contract import FamilyConfig
 from stageline.errors import difference
+from stageline.families import STEP_RATES
 from stageline.stage import Stage, stage_settings
 
 
@@ -90,14 +91,22 @@ def expected_seconds(metadata: CheckpointMetadata, steps: int | None, from_step:
     return max(steps - from_step, 0) * pace
 
 
+def device_kind(config: RunConfig) -> str:
+    """`cuda` or `cpu`: what a stage trains on here, as far as that shows without torch."""
+    accelerator = config.trainer.accelerator
+    if accelerator == "auto":
+        return "cuda" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
+    return accelerator
+
+
 def estimated_seconds(family: FamilyConfig, config: RunConfig, stage: Stage, steps: int | None) -> float | None:
-    """Seconds for all steps by what the family measured once; None where nobody measured, and on a GPU.
+    """Seconds for all steps by rates that were measured once; None where nobody measured.
 
     config: the stage's own.
     """
-    accelerator = config.trainer.accelerator
-    has_gpu = accelerator == "cuda" or (accelerator == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
-    pace = None if has_gpu else family.step_seconds(config, stage)
+    rate = STEP_RATES.get((family.name, device_kind(config)))
+    work = family.step_work(config, stage)
+    pace = None if rate is None or work is None else rate.seconds(work)
     return None if steps is None or pace is None else steps * pace
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from room import config
 
+from stageline.contract import StepRate, StepWork
 from stageline.families.panorama_vlm.config import FAMILY_CONFIG, STAGES
 from stageline.families.panorama_vlm.cost import cost_of
+from stageline.stage import stage_config
 
 OVERLAPS = {5: 0.0, 7: 0.25, 9: 0.5}
 NONE = "models.resampler_config.pool=none"
@@ -42,6 +44,27 @@ def test_queries_of_the_whole_panorama_leave_the_language_model_its_length(kind:
     nine, five = (cost_of(config(*scope, f"image_processing.overlap_ratio={o}")) for o in (0.5, 0.0))
     assert nine.language == five.language
     assert nine.image_tokens == five.image_tokens == 128
+
+
+def test_a_step_costs_its_samples_and_kept_features_spare_the_tower() -> None:
+    made = config()
+    whole = cost_of(made)
+    step = {
+        name: FAMILY_CONFIG.step_work(stage_config(made, STAGES[name]), STAGES[name])
+        for name in ("vision", "resampler")
+    }
+    assert step["resampler"] == StepWork(4, whole.training(cached=True))
+    forgets = stage_config(config("runtime.cache_vision_features=false"), STAGES["resampler"])
+    assert FAMILY_CONFIG.step_work(forgets, STAGES["resampler"]) == StepWork(4, whole.training())
+    # Two of 27 blocks get gradients, twice a forward pass each; the untrained tower is passed once more.
+    assert step["vision"] is not None
+    assert step["vision"].amount == pytest.approx(8 * whole.tower * (2 + 2 * 2 / 27))
+
+
+def test_a_rate_says_nothing_of_steps_far_larger_than_those_measured() -> None:
+    rate = StepRate(0.5, 1e-3, 100.0, "a device")
+    assert rate.seconds(StepWork(2, 400.0)) == pytest.approx(2 * (0.5 + 0.4))
+    assert rate.seconds(StepWork(2, 401.0)) is None
 
 
 def test_the_plan_tells_the_cost_of_stages_that_read_text() -> None:

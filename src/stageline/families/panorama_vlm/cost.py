@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stageline.contract import StepWork
 from stageline.families.panorama_vlm.config.resamplers import Bimamba, Mlp, Perceiver, Qformer
 from stageline.families.panorama_vlm.image_tokens import TokenTable, token_table
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from stageline.families.panorama_vlm.config import PanoramaVlmConfig
     from stageline.families.panorama_vlm.config.architectures import LanguageShape, VisionShape
     from stageline.families.panorama_vlm.config.resamplers import Resampler
+    from stageline.stage import Stage
 
 TEXT_TOKENS = 80
 """Tokens of prompt and response beside the image tokens."""
@@ -58,6 +60,36 @@ def cost_of(config: PanoramaVlmConfig) -> Cost:
         language=_text(language, table.num_tokens + TEXT_TOKENS),
         image_tokens=table.num_tokens,
     )
+
+
+def step_work(config: PanoramaVlmConfig, stage: Stage) -> StepWork:
+    """Operations of one optimizer step, as if each question were about a panorama of its own.
+
+    config: the stage's own. Features of a frozen tower count as kept where they are, so that the first pass over the
+    pictures takes longer.
+    """
+    trainer, cost = config.trainer, cost_of(config)
+    if stage.name == "vision":
+        sample = _vision_training(config, cost)
+    else:
+        frozen = not config.model.trained_blocks
+        sample = cost.training(cached=frozen and config.runtime.cache_vision_features)
+        sample += 0.0 if frozen else 2 * cost.tower * _trained_share(config)
+    return StepWork(trainer.accumulate_grad_batches, sample * trainer.batch_size)
+
+
+def _trained_share(config: PanoramaVlmConfig) -> float:
+    return len(config.model.trained_blocks) / config.model.vision.num_layers
+
+
+def _vision_training(config: PanoramaVlmConfig, cost: Cost) -> float:
+    """One panorama of stage `vision`: the tower and what it is compared with, and gradients of its last blocks.
+
+    Projector and statistics are left out.
+    """
+    renders = 1 + sum(kind in ("jitter", "photometric") for kind in config.vicreg_pairs)
+    anchor = 1 if config.vicreg.anchor_weight > 0 else 0
+    return cost.tower * (renders * (1 + 2 * _trained_share(config)) + anchor)
 
 
 def told(cost: Cost) -> str:

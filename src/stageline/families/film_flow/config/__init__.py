@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from stageline.config import OPERATIONAL, KeySpellings, RunConfig, note_once
-from stageline.contract import FamilyConfig, Proposal
+from stageline.contract import FamilyConfig, Proposal, StepWork
 from stageline.errors import ConfigError, Faults
 from stageline.families.film_flow.agreement import name_facts
 from stageline.families.film_flow.config.film_plan import describe_stages
@@ -44,11 +44,6 @@ NO_IDENTITY = frozenset(
 )
 """Keys of `model` that say how it is optimised or sampled: two runs that differ in them alone are the same run,
 trained further or again. Everything else of `model` says what is trained."""
-
-
-SECONDS_PER_VALUE = 5.2e-7
-"""Seconds of one training step per activation (pixel x channel, over the resolutions and the batch), measured with
-seven networks of 8 to 32 channels and crops of 48 to 128 on one thread of a server's CPU: 3.9e-7 to 6.6e-7."""
 
 
 class FilmFlowConfig(RunConfig):
@@ -180,14 +175,14 @@ def _add_evaluation_faults(faults: Faults, config: FilmFlowConfig, trained: Sequ
         )
 
 
-def step_seconds(config: FilmFlowConfig, _stage: Stage) -> float | None:
-    """Seconds of one optimizer step on one CPU thread; of the concatenating U-Net, which alone was measured."""
+def step_work(config: FilmFlowConfig, _stage: Stage) -> StepWork | None:
+    """Activations (pixel x channel, over the resolutions and the batch) of a step of the concatenating U-Net."""
     model, trainer = config.model, config.trainer
     if model.image_conditioning != "concat":
         return None
     levels = enumerate(model.channel_mult)
     values = sum((model.image_size >> level) ** 2 * model.model_channels * width for level, width in levels)
-    return SECONDS_PER_VALUE * values * trainer.batch_size * trainer.accumulate_grad_batches
+    return StepWork(trainer.accumulate_grad_batches, float(values * trainer.batch_size))
 
 
 def propose(folder: Path, preset: str | None) -> Proposal:
@@ -215,6 +210,6 @@ FAMILY_CONFIG = FamilyConfig(
     name_facts=name_facts,
     agree=agree,
     words=WORDS,
-    step_seconds=step_seconds,
+    step_work=step_work,
     propose=propose,
 )

@@ -32,6 +32,7 @@ from stageline.families.panorama_vlm.config.sections import (
 )
 from stageline.families.panorama_vlm.config.spellings import SPELLINGS
 from stageline.families.panorama_vlm.config.stages import STAGES
+from stageline.families.panorama_vlm.cost import step_work
 from stageline.families.panorama_vlm.data.origin import evaluation_splits, num_samples, splits
 from stageline.families.panorama_vlm.externals import casts, externals, trains
 from stageline.families.panorama_vlm.facts import FACT_RULES, asked, compared, facts, summary
@@ -180,4 +181,5 @@ FAMILY_CONFIG = FamilyConfig(
     compared=compared,
     branches={"overlap0": Branch(("image_processing.overlap_ratio=0",), shares=("vision",))},
     words=WORDS,
+    step_work=step_work,
 )
