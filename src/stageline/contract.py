@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from stageline.checkpoint.usercode import OF_STAGES, SECTIONS, Section
 from stageline.config import RunConfig
 from stageline.data.splits import Progress, Split
-from stageline.data.told import Proposal
+from stageline.data.told import Proposal, Words
 from stageline.encoders.external import External
 from stageline.layers.parameter_groups import ParameterGroup
 from stageline.stage import Branch, Inheritance, Stage, Stages, Trains
+from stageline.telemetry.pace import StepRate, StepWork
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,65 +58,6 @@ class Parent:
     role: str
     stage: str
     facts: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Words:
-    """How a family names things to people; the report and the command line know no other words of it.
-
-    modes: evaluation mode -> caption, the usual one first: a metric of another mode is named `<metric>_<mode>`.
-    metrics: metric -> caption.
-    pictures: picture (its name without the number at its end) -> what its columns show.
-    main_metrics: at most ten, told first.
-    headline: sentence of the report's head; may use {metric} names, and is left out where one of them has no value.
-    higher_is_better: metrics whose larger value is the better one; of the others the smaller.
-    told: field of an evaluation's provenance -> words before its value; told before the numbers, in this order.
-    cautions: field of the provenance -> sentence that stands before the numbers where the field is true.
-    mode_field: field of the provenance that names the mode an evaluation was asked for.
-    compared: what the family's `compared` tells of a checkpoint -> caption.
-    """
-
-    modes: Mapping[str, str] = field(default_factory=dict)
-    metrics: Mapping[str, str] = field(default_factory=dict)
-    pictures: Mapping[str, str] = field(default_factory=dict)
-    main_metrics: tuple[str, ...] = ()
-    headline: str = ""
-    higher_is_better: frozenset[str] = frozenset()
-    told: Mapping[str, str] = field(default_factory=dict)
-    cautions: Mapping[str, str] = field(default_factory=dict)
-    mode_field: str = "mode"
-    compared: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class StepWork:
-    """What one optimizer step costs, for a plan before anything was recorded.
-
-    passes: micro-batches.  amount: of one of them, in the unit of the family's rates (operations, say, or activations).
-    """
-
-    passes: int
-    amount: float
-
-
-@dataclass(frozen=True)
-class StepRate:
-    """What steps took on one kind of device.
-
-    per_pass: seconds of a micro-batch however small.  per_amount: seconds of one unit of `StepWork.amount`.
-    up_to: the largest amount of a micro-batch that was measured.  device: where, in words.
-    """
-
-    per_pass: float
-    per_amount: float
-    up_to: float
-    device: str
-
-    def seconds(self, work: StepWork) -> float | None:
-        """Of one optimizer step; None for micro-batches more than four times as large as any that was measured."""
-        if work.amount > 4 * self.up_to:
-            return None
-        return work.passes * (self.per_pass + self.per_amount * work.amount)
 
 
 @dataclass(frozen=True)
@@ -184,7 +126,7 @@ class FamilyConfig:
     )
     compared: Callable[[Any, Stage, Mapping[str, float]], Mapping[str, Any]] = lambda _config, _stage, _measured: {}
     branches: Mapping[str, Branch] = field(default_factory=dict)
-    words: Words = Words()
+    words: Words = field(default_factory=Words)
     step_work: Callable[[Any, Stage], StepWork | None] = lambda _config, _stage: None
     propose: Callable[[Path, str | None], Proposal] | None = None
 

@@ -1,4 +1,4 @@
-"""What a family tells people of data: of those it prepared, noted in the run, and of those it makes a config for.
+"""What a family tells people: its words, what it prepared, noted in the run, and what it makes a config of.
 
 Counts and warnings of prepared splits stand in the facts of a split's manifest, `told` as pairs of words and text and
 `warnings` as sentences; a run has them in `data.json`, from which the report shows them. No torch.
@@ -8,12 +8,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from stageline.store import Store
 
 DATA = "data.json"
+
+
+@dataclass(frozen=True)
+class Words:
+    """How a family names things to people; the report and the command line know no other words of it.
+
+    modes: evaluation mode -> caption, the usual one first: a metric of another mode is named `<metric>_<mode>`.
+    metrics: metric -> caption.
+    pictures: picture (its name without the number at its end) -> what its columns show.
+    main_metrics: at most ten, told first.
+    headline: sentence of the report's head; may use {metric} names, and is left out where one of them has no value.
+    higher_is_better: metrics whose larger value is the better one; of the others the smaller.
+    told: field of an evaluation's provenance -> words before its value; told before the numbers, in this order.
+    cautions: field of the provenance -> sentence that stands before the numbers where the field is true.
+    mode_field: field of the provenance that names the mode an evaluation was asked for.
+    compared: what the family's `compared` tells of a checkpoint -> caption.
+    """
+
+    modes: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    main_metrics: tuple[str, ...] = ()
+    headline: str = ""
+    higher_is_better: frozenset[str] = frozenset()
+    told: Mapping[str, str] = field(default_factory=dict)
+    cautions: Mapping[str, str] = field(default_factory=dict)
+    mode_field: str = "mode"
+    compared: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
