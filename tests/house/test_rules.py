@@ -19,6 +19,8 @@ LIBRARY = sorted((ROOT / "src/stageline").rglob("*.py"))
 OURS = [*LIBRARY, *sorted((ROOT / "components").glob("*.py")), *sorted((ROOT / "pipelines").glob("*.py"))]
 TEXTS = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".cfg", ".svg", ".html", ".css", ".js", ".json", ".sh", ""}
 PICKLES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+TORCH_FILES = ROOT / "src/stageline/checkpoint/torch_files.py"
+"""The one module that may write files for other programs in torch's format."""
 EMPTY_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "base"}
 UNWANTED = {
     "a path of one machine": r"(?<![\w.])/(?:work|root|home/\w+)/",
@@ -119,7 +121,9 @@ def test_nothing_reads_or_writes_a_pickle() -> None:
             for call in calls(file, "load")
             if ast.unparse(call.func) == "torch.load" and keyword(call, "weights_only") is not True
         ]
-        found += [f"{where}:{c.lineno}: torch.save" for c in calls(file, "save") if ast.unparse(c.func) == "torch.save"]
+        if file != TORCH_FILES:
+            saves = [call for call in calls(file, "save") if ast.unparse(call.func) == "torch.save"]
+            found += [f"{where}:{call.lineno}: torch.save" for call in saves]
     # The name of an error is no use of the format.
     assert [use for use in found if not use.endswith(("pickle.UnpicklingError", "pickle.PickleError"))] == []
 

@@ -10,6 +10,7 @@ import argparse
 import pathlib
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,11 @@ ALLOWED: dict[str, tuple[Any, ...]] = {
 """What `allow` can switch on: plain values only. There is no way to allow anything else."""
 
 
-def load_torch_file(path: str | Path, allow: tuple[str, ...] = ()) -> Any:
+def load_torch_file(path: str | Path, allow: tuple[str, ...] = (), *, mapped: bool = False) -> Any:
     """What a file of `torch.save` holds, tensors on the CPU.
 
-    allow: names of `ALLOWED`.  CheckpointError for what is no such file, is damaged, or needs a foreign global.
+    allow: names of `ALLOWED`.  mapped: leave the tensors in the file until they are looked at, where its format allows
+    it.  CheckpointError for what is no such file, is damaged, or needs a foreign global.
     """
     file = Path(path)
     unknown = sorted(set(allow) - set(ALLOWED))
@@ -67,7 +69,9 @@ def load_torch_file(path: str | Path, allow: tuple[str, ...] = ()) -> Any:
     globals_allowed = [item for name in allow for item in ALLOWED[name]]
     try:
         with torch.serialization.safe_globals(globals_allowed):
-            return torch.load(file, map_location="cpu", weights_only=True)
+            # Files of the format before torch 1.6 are no zip archives and cannot be mapped.
+            lazy = mapped and zipfile.is_zipfile(file)
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=lazy)
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|Unsupported (?:global|class)|Unsupported operand|type) ([\w.]+)", str(error))
         foreign = found[1] if found and "." in found[1] else None
