@@ -6,6 +6,7 @@ A family brings data for it (`case.py`: settings that make `tiny` small, its ste
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -302,6 +303,16 @@ def test_a_stopped_stage_goes_on_bit_for_bit(run: TinyRun, name: str, family: Fa
     assert result.action == "continue"
     found = resolve(str(result.reference), prefer="last")
     assert found.content == wanted.content
+
+
+@pytest.mark.slow
+def test_every_stage_trains_in_half_precision(run: TinyRun, name: str, family: FamilyConfig) -> None:
+    """Whatever a family hands its network, autocast takes it; validation and the parents' weights, too."""
+    half = small_config(name, run.config.root, "trainer.precision=bf16-mixed", run="half")
+    for stage in family.selected(half):
+        result = train_stage(half, stage.name, data=run.data)
+        assert result.action == "run", stage.name
+        assert all(value is None or math.isfinite(value) for value in result.metrics.values()), result.metrics
 
 
 @pytest.mark.slow

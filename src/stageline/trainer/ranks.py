@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
-from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from stageline.config import TrainerConfig
 from stageline.errors import ConfigError, PeerLostError, StagelineError, difference
+from stageline.trainer.precision import precision_of
 
 T = TypeVar("T")
 
@@ -64,14 +64,14 @@ class Ranks:
         self.shard: Callable[[nn.Module, Any], nn.Module] | None = None
         self.sharded = settings.strategy == "fsdp2"
         self.timeout_seconds = settings.process_group_timeout_seconds
-        self.scaler = torch.amp.GradScaler("cuda") if settings.precision == "16-mixed" else None
-        half = None if self.scaler is None else MixedPrecision("16-mixed", device="cuda", scaler=self.scaler)
+        half = precision_of(settings)
+        self.scaler = half.scaler if half else None
         self.fabric = Fabric(
             accelerator=settings.accelerator,
             devices=local,
             num_nodes=max(1, size // local),
             strategy=self._strategy(size),
-            precision=settings.precision if half is None else None,
+            precision="32-true" if half is None else None,
             plugins=[plugin for plugin in (_started_by(), half) if plugin is not None],
         )
         with lost_peers("starting"):

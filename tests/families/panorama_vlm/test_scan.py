@@ -265,6 +265,15 @@ def test_triton_without_cuda_is_an_error_that_says_what_is_missing() -> None:
         ssd(x, x[..., 0], torch.zeros(1), x, x, backend="cuda")  # type: ignore[arg-type]
 
 
+def test_auto_takes_triton_in_half_precision_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its products of float32 are TF32: asked for by name only."""
+    monkeypatch.setattr(dispatch, "triton_scan", lambda: (lambda *_: None, ""))
+    cuda = torch.device("cuda")
+    found = {dtype: dispatch.choose_backend("auto", cuda, dtype) for dtype in (torch.bfloat16, torch.float32)}
+    assert found == {torch.bfloat16: "triton", torch.float32: "torch"}
+    assert dispatch.choose_backend("triton", cuda, torch.float32) == "triton"
+
+
 def test_auto_says_once_what_it_took(caplog: pytest.LogCaptureFixture) -> None:
     dispatch._say_once.cache_clear()
     x = torch.zeros(1, 2, 1, 1)
