@@ -1,8 +1,8 @@
 """panorama_vlm at real size on one CUDA device, with random weights: time and memory of steps against what the device
 could do, and mamba-ssm's Triton scan beside chunks in torch.
 
-Run: `python benchmarks/bench_panorama_gpu.py`; six minutes at most (`--seconds`). mamba-ssm's kernels tune themselves for
-half a minute at each length, so scans come last. It needs CUDA: without it says so and ends with code 2.
+Run: `python benchmarks/bench_panorama_gpu.py`; six minutes at most (`--seconds`). mamba-ssm's kernels tune themselves
+for half a minute at each length, so scans come last. It needs CUDA: without it says so and ends with code 2.
 SigLIP2-so400m/256, Qwen3-0.6B, BiMamba, in bfloat16. The roofline is the operations that the sizes come to, at the rate
 of a large matrix product that is measured in the same run: what is shown is the share of it.
 """

@@ -107,8 +107,8 @@ def ssd(
     padding on either side is inert.  reverse: from the last step to the first.  dt_bias: (H,), added to dt.
     dt_softplus: dt + dt_bias is passed through softplus.  backend: see `choose_backend`.
 
-    Computes in float32 (float64 where x is), also under autocast; Triton's products of float32 are TF32. Returns `Scan(y, state)`. Raises ConfigError for
-    shapes that do not fit and for a backend that cannot be used.
+    Computes in float32 (float64 where x is), also under autocast; Triton's products of float32 are TF32. Returns
+    `Scan(y, state)`. Raises ConfigError for shapes that do not fit and for a backend that cannot be used.
     """
     check_shapes(x, dt, A, B, C, D, initial_state)
     if chunk_size < 1:
