@@ -24,15 +24,18 @@ def expand(t: Tensor, x: Tensor) -> Tensor:
     return t.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
 
 
-def straight_path(x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
-    """x_t = (1 - t) x_0 + t x_1."""
+def straight_path(x_0: Tensor, x_1: Tensor, t: Tensor, sigma_min: float = 0.0) -> Tensor:
+    """x_t = (1 - (1 - sigma_min) t) x_0 + t x_1.
+
+    sigma_min: spread that is left around x_1 at t = 1, in units of x_0 (arXiv:2210.02747, equation 22).
+    """
     time = expand(t, x_1)
-    return (1 - time) * x_0 + time * x_1
+    return (1 - (1 - sigma_min) * time) * x_0 + time * x_1
 
 
-def straight_velocity(x_0: Tensor, x_1: Tensor) -> Tensor:
-    """u = x_1 - x_0, the same at every time of the straight path."""
-    return x_1 - x_0
+def straight_velocity(x_0: Tensor, x_1: Tensor, sigma_min: float = 0.0) -> Tensor:
+    """u = x_1 - (1 - sigma_min) x_0, the same at every time of the straight path (arXiv:2210.02747, equation 23)."""
+    return x_1 - (1 - sigma_min) * x_0
 
 
 def endpoint_of(x_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:

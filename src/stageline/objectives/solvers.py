@@ -2,27 +2,57 @@
 
 The network may give a velocity or an estimate of the endpoint; the velocity of an endpoint estimate,
 (x_1 - x_t) / (1 - t), is singular at t = 1: there every solver ends with an Euler step, which lands on it exactly.
-Sources: Euler, Heun and midpoint as in Hairer, Norsett & Wanner, Solving ODEs I, II.1; dopri5 from torchdiffeq.
+Sources: Euler, Heun, midpoint and RK4 as in Hairer, Norsett & Wanner, Solving ODEs I, II.1; dopri5 from torchdiffeq.
+`fixed_step` is one step of any state; `integrate` is the whole way of one tensor whose network may be of either kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from stageline.objectives.flow import velocity_to
+from stageline.objectives.states import State, map_state
 
 Solver = Literal["euler", "heun", "midpoint", "dopri5"]
+FixedSolver = Literal["euler", "heun", "midpoint", "rk4"]
 Prediction = Literal["endpoint", "velocity"]
 Network = Callable[[Tensor, Tensor], Tensor]
 """(x (B, ...), t (B,)) -> velocity or endpoint estimate, like x."""
 
 ADAPTIVE_END = 1.0 - 1e-3
 """Where dopri5 stops and the last Euler step starts."""
+
+
+def fixed_step(solver: FixedSolver, velocity: Callable[[Any, float], Any], x: State, t: float, end: float) -> Any:
+    """The state at `end`, one step after x at t.
+
+    solver: `euler` asks once (order 1), `heun` and `midpoint` twice (order 2), `rk4` four times (order 4).
+    velocity: (state, time) -> velocity, of the same structure as the state.  t, end: in [0, 1], in either order.
+    """
+    span = end - t
+    first = velocity(x, t)
+    if solver == "euler":
+        return _moved(x, first, span)
+    if solver == "heun":
+        second = velocity(_moved(x, first, span), end)
+        return map_state(lambda x, a, b: x + span * (a + b) / 2, x, first, second)
+    half = span / 2
+    second = velocity(_moved(x, first, half), t + half)
+    if solver == "midpoint":
+        return _moved(x, second, span)
+    third = velocity(_moved(x, second, half), t + half)
+    fourth = velocity(_moved(x, third, span), t + span)
+    mean = map_state(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, first, second, third, fourth)
+    return _moved(x, mean, span)
+
+
+def _moved(x: State, velocity: State, span: float) -> Any:
+    return map_state(lambda x, v: x + span * v, x, velocity)
 
 
 @dataclass(frozen=True)
@@ -63,22 +93,11 @@ class _Counted:
             return answer
         return x + (end - t) / (1 - t) * (answer - x)
 
-    def ends(self, end: float) -> bool:
-        """Whether a step to `end` would ask for the singular velocity."""
-        return end == 1.0 and self.prediction == "endpoint"
-
-    def heun(self, x: Tensor, t: float, end: float) -> Tensor:
-        if self.ends(end):
+    def step(self, solver: FixedSolver, x: Tensor, t: float, end: float) -> Tensor:
+        if solver == "euler" or (end == 1.0 and self.prediction == "endpoint"):  # the velocity there is singular
             return self.euler(x, t, end)
-        first = self.velocity(x, t)
-        second = self.velocity(x + (end - t) * first, end)
-        return x + (end - t) * (first + second) / 2
-
-    def midpoint(self, x: Tensor, t: float, end: float) -> Tensor:
-        if self.ends(end):
-            return self.euler(x, t, end)
-        half = (end - t) / 2
-        return x + (end - t) * self.velocity(x + half * self.velocity(x, t), t + half)
+        stepped: Tensor = fixed_step(solver, self.velocity, x, t, end)
+        return stepped
 
 
 def integrate(
@@ -94,10 +113,9 @@ def integrate(
     if solver == "dopri5":
         x = counted.euler(_adaptive(counted, x_0, tolerance), ADAPTIVE_END, 1.0)
     else:
-        step = {"euler": counted.euler, "heun": counted.heun, "midpoint": counted.midpoint}[solver]
         x = x_0
         for k in range(steps):
-            x = step(x, k / steps, (k + 1) / steps)
+            x = counted.step(solver, x, k / steps, (k + 1) / steps)
     assert counted.last is not None, "steps is at least 1"
     return Solution(x, counted.last, counted.nfe)
 

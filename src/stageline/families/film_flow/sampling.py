@@ -20,6 +20,7 @@ from stageline.families.film_flow.data.junctions import find_junctions, junction
 from stageline.families.film_flow.data.windows import Padding, Window, blend_weight, cover
 from stageline.families.film_flow.facts import film_plan
 from stageline.families.film_flow.model.network import FilmFlowModel
+from stageline.objectives.guidance import guided_by_scale
 from stageline.objectives.solvers import Prediction as Predicts
 from stageline.objectives.solvers import Solution, Solver, integrate, sample_binary
 from stageline.objectives.step import seeded
@@ -266,7 +267,7 @@ class _Pass:
         if condition is None or w == 1.0:
             return self._ask(x, t, image, condition, gate)
         off = self._ask(x, t, image, switch_off(condition), gate)
-        return off if w == 0.0 else off + w * (self._ask(x, t, image, condition, gate) - off)
+        return off if w == 0.0 else guided_by_scale(self._ask(x, t, image, condition, gate), off, w)
 
     def _ask(
         self, x: Tensor, t: Tensor, image: Tensor, condition: ConditionBundle | None, gate: Tensor | None
