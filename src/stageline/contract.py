@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from stageline.checkpoint.usercode import OF_STAGES, SECTIONS, Section
 from stageline.config import RunConfig
+from stageline.data.baselines import Baselines, BaselineScores
 from stageline.data.splits import Progress, Split
 from stageline.data.told import Proposal, Words
 from stageline.encoders.external import External
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
     from stageline.objectives.step import StageLoss, StepContext, ValidationContext
     from stageline.store import Store
 
-__all__ = ["Branch", "Cast", "Comparison", "Evaluation", "External", "Family", "FamilyConfig", "ParameterGroup"]
-__all__ += ["Parent", "PredictedFile", "Progress", "Proposal", "SampleKey", "Samples", "Split", "StageTask"]
-__all__ += ["StepRate", "StepWork", "Words", "Workspace"]
+__all__ = ["BaselineScores", "Baselines", "Branch", "Cast", "Comparison", "Evaluation", "External", "Family"]
+__all__ += ["FamilyConfig", "ParameterGroup", "Parent", "PredictedFile", "Progress", "Proposal", "SampleKey"]
+__all__ += ["Samples", "Split", "StageTask", "StepRate", "StepWork", "Words", "Workspace"]
 
 SampleKey = tuple[int, int]
 """(epoch, index): what the training set is asked for; augmentation is a function of it and the seed."""
@@ -302,6 +303,7 @@ class Family:
         configs changed so that the guide's commands run there as they are; returns names of what it wrote.
     check_sources(config, splits, progress): every fault of the source files of the splits that are to be made, at once;
         called before any of them is. QuarantineError where more rows cannot be used than the config allows.
+    baselines: trivial methods on the same data, which an evaluation is compared with.
     """
 
     config: FamilyConfig
@@ -322,6 +324,7 @@ class Family:
     reads_with_code: bool = False
     check_sources: Callable[[Any, Sequence[Split], Progress], None] = lambda _config, _splits, _progress: None
     demo_data: Callable[[Path], list[str]] | None = None
+    baselines: Baselines | None = None
 
     @property
     def code_sections(self) -> tuple[Section, ...]:

@@ -30,13 +30,16 @@ from stageline.cli.starter import starter_yaml
 from stageline.config import flatten, json_schema, parse_yaml
 from stageline.contract import Family, FamilyConfig, Parent, Split, Words
 from stageline.data.prepared import open_prepared
+from stageline.data.tables import csv_rows
 from stageline.errors import DataError, InterruptedRunError
 from stageline.families import FAMILIES, family_config, load_family, parse_config, raw_preset
 from stageline.plan import make_plan
 from stageline.stage import Stage, stage_config
+from stageline.store import open_store
 from stageline.trainer.parameters import check_groups, freeze_untrained
 from stageline.verbs.prepare import prepare_data
 from stageline.verbs.train import train_stage
+from stageline.work.evaluations import find_baselines
 
 from .jobs import GOLDENS, job_texts
 from .tiny_run import ROOMS, Build, TinyRun, built_by, case_of, configs_at_stages, small_config
@@ -197,6 +200,18 @@ def test_its_last_stage_is_evaluated(run: TinyRun, family: FamilyConfig) -> None
     record = run.evaluation
     assert record.metrics
     assert set(family.words.main_metrics) & set(record.metrics)
+
+
+def test_its_trivial_methods_are_scored_on_the_samples_of_the_evaluation(run: TinyRun, family: FamilyConfig) -> None:
+    """By metrics of the same names, and every method has a caption."""
+    record, store = run.evaluation, open_store(run.evaluation.reference.uri)
+    found = find_baselines(store).get("baselines", {})
+    assert set(found) == set(family.words.baselines)
+    ids = {row["id"] for row in csv_rows(store.get("rows.csv").decode())}
+    for scores in found.values():
+        assert set(scores["rows"]) == ids
+        assert set(scores["metrics"]) <= set(record.metrics)
+        assert next(name for name in family.words.main_metrics if name in record.metrics) in scores["metrics"]
 
 
 def test_its_last_stage_predicts_files(run: TinyRun) -> None:

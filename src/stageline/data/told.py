@@ -29,6 +29,7 @@ class Words:
     told: field of an evaluation's provenance -> words before its value; told before the numbers, in this order.
     cautions: field of the provenance -> sentence that stands before the numbers where the field is true.
     mode_field: field of the provenance that names the mode an evaluation was asked for.
+    baselines: trivial method that an evaluation is compared with -> caption.
     compared: what the family's `compared` tells of a checkpoint -> caption.
     """
 
@@ -42,6 +43,7 @@ class Words:
     cautions: Mapping[str, str] = field(default_factory=dict)
     mode_field: str = "mode"
     compared: Mapping[str, str] = field(default_factory=dict)
+    baselines: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

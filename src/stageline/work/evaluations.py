@@ -19,6 +19,8 @@ READABLE = (SCHEMA, "stageline-evaluation/1")
 EVALUATIONS = "evaluations"
 METRICS = "metrics.json"
 ROWS = "rows.csv"
+BASELINES = "baselines.json"
+BASELINES_SCHEMA = "stageline-baselines/1"
 COMPARISONS = "comparisons"
 COMPARISON = "comparison.json"
 REMEDY = "delete that folder; the evaluation is then made anew"
@@ -181,6 +183,33 @@ def find_evaluations(run: Store) -> list[EvaluationRecord]:
     """Every committed evaluation of a run, also of the older schema, by name."""
     found = [find_evaluation(run, name) for name in run.folders(EVALUATIONS)]
     return [record for record in found if record is not None]
+
+
+def find_baselines(evaluation: Store) -> dict[str, Any]:
+    """What lies beside an evaluation of trivial methods on the same data; {} where nothing does.
+
+    evaluation: its folder. `baselines` is name -> metrics, rows, told; else `off` or `failed` is a sentence that says
+    why there are none. DataError for a file that was changed since.
+    """
+    try:
+        data = evaluation.get(BASELINES)
+    except NotFoundError:
+        return {}
+    return parse_baselines(data, f"{evaluation.uri}/{BASELINES}")
+
+
+def parse_baselines(data: bytes, where: str) -> dict[str, Any]:
+    """The bytes of such a record. where: its name in errors. DataError where they are none, or were changed."""
+    try:
+        plain = json.loads(data)
+    except ValueError as error:
+        raise DataError(f"{where} is damaged: {error}", remedy="delete that file and evaluate again") from error
+    if not isinstance(plain, dict) or plain.get("schema") != BASELINES_SCHEMA or not is_sealed(plain):
+        raise DataError(
+            f"{where} is no record of baselines, or was changed after it was written",
+            remedy="delete that file and evaluate again",
+        )
+    return plain
 
 
 def refuse_damaged(run: Store, found: EvaluationRecord) -> None:

@@ -134,6 +134,7 @@ FAMILY_CONFIG = FamilyConfig(
         main_metrics=("error",),
         headline="Error {error}.",
         told={"weights": "weights"},
+        baselines={"mean": "mean of training"},
         compared={"rows": "rows to train on", "speed": "rows per second, measured"},
     ),
     compared=lambda config, stage, measured: {"stage": stage.name, "rows": config.data.num_train, **measured},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from stageline.contract import Emit, Evaluation, PredictedFile, Progress, Row, RowKey
+from stageline.contract import Baselines, BaselineScores, Emit, Evaluation, PredictedFile, Progress, Row, RowKey
 from stageline.data.prepared import PreparedData
 from stageline.errors import DataError, Faults
 
@@ -46,6 +46,24 @@ def evaluate(
     return Evaluation(
         {"error": mean}, {"error": len(errors)}, (), {}, {"weights": "ema", "split": "test"}, measured={"speed": 8.0}
     )
+
+
+def score(config: ToyConfig, data: PreparedData) -> dict[str, BaselineScores]:
+    """The mean target of the training rows, whatever the sample."""
+    sets = {name: ToySet(len(data.split(name)), False, rows=data.split(name)) for name in ("train", "test")}
+    targets = {name: [float(samples[n]["target"]) for n in range(len(samples))] for name, samples in sets.items()}
+    mean = sum(targets["train"]) / len(targets["train"])
+    errors = [(target - mean) ** 2 for target in targets["test"][: config.data.num_test]]
+    rows = {str(number): {"error": error} for number, error in enumerate(errors)}
+    return {"mean": BaselineScores({"error": sum(errors) / len(errors)}, rows, {"mean": mean})}
+
+
+BASELINES = Baselines(
+    version=1,
+    splits=lambda _config: ("train", "test"),
+    settings=lambda config: {"num_test": config.data.num_test},
+    score=score,
+)
 
 
 def predict(

@@ -20,7 +20,7 @@ from stageline.stage import Stage
 
 from .config import FAMILY_CONFIG, ToyConfig
 from .data import check_sources, prepare
-from .evaluate import evaluate, predict
+from .evaluate import BASELINES, evaluate, predict
 from .inheritance import externals
 from .model import ToyModel
 from .task import ToyTask
@@ -104,5 +104,6 @@ FAMILY = Family(
     predict=predict,
     section_of=lambda name: name.split(".", 1)[0],
     check_sources=check_sources,
+    baselines=BASELINES,
     begin=lambda task, workspace: BEGUN.append((task, workspace)),
 )

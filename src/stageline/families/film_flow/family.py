@@ -9,6 +9,7 @@ from stageline.families.film_flow.evaluate import evaluate
 from stageline.families.film_flow.guide import demo_data
 from stageline.families.film_flow.imports.legacy import import_files
 from stageline.families.film_flow.inheritance import section_of
+from stageline.families.film_flow.measures.baselines import BASELINES
 from stageline.families.film_flow.model.construction import build_model
 from stageline.families.film_flow.predict import predict
 from stageline.families.film_flow.task import build_task
@@ -24,4 +25,5 @@ FAMILY = Family(
     section_of=section_of,
     check_sources=check_sources,
     demo_data=demo_data,
+    baselines=BASELINES,
 )

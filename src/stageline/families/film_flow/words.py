@@ -40,4 +40,5 @@ WORDS = Words(
         "oracle": "The evaluation was given part of the truth.",
     },
     mode_field="film_mode",
+    baselines={"otsu": "Otsu threshold", "ridge": "ridge filter"},
 )

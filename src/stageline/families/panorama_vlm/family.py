@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stageline.contract import Family
+from stageline.families.panorama_vlm.baselines import BASELINES
 from stageline.families.panorama_vlm.config import FAMILY_CONFIG
 from stageline.families.panorama_vlm.data.preparation import check_sources, prepare
 from stageline.families.panorama_vlm.evaluate import evaluate
@@ -28,4 +29,5 @@ FAMILY = Family(
     begin=begin,
     check_sources=check_sources,
     demo_data=demo_data,
+    baselines=BASELINES,
 )

@@ -59,6 +59,7 @@ WORDS = Words(
         "new_tokens_per_second": "evaluation: new tokens per second, measured",
         "peak_memory_bytes": "evaluation: bytes of memory at most, measured",
     },
+    baselines={"commonest": "commonest answer"},
     cautions={
         "limited": "Only the first rows were evaluated.",
         "profile_tiny": "Tiny made models: these numbers say nothing of the models named.",

@@ -25,6 +25,7 @@ from stageline.families import load_family
 from stageline.store import Reference, Store, open_store
 from stageline.telemetry import finite_json
 from stageline.verbs.admitted import admit_model
+from stageline.verbs.evaluate.baselines import keep_baselines
 from stageline.verbs.evaluate.rows import RowLog, as_json, key_of_row, rows_to_csv
 from stageline.work.data import evaluation_names
 from stageline.work.decision import decide_evaluation
@@ -51,9 +52,18 @@ def evaluate_checkpoint(
 
     checkpoint: any name of a checkpoint, or name -> checkpoint for several, which are loaded one at a time.
     data: reference of prepared data.
+    The scores of the family's trivial methods lie beside them (`baselines`).
     CheckpointError where admission refuses a checkpoint; DataError for damaged data; BusyError where another process
     makes this very evaluation.
     """
+    record = _evaluated(config, checkpoint, data, progress)
+    keep_baselines(config, record, data)
+    return record
+
+
+def _evaluated(
+    config: RunConfig, checkpoint: str | Mapping[str, str], data: str, progress: Progress
+) -> EvaluationRecord:
     named = {"": checkpoint} if isinstance(checkpoint, str) else dict(checkpoint)
     run = open_store(config.root).child("runs", config.run)
     work = decide_evaluation(config, given=Given(data, checkpoints=named))

@@ -101,6 +101,9 @@ class EvaluateConfig(EvaluateBase):
     """Images per forward pass; results do not depend on it."""
     num_panels: int = Field(default=4, ge=0)
     """Samples shown as pictures."""
+    baseline_pixels: int = operational(30_000_000, ge=0)
+    """A threshold and a ridge filter are scored beside the model where the evaluated pictures and the training pictures
+    that they are fitted to have at most so many pixels; 0 is never."""
     threshold: float = Field(default=0.5, gt=0, lt=1)
     """Probability above which a pixel belongs to the mask."""
 
