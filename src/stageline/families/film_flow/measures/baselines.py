@@ -105,7 +105,8 @@ class _Pictures:
 
     def plane(self, image: int) -> Plane:
         """(H, W) of the same in [-1, 1], as the network sees it."""
-        return normalise(self.channel(image)[..., None], *self.split.levels(image))[0]
+        plane: Plane = normalise(self.channel(image)[..., None], *self.split.levels(image))[0]
+        return plane
 
     def truths(self, image: int) -> Iterator[tuple[str, Truth]]:
         """(id, truth) of the cases of a picture."""
