@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +93,10 @@ class DualBackboneSparseStructureFlowTdfyWrapper(nn.Module):
             self.global_flow_weight = nn.Parameter(torch.tensor(float(global_flow_weight)))
         self.is_sparse_frozen = False
         if paths:
-            checkpoints = import_module("stageline.families.sparse_structure.checkpoint_utils")
-            checkpoints.load_dual_backbone_from_checkpoints(
-                self, **{f"{branch}_checkpoint": str(path) for branch, path in paths.items()}
-            )
+            # Loaded here: it reaches the store, which a network without files needs nothing of.
+            from stageline.families.sparse_structure.checkpoint_utils import load_dual_backbone_from_checkpoints
+
+            load_dual_backbone_from_checkpoints(self, paths.get("sparse_flow"), paths.get("global_sparse_flow"))
         if freeze_sparse_flow:
             self.freeze_sparse()
 

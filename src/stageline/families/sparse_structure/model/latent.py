@@ -6,7 +6,6 @@ Shapes: N objects, L tokens of the modality, ch its channels, C the network's wi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -162,4 +161,7 @@ def _build_embedder(where: str, entry: Mapping[str, Any]) -> PositionEmbedder:
 
 def _built(node: Mapping[str, Any]) -> Any:
     """What a `_target_` node describes."""
-    return import_module("stageline.families.sparse_structure.aliases").build(node)
+    # Loaded here: the table of known classes names this module.
+    from stageline.families.sparse_structure.aliases import build
+
+    return build(node)
