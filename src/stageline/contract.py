@@ -226,7 +226,10 @@ class Emit(Protocol):
     ) -> None:
         """One row. row: with `id` and, where there are modes, `mode`; no other row has both.
 
-        pictures: name without suffix -> (H, W, 3) or (H, W) uint8 array.  files: name -> bytes (a clip, a text).
+        pictures: name without suffix -> (H, W, 3) or (H, W) uint8 array; one thing in each, without captions, which
+            the report writes. The name is `<what>-<number>`, or `<what>_<mode>-<number>`; what: of `Words.pictures`;
+            number: of the row's id in the order in which ids come, from 0.
+        files: name -> bytes (a clip, a text).
         """
 
     def end_batch(self) -> None:
@@ -241,7 +244,7 @@ class Evaluation:
         as none.
     num_samples: how many samples each mean is over.
     rows: those that were not given to `emit`.
-    panels: pictures that were not given to `emit`: name without suffix -> (H, W, 3) uint8 array.
+    panels: pictures that were not given to `emit`, as it takes them.
     provenance: what was evaluated (decoder stages used, origin, NFE, modes); a report without it is invalid.
     reasons: metric -> why it is None.  files: name -> bytes of further files.
     measured: speeds, seconds and bytes of memory, seen while rows were made; no part of the result. After an

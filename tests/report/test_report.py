@@ -61,7 +61,7 @@ def test_what_was_read_of_the_data_is_told_with_its_warnings(store: Store) -> No
 def test_every_chart_has_a_description_and_a_table(finished: tuple[HandMade, Page, str]) -> None:
     _, _, text = finished
     figures = re.findall(r"<figure.*?</figure>", text, re.DOTALL)
-    charts = [figure for figure in figures if 'class="chart"' in figure]
+    charts = [figure for figure in figures if 'class="chart' in figure]
     # Timeline, lineage; loss, learning rate and gradient of each stage; two validations of film.
     assert len(charts) == 2 + 2 * 3 + 2
     for chart in charts:
@@ -208,7 +208,7 @@ def test_pictures_are_embedded_with_an_alternative_text(finished: tuple[HandMade
     assert base64.b64decode((picture["src"] or "").partition(",")[2]) == png(60, 20)
     assert picture["alt"] == (
         "Image, truth, predictions, probability and junctions of a/dark, prompt 'dark branches'. "
-        "Dice: FiLM on 0.9, FiLM off 0.25."
+        "Dice: FiLM on 0.90, FiLM off 0.25."
     )
     assert (picture["width"], picture["height"]) == ("60", "20")
 
@@ -231,8 +231,8 @@ def test_clips_are_played_from_within_the_page(store: Store) -> None:
         head, _, data = (attrs["src"] or "").partition(",")
         assert (head, base64.b64decode(data)) == ("data:video/mp4;base64", whole)
     assert {attrs["aria-label"] for attrs in clips} == {
-        "Sample clip of a/dark, prompt 'dark branches'. Dice: FiLM on 0.9, FiLM off 0.25.",
-        "Sample clip of b. Dice: FiLM on 0.8.",
+        "Sample clip of a/dark, prompt 'dark branches'. Dice: FiLM on 0.90, FiLM off 0.25.",
+        "Sample clip of b. Dice: FiLM on 0.80.",
     }
     assert hostile in page.text
     assert not list(page.of("b"))

@@ -22,7 +22,8 @@ class Words:
 
     modes: evaluation mode -> caption, the usual one first: a metric of another mode is named `<metric>_<mode>`.
     metrics: metric -> caption.
-    pictures: picture (its name without the number at its end) -> what its columns show.
+    pictures: picture (its name without mode and the number at its end) -> what it shows, in the order of showing.
+    samples: column of the rows -> words before its text, told of a sample above its pictures.
     main_metrics: at most ten, told first.
     headline: sentence of the report's head; may use {metric} names, and is left out where one of them has no value.
     higher_is_better: metrics whose larger value is the better one; of the others the smaller.
@@ -36,6 +37,7 @@ class Words:
     modes: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, str] = field(default_factory=dict)
     pictures: Mapping[str, str] = field(default_factory=dict)
+    samples: Mapping[str, str] = field(default_factory=dict)
     main_metrics: tuple[str, ...] = ()
     headline: str = ""
     higher_is_better: frozenset[str] = frozenset()

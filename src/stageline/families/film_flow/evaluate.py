@@ -17,6 +17,7 @@ from torch import nn
 from stageline.contract import Emit, Evaluation, Row, RowKey
 from stageline.data.batches import equal_batches
 from stageline.data.prepared import PreparedData
+from stageline.data.shown import compared, notable, outlines
 from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.conditions.feedback import feedback_condition, open_feedback
 from stageline.families.film_flow.config import FilmFlowConfig, check_evaluation
@@ -25,7 +26,7 @@ from stageline.families.film_flow.data.preparation import is_per_crop
 from stageline.families.film_flow.data.sets import Batch, CaseSet, open_data, window_condition
 from stageline.families.film_flow.measures.metrics import BETTI_MATCHING, case_metrics, junction_scores, pool_metrics
 from stageline.families.film_flow.measures.modes import Comparison, Mode, conditions_of, plan_comparison
-from stageline.families.film_flow.measures.panels import Rgb, Tile, compared, grey, join_tiles, junctions, picture
+from stageline.families.film_flow.measures.panels import grey, junctions, picture
 from stageline.families.film_flow.measures.validation import NODE_TOLERANCE_PIXELS, PEAK_THRESHOLD, condition_likeness
 from stageline.families.film_flow.model.network import FilmFlowModel
 from stageline.families.film_flow.sampling import (
@@ -37,6 +38,7 @@ from stageline.families.film_flow.sampling import (
     switch_off,
     take,
 )
+from stageline.families.film_flow.words import WORDS
 
 Progress = Callable[[int, int, str], None]
 COLLAPSE_COSINE = 0.98
@@ -110,7 +112,7 @@ class _Evaluator:
         self.rows: dict[RowKey, dict[str, Any]] = {key: dict(row) for key, row in finished.items()}
         self.finished, self.emit = frozenset(finished), emit
         self.facts = self.cases.split.pictures.facts
-        self.label_word = "pseudo-label" if "pseudo" in str(self.facts.get("labels", "")) else "truth"
+        self.label_word = "pseudo_label" if "pseudo" in str(self.facts.get("labels", "")) else "truth"
 
     def batches(self) -> list[list[int]]:
         """Numbers of cases of one size each, in order."""
@@ -131,17 +133,21 @@ class _Evaluator:
         own = take(self.conditions, self.comparison.sources(mode, index))
         return switch_off(own) if mode == "off" else own
 
-    def measure(self, mode: Mode, index: list[int], batch: Batch) -> Probability:
-        """Predict a batch in one mode and note every metric of every case, with its network evaluations."""
+    def predict(self, mode: Mode, index: list[int], batch: Batch) -> tuple[Probability, int]:
+        """A batch in one mode, and its network evaluations."""
         condition = self._condition(mode, index, batch)
         found = predict_probability(self.model, batch.image, condition, batch.ids, self.sampling, heat=batch.heat)
-        nfe = found.nfe
-        if self.feedback is not None and mode == "on":
-            pictures = [p for p in batch.pictures if p is not None]
-            threshold = self.config.evaluate.threshold
-            again = feedback_condition(self.feedback, pictures, batch.prompts, batch.ids, found.mean, threshold)
-            found = predict_probability(self.model, batch.image, again, batch.ids, self.sampling, heat=batch.heat)
-            nfe += found.nfe
+        if self.feedback is None or mode != "on":
+            return found, found.nfe
+        pictures = [p for p in batch.pictures if p is not None]
+        threshold = self.config.evaluate.threshold
+        again = feedback_condition(self.feedback, pictures, batch.prompts, batch.ids, found.mean, threshold)
+        second = predict_probability(self.model, batch.image, again, batch.ids, self.sampling, heat=batch.heat)
+        return second, found.nfe + second.nfe
+
+    def measure(self, mode: Mode, index: list[int], batch: Batch) -> Probability:
+        """Predict a batch in one mode and note every metric of every case, with its network evaluations."""
+        found, nfe = self.predict(mode, index, batch)
         masks, truths = self._masks(found, batch)
         for row, (mask, truth) in enumerate(zip(masks, truths, strict=True)):
             scores = case_metrics(
@@ -175,7 +181,7 @@ class _Evaluator:
         return all(n >= number or split.cases[n].box != case.box for n in split.cases.of(case.image))
 
     def hand_over(self, index: list[int], batch: Batch, found: Mapping[Mode, Probability]) -> None:
-        """Emit every new row of a batch, a case's picture with its first."""
+        """Emit every new row of a batch, a case's pictures with its first."""
         asked = self.comparison.modes[0]
         for mode in self.comparison.modes:
             for row, number in enumerate(index):
@@ -183,26 +189,48 @@ class _Evaluator:
                 if key in self.finished:
                     continue
                 is_shown = mode == asked and number < self.config.evaluate.num_panels
-                shown = {f"sample-{number:03d}": self.draw(row, batch, found)} if is_shown else {}
-                self.emit(self.rows[key], pictures=shown)
+                self.emit(self.rows[key], pictures=self.draw(number, row, batch, found) if is_shown else {})
 
-    def draw(self, row: int, batch: Batch, found: Mapping[Mode, Probability]) -> Rgb:
-        """The picture of one case: image, truth, each mode, probability, spread, junctions."""
-        image = picture(batch.image[row].cpu().numpy())
+    def draw(
+        self, number: int, row: int, batch: Batch, found: Mapping[Mode, Probability]
+    ) -> dict[str, NDArray[np.uint8]]:
+        """The pictures of one case: image, truth, outlines, each mode, probability, spread, junctions.
+
+        number: of the case, which stands in their names.  row: where it is in the batch.
+        """
+        asked, image = self.comparison.modes[0], picture(batch.image[row].cpu().numpy())
+        masks = {mode: result.mean[row, 0].cpu().numpy() for mode, result in found.items()}
+        predicted = {mode: mean > self.config.evaluate.threshold for mode, mean in masks.items()}
         truth = batch.mask[row, 0].cpu().numpy() > 0.5
-        tiles = [Tile("image", image), Tile(self.label_word, grey(truth))]
-        for mode, result in found.items():
-            mask = result.mean[row, 0].cpu().numpy() > self.config.evaluate.threshold
-            dice = self.rows[batch.ids[row], mode]["dice"]
-            tiles.append(Tile(f"{MODE_WORDS[mode]}: Dice {dice:.2f}", compared(mask, truth)))
-        chosen = found[self.comparison.modes[0]]
-        tiles.append(Tile("probability", grey(chosen.mean[row, 0].cpu().numpy())))
+        made = {"image": image, self.label_word: grey(truth), "outlines": outlines(image, truth, predicted[asked])}
+        for mode, mask in predicted.items():
+            made["prediction" if mode == asked else f"prediction_{mode}"] = compared(mask, truth)
+        chosen = found[asked]
+        made["probability"] = grey(masks[asked])
         if chosen.std is not None:
-            tiles.append(Tile("spread (0 to 0.5)", grey(chosen.std[row, 0].cpu().numpy(), 0.0, 0.5)))
+            made["spread"] = grey(chosen.std[row, 0].cpu().numpy(), 0.0, 0.5)
         heat = self._junction_map(batch, chosen)
         if heat is not None:
-            tiles.append(Tile("junctions", junctions(image, heat[row, 0].cpu().numpy(), batch.nodes[row])))
-        return join_tiles(tiles, f"{batch.ids[row]}   prompt: {batch.prompts[row] or 'none'}")
+            made["junctions"] = junctions(image, heat[row, 0].cpu().numpy(), batch.nodes[row])
+        return {f"{name}-{number:03d}": pixels for name, pixels in made.items()}
+
+    def draw_notable(self) -> dict[str, NDArray[np.uint8]]:
+        """The pictures of the best, median and worst case by the main metric, where they are not drawn yet.
+
+        They are predicted again: which ones they are is known at the end only.
+        """
+        count, metric = self.config.evaluate.num_panels, WORDS.main_metrics[0]
+        if not count:
+            return {}
+        numbers = {self.cases.case(n).id: n for n in range(len(self.cases))}
+        values = {row["id"]: row[metric] for row in self.rows_of(self.comparison.modes[0])}
+        made = {}
+        for name in notable(values, higher_is_better=metric in WORDS.higher_is_better):
+            if (number := numbers[name]) >= count:
+                batch = self.data.collate([self.cases[number]]).to(next(self.model.parameters()).device)
+                found = {mode: self.predict(mode, [number], batch)[0] for mode in self.comparison.modes}
+                made |= self.draw(number, 0, batch, found)
+        return made
 
     def _junction_map(self, batch: Batch, found: Probability) -> torch.Tensor | None:
         if found.junction is not None:
@@ -234,7 +262,7 @@ class _Evaluator:
                     f"conditions have collapsed: their mean cosine is {likeness:.3f}, above {COLLAPSE_COSINE}; "
                     "FiLM gets next to no information"
                 )
-        return Evaluation(metrics, counts, (), {}, self._provenance(warnings))
+        return Evaluation(metrics, counts, (), self.draw_notable(), self._provenance(warnings))
 
     def _likeness(self) -> float | None:
         if self.conditions is None or self.per_crop:
@@ -275,7 +303,7 @@ class _Evaluator:
             "threshold": asked.threshold,
             "seed": self.config.seed,
             "labels": self.facts.get("labels", ""),
-            "pictures": "compared masks: white found, orange missed, blue found where there is nothing",
+            "pictures": "masks and outlines: white found, orange missed, blue found where there is nothing",
             "junctions": self.facts.get("junctions", ""),
             "betti_matching": BETTI_MATCHING,
             "warnings": warnings,

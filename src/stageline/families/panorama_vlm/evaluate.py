@@ -17,14 +17,16 @@ from torch import Tensor, nn
 
 from stageline.contract import Emit, Evaluation, Row, RowKey
 from stageline.data.prepared import PreparedData
+from stageline.data.shown import notable
 from stageline.families.panorama_vlm.config.stages import STAGES
 from stageline.families.panorama_vlm.data.sets import Batch, Questions, collate_questions, open_questions
 from stageline.families.panorama_vlm.features import TowerPace, batch_features, batch_tokens
 from stageline.families.panorama_vlm.metrics import SampleScorer, score
 from stageline.families.panorama_vlm.model.assembly import PanoramaModel
-from stageline.families.panorama_vlm.panels import prediction_panel
+from stageline.families.panorama_vlm.panels import panorama_pictures
 from stageline.families.panorama_vlm.predictions import PREDICTIONS, Answers, predictions_text
 from stageline.families.panorama_vlm.task import prompt_builder
+from stageline.families.panorama_vlm.words import WORDS
 from stageline.layers.memory import peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -134,15 +136,20 @@ class _Evaluator:
                 "content_f1": found.content_f1,
             }
             self.rows[made["id"], mode] = made
-            self.emit(made, self._panel(mode, number, made))
+            self.emit(made, {} if mode or number not in self.shown else self._pictures(number))
         self.emit.end_batch()
 
-    def _panel(self, mode: str, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
-        if mode or number not in self.shown:
-            return {}
+    def _pictures(self, number: int) -> dict[str, Any]:
         picture = self.questions.pictures.pixels(self.questions.number(number))
         assert picture.pixels is not None
-        return {f"prediction-{number}": prediction_panel(picture.pixels, self.config.image_processing.plan, row)}
+        return panorama_pictures(picture.pixels, self.config.image_processing.plan, number)
+
+    def _notable_pictures(self) -> dict[str, Any]:
+        """Those of the best, median and worst row by the main metric, where they are not shown yet."""
+        metric = WORDS.main_metrics[0]
+        values = {str(n): float(self.rows[str(self.fields[n]["id"]), PLAIN][metric]) for n in self.numbers}
+        names = notable(values, higher_is_better=metric in WORDS.higher_is_better) if self.shown else {}
+        return {k: v for name in names if int(name) not in self.shown for k, v in self._pictures(int(name)).items()}
 
     def _controlled(self, batch: Batch, mode: str, numbers: Sequence[int]) -> Batch:
         """The batch with other rows' pictures, or with its pictures turned."""
@@ -180,7 +187,7 @@ class _Evaluator:
             metrics=metrics,
             num_samples=samples,
             rows=(),
-            panels={},
+            panels=self._notable_pictures(),
             provenance=self._provenance(),
             reasons=reasons,
             files={PREDICTIONS: self._predictions().encode()},

@@ -1,23 +1,21 @@
-"""Pictures for people: the borders of the views drawn on a panorama, and a prediction beside what it is about."""
+"""Pictures for people: a panorama, and the borders of the views drawn on it."""
 
 from __future__ import annotations
 
 import itertools
-import textwrap
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from stageline.data.shown import Rgb
 from stageline.families.panorama_vlm.geometry.projection import resize_sphere
 from stageline.families.panorama_vlm.geometry.tiles import TilePlan
 from stageline.families.panorama_vlm.geometry.views import View
 
-Rgb = NDArray[np.uint8]
 WIDTH = 512
 """Of a drawn panorama, pixels."""
 LINE_COLOURS = ((255, 255, 255), (255, 210, 60), (90, 220, 255), (255, 130, 200))
@@ -25,8 +23,6 @@ LINE_COLOURS = ((255, 255, 255), (255, 210, 60), (90, 220, 255), (255, 130, 200)
 EDGE = (20, 20, 20)
 POINTS = 48
 """Points per side of a tile's border."""
-LINE_HEIGHT, MARGIN = 18, 12
-PAPER, INK, QUIET, RIGHT, WRONG = (255, 255, 255), (25, 25, 25), (110, 110, 110), (20, 110, 50), (170, 40, 30)
 
 
 def shown(pixels: Tensor, width: int = WIDTH) -> Rgb:
@@ -78,25 +74,7 @@ def _lines(places: NDArray[np.float64], width: int, height: int) -> Iterator[lis
     yield line
 
 
-def prediction_panel(pixels: Tensor, plan: TilePlan, row: Mapping[str, Any]) -> Rgb:
-    """The panorama with its tiles, below it question, truth and answer.
-
-    pixels: (3, H, W).  row: of an evaluation, with `query`, `reference`, `prediction` and `exact_match`.
-    """
-    picture = draw_tiles(shown(pixels), plan)
-    right = bool(row["exact_match"])
-    lines = [
-        *_wrapped("Question: ", row["query"], INK),
-        *_wrapped("Reference: ", row["reference"], QUIET),
-        *_wrapped("Answer: ", row["prediction"] or "(empty)", RIGHT if right else WRONG),
-    ]
-    paper = Image.new("RGB", (picture.shape[1], len(lines) * LINE_HEIGHT + 2 * MARGIN), PAPER)
-    draw, font = ImageDraw.Draw(paper), ImageFont.load_default(size=14)
-    for number, (text, colour) in enumerate(lines):
-        draw.text((MARGIN, MARGIN + number * LINE_HEIGHT), text, fill=colour, font=font)
-    return np.concatenate([picture, np.asarray(paper)])
-
-
-def _wrapped(head: str, text: str, colour: tuple[int, int, int]) -> list[tuple[str, tuple[int, int, int]]]:
-    plain = "".join(char if char.isprintable() else " " for char in text)
-    return [(line, colour) for line in textwrap.wrap(head + plain, WIDTH // 8)[:6]]
+def panorama_pictures(pixels: Tensor, plan: TilePlan, number: int) -> dict[str, Rgb]:
+    """The panorama (3, H, W) as it is and with the tiles of a plan. number: of its row, which stands in their names."""
+    picture = shown(pixels)
+    return {f"panorama-{number}": picture, f"tiles-{number}": draw_tiles(picture, plan)}

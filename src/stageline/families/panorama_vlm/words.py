@@ -26,7 +26,12 @@ WORDS = Words(
         "prediction_words": "words of a prediction",
         "reference_words": "words of a reference",
     },
-    pictures={"prediction": "Panorama with its tiles, query, reference and prediction"},
+    pictures={
+        "prediction": "Panorama with its tiles, query, reference and prediction",
+        "panorama": "panorama",
+        "tiles": "panorama with the borders of its tiles",
+    },
+    samples={"query": "question", "reference": "reference", "prediction": "answer"},
     main_metrics=("exact_match", "content_f1", "cider", "rouge_l", "meteor_es", "bleu_1", "bleu_4"),
     headline="Exact match {exact_match}, ROUGE-L {rouge_l}, BLEU-4 {bleu_4}.",
     higher_is_better=frozenset(

@@ -178,7 +178,7 @@ def frame(x_axis: Axis, y_axis: Axis, y_label: str) -> Markup:
     parts.append(tag("text", "step", x=WIDTH - RIGHT, y=HEIGHT - 6, class_="tick end"))
     middle = (HEIGHT - BOTTOM + TOP) / 2
     turned = f"rotate(-90 12 {pixel(middle)})"
-    parts.append(tag("text", y_label, x=12, y=pixel(middle), transform=turned, class_="tick center"))
+    parts.append(tag("text", y_label, x=12, y=pixel(middle), transform=turned, class_="tick center name"))
     return tag("g", parts)
 
 

@@ -105,11 +105,15 @@ def plain(value: Any) -> Markup:
 def table(
     head: Sequence[Child], rows: Iterable[Sequence[Child]], *, caption: str, class_: str = "", row_head: bool = True
 ) -> Markup:
-    """A table with a caption; the first cell of each row is its heading unless `row_head` is off."""
+    """A table with a caption; the first cell of each row is its heading unless `row_head` is off.
+
+    class_: `numbers` for columns of numbers; `wide` for rows of texts, which a narrow page shows one below the other.
+    """
+    labels = {index: said for index, said in enumerate(head) if isinstance(said, str)} if class_ == "wide" else {}
     body = []
     for row in rows:
         cells = [
-            tag("th", cell, scope="row") if row_head and index == 0 else tag("td", cell)
+            tag("th", cell, scope="row") if row_head and index == 0 else tag("td", cell, data_label=labels.get(index))
             for index, cell in enumerate(row)
         ]
         body.append(tag("tr", cells))

@@ -41,9 +41,7 @@ class Edge:
 
 
 def lineage_graph(nodes: Sequence[Node], edges: Sequence[Edge]) -> Markup:
-    """The graph, parents on the left, and every edge's sections as a table."""
-    if not nodes:
-        return tag("p", "There is no committed checkpoint yet.", class_="quiet")
+    """The graph, parents on the left, and every edge's sections as a table. nodes: at least one."""
     column = columns(nodes, edges)
     place: dict[str, tuple[int, int]] = {}
     used: dict[int, int] = {}
@@ -75,7 +73,7 @@ def lineage_graph(nodes: Sequence[Node], edges: Sequence[Edge]) -> Markup:
             "Which checkpoint started from which",
             tag("span", " (dashed: of another run)", class_="quiet"),
         ),
-        tag("div", picture, class_="scroll"),
+        tag("div", picture, class_="scroll lineage"),
         inheritance_table(edges, names),
     )
 

@@ -1,4 +1,4 @@
-"""What was measured: metric tables with counts and provenance, and the pictures and clips that go with them."""
+"""What was measured: metric tables with counts and provenance."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 from stageline.contract import Words
 from stageline.verbs.report.html import Child, Markup, fold, measured, number, plain, size, table, tag
-from stageline.verbs.report.overview import cases_part, notable_samples
-from stageline.verbs.report.pictures import Clip, Picture, gallery
+from stageline.verbs.report.overview import cases_part
 from stageline.verbs.report.record import EvaluationRecord, mapping
 
 Json = Mapping[str, Any]
@@ -23,9 +22,7 @@ TOLD_APART, MAX_SAID = 3, 40
 
 
 def metrics_part(evaluations: Sequence[EvaluationRecord], words: Words) -> list[Child]:
-    """One table per evaluation."""
-    if not evaluations:
-        return [tag("p", "Nothing has been evaluated.", class_="quiet")]
+    """One table per evaluation; nothing without one."""
     titles = titles_of(evaluations, words)
     return [
         part
@@ -196,53 +193,3 @@ def sample_count(counts: Any, name: str) -> Child:
         match = next((counts[key] for key in (name, name.split(".")[0], "samples", "all") if key in counts), None)
         return number(match) if match is not None else ""
     return number(counts) if counts is not None else ""
-
-
-def pictures_part(evaluations: Sequence[EvaluationRecord], words: Words) -> list[Child]:
-    """Every evaluation's pictures and clips."""
-    parts: list[Child] = []
-    for record, title in zip(evaluations, titles_of(evaluations, words), strict=True):
-        if not record.pictures and not record.clips:
-            continue
-        parts.append(tag("h3", title))
-        if provenance_of(record).get("pictures"):
-            parts.append(tag("p", str(provenance_of(record)["pictures"])))
-        pictures = [Picture(name, data, *described(record, words, name)) for name, data in record.pictures]
-        folder = f"evaluations/{record.fingerprint}"
-        clips = [
-            Clip(name, num_bytes, data, f"{folder}/{name}", *described(record, words, name, "clip"))
-            for name, num_bytes, data in record.clips
-        ]
-        parts.append(gallery(pictures, clips))
-    return parts or [tag("p", "No evaluation has left pictures.", class_="quiet")]
-
-
-def described(record: EvaluationRecord, words: Words, name: str, kind: str = "picture") -> tuple[str, str]:
-    """(caption, alternative text) of a file: which sample it shows, its prompt and its first main metric in each mode.
-
-    name: the file's; `<what it shows>-<place of its row>` where it belongs to a row.  kind: picture or clip.
-    """
-    stem = name.rsplit("/", 1)[-1].rpartition(".")[0]
-    pseudo = f" ({PSEUDO}-label)" if is_pseudo(record.metrics) else ""
-    match = re.fullmatch(r"(.+)-(\d+)", stem)
-    columns = words.pictures.get(match[1], "") if match else ""
-    rows = rows_of_sample(record.rows, int(match[2])) if match else []
-    if not rows:
-        return stem.replace("_", " ") + pseudo, f"Sample {kind} {stem}{pseudo}"
-    prompt = f", prompt {rows[0]['prompt']!r}" if rows[0].get("prompt") else ""
-    notable = notable_samples(record, words).get(rows[0]["id"], "")
-    caption = f"{rows[0]['id']}{prompt}{pseudo}{f', {notable}' if notable else ''}"
-    alt = f"{columns or f'Sample {kind}'} of {caption}."
-    metric = next((m for m in words.main_metrics if any(row.get(m) for row in rows)), "")
-    if metric:
-        scores = [
-            f"{words.modes.get(r.get('mode', ''), r.get('mode', ''))} {r[metric][:4]}" for r in rows if r.get(metric)
-        ]
-        alt += f" {words.metrics.get(metric, metric).capitalize()}: {', '.join(map(str.strip, scores))}."
-    return caption, alt
-
-
-def rows_of_sample(rows: Sequence[Mapping[str, str]], index: int) -> list[Mapping[str, str]]:
-    """The rows of the sample with that place in the order of first appearance, one per mode."""
-    ids = list(dict.fromkeys(row["id"] for row in rows if row.get("id")))
-    return [row for row in rows if row.get("id") == ids[index]] if index < len(ids) else []

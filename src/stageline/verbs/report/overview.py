@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from stageline.contract import Words
+from stageline.data.shown import notable, ranked
 from stageline.verbs.compare.bootstrap import Bootstrap, as_number
 from stageline.verbs.report.html import Child, Markup, count, duration, fold, measured, table, tag
 from stageline.verbs.report.record import EvaluationRecord, RunRecord, mapping
@@ -174,31 +175,34 @@ def cases_part(evaluation: EvaluationRecord, words: Words) -> Markup | None:
     """Every sample with its main metrics in the usual mode, best first, folded; None where rows have no numbers."""
     metric = main_metric(evaluation, words)
     usual = next(iter(by_mode(evaluation, metric, words)), "") if metric else ""
-    ranked = ranked_samples(evaluation, words)
-    if not ranked:
+    order = ranked_samples(evaluation, words)
+    if not order:
         return None
     own = {row["id"]: row for row in evaluation.rows if row.get("id") and (row.get("mode") or usual) == usual}
     names = [name for name in words.main_metrics if any(as_number(row.get(name)) is not None for row in own.values())]
     rows: list[list[Child]] = []
-    for name in ranked[:MAX_CASES]:
+    for name in order[:MAX_CASES]:
         values = [as_number(own[name].get(key)) for key in names]
         rows.append([name, *("" if value is None else measured(value, 3) for value in values)])
-    more = f"; the other {len(ranked) - MAX_CASES} stand in rows.csv" if len(ranked) > MAX_CASES else ""
+    more = f"; the other {len(order) - MAX_CASES} stand in rows.csv" if len(order) > MAX_CASES else ""
     titles = ["sample", *(words.metrics.get(name, name) for name in names)]
-    best_first = f"{count(len(ranked), 'sample')}, best {words.metrics.get(metric, metric)} first{more}"
+    best_first = f"{count(len(order), 'sample')}, best {words.metrics.get(metric, metric)} first{more}"
     return fold("sample by sample", table(titles, rows, caption=best_first, class_="numbers"))
 
 
 def ranked_samples(evaluation: EvaluationRecord, words: Words) -> list[str]:
     """Ids of the samples by their main metric in the usual mode, best first; equal ones in their order."""
     metric = main_metric(evaluation, words)
-    values = next(iter(by_mode(evaluation, metric, words).values()), {}) if metric else {}
-    return sorted(values, key=values.__getitem__, reverse=metric in words.higher_is_better)
+    return ranked(main_values(evaluation, words), higher_is_better=metric in words.higher_is_better)
 
 
 def notable_samples(evaluation: EvaluationRecord, words: Words) -> dict[str, str]:
     """Sample -> best, median or worst by the main metric; nothing below three samples."""
-    ranked = ranked_samples(evaluation, words)
-    if len(ranked) < 3:
-        return {}
-    return {ranked[0]: "best", ranked[len(ranked) // 2]: "median", ranked[-1]: "worst"}
+    metric = main_metric(evaluation, words)
+    return notable(main_values(evaluation, words), higher_is_better=metric in words.higher_is_better)
+
+
+def main_values(evaluation: EvaluationRecord, words: Words) -> dict[str, float]:
+    """Sample -> its main metric in the usual mode."""
+    metric = main_metric(evaluation, words)
+    return next(iter(by_mode(evaluation, metric, words).values()), {}) if metric else {}

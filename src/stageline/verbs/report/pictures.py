@@ -1,84 +1,110 @@
-"""Sample pictures and clips as data URIs, each with what it shows."""
+"""Pictures and clips of an evaluation as data URIs: one figure each, with what it shows.
+
+A picture is embedded once; its full size is that same element, laid over the page while its address is the target.
+"""
 
 from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from stageline.verbs.report.html import Child, Markup, size, tag
+from stageline.verbs.report.html import Markup, size, tag
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_BYTES = 6_000_000
 """A larger picture or clip is named instead of embedded: chosen here because the report is to be mailed."""
-
-MAX_ENLARGED = 4
-"""How much larger than its own size a picture is shown at most."""
-
+MAX_PIXELS = 40_000_000
+"""A picture of more is named instead of embedded: a browser would take four bytes for each."""
 SMALL = 400
 """Pixels: up to this width a picture's own pixels stay visible when it is enlarged."""
+LARGE = 1400
+"""Pixels: beyond this width or height the full size is larger than most screens, and scrolls."""
+WIDE = 2.5
+"""Width over height from which on a picture takes a row for itself, as pictures composed of several do."""
+MAX_ENLARGED = 4
+"""How much larger than its own size a wide picture is shown at most."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A PNG of an evaluation. name: its file's.  alt: what it shows, in words."""
+class Media:
+    """A picture or a clip as it lies in an evaluation.
 
-    name: str
-    data: bytes
-    caption: str
-    alt: str
-
-
-@dataclass(frozen=True)
-class Clip:
-    """An MP4 of an evaluation, played with its sound.
-
-    name: its file's.  num_bytes: its size.  data: nothing where it is too large.  path: below the run directory.
+    name: below the evaluation.  num_bytes: its size.  read: gives its bytes, nothing where they cannot be read.
     """
 
     name: str
     num_bytes: int
-    data: bytes
-    path: str
+    read: Callable[[], bytes]
+
+    @property
+    def is_too_large(self) -> bool:
+        return self.num_bytes > MAX_BYTES
+
+    @property
+    def is_clip(self) -> bool:
+        return not self.name.endswith(".png")
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is said about a picture or clip. number: on the page, from 1.  path: of its file below the run directory."""
+
+    number: int
     caption: str
     alt: str
+    path: str
 
 
-def gallery(pictures: Sequence[Picture], clips: Sequence[Clip] = ()) -> Markup:
-    """All pictures of one evaluation, in order, then all clips."""
-    shown = [figure(picture) for picture in pictures] + [clip_figure(clip) for clip in clips]
-    return tag("div", shown, class_="pictures")
+def figure(media: Media, told: Told) -> Markup:
+    """One picture or clip; one that is damaged or too large says so in its place."""
+    name = media.name.rsplit("/", 1)[-1]
+    caption = tag("figcaption", told.caption, tag("span", f" · {name}", class_="quiet"))
+    if media.is_too_large:
+        return tag("figure", not_embedded(f"{size(media.num_bytes)} is", told), caption)
+    shown, look = clip(media, told) if media.is_clip else picture(media, told)
+    return tag("figure", shown, caption, id=f"picture-{told.number}", class_=look)
 
 
-def figure(picture: Picture) -> Markup:
-    """One picture; a file that is no PNG or too large says so in its place."""
-    shape = png_shape(picture.data)
-    caption: list[Child] = [picture.caption, tag("span", f" · {picture.name}", class_="quiet")]
+def not_embedded(what: str, told: Told) -> Markup:
+    """Why something is not in the page, and where it is."""
+    return tag("p", f"Not embedded: {what} too large for a report. It lies at ", tag("code", told.path), class_="quiet")
+
+
+def picture(media: Media, told: Told) -> tuple[Markup, str | None]:
+    """(the picture in its frame, the figure's class)."""
+    data = media.read()
+    shape = png_shape(data)
     if shape is None:
-        shown = tag("p", "This file is not a PNG picture.", class_="bad")
-    elif len(picture.data) > MAX_BYTES:
-        shown = tag("p", f"Not embedded: {size(len(picture.data))} is too large for a report.", class_="quiet")
-    else:
-        source = "data:image/png;base64," + base64.b64encode(picture.data).decode("ascii")
-        look = "small" if shape[0] <= SMALL else None
-        wide = f"max-width:{MAX_ENLARGED * shape[0]}px"
-        shown = tag("img", src=source, alt=picture.alt, width=shape[0], height=shape[1], style=wide, class_=look)
-    return tag("figure", shown, tag("figcaption", caption))
+        return tag("p", "This file is not a PNG picture.", class_="bad"), None
+    width, height = shape
+    if width * height > MAX_PIXELS:
+        return not_embedded(f"{width} x {height} pixels are", told), None
+    source = data_uri("image/png", data)
+    image = tag("img", src=source, alt=told.alt, width=width, height=height, class_="small" if width <= SMALL else None)
+    full, figure_id = f"full-{told.number}", f"picture-{told.number}"
+    opening = tag("a", image, class_="open", href=f"#{full}", title="full size")
+    closing = tag("a", tag("span", "✕ close"), class_="close", href=f"#{figure_id}")
+    look = "full large" if max(shape) > LARGE else "full"
+    is_wide = width >= WIDE * height
+    room = f"aspect-ratio:{width}/{height}" + (f";max-width:{MAX_ENLARGED * width}px" if is_wide else "")
+    frame = tag("div", tag("div", opening, closing, class_=look, id=full), class_="frame", style=room)
+    return frame, "wide" if is_wide else None
 
 
-def clip_figure(clip: Clip) -> Markup:
-    """One clip; a file that is no MP4 or too large says so in its place."""
-    caption: list[Child] = [clip.caption, tag("span", f" · {clip.name}", class_="quiet")]
-    if clip.num_bytes > MAX_BYTES:
-        text: list[Child] = [f"Not embedded: {size(clip.num_bytes)} is too large for a report. It lies at "]
-        shown = tag("p", text, tag("code", clip.path), class_="quiet")
-    elif not is_mp4(clip.data):
-        shown = tag("p", "This file is not a whole MP4 clip.", class_="bad")
-    else:
-        source = "data:video/mp4;base64," + base64.b64encode(clip.data).decode("ascii")
-        shown = tag("video", src=source, controls=True, preload="metadata", aria_label=clip.alt)
-    return tag("figure", shown, tag("figcaption", caption))
+def clip(media: Media, told: Told) -> tuple[Markup, str | None]:
+    """(the clip with its controls, the figure's class)."""
+    data = media.read()
+    if not is_mp4(data):
+        return tag("p", "This file is not a whole MP4 clip.", class_="bad"), None
+    source = data_uri("video/mp4", data)
+    return tag("video", src=source, controls=True, preload="metadata", aria_label=told.alt), None
+
+
+def data_uri(kind: str, data: bytes) -> Markup:
+    """An address that holds the bytes themselves; nothing in it needs to be escaped."""
+    return Markup(f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}")
 
 
 def is_mp4(data: bytes) -> bool:
@@ -97,8 +123,8 @@ def is_mp4(data: bytes) -> bool:
 
 
 def png_shape(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a PNG, or None for anything else."""
+    """(width, height) of a PNG, each at least 1; None for anything else."""
     if len(data) < 33 or not data.startswith(PNG_SIGNATURE) or data[12:16] != b"IHDR":
         return None
     width, height = struct.unpack(">II", data[16:24])
-    return width, height
+    return (width, height) if width and height else None

@@ -28,7 +28,7 @@ from stageline.errors import PlanError, StagelineError
 from stageline.families import family_words
 from stageline.store import Store
 from stageline.telemetry import FailureRecord, first_cause, read_events, read_failures, redact
-from stageline.verbs.report.pictures import MAX_BYTES
+from stageline.verbs.report.pictures import Media
 from stageline.work.evaluations import COMPARISON, COMPARISONS, media_type
 
 T = TypeVar("T")
@@ -61,16 +61,14 @@ class StageRecord:
 class EvaluationRecord:
     """The evaluation of one checkpoint; one of several checkpoints is as many of these.
 
-    metrics: its metrics.json.  rows: its rows.csv.  pictures: file name and bytes.  clips: file name, size and, unless
-    it is too large to be shown, bytes.  files: name -> its size and type, of all but pictures.  name: what the
-    checkpoint is called among several.
+    metrics: its metrics.json.  rows: its rows.csv.  media: its pictures and clips, read when they are shown.
+    files: name -> its size and type, of all but pictures.  name: what the checkpoint is called among several.
     """
 
     fingerprint: str
     metrics: Json
     rows: Sequence[Mapping[str, str]]
-    pictures: Sequence[tuple[str, bytes]]
-    clips: Sequence[tuple[str, int, bytes]] = ()
+    media: Sequence[Media] = ()
     files: Mapping[str, Json] = field(default_factory=dict)
     name: str = ""
 
@@ -193,16 +191,15 @@ class Reader:
         if not metrics:
             return []
         store = self.store.child("evaluations", fingerprint)
-        pictures, clips = [], []
 
-        def read(key: str) -> bytes:
-            return self.attempt(f"{folder}/{key}", lambda: store.get(key), b"")
+        def reading(key: str) -> Callable[[], bytes]:
+            return lambda: self.attempt(f"{folder}/{key}", lambda: store.get(key), b"")
 
-        for info in [] if self.brief else store.list():
-            if info.key.endswith(".png"):
-                pictures.append((info.key, read(info.key)))
-            elif media_type(info.key) == "video/mp4":
-                clips.append((info.key, info.size, read(info.key) if info.size <= MAX_BYTES else b""))
+        media = [
+            Media(info.key, info.size, reading(info.key))
+            for info in ([] if self.brief else store.list())
+            if info.key.endswith(".png") or media_type(info.key) == "video/mp4"
+        ]
         rows = [] if self.brief else csv_rows(self.text(f"{folder}/rows.csv"))
         listed = metrics.get("files")
         files = {
@@ -210,7 +207,7 @@ class Reader:
             for name, entry in (listed.items() if isinstance(listed, Mapping) else ())
             if isinstance(entry, Mapping) and not name.endswith(".png") and name != "rows.csv"
         }
-        whole = EvaluationRecord(fingerprint, metrics, rows, pictures, clips, files)
+        whole = EvaluationRecord(fingerprint, metrics, rows, media, files)
         several = metrics.get("checkpoints")
         names = [name for name in several if name] if isinstance(several, Mapping) else []
         return [part_of(whole, name) for name in names] or [whole]
@@ -231,8 +228,7 @@ def part_of(whole: EvaluationRecord, name: str) -> EvaluationRecord:
         whole.fingerprint,
         {**head, **tables, "provenance": said, "notes": checkpoint.get("notes"), "checkpoint": checkpoint},
         [row for row in whole.rows if row.get("checkpoint") == name],
-        [(key, data) for key, data in whole.pictures if key.startswith(f"{name}/")],
-        [clip for clip in whole.clips if clip[0].startswith(f"{name}/")],
+        [media for media in whole.media if media.name.startswith(f"{name}/")],
         {key: entry for key, entry in whole.files.items() if key.startswith(f"{name}/")},
         name,
     )

@@ -138,6 +138,8 @@ def stages_part(record: RunRecord) -> list[Child]:
 
 def data_part(data: Json) -> list[Child]:
     """What was read of each split, one column per split, and what to look at."""
+    if not data:
+        return []
     found = {name: mapping(facts) for name, facts in data.items()}
     told = {name: {str(words): str(text) for words, text in facts.get("told", ())} for name, facts in found.items()}
     names = dict.fromkeys(words for facts in told.values() for words in facts)
@@ -152,6 +154,8 @@ def data_part(data: Json) -> list[Child]:
 
 def quarantine_part(lists: Mapping[str, Sequence[Mapping[str, str]]]) -> list[Child]:
     """Rows of the sources that could not be used: how many of each class, and the list beside the report."""
+    if not lists:
+        return []
     rows: list[list[Child]] = []
     for name, listed in lists.items():
         kinds = [row.get("class") or "?" for row in listed]
@@ -197,7 +201,7 @@ def curves_part(record: RunRecord) -> list[Child]:
         best = stage.last.metadata.best if stage.last else None
         parts.append(tag("h3", f"Stage {stage.name}"))
         parts.append(stage_curves(stage.name, stage.events, best.metric if best else ""))
-    return parts or [tag("p", "No stage has started.", class_="quiet")]
+    return parts
 
 
 def lineage_part(record: RunRecord) -> list[Child]:
@@ -214,6 +218,8 @@ def lineage_part(record: RunRecord) -> list[Child]:
         if ref.digest not in wanted:
             wanted[ref.digest] = ref
             queue += [own[p.digest] for p in ref.metadata.parents.values() if p.digest in own]
+    if not wanted:
+        return []
     edges: list[Edge] = []
     for digest, ref in wanted.items():
         meta = ref.metadata
@@ -264,7 +270,7 @@ def environment_part(record: RunRecord) -> list[Child]:
     if record.run.get("image"):
         rows["image"] = record.run["image"]
     if not rows:
-        return [tag("p", "Nothing was recorded.", class_="quiet")]
+        return []
     listed: list[list[Child]] = [[name, plain(value)] for name, value in sorted(rows.items())]
     return [table(["what", "value"], listed, caption="Environment")]
 
@@ -281,7 +287,7 @@ def config_part(record: RunRecord) -> list[Child]:
     for stage in record.stages:
         if stage.config:
             parts.append(fold(f"resolved config of stage {stage.name}", tag("pre", stage.config)))
-    return parts or [tag("p", "No config was written.", class_="quiet")]
+    return parts
 
 
 def reproduce_part(record: RunRecord) -> list[Child]:

@@ -96,13 +96,46 @@ svg.key { display: inline-block; width: 26px; height: 12px; margin-right: 6px; v
 .bar.idle { fill: var(--card); stroke: var(--quiet); }
 .node { fill: var(--node); stroke: var(--node-rule); } .node.outside { stroke-dasharray: 5 3; }
 .edge { stroke: var(--quiet); stroke-width: 1.4; fill: none; } .arrow { fill: var(--quiet); }
-.pictures { display: grid; gap: 20px; }
+.pictures { display: grid; gap: 16px; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(max(320px, (100% - 32px) / 3), 1fr)); }
+.pictures figure { padding: 10px; scroll-margin-top: 10px; }
+.pictures figure.wide { grid-column: 1 / -1; }
+.pictures figcaption { margin: 8px 0 0; font-weight: 500; font-size: .93rem; overflow-wrap: anywhere; }
 .pictures img { display: block; width: 100%; height: auto; border-radius: 4px; }
 .pictures video { display: block; max-width: 100%; border-radius: 4px; }
 .pictures img.small { image-rendering: pixelated; }
+.full .open { display: block; cursor: zoom-in; } .full .close { display: none; }
+.full:target { position: fixed; inset: 0; z-index: 9; overflow: auto; padding: 16px; background: var(--paper); }
+.full:target .open { width: 100%; height: 100%; }
+.full:target img { width: 100%; height: 100%; object-fit: contain; border-radius: 0; }
+.full.large:target img { width: auto; height: auto; max-width: none; }
+.full:target .close { display: block; position: fixed; inset: 0; padding: 12px 18px; text-align: right;
+  cursor: zoom-out; text-decoration: none; font-weight: 600; }
+.full .close span { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 6px 12px; }
+h4 { font-size: 1rem; margin: 20px 0 8px; overflow-wrap: anywhere; }
+.missing { margin-top: 44px; border-top: 1px solid var(--rule); padding-top: 12px; }
+svg.narrow { display: none; }
 dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; margin: 12px 0; }
 dl.facts dt { color: var(--quiet); } dl.facts dd { margin: 0; overflow-wrap: anywhere; }
 footer { margin-top: 48px; padding-bottom: 32px; color: var(--quiet); font-size: .87rem; }
-@media (max-width: 640px) { dl.facts { grid-template-columns: 1fr; } dl.facts dd { margin-bottom: 6px; } }
+@media (max-width: 640px) {
+  main, header.top, footer { padding: 0 12px; }
+  figure { padding: 10px 8px; } .card { padding: 10px 12px; } .box { padding: 8px 12px; }
+  dl.facts { grid-template-columns: 1fr; } dl.facts dd { margin-bottom: 6px; }
+  svg.wide { display: none; } svg.narrow { display: block; }
+  .charts svg.chart text { font-size: 17px; } .charts svg.chart text.name { display: none; }
+  .lineage svg { min-width: 640px; }
+  th, td { padding: 4px 8px 4px 0; overflow-wrap: break-word; }
+  table.numbers td, table.numbers thead th:not(:first-child) { padding-left: 6px; }
+  table.numbers th:first-child { position: sticky; left: 0; background: var(--paper); }
+  .card table.numbers th:first-child, figure table.numbers th:first-child { background: var(--card); }
+  table.wide, table.wide tbody, table.wide tr, table.wide th, table.wide td, table.wide caption { display: block; }
+  table.wide thead { display: none; }
+  table.wide tr { border-bottom: 1px solid var(--rule); padding: 6px 0; }
+  table.wide th, table.wide td { border: 0; padding: 2px 0; overflow-wrap: anywhere; }
+  table.wide td:empty { display: none; }
+  table.wide td::before { content: attr(data-label) ": "; color: var(--quiet); }
+}
+@media (max-width: 600px) { .pictures { grid-template-columns: 1fr; } }
 @media print { details { break-inside: avoid; } nav { display: none; } }
 """

@@ -100,7 +100,7 @@ class EvaluateConfig(EvaluateBase):
     batch_size: int = operational(8, ge=1)
     """Images per forward pass; results do not depend on it."""
     num_panels: int = Field(default=4, ge=0)
-    """Samples shown as pictures."""
+    """How many of the first samples are shown as pictures; unless 0, the best, the median and the worst are too."""
     baseline_pixels: int = operational(30_000_000, ge=0)
     """A threshold and a ridge filter are scored beside the model where the evaluated pictures and the training pictures
     that they are fitted to have at most so many pixels; 0 is never."""

@@ -249,7 +249,7 @@ class EvaluateConfig(EvaluateBase):
     batch_size: int = operational(8, ge=1)
     """Rows generated together; results do not depend on it."""
     num_panels: int = Field(default=8, ge=0)
-    """Predictions shown beside their picture."""
+    """How many answers are shown with their picture, spread over the rows; unless 0, best, median and worst too."""
     auto: bool = operational(False)
     """Whether the guide's own training script copies the evaluation at the end of a run to its results."""
     results_dir: LocalPath = operational("results/eval_results")
