@@ -6,11 +6,13 @@ The colours stay apart for people who do not tell red from green, or blue from y
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Rgb = NDArray[np.uint8]
+Scalar = TypeVar("Scalar", np.uint8, np.bool_)
 AGREED, MISSED, INVENTED = (255, 255, 255), (255, 170, 40), (40, 130, 255)
 """Found and true; true only (orange); found only (blue). Each about twice as bright as the next."""
 LEAST_PIXELS = 640
@@ -39,8 +41,8 @@ def boundary(mask: ArrayLike, width: int = LINE_PIXELS) -> NDArray[np.bool_]:
 
     The frame of the picture is no boundary: what lies behind it is not known.
     """
-    inside = np.asarray(mask) != 0
-    kept = inside
+    inside = np.asarray(mask, dtype=np.bool_)
+    kept: NDArray[np.bool_] = inside
     for _ in range(width):
         grown = np.pad(kept, 1, constant_values=True)
         kept = kept & grown[:-2, 1:-1] & grown[2:, 1:-1] & grown[1:-1, :-2] & grown[1:-1, 2:]
@@ -55,13 +57,13 @@ def outlines(picture: Rgb, truth: ArrayLike, found: ArrayLike) -> Rgb:
     factor = max(1, -(-LEAST_PIXELS // max(picture.shape[:2])))
     rgb = np.broadcast_to(picture[..., None], (*picture.shape, 3)) if picture.ndim == 2 else picture
     result: Rgb = np.rint(_enlarged(rgb, factor) * DARKENED).astype(np.uint8)
-    a, b = (boundary(_enlarged(np.asarray(mask) != 0, factor)) for mask in (found, truth))
+    a, b = (boundary(_enlarged(np.asarray(mask, dtype=np.bool_), factor)) for mask in (found, truth))
     return _coloured(result, a, b)
 
 
 def compared(found: ArrayLike, truth: ArrayLike) -> Rgb:
     """A predicted mask (H, W) and the true one on black: white where both, orange where missed, blue where invented."""
-    a, b = np.asarray(found) != 0, np.asarray(truth) != 0
+    a, b = np.asarray(found, dtype=np.bool_), np.asarray(truth, dtype=np.bool_)
     return _coloured(np.zeros((*a.shape, 3), dtype=np.uint8), a, b)
 
 
@@ -70,5 +72,5 @@ def _coloured(picture: Rgb, found: NDArray[np.bool_], truth: NDArray[np.bool_]) 
     return picture
 
 
-def _enlarged(pixels: NDArray[np.generic], factor: int) -> NDArray[np.generic]:
+def _enlarged(pixels: NDArray[Scalar], factor: int) -> NDArray[Scalar]:
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)

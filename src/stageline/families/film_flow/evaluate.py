@@ -224,7 +224,7 @@ class _Evaluator:
             return {}
         numbers = {self.cases.case(n).id: n for n in range(len(self.cases))}
         values = {row["id"]: row[metric] for row in self.rows_of(self.comparison.modes[0])}
-        made = {}
+        made: dict[str, NDArray[np.uint8]] = {}
         for name in notable(values, higher_is_better=metric in WORDS.higher_is_better):
             if (number := numbers[name]) >= count:
                 batch = self.data.collate([self.cases[number]]).to(next(self.model.parameters()).device)

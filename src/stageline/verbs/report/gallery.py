@@ -109,9 +109,9 @@ def samples_of(record: EvaluationRecord, words: Words, numbered: int) -> list[Sa
         _, place = parts_of(media.name)
         found.setdefault(place if place in found else -1, []).append(media)
     samples = []
-    for place, media in found.items():
-        if media:
-            ordered = sorted(media, key=lambda m: (m.is_clip, order_of(m.name, words)))
+    for place, listed in found.items():
+        if listed:
+            ordered = sorted(listed, key=lambda m: (m.is_clip, order_of(m.name, words)))
             own = list(enumerate(ordered, numbered + 1))
             numbered += len(own)
             name = ids[place] if place >= 0 else ""
