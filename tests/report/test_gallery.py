@@ -82,7 +82,7 @@ def test_best_median_and_worst_come_first_then_the_others(store: Store) -> None:
 def test_captions_follow_the_familys_order_and_tell_the_value_of_each_mode(store: Store) -> None:
     evaluated(store, 1, ("prediction_off", "probability", "prediction", "image"))
     _, text = report_of(store)
-    captions = re.findall(r"<figcaption>(.*?)<span", text)
+    captions = re.findall(r'<figcaption title="[^"]*">(.*?)</figcaption>', text)
     assert captions[:4] == [
         "input image",
         "predicted mask, FiLM on, dice 0.01",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from stageline.contract import Words
 from stageline.verbs.compare.bootstrap import as_number
-from stageline.verbs.report.html import Child, Markup, count, tag
+from stageline.verbs.report.html import Child, Markup, count, fold, tag
 from stageline.verbs.report.measurements import PSEUDO, is_pseudo, provenance_of, titles_of
 from stageline.verbs.report.overview import Row, main_metric, notable_samples
 from stageline.verbs.report.pictures import Media, Told, figure
@@ -76,7 +76,11 @@ def pictures_part(evaluations: Sequence[EvaluationRecord], words: Words, room: i
             parts.append(tag("h3", title))
             if provenance_of(record).get("pictures"):
                 parts.append(tag("p", clipped(str(provenance_of(record)["pictures"]))))
-            parts += [drawn[place] for place in own if place in drawn]
+            first = [drawn[place] for place in own if place in drawn and samples[place].notable]
+            others = [drawn[place] for place in own if place in drawn and not samples[place].notable]
+            parts += (
+                [*first, fold(f"{count(len(others), 'more sample')}", others)] if first and others else first + others
+            )
             parts.append(left_out([samples[place] for place in own if place not in drawn]))
     return parts
 

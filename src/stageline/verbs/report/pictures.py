@@ -60,7 +60,8 @@ class Told:
 def figure(media: Media, told: Told) -> Markup:
     """One picture or clip; one that is damaged or too large says so in its place."""
     name = media.name.rsplit("/", 1)[-1]
-    caption = tag("figcaption", told.caption, tag("span", f" · {name}", class_="quiet"))
+    shown_name = tag("span", f" · {name}", class_="quiet") if media.is_clip else None
+    caption = tag("figcaption", told.caption, shown_name, title=name)
     if media.is_too_large:
         return tag("figure", not_embedded(f"{size(media.num_bytes)} is", told), caption)
     shown, look = clip(media, told) if media.is_clip else picture(media, told)

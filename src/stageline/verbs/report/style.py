@@ -45,10 +45,10 @@ a:focus-visible, summary:focus-visible, .scroll:focus-visible { outline: 2px sol
 .box.warn { border-color: var(--warn); background: var(--warn-paper); }
 .box p { margin: 6px 0; overflow-wrap: anywhere; white-space: pre-line; }
 .cards { display: grid; gap: 16px; margin: 24px 0 0;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); }
 .card { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 12px 18px; }
 .card h2 { border: 0; margin: 0 0 4px; padding: 0; font-size: .95rem; font-weight: 600; color: var(--quiet); }
-.card table { width: 100%; } .card td, .card th { padding-right: 6px; }
+.card table { width: 100%; } .card td { white-space: nowrap; } .card td, .card th { padding-right: 6px; }
 .card p { margin: 4px 0; font-size: .93rem; } .card p.figure { font-size: 2rem; line-height: 1.2; margin: 0; }
 .scroll { overflow-x: auto; margin: 10px 0; }
 table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabular-nums; }
@@ -96,7 +96,7 @@ svg.key { display: inline-block; width: 26px; height: 12px; margin-right: 6px; v
 .bar.idle { fill: var(--card); stroke: var(--quiet); }
 .node { fill: var(--node); stroke: var(--node-rule); } .node.outside { stroke-dasharray: 5 3; }
 .edge { stroke: var(--quiet); stroke-width: 1.4; fill: none; } .arrow { fill: var(--quiet); }
-.pictures { display: grid; gap: 16px; align-items: start;
+.pictures { display: grid; gap: 16px;
   grid-template-columns: repeat(auto-fill, minmax(max(320px, (100% - 32px) / 3), 1fr)); }
 .pictures figure { padding: 10px; scroll-margin-top: 10px; }
 .pictures figure.wide { grid-column: 1 / -1; }
@@ -125,6 +125,7 @@ footer { margin-top: 48px; padding-bottom: 32px; color: var(--quiet); font-size:
   svg.wide { display: none; } svg.narrow { display: block; }
   .charts svg.chart text { font-size: 17px; } .charts svg.chart text.name { display: none; }
   .lineage svg { min-width: 640px; }
+  table { font-size: .84rem; } thead th { font-size: .8rem; }
   th, td { padding: 4px 8px 4px 0; overflow-wrap: break-word; }
   table.numbers td, table.numbers thead th:not(:first-child) { padding-left: 6px; }
   table.numbers th:first-child { position: sticky; left: 0; background: var(--paper); }
@@ -132,6 +133,7 @@ footer { margin-top: 48px; padding-bottom: 32px; color: var(--quiet); font-size:
   table.wide, table.wide tbody, table.wide tr, table.wide th, table.wide td, table.wide caption { display: block; }
   table.wide thead { display: none; }
   table.wide tr { border-bottom: 1px solid var(--rule); padding: 6px 0; }
+  table.wide th { font-weight: 600; }
   table.wide th, table.wide td { border: 0; padding: 2px 0; overflow-wrap: anywhere; }
   table.wide td:empty { display: none; }
   table.wide td::before { content: attr(data-label) ": "; color: var(--quiet); }

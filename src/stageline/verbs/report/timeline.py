@@ -9,7 +9,7 @@ from itertools import pairwise
 from stageline.verbs.report.chart import Axis, pixel, round_step
 from stageline.verbs.report.html import Child, Markup, count, duration, fold, table, tag
 
-TOP, BOTTOM, RIGHT, BAR = 8, 34, 24, 22
+TOP, BOTTOM, FIRST, RIGHT, BAR = 8, 34, 10, 24, 22
 NICE_SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
 
 
@@ -112,7 +112,7 @@ def draw_timeline(
     seconds = max(found[-1].at + found[-1].end - found[-1].start, 1e-3)
     parts = list(dict.fromkeys(s.part for s in sessions))
     height = TOP + layout.row * len(parts) + BOTTOM
-    axis = Axis(0.0, seconds, layout.labels, layout.width - RIGHT)
+    axis = Axis(0.0, seconds, max(layout.labels, FIRST), layout.width - RIGHT)
     drawn: list[Child] = [draw_ticks(found, axis, height - BOTTOM, tick_seconds(seconds, layout.ticks))]
     for row, part in enumerate(parts):
         y = TOP + layout.row * row + (layout.above / 2 + 3 if layout.above else layout.row / 2)

@@ -366,7 +366,7 @@ def test_an_interrupted_evaluation_is_continued_and_ends_bitwise_as_an_uninterru
     half = evaluate_checkpoint(config_at(done, run="half", **keys), film, data)
     assert len(predicted) == 24 - 8, "the first of three batches was finished"
     assert files_of(half) == files_of(whole)
-    assert len(files_of(half)) == 2 + 6
+    assert len(files_of(half)) == 2 + 6 * 9, "nine pictures of each sample"
     assert evaluate_checkpoint(config_at(done, run="half", **keys), film, data).reused
 
 
@@ -400,7 +400,7 @@ def test_several_checkpoints_stand_in_one_evaluation(done: Path) -> None:
     assert both.name != alone.name
     assert {name: both.metrics[f"after.{name}"] for name in alone.metrics} == alone.metrics
     assert [c["stage"] for c in both.checkpoints.values()] == ["backbone", "film"]
-    assert {"before/sample-000.png", "after/sample-000.png", "rows.csv"} <= both.hashes.keys()
+    assert {"before/image-000.png", "after/outlines-000.png", "rows.csv"} <= both.hashes.keys()
     with pytest.raises(ConfigError, match="contradict"):
         named_checkpoints(config, str(film_of(done)))
 

@@ -21,6 +21,7 @@ from stageline.families.film_flow.evaluate import evaluate
 from stageline.families.film_flow.measures.modes import deranged
 from stageline.families.film_flow.predict import predict
 from stageline.families.film_flow.sampling import predict_probability
+from stageline.families.film_flow.words import WORDS
 
 from .small import at_stage, kicked_model, make_config
 
@@ -55,7 +56,7 @@ def measure(config: Any, model: Any, prepared: PreparedData, finished: Kept | No
     kept, before = Kept(), finished or Kept()
     found = evaluate(config, model, prepared, before.rows, kept, nothing)
     rows = tuple({**before.rows, **kept.rows}.values())
-    return replace(found, rows=rows, panels={**before.pictures, **kept.pictures})
+    return replace(found, rows=rows, panels={**before.pictures, **kept.pictures, **found.panels})
 
 
 MADE: dict[str, Evaluation] = {}
@@ -137,7 +138,10 @@ def test_an_interrupted_evaluation_is_continued_to_the_same_result(
     assert (rest.metrics, rest.num_samples, rest.provenance) == (whole.metrics, whole.num_samples, whole.provenance)
     assert rest.panels.keys() == whole.panels.keys()
     assert all(np.array_equal(rest.panels[name], pixels) for name, pixels in whole.panels.items())
-    assert len(measured) == 24 - 8 * (rows // 8), "batches that were finished are not predicted again"
+    drawn_last = {name.rpartition("-")[2] for name in whole.panels} - {"000", "001", "002"}
+    assert len(measured) == 24 - 8 * (rows // 8) + 4 * len(drawn_last), (
+        "batches that were finished are not predicted again, but for pictures of the best, the median and the worst"
+    )
 
 
 def test_a_backbone_is_measured_without_film(prepared: PreparedData) -> None:
@@ -170,12 +174,26 @@ def test_equal_conditions_have_a_likeness_of_one(prepared: PreparedData) -> None
 
 
 def test_pictures_show_what_was_asked_for(prepared: PreparedData) -> None:
+    """Of the first cases, and of the best, the median and the worst: each thing by itself, in the family's order."""
     found = run(prepared, evaluate__num_panels=2)
-    assert sorted(found.panels) == ["sample-000", "sample-001"]
-    for pixels in found.panels.values():
+    on = [row for row in found.rows if row["mode"] == "on"]
+    order = sorted(range(6), key=lambda n: -on[n]["dice"])
+    places = {0, 1, order[0], order[3], order[5]}
+    modes = ("prediction", "prediction_off", "prediction_shuffle", "prediction_swapped")
+    shown = ("image", "truth", "outlines", *modes, "probability", "junctions")
+    assert set(found.panels) == {f"{what}-{place:03d}" for what in shown for place in places}
+    for name, pixels in found.panels.items():
         assert pixels.dtype == np.uint8
-        assert pixels.shape[2] == 3
-        assert pixels.shape[1] > 8 * 192
+        what = name.rpartition("-")[0]
+        assert what.split("_")[0] in WORDS.pictures
+        assert pixels.ndim == (2 if what in ("image", "truth", "probability") else 3)
+    for place in places:
+        truth = found.panels[f"truth-{place:03d}"] > 0
+        red, green = (found.panels[f"prediction-{place:03d}"][..., channel].astype(int) for channel in (0, 1))
+        assert np.array_equal(truth, red == 255), "found or missed: white or orange"
+        predicted = (green == 255) | (green == 130)
+        dice = 2 * (predicted & truth).sum() / (predicted.sum() + truth.sum())
+        assert dice == pytest.approx(on[place]["dice"], abs=0.02)
     assert run(prepared, evaluate__num_panels=0).panels == {}
 
 
