@@ -26,19 +26,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from stageline.data.arrays import ArrayInput
     from stageline.data.prepared import PreparedData
     from stageline.data.shards import SplitWriter
     from stageline.objectives.step import StageLoss, StepContext, ValidationContext
     from stageline.store import Store
 
-__all__ = ["BaselineScores", "Baselines", "Branch", "Cast", "Comparison", "Evaluation", "External", "Family"]
-__all__ += ["FamilyConfig", "ParameterGroup", "Parent", "PredictedFile", "Progress", "Proposal", "SampleKey"]
+__all__ = ["Arrays", "BaselineScores", "Baselines", "Branch", "Cast", "Comparison", "Evaluation", "External"]
+__all__ += ["Family", "FamilyConfig", "ParameterGroup", "Parent", "PredictedFile", "Progress", "Proposal", "SampleKey"]
 __all__ += ["Samples", "Split", "StageTask", "StepRate", "StepWork", "Words", "Workspace"]
 
 SampleKey = tuple[int, int]
 """(epoch, index): what the training set is asked for; augmentation is a function of it and the seed."""
 Row = Mapping[str, Any]
-"""One sample of an evaluation: JSON values, among them `id` (text) and, where the family has modes, `mode`."""
+"""One sample of an evaluation: JSON values, among them `id` (text) and, where the family has modes, `mode`. Times that
+were measured end in `_ms` or `_seconds`; all else is the same when the row is made again."""
 RowKey = tuple[str, str]
 """(id, mode): which row of an evaluation of one checkpoint it is; mode is "" where the family has none."""
 Comparison = Literal["equal", "report", "report_both", "ablatable"]
@@ -46,6 +48,9 @@ Comparison = Literal["equal", "report", "report_both", "ablatable"]
 sides have a value that is not empty; or the config may ask for less than the file has (an ablation)."""
 Cast = Literal["bfloat16", "float16"]
 """Number formats that frozen tensors may be held in while a stage trains."""
+Arrays = Literal["none", "pictures", "pictures with texts"]
+"""What a family makes of arrays among the inputs of `predict`: they are refused, or are pictures, or each is a picture
+with a text beside it, `(array, "question")`."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +224,13 @@ class Emit(Protocol):
 
     Rows are kept from the end of their batch on, even if the process is killed; a family that ends no batch loses at
     most the rows of a few seconds.
+
+    in_full: single rows are made again, to be looked at: each gets every picture and file that there can be of it, not
+    only those that a whole evaluation has room for.
     """
+
+    @property
+    def in_full(self) -> bool: ...
 
     def __call__(
         self, row: Row, pictures: Mapping[str, Any] | None = None, files: Mapping[str, bytes] | None = None
@@ -290,9 +301,11 @@ class Family:
     evaluate(config, model, data, finished, emit, progress): the family's metrics. config.evaluate says how.
         finished: the rows that an interrupted evaluation left, which are not computed again; the result must be the
         same as without them, bit for bit, so all randomness is a function of seed and row. emit: takes each new row.
-    predict(config, model, inputs, progress): whatever the family makes of inputs (paths or texts, read by itself): one
-        mapping per result as it comes, of JSON values and `PredictedFile`s. It writes nothing; every fault of the
-        inputs is told before the first result.
+    predict(config, model, inputs, progress): whatever the family makes of inputs (paths or texts, read by itself, and
+        `ArrayInput`s, where `arrays` says so): one mapping per result as it comes, of JSON values and `PredictedFile`s.
+        It writes nothing; every fault of the inputs is told before the first result. The same pixels give the same,
+        bit for bit, from a file or an array, whatever its name.
+    arrays: what arrays among the inputs of `predict` are; checked before the family sees them.
     import_files(paths, config_raw, stage): files of another program -> (raw config, tensors, report); weights_only.
         stage: "" where the files themselves say it.
     section_of(name): which section of the checkpoint a tensor belongs to.
@@ -314,7 +327,7 @@ class Family:
     build_task: Callable[[Any, Stage, PreparedData], StageTask]
     prepare: Callable[[Any, Split, SplitWriter, Progress], dict[str, Any]]
     evaluate: Callable[[Any, nn.Module, PreparedData, Mapping[RowKey, Row], Emit, Progress], Evaluation]
-    predict: Callable[[Any, nn.Module, Sequence[str | Path], Progress], Iterator[Mapping[str, Any]]]
+    predict: Callable[[Any, nn.Module, Sequence[str | Path | ArrayInput], Progress], Iterator[Mapping[str, Any]]]
     import_files: Callable[
         [Sequence[Path], Mapping[str, Any], str], tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]
     ]
@@ -328,6 +341,7 @@ class Family:
     check_sources: Callable[[Any, Sequence[Split], Progress], None] = lambda _config, _splits, _progress: None
     demo_data: Callable[[Path], list[str]] | None = None
     baselines: Baselines | None = None
+    arrays: Arrays = "none"
 
     @property
     def code_sections(self) -> tuple[Section, ...]:

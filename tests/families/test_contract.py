@@ -5,6 +5,7 @@ A family brings data for it (`case.py`: settings that make `tiny` small, its ste
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ranks import run_ranks
@@ -38,6 +40,7 @@ from stageline.stage import Stage, stage_config
 from stageline.store import open_store
 from stageline.trainer.parameters import check_groups, freeze_untrained
 from stageline.verbs.prepare import prepare_data
+from stageline.verbs.repeat import repeat_rows
 from stageline.verbs.train import train_stage
 from stageline.work.evaluations import find_baselines
 
@@ -225,7 +228,6 @@ def test_its_last_stage_predicts_files(run: TinyRun) -> None:
 
 def test_python_gets_what_its_files_hold(run: TinyRun, name: str) -> None:
     """Arrays, texts and bytes without a folder: the same that stands in the files with one."""
-    import numpy as np
     from PIL import Image
 
     made = run.loaded.predict(case_of(name).inputs(run.folder))
@@ -243,6 +245,73 @@ def test_python_gets_what_its_files_hold(run: TinyRun, name: str) -> None:
             else:
                 assert wrote[key] == value
     assert files
+
+
+def test_what_is_loaded_is_the_familys_own_module(run: TinyRun) -> None:
+    """Under the checkpoint's names, in eval mode, and a copy of it is one too."""
+    model, ref = run.loaded, run.last
+    own = read_tensors(ref, "ema" if ref.metadata.has_weights("ema") else "raw")
+    assert isinstance(model, torch.nn.Module)
+    assert not model.training
+    assert set(own) <= set(model.state_dict())
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in own.items())
+    assert {name for name, _ in model.named_parameters()} <= set(own) | set(ref.metadata.external_names)
+    twin = copy.deepcopy(model).to(torch.float64)
+    assert next(twin.parameters()).dtype == torch.float64
+    assert next(model.parameters()).dtype == torch.float32
+    assert twin.metadata == ref.metadata
+
+
+def values_of(result: dict[str, Any]) -> dict[str, Any]:
+    """What was made of an input, without what it is called."""
+    return {key: value for key, value in result.items() if key not in ("image", "input", "converted")}
+
+
+def test_an_array_gives_what_a_file_of_its_pixels_gives(run: TinyRun, name: str) -> None:
+    """Grey at 8 and 16 bits and colour, of numpy and torch, whatever the file is called; so do its bits as floats."""
+    from PIL import Image
+
+    case, draw = case_of(name), np.random.default_rng(3)
+    grey = draw.integers(0, 256, case.SIZE, dtype=np.uint8)
+    deep = draw.integers(0, 65536, case.SIZE, dtype=np.uint16)
+    colour = draw.integers(0, 256, (*case.SIZE, 3), dtype=np.uint8)
+    files, arrays = [], []
+    for number, (given, pixels) in enumerate(
+        [(grey, grey), (torch.from_numpy(grey)[..., None], grey), (deep, deep), (deep / 65535, deep), (colour, colour)]
+    ):
+        path = run.folder / f"array-{number}.png"
+        Image.fromarray(pixels).save(path)
+        files.append(f"{path}?{case.TEXT}" if case.TEXT else path)
+        arrays.append((given, case.TEXT) if case.TEXT else given)
+    made = run.loaded.predict([*files, *arrays])
+    for of_file, of_array in zip(made[: len(files)], made[len(files) :], strict=True):
+        np.testing.assert_equal(values_of(of_array), values_of(of_file))
+
+
+def test_a_row_of_the_evaluation_is_repeated_bit_for_bit(run: TinyRun) -> None:
+    """By its id alone: the same values, and the same bytes where the evaluation kept a picture or file of it."""
+    store = open_store(run.evaluation.reference.uri)
+    rows = csv_rows(store.get("rows.csv").decode())
+    chosen = [row for row in rows if row["id"] == rows[0]["id"]]
+    again = repeat_rows(run.last.uri, [rows[0]["id"]], target=run.folder / "row")
+    assert [row["differs"] for row in again] == [[]] * len(chosen)
+    times = {key for key in rows[0] if key.endswith(("_ms", "_seconds"))}
+    for row, before in zip(again, chosen, strict=True):
+        assert {key: str(row[key]) for key in before if row.get(key) is not None and key not in times} == {
+            key: value for key, value in before.items() if value and key not in times
+        }
+    kept = [name for name in run.evaluation.plain["files"] if name.rpartition(".")[0] in again[0] or name in again[0]]
+    assert kept
+    for file in kept:
+        made = again[0].get(file) or again[0][file.rpartition(".")[0]]
+        assert Path(made).read_bytes() == store.get(file)
+
+
+def test_a_row_that_no_evaluation_has_is_refused_with_those_near(run: TinyRun) -> None:
+    known = csv_rows(open_store(run.evaluation.reference.uri).get("rows.csv").decode())[0]["id"]
+    with pytest.raises(DataError, match=re.escape(repr(known))):
+        repeat_rows(run.last.uri, [f"{known}x"], target=run.folder / "none")
+    assert not (run.folder / "none").exists()
 
 
 GENERAL = {"labels", "precision", "recall", "split", "weights"}

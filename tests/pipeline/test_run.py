@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,19 +12,24 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from guards import HANG_SECONDS
 from PIL import Image
 
 import stageline
+from stageline.checkpoint.export import export
 from stageline.checkpoint.layout import StageDir, resolve
 from stageline.checkpoint.verify import refuse_damaged
 from stageline.cli import main
 from stageline.cli.configuration import raw_preset
 from stageline.errors import CheckpointError, DataError, PlanError
 from stageline.families import parse_config
+from stageline.families.film_flow.sampling import read_prediction
+from stageline.objectives.solvers import integrate
 from stageline.pipeline.driver import run_pipeline
 from stageline.plan import make_plan
 from stageline.signals import REPEAT_SECONDS
@@ -178,7 +184,7 @@ def test_the_commands_that_look_agree_with_the_run(finished: Finished, capsys: p
 def test_a_trained_model_is_loaded_and_predicts(finished: Finished, tmp_path: Path) -> None:
     model = stageline.load(str(finished.root / "runs" / "tiny" / "film"), ["evaluate.prompt=dark branches"])
     assert model.metadata.stage == "film"
-    assert not model.model.training
+    assert not model.training
     image = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)
     first, again = model.predict(image, tmp_path / "a"), model.predict([image], tmp_path / "b")
     assert len(first) == len(again) == 1
@@ -190,8 +196,61 @@ def test_a_trained_model_is_loaded_and_predicts(finished: Finished, tmp_path: Pa
         np.testing.assert_array_equal(unwritten[kind], np.asarray(Image.open(first[0][kind])))
     with pytest.raises(DataError, match="there is no such file"):
         model.predict(tmp_path / "nowhere.png")
-    with pytest.raises(DataError, match="uint8"):
-        model.predict(image.astype(np.float32))
+
+
+def test_a_row_is_predicted_again_by_command(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its values and picture are the evaluation's; the checkpoint may stand first; what contradicts is refused."""
+    run_dir = finished.root / "runs" / "tiny"
+    (metrics,) = run_dir.glob("evaluations/*/metrics.json")
+    row = json.loads((metrics.parent / "rows" / "00000001.jsonl").read_text().splitlines()[0])["row"]
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", str(run_dir / "film"), "--id", row["id"]]) == 0
+    again = json.loads(Path("predictions/predictions.jsonl").read_text())
+    assert again["differs"] == []
+    assert {key: again[key] for key in row} == row
+    assert Path("predictions", again["sample-000"]).read_bytes() == (metrics.parent / "sample-000.png").read_bytes()
+    level = np.asarray(Image.open(Path("predictions", again["probability"])))
+    assert level.shape == (32, 32)
+    capsys.readouterr()
+    words = ["predict", "--checkpoint", str(run_dir / "film"), "--id", row["id"]]
+    assert main([*words, "evaluate.ensemble=3", "-o", "more", "--evaluation", str(run_dir)]) == 0
+    more = json.loads(Path("more/predictions.jsonl").read_text())
+    assert (more["nfe"], "nfe" in more["differs"], "spread" in more) == (3 * row["nfe"], True, True)
+    assert main([*words, "picture.png"]) == main(["predict", str(run_dir / "film")]) == main(["predict"]) == 2
+    assert main(["predict", "--checkpoint", str(run_dir / "backbone"), "--id", row["id"]]) != 0
+    assert "nothing in" in capsys.readouterr().err
+    assert main([*words[:3], "--id", "nobody"]) == 3
+    assert "near are" in capsys.readouterr().err
+
+
+def test_the_network_is_rebuilt_in_plain_torch_as_documented(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The example of docs/film_flow.md, executed: the tensors of `load`, and the probability of our own solver."""
+    film = str(finished.root / "runs" / "tiny" / "film")
+    page = Path(__file__).parents[2] / "docs" / "film_flow.md"
+    (example,) = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    export(film, tmp_path / "exported")
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, Any] = {}
+    torch.manual_seed(0)
+    exec(example, made)  # noqa: S102  # what people copy
+    model = stageline.load(film)
+    own, plain = model.state_dict(), made["network"].state_dict()
+    assert own.keys() == plain.keys()
+    assert all(torch.equal(own[name], plain[name]) for name in own)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        end = integrate(
+            lambda x, t: read_prediction(model(x, t, made["image"]), "cfm_continuous", "endpoint"),
+            torch.randn(1, 1, 48, 48),
+            steps=made["steps"],
+            solver="euler",
+            prediction="endpoint",
+        ).last
+    torch.testing.assert_close(made["probability"], (end + 1) / 2)
 
 
 def test_counting_builds_the_models_and_agrees_with_what_was_trained(

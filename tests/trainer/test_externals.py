@@ -77,7 +77,7 @@ def test_its_digest_is_in_fingerprint_metadata_and_content(train: Any, family: A
 def test_a_generated_one_needs_no_files(train: Any, family: Any, tmp_path: Path) -> None:
     settings = {"trainer.max_steps": 2, "model.table": "made from seed 1"}
     ref = resolve(str(train(lock=False, **settings).reference))
-    made = load(ref.uri).model.table.weight
+    made = load(ref.uri).table.weight
     assert torch.equal(made, family.TASKS[-1].model.table.weight)
     assert bool(made.ne(0).all())
     other = resolve(str(train(run="other", **{**settings, "model.table": "made from seed 2"}).reference))
@@ -169,7 +169,7 @@ def test_another_digest_is_refused_at_evaluate_and_predict(train: Any, data: str
     ref = resolve(str(done.reference))
     config = config_of(ref)
     old = ref.metadata.externals["table"].digest
-    assert load(ref.uri).model.table.weight.tolist() == [0.5] * 4
+    assert load(ref.uri).table.weight.tolist() == [0.5] * 4
     write_table(table, 0.75)
     assert load(ref.uri), "who reads the root has what it locked"
     prepare_data(config)
@@ -196,4 +196,4 @@ def test_a_copied_root_needs_no_source(train: Any, table: Path, tmp_path: Path) 
         shutil.copytree(tmp_path / part, tmp_path / "copy" / part)
         shutil.rmtree(tmp_path / part)
     shutil.rmtree(table)
-    assert load(str(tmp_path / "copy" / key)).model.table.weight.tolist() == [0.5] * 4
+    assert load(str(tmp_path / "copy" / key)).table.weight.tolist() == [0.5] * 4

@@ -36,7 +36,7 @@ def test_an_external_is_in_no_file(train: Any, table: str) -> None:
     weight = family.TASKS[-1].model.table.weight
     assert weight.tolist() == [0.5, -0.5, 0.25, 0.0]
     assert not weight.requires_grad
-    loaded = load(ref.uri).model
+    loaded = load(ref.uri)
     assert torch.equal(loaded.table.weight, weight)
 
 

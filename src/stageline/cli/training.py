@@ -20,6 +20,7 @@ from stageline.cli.configuration import (
     replaced_notes,
     split_overrides,
 )
+from stageline.errors import ConfigError
 
 if TYPE_CHECKING:
     from stageline.config import RunConfig
@@ -251,19 +252,53 @@ def evaluate(
 
 
 def predict(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT... [KEY=VALUE]...", help="Inputs and settings.")],
-    checkpoint: Annotated[str, typer.Option("--checkpoint", help="Step or stage directory, or a pointer file.")],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[INPUT]... [KEY=VALUE]...", help="Inputs and settings.", show_default=False),
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoint",
+            help="Step or stage directory, or a pointer file; none takes the first INPUT for it.",
+            show_default=False,
+        ),
+    ] = None,
+    ids: Annotated[
+        list[str] | None,
+        typer.Option("--id", help="Row of an evaluation that is predicted again, bit for bit.", show_default=False),
+    ] = None,
+    evaluation: Annotated[
+        str | None,
+        typer.Option("--evaluation", help="Whose rows --id means, where there are several.", show_default=False),
+    ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path("predictions"),
 ) -> None:
-    """Predict with a checkpoint. Which inputs there are (files, folders) is the family's matter."""
-    named, overrides = split_overrides(inputs)
+    """Predict with a checkpoint: inputs (files, folders, as the family says), or rows of an evaluation by their ids."""
+    named, overrides = split_overrides(inputs or [])
+    if checkpoint is None:
+        if not named:
+            raise ConfigError("no checkpoint is named", remedy="say --checkpoint, or name it first")
+        checkpoint, *named = named
+    if bool(named) == bool(ids):
+        both = f"inputs ({', '.join(named)}) and --id are given" if named else "there is nothing to predict"
+        raise ConfigError(both, remedy="give inputs, or rows of an evaluation with --id")
+    if evaluation is not None and not ids:
+        raise ConfigError("--evaluation says whose rows --id means, and there is no --id", remedy="leave it out")
     from stageline.checkpoint.layout import name_typed, resolve_named
 
     uri = str(resolve_named(name_typed(checkpoint, "."), ".").reference)  # no config says of another root
-    from stageline.verbs.predict import load
-
     with ending_on_signals():
-        results = load(uri, overrides, run_code=True).predict(named, output, _progress)
+        if ids:
+            from stageline.verbs.repeat import repeat_rows
+
+            results = repeat_rows(
+                uri, ids, overrides, evaluation=evaluation, target=output, run_code=True, progress=_progress
+            )
+        else:
+            from stageline.verbs.predict import load
+
+            results = load(uri, overrides, run_code=True).predict(named, output, _progress)
     for result in results:
         print("  ".join(f"{key} {value}" for key, value in result.items()))
     print(f"{len(results)} {'result' if len(results) == 1 else 'results'} in {output}")

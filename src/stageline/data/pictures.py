@@ -6,6 +6,7 @@ transparency, of several pages, with 32-bit numbers) is refused in words instead
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -153,6 +154,13 @@ def to_channels(pixels: NDArray[np.generic], channels: int) -> Pixels:
         return np.ascontiguousarray(np.repeat(pixels, 3, axis=2))
     grey = np.rint(pixels.astype(np.float64) @ LUMINANCE)
     return np.ascontiguousarray(grey[..., None].astype(pixels.dtype))
+
+
+def pixel_hash(pixels: Pixels) -> str:
+    """SHA-256 (hex) of decoded pixels: shape, number type and values, wherever they came from."""
+    digest = hashlib.sha256(f"{pixels.shape} {pixels.dtype.name}\n".encode())
+    digest.update(np.ascontiguousarray(pixels).tobytes())
+    return digest.hexdigest()
 
 
 def list_pictures(folder: Path) -> list[Path]:

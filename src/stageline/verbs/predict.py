@@ -1,4 +1,4 @@
-"""The verb predict, and `stageline.load(uri)`: a checkpoint as something to call, through admission. Loads torch."""
+"""The verb predict, and `stageline.load(uri)`: a checkpoint as a module to call, through admission. Loads torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from stageline.checkpoint.layout import CheckpointRef, resolve
 from stageline.checkpoint.lineage import own_config
@@ -18,12 +19,12 @@ from stageline.checkpoint.metadata import CheckpointMetadata
 from stageline.checkpoint.steps import find_root
 from stageline.checkpoint.usercode import load_code, named_code
 from stageline.config import RunConfig
-from stageline.contract import PredictedFile
+from stageline.contract import Arrays, PredictedFile
+from stageline.data.arrays import ACCEPTED, ArrayInput, read_array
 from stageline.data.prepared import Progress, silent
-from stageline.errors import ConfigError, DataError
+from stageline.errors import ConfigError, DataError, Faults
 from stageline.families import load_family, parse_config
 from stageline.store import open_store
-from stageline.store.scratch import scratch_folder
 from stageline.verbs.admitted import admit_model
 
 LIST = "predictions.jsonl"
@@ -31,36 +32,63 @@ LIST = "predictions.jsonl"
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A checkpoint's model with its config and metadata. `model` is in eval mode."""
+class Origin:
+    """Where a loaded module comes from. Copies of the module share it."""
 
     config: RunConfig
     metadata: CheckpointMetadata
-    model: nn.Module
     ref: CheckpointRef
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
+        return self
+
+
+class LoadedModel(nn.Module):
+    """What `load` makes of a family's module: the same module, under the same names, that also knows its checkpoint.
+
+    Names of `state_dict` and `named_parameters` are the checkpoint's; calling it is the family's own forward pass.
+    """
+
+    origin: Origin
+
+    @property
+    def config(self) -> RunConfig:
+        """The checkpoint's config, with the overrides it was loaded with."""
+        return self.origin.config
+
+    @property
+    def metadata(self) -> CheckpointMetadata:
+        """What the checkpoint says about itself."""
+        return self.origin.metadata
+
+    @property
+    def ref(self) -> CheckpointRef:
+        """The checkpoint: where it lies, its digest."""
+        return self.origin.ref
 
     def predict(
         self, inputs: Sequence[Any] | Any, target: str | Path | None = None, progress: Progress = silent
     ) -> list[dict[str, Any]]:
-        """What the family makes of inputs, one mapping each.
+        """What the family makes of inputs, one mapping each. The module is in eval mode afterwards.
 
-        inputs: what the family reads (paths, folders, texts), or (H, W) or (H, W, 3) uint8 arrays, which it gets as PNG
-        files; one or several.  target: folder for the files, which the mappings then name, with `predictions.jsonl`,
-        all mappings one a line; None writes nothing, and the mappings hold what the family made: arrays, texts, bytes.
+        inputs: what the family reads (paths, folders, texts), or pictures as arrays of numpy or torch, (H, W),
+        (H, W, 1) or (H, W, 3): uint8, uint16, bool, or floats in [0, 1], which become 16 bits; where the family wants a
+        text with each, pairs `(array, text)`. One or several. An array gives what a file of the same pixels gives.
+        target: folder for the files, which the mappings then name, with `predictions.jsonl`, all mappings one a line;
+        None writes nothing, and the mappings hold what the family made: arrays, texts, bytes.
         DataError lists every input that is of no use.
         """
-        with scratch_folder("predict") as scratch:
-            single = isinstance(inputs, (str, Path, np.ndarray))
-            named = [_as_input(one, scratch, n) for n, one in enumerate([inputs] if single else inputs)]
-            found = load_family(self.config.family).predict(self.config, self.model, named, progress)
-            results = (_without_scratch(result, scratch) for result in found)
-            if target is None:
-                return [_contents(result) for result in results]
-            return list(_written(results, Path(target)))
+        family = load_family(self.config.family)
+        several = [inputs] if isinstance(inputs, (str, Path)) or _array_of(inputs) is not None else inputs
+        named = _checked(several, family.arrays, self.config.family)
+        results = family.predict(self.config, self.eval(), named, progress)
+        if target is None:
+            return [_contents(result) for result in results]
+        return list(written(results, Path(target)))
 
 
 def load(uri: str, overrides: Iterable[str] = (), *, run_code: bool = False) -> LoadedModel:
-    """The model of a checkpoint.
+    """The module of a checkpoint, in eval mode.
 
     uri: step directory, stage directory, best.ckpt or last.ckpt; also with `@sha256:<digest>`.
     overrides: `section.key=value`, for example `evaluate.weights=raw`.
@@ -68,10 +96,34 @@ def load(uri: str, overrides: Iterable[str] = (), *, run_code: bool = False) -> 
         need them, to be executed; without it ConfigError names them.
     """
     ref = resolve(uri)
+    config = parse_config(raw_config(ref), overrides, f"config of {ref.uri}")
+    execute_code(config, ref, run_code=run_code)
+    built, model, _ = admit_model(config, ref)
+    return as_loaded(model, Origin(built, ref.metadata, ref))
+
+
+def as_loaded(model: nn.Module, origin: Origin) -> LoadedModel:
+    """A module as a LoadedModel: its class becomes one that is both. The module itself is changed and returned."""
+    kind = type(model)
+    object.__setattr__(model, "__class__", type(f"Loaded{kind.__name__}", (LoadedModel, kind), {}))
+    assert isinstance(model, LoadedModel)
+    model.origin = origin
+    return model
+
+
+def raw_config(ref: CheckpointRef) -> dict[str, Any]:
+    """The config a checkpoint was made with, below the root that it lies in now."""
     raw = own_config(ref)
     if ref.root is not None:  # of a root that was copied since, too
         raw["root"] = ref.root.uri
-    config = parse_config(raw, overrides, f"config of {ref.uri}")
+    return raw
+
+
+def execute_code(config: RunConfig, ref: CheckpointRef, *, run_code: bool) -> None:
+    """Execute the user's own files that a checkpoint's model and its family's readers need.
+
+    ConfigError that names them where they may not be.
+    """
     sections = load_family(config.family).code_sections
     own_code = named_code(config, sections)
     if own_code and not run_code:
@@ -83,27 +135,50 @@ def load(uri: str, overrides: Iterable[str] = (), *, run_code: bool = False) -> 
     if own_code:
         root = find_root(open_store(ref.store.uri.rsplit("/checkpoints/", 1)[0]))
         load_code(config, None if root is None else root.child("runs", ref.metadata.run), sections)
-    built, model, _ = admit_model(config, ref)
-    return LoadedModel(built, ref.metadata, model, ref)
 
 
-def _as_input(value: Any, scratch: Path, number: int) -> str | Path:
-    """An input as the family gets it; arrays are written into `scratch`."""
-    return _write_array(value, scratch / f"input-{number:04d}.png") if isinstance(value, np.ndarray) else value
+def _array_of(given: Any) -> tuple[np.ndarray[Any, Any], str] | None:
+    """(array, text) of an input that is an array, or a pair of an array and a text; None for any other."""
+    pixels, text = given if isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], str) else (given, "")
+    if isinstance(pixels, Tensor):
+        pixels = pixels.detach().cpu()
+        pixels = (pixels.float() if pixels.dtype == torch.bfloat16 else pixels).numpy()
+    return (pixels, text) if isinstance(pixels, np.ndarray) else None
 
 
-def _without_scratch(result: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
-    """A result in which an array that was given is called by a name, not by a path that is about to go."""
-    prefix = f"{scratch}/"
-    return {key: value.removeprefix(prefix) if isinstance(value, str) else value for key, value in result.items()}
+def _checked(inputs: Sequence[Any], arrays: Arrays, family: str) -> list[str | Path | ArrayInput]:
+    """The inputs as a family gets them; DataError with every array that it does not read."""
+    faults, named = Faults(DataError, "arrays to predict", ACCEPTED), []
+    for number, given in enumerate(inputs):
+        found = _array_of(given)
+        if found is None:
+            named.append(given)
+            continue
+        pixels, text = found
+        if arrays == "none":
+            faults.add(f"input {number}: {family} reads no arrays")
+        elif text.strip() and arrays == "pictures":
+            faults.add(f"input {number}: {family} takes no text with an array")
+        elif not text.strip() and arrays == "pictures with texts":
+            faults.add(f"input {number}: {family} wants a text with an array, `(array, text)`")
+        else:
+            try:
+                named.append(ArrayInput(f"input-{number:04d}", read_array(pixels), text))
+            except DataError as error:
+                faults.add(f"input {number}: {error.message}")
+    faults.raise_if_any()
+    return named
 
 
 def _contents(result: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value.content if isinstance(value, PredictedFile) else value for key, value in result.items()}
 
 
-def _written(results: Iterable[Mapping[str, Any]], folder: Path) -> Iterator[dict[str, Any]]:
-    """Each result with the paths of its files, which are written as it comes."""
+def written(results: Iterable[Mapping[str, Any]], folder: Path) -> Iterator[dict[str, Any]]:
+    """Each result with the paths of its files, which are written as it comes, and all in `predictions.jsonl`.
+
+    results: of JSON values and `PredictedFile`s.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     taken = {LIST}
     with (folder / LIST).open("w", encoding="utf-8") as lines:
@@ -144,15 +219,3 @@ def _fault_of_family(file: PredictedFile, what: str) -> DataError:
         remedy="a fault in the family's code: names are unique and without folders; uint8 pictures are .png, other "
         "arrays .npy, anything else bytes or text",
     )
-
-
-def _write_array(image: np.ndarray[Any, Any], path: Path) -> Path:
-    from PIL import Image
-
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
-        raise DataError(
-            f"an image array has dtype {image.dtype} and shape {image.shape}",
-            remedy="give uint8 arrays of shape (H, W) or (H, W, 3)",
-        )
-    Image.fromarray(image).save(path)
-    return path

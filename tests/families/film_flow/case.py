@@ -20,6 +20,9 @@ TWO_RANKS = ("trainer.batch_size=1",)
 PREDICT = ("evaluate.prompt=all vessels",)
 """Overrides with which the checkpoint is loaded to predict."""
 
+SIZE, TEXT = (40, 33), ""
+"""Height and width of a picture that it reads, and the text that it wants beside it."""
+
 
 def inputs(folder: Path) -> list[str]:
     """What `predict` is given: a grey picture."""

@@ -20,6 +20,9 @@ TWO_RANKS = ("trainer.batch_size=1",)
 PREDICT = ("generation.max_new_tokens=4",)
 """Overrides with which the checkpoint is loaded to predict."""
 
+SIZE, TEXT = (64, 128), "What colour is at the front?"
+"""Height and width of a picture that it reads, and the text that it wants beside it."""
+
 
 def inputs(folder: Path) -> list[str]:
     """What `predict` is given: a question about a panorama."""

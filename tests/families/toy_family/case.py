@@ -13,6 +13,9 @@ TWO_RANKS = ("trainer.batch_size=1",)
 PREDICT = ()
 """Overrides with which the checkpoint is loaded to predict."""
 
+SIZE, TEXT = (3, 5), ""
+"""Height and width of a picture that it reads, and the text that it wants beside it."""
+
 
 def inputs(folder: Path) -> list[str]:
     """What `predict` is given: numbers as text."""

@@ -6,10 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from stageline.contract import Baselines, BaselineScores, Emit, Evaluation, PredictedFile, Progress, Row, RowKey
+from stageline.data.arrays import ArrayInput
+from stageline.data.pictures import as_pixels, read_file
 from stageline.data.prepared import PreparedData
 from stageline.errors import DataError, Faults
 
@@ -66,27 +69,33 @@ BASELINES = Baselines(
 )
 
 
+def read_numbers(given: str | Path | ArrayInput) -> list[float]:
+    """The numbers of an input: in a text `1,2,3,4`, or the corners of a picture, whole levels as they are."""
+    if isinstance(given, ArrayInput) or str(given).endswith(".png"):
+        pixels = as_pixels(given.file if isinstance(given, ArrayInput) else read_file(Path(given)), 1)
+        return [float(level) / np.iinfo(pixels.dtype).max for level in pixels[[0, 0, -1, -1], [0, -1, 0, -1], 0]]
+    try:
+        return [float(part) for part in str(given).split(",")]
+    except ValueError:
+        return []
+
+
 def predict(
-    config: ToyConfig, model: nn.Module, inputs: Sequence[str | Path], progress: Progress
+    config: ToyConfig, model: nn.Module, inputs: Sequence[str | Path | ArrayInput], progress: Progress
 ) -> Iterator[dict[str, Any]]:
-    """Four numbers, as text `1,2,3,4`, to the answer: a text, an array, bytes of a kind that the core does not know."""
-    faults = Faults(DataError, "inputs", "give four numbers, separated by commas")
-    rows: list[list[float]] = []
-    for text in map(str, inputs):
-        try:
-            row = [float(part) for part in text.split(",")]
-        except ValueError:
-            row = []
-        rows.append(row)
+    """Four numbers to the answer: a text, an array, bytes of a kind that the core does not know."""
+    faults = Faults(DataError, "inputs", "give four numbers, separated by commas, or a picture")
+    rows = [read_numbers(given) for given in inputs]
+    for given, row in zip(inputs, rows, strict=True):
         if len(row) != 4:
-            faults.add(f"{text!r} is no list of four numbers")
+            faults.add(f"{given!r} is no list of four numbers")
     faults.raise_if_any()
     for number, row in enumerate(rows):
         x = torch.tensor([row])
         with torch.no_grad():
             answer = model(x)[0].numpy()
         yield {
-            "input": str(inputs[number]),
+            "input": given.name if isinstance(given := inputs[number], ArrayInput) else str(given),
             "answer": PredictedFile(f"answer-{number}.txt", f"{answer.item()!r}\n"),
             "array": PredictedFile(f"answer-{number}.npy", answer),
             "clip": PredictedFile(f"answer-{number}.clip", answer.tobytes()),

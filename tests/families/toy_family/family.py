@@ -105,5 +105,6 @@ FAMILY = Family(
     section_of=lambda name: name.split(".", 1)[0],
     check_sources=check_sources,
     baselines=BASELINES,
+    arrays="pictures",
     begin=lambda task, workspace: BEGUN.append((task, workspace)),
 )

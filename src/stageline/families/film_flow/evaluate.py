@@ -26,7 +26,7 @@ from stageline.families.film_flow.data.preparation import is_per_crop
 from stageline.families.film_flow.data.sets import Batch, CaseSet, open_data, window_condition
 from stageline.families.film_flow.measures.metrics import BETTI_MATCHING, case_metrics, junction_scores, pool_metrics
 from stageline.families.film_flow.measures.modes import Comparison, Mode, conditions_of, plan_comparison
-from stageline.families.film_flow.measures.panels import grey, junctions, picture
+from stageline.families.film_flow.measures.panels import grey, junctions, maps_of, picture
 from stageline.families.film_flow.measures.validation import NODE_TOLERANCE_PIXELS, PEAK_THRESHOLD, condition_likeness
 from stageline.families.film_flow.model.network import FilmFlowModel
 from stageline.families.film_flow.sampling import (
@@ -188,8 +188,18 @@ class _Evaluator:
                 key = batch.ids[row], mode
                 if key in self.finished:
                     continue
-                is_shown = mode == asked and number < self.config.evaluate.num_panels
-                self.emit(self.rows[key], pictures=self.draw(number, row, batch, found) if is_shown else {})
+                is_shown = mode == asked and (number < self.config.evaluate.num_panels or self.emit.in_full)
+                shown = self.draw(number, row, batch, found) if is_shown else {}
+                self.emit(
+                    self.rows[key], (self.maps(number, row, mode, found[mode]) if self.emit.in_full else {}) | shown
+                )
+
+    def maps(self, number: int, row: int, mode: Mode, found: Probability) -> dict[str, NDArray[np.uint8]]:
+        """Everything that was predicted of one case in one mode, as `predict` gives it. number, row: as for `draw`."""
+        suffix = "" if mode == self.comparison.modes[0] else f"_{mode}"
+        one = [None if of is None else of[row : row + 1] for of in (found.std, found.junction)]
+        made = maps_of(found.mean[row : row + 1], self.config.evaluate.threshold, *one)
+        return {f"{kind}{suffix}-{number:03d}": pixels for kind, pixels in made.items()}
 
     def draw(
         self, number: int, row: int, batch: Batch, found: Mapping[Mode, Probability]
@@ -220,7 +230,7 @@ class _Evaluator:
         They are predicted again: which ones they are is known at the end only.
         """
         count, metric = self.config.evaluate.num_panels, WORDS.main_metrics[0]
-        if not count:
+        if not count or self.emit.in_full:
             return {}
         numbers = {self.cases.case(n).id: n for n in range(len(self.cases))}
         values = {row["id"]: row[metric] for row in self.rows_of(self.comparison.modes[0])}

@@ -136,7 +136,8 @@ class _Evaluator:
                 "content_f1": found.content_f1,
             }
             self.rows[made["id"], mode] = made
-            self.emit(made, {} if mode or number not in self.shown else self._pictures(number))
+            is_shown = not mode and (number in self.shown or self.emit.in_full)
+            self.emit(made, self._pictures(number) if is_shown else {})
         self.emit.end_batch()
 
     def _pictures(self, number: int) -> dict[str, Any]:
@@ -148,7 +149,8 @@ class _Evaluator:
         """Those of the best, median and worst row by the main metric, where they are not shown yet."""
         metric = WORDS.main_metrics[0]
         values = {str(n): float(self.rows[str(self.fields[n]["id"]), PLAIN][metric]) for n in self.numbers}
-        names = notable(values, higher_is_better=metric in WORDS.higher_is_better) if self.shown else {}
+        is_shown = bool(self.shown) and not self.emit.in_full
+        names = notable(values, higher_is_better=metric in WORDS.higher_is_better) if is_shown else {}
         return {k: v for name in names if int(name) not in self.shown for k, v in self._pictures(int(name)).items()}
 
     def _controlled(self, batch: Batch, mode: str, numbers: Sequence[int]) -> Batch:

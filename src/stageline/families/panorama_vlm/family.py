@@ -30,4 +30,5 @@ FAMILY = Family(
     check_sources=check_sources,
     demo_data=demo_data,
     baselines=BASELINES,
+    arrays="pictures with texts",
 )

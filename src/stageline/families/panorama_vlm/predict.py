@@ -1,6 +1,7 @@
 """Questions about panoramas in, answers out: what `stageline predict` does for panorama_vlm.
 
-An input is a picture and a question, `picture.jpg?What is on the left?`, or a CSV file of rows as in training.
+An input is a picture and a question, `picture.jpg?What is on the left?`, a CSV file of rows as in training, or an array
+with a question.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from stageline.contract import PredictedFile
+from stageline.data.arrays import ArrayInput
 from stageline.errors import DataError, Faults
 from stageline.families.panorama_vlm.config.stages import STAGES
 from stageline.families.panorama_vlm.data.panorama import check_panorama, read_reduced
@@ -32,20 +34,20 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Question:
-    """picture: its file.  query: the whole sentence.  hfov, vfov: degrees that a partial panorama shows."""
+    """picture: its file, or its pixels.  query: the whole sentence.  hfov, vfov: degrees that a part of one shows."""
 
-    picture: Path
+    picture: Path | ArrayInput
     query: str
     hfov: float | None = None
     vfov: float | None = None
 
 
 def predict(
-    config: PanoramaVlmConfig, model: nn.Module, inputs: Sequence[str | Path], progress: Progress
+    config: PanoramaVlmConfig, model: nn.Module, inputs: Sequence[str | Path | ArrayInput], progress: Progress
 ) -> Iterator[dict[str, Any]]:
     """The answer to each question, also as a text file.
 
-    inputs: `<picture>?<question>`, or CSV files.
+    inputs: `<picture>?<question>`, CSV files, or arrays with a question.
     Yields one mapping per question: picture, query, answer, finish, and the file of the answer.
     Raises DataError that lists every input that can't be read, before any is answered.
     """
@@ -70,7 +72,7 @@ def predict(
         ids = generate(config, model, batch, builder.special)
         answer, finish, _ = builder.read_answer(ids[0].tolist())
         yield {
-            "image": str(question.picture),
+            "image": _named(question.picture),
             "query": question.query,
             "answer": answer,
             "finish": finish,
@@ -79,13 +81,26 @@ def predict(
     progress(len(questions), len(questions), "answered")
 
 
-def read_questions(config: PanoramaVlmConfig, inputs: Sequence[str | Path]) -> list[Question]:
+def _named(picture: Path | ArrayInput) -> str:
+    return picture.name if isinstance(picture, ArrayInput) else str(picture)
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text if text.endswith("?") else f"{text}?"
+
+
+def read_questions(config: PanoramaVlmConfig, inputs: Sequence[str | Path | ArrayInput]) -> list[Question]:
     """The questions of all inputs. DataError with every input that is none, and every picture that can't be read."""
     faults = Faults(
         DataError, "questions", "give `picture.jpg?question`, or a CSV file with a picture and a query per row"
     )
     found: list[Question] = []
-    for given in map(str, inputs):
+    for source in inputs:
+        if isinstance(source, ArrayInput):
+            found.append(Question(source, _sentence(source.text)))
+            continue
+        given = str(source)
         if given.lower().endswith(".csv"):
             found += _of_csv(config, Path(given), faults)
             continue
@@ -93,7 +108,7 @@ def read_questions(config: PanoramaVlmConfig, inputs: Sequence[str | Path]) -> l
         if not mark or not query.strip():
             faults.add(f"{given!r}: no question behind a `?`")
         else:
-            found.append(Question(Path(name), f"{query.strip()}" + ("" if query.strip().endswith("?") else "?")))
+            found.append(Question(Path(name), _sentence(query)))
     if not inputs:
         faults.add("none were given")
     for question in found:
@@ -104,7 +119,7 @@ def read_questions(config: PanoramaVlmConfig, inputs: Sequence[str | Path]) -> l
             max_pixels=config.data.max_pixels,
         )
         if fault is not None:
-            faults.add(f"{str(question.picture)!r}: {fault.kind}: {fault.message}")
+            faults.add(f"{_named(question.picture)!r}: {fault.kind}: {fault.message}")
     faults.raise_if_any()
     return found
 

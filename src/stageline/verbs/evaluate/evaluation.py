@@ -24,7 +24,7 @@ from stageline.errors import CheckpointError, ConfigError, Faults, PlanError
 from stageline.families import load_family
 from stageline.store import Reference, Store, open_store
 from stageline.telemetry import finite_json
-from stageline.verbs.admitted import admit_model
+from stageline.verbs.admitted import admit_model, stated
 from stageline.verbs.evaluate.baselines import keep_baselines
 from stageline.verbs.evaluate.rows import RowLog, as_json, key_of_row, rows_to_csv
 from stageline.work.data import evaluation_names
@@ -128,6 +128,8 @@ class _Part:
     data: the prepared data.  log: gets rows and files.  name: what the checkpoint is called, "" for a single one.
     """
 
+    in_full = False
+
     def __init__(self, config: RunConfig, ref: CheckpointRef, data: PreparedData, log: RowLog, name: str) -> None:
         self.config, self.ref, self.data, self.log, self.name = config, ref, data, log, name
 
@@ -146,6 +148,7 @@ class _Part:
             "provenance": dict(found.provenance),
             "measured": dict(found.measured),
             "notes": list(notes),
+            "config": {key: value for key, value in stated(own).items() if key in ("data", "evaluate")},
             "checkpoint": {
                 "uri": self.ref.uri,
                 "digest": self.ref.digest,
@@ -198,6 +201,7 @@ def _joined(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             "provenance": {key: value for key, value in part["provenance"].items() if key not in shared},
             "measured": part["measured"],
             "notes": part["notes"],
+            "config": part["config"],
         }
         for name, part in parts.items()
     }

@@ -130,12 +130,12 @@ def test_the_film_stage_says_what_it_took_from_its_parent(done: Path) -> None:
 
 def test_a_loaded_checkpoint_has_the_plan_and_weights_of_its_file(done: Path) -> None:
     loaded = load(str(film_of(done)))
-    assert isinstance(loaded.model, FilmFlowModel)
-    assert loaded.model.plan.fingerprint == loaded.metadata.facts["plan_fingerprint"]
+    assert isinstance(loaded, FilmFlowModel)
+    assert loaded.plan.fingerprint == loaded.metadata.facts["plan_fingerprint"]
     average = load_file(Path(loaded.ref.uri) / "ema.safetensors")
     assert not [name for name in average if name.startswith("schedule.")], "schedules are not averaged"
     file = {**load_file(Path(loaded.ref.uri) / "model.safetensors"), **average}
-    own = loaded.model.state_dict()
+    own = loaded.state_dict()
     assert set(own) == set(file)
     assert all(torch.equal(own[name].cpu(), file[name]) for name in file)
 

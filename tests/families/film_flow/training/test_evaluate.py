@@ -37,6 +37,8 @@ def root_of(prepared: PreparedData) -> Path:
 class Kept:
     """What an evaluation emits. stop_at: how many rows it may emit before it is interrupted."""
 
+    in_full = False
+
     def __init__(self, stop_at: int | None = None) -> None:
         self.rows: dict[RowKey, dict[str, Any]] = {}
         self.pictures: dict[str, Any] = {}
@@ -243,6 +245,33 @@ def test_pictures_of_any_size_get_probability_and_mask_of_their_own_size(tmp_pat
         assert set(np.unique(found)) <= {0, 255}
         assert float((found > 0).mean()) == pytest.approx(row["foreground_fraction"])
         assert row["nfe"] == 8
+
+
+def test_noise_is_a_function_of_seed_and_pixels(tmp_path: Path) -> None:
+    """Another name, format, palette or company changes nothing; other pixels, another depth, seed or draw do."""
+    pixels = np.tile(np.array([[10, 200], [90, 160]], np.uint8), (20, 16))
+    grey = Image.fromarray(pixels)
+    for name in ("a.png", "renamed.png", "b.bmp"):
+        grey.save(tmp_path / name)
+    grey.convert("P").save(tmp_path / "palette.png")
+    Image.merge("RGB", [grey] * 3).save(tmp_path / "colour.png")
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    Image.fromarray(pixels[::-1]).save(tmp_path / "other.png")
+    names = ("a.png", "renamed.png", "b.bmp", "palette.png", "colour.png", "deep.png", "other.png")
+
+    def run(*paths: str, **keys: Any) -> list[Any]:
+        config = make_config(tmp_path, evaluate__prompt="dark branches", **keys)
+        model = kicked_model(make_config(tmp_path))
+        found = list(predict(at_stage(config, "film"), model, [tmp_path / path for path in paths], nothing))
+        return [one["spread" if keys.get("model__num_ensemble") else "probability"].content for one in found]
+
+    first, *same, deep, other = run(*names)
+    assert all(np.array_equal(first, one) for one in same)
+    assert np.array_equal(run("renamed.png")[0], first), "company does not matter"
+    assert not np.array_equal(deep, first)
+    assert not np.array_equal(other, first)
+    assert not np.array_equal(run("a.png", seed=1)[0], first)
+    assert run("a.png", model__num_ensemble=2)[0].any(), "members draw noise of their own"
 
 
 def test_every_unreadable_picture_is_named_before_any_is_predicted(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_it_is_loaded_and_exported_with_the_weights_of_its_files(root: Path, tmp
     ref = resolve(f"{root}/runs/old/film")
     file = load_file(Path(ref.uri) / "ema.safetensors")
     exported = load_file(export(ref, tmp_path / "out") / "model.safetensors")
-    own = load(ref.uri).model.state_dict()
+    own = load(ref.uri).state_dict()
     for found in (exported, own):
         assert set(found) == set(file)
         assert all(torch.equal(found[name].cpu(), file[name]) for name in file)

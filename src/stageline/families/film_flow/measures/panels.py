@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from stageline.data.shown import Rgb
 
@@ -18,6 +20,21 @@ def grey(values: Any, low: float = 0.0, high: float = 1.0) -> NDArray[np.uint8]:
     """A map (H, W) in [low, high] as grey (H, W)."""
     level = np.clip((np.asarray(values, dtype=np.float64) - low) / (high - low), 0, 1)
     return np.rint(level * 255).astype(np.uint8)
+
+
+def maps_of(
+    mean: Tensor, threshold: float, std: Tensor | None, junction: Tensor | None
+) -> dict[str, NDArray[np.uint8]]:
+    """Kind -> picture (H, W) uint8 of the first sample of maps (B, 1, H, W) in [0, 1].
+
+    probability: 0..255 is [0, 1].  mask: 0 and 255.  spread: 255 is a standard deviation of 0.5.  junctions: as given.
+    """
+    maps = {"probability": mean, "mask": (mean > threshold).float()}
+    if std is not None:
+        maps["spread"] = std * 2
+    if junction is not None:
+        maps["junctions"] = junction
+    return {kind: (m[0, 0].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy() for kind, m in maps.items()}
 
 
 def picture(image: Any) -> NDArray[np.uint8]:

@@ -76,9 +76,14 @@ def decode(opened: Opened) -> Pixels:
         pixels = pixels[..., :3]
     else:
         pixels = np.asarray(picture.convert("RGB"))
-    if pixels.ndim == 2:
-        pixels = np.repeat(pixels[..., None], 3, 2)
-    return cast(Pixels, _upright(pixels, opened.orientation))
+    return cast(Pixels, _upright(with_colours(pixels), opened.orientation))
+
+
+def with_colours(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
+    """(H, W) or (H, W, 3) pixels as (H, W, 3), numbers of 1 bit as 0 and 255."""
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8) * 255
+    return np.repeat(pixels[..., None], 3, 2) if pixels.ndim == 2 else pixels
 
 
 def _upright(pixels: NDArray[np.generic], orientation: int) -> NDArray[np.generic]:

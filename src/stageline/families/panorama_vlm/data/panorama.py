@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
+from stageline.data.arrays import ArrayInput
 from stageline.data.pictures import Pixels
 from stageline.families.panorama_vlm.data.decoding import (
     MAX_PIXELS,
@@ -25,6 +26,7 @@ from stageline.families.panorama_vlm.data.decoding import (
     decode,
     open_panorama,
     refuse,
+    with_colours,
 )
 from stageline.families.panorama_vlm.geometry.resolution import (
     SUPPORT,
@@ -77,22 +79,25 @@ class Extent:
 
 
 def check_panorama(
-    path: Path,
+    source: Path | ArrayInput,
     *,
     erp_hfov_deg: float | None = None,
     erp_vfov_deg: float | None = None,
     max_pixels: int = MAX_PIXELS,
     verify: Literal["header", "decode"] = "decode",
 ) -> PanoramaFault | None:
-    """What is wrong with a file, or None.
+    """What is wrong with a file or an array, or None.
 
     erp_hfov_deg, erp_vfov_deg: declared field of view of a partial panorama, centred on the front; both or none.
     max_pixels: largest picture that is decoded.  verify: `header` reads no pixel, so it does not see that a file is
     truncated.
     """
     try:
-        with open_panorama(path, max_pixels) as opened:
-            _extent(opened, erp_hfov_deg, erp_vfov_deg)
+        if isinstance(source, ArrayInput):
+            _extent(Path(source.name), source.file.pixels.shape[:2], erp_hfov_deg, erp_vfov_deg)
+            return None
+        with open_panorama(source, max_pixels) as opened:
+            _extent(opened.path, opened.size, erp_hfov_deg, erp_vfov_deg)
             if verify == "decode":
                 _scale_down(opened, (0, 0))
                 decode(opened)
@@ -102,7 +107,7 @@ def check_panorama(
 
 
 def read_reduced(
-    path: Path,
+    source: Path | ArrayInput,
     *,
     plan: TilePlan,
     size: int | tuple[int, int],
@@ -112,7 +117,7 @@ def read_reduced(
     max_pixels: int = MAX_PIXELS,
     fill: tuple[float, float, float] | None = None,
 ) -> Reduced:
-    """The panorama of a file, reduced for the tiles of a plan; one reduction serves all views.
+    """The panorama of a file or an array, reduced for the tiles of a plan; one reduction serves all views.
 
     size: pixels of a tile, (height, width) or one number.  antialias: as for `geometry.project`.
     erp_hfov_deg, erp_vfov_deg, max_pixels: as for `check_panorama`.  fill: red, green, blue in [0, 1] of the directions
@@ -120,32 +125,43 @@ def read_reduced(
     Raises PanoramaError.
     """
     shape = (size, size) if isinstance(size, int) else size
-    with open_panorama(path, max_pixels) as opened:
-        extent = _extent(opened, erp_hfov_deg, erp_vfov_deg)
+
+    def wanted(path: Path, found: tuple[int, int]) -> tuple[Extent, int]:
+        """What is shown, and the columns of the whole sphere after reduction."""
+        extent = _extent(path, found, erp_hfov_deg, erp_vfov_deg)
         target = reduced_width(extent.sphere_width, plan.tiles, shape, antialias)
-        is_reduced = target < extent.sphere_width
-        target -= target % 2
-        if target * (target // 2) > max_pixels:
-            refuse(path, "too_large", f"its whole sphere has {target} x {target // 2} pixels, at most {max_pixels}")
-        if is_reduced:
-            wanted = (math.ceil(target / 2 * extent.vfov / 180), math.ceil(target * extent.hfov / 360))
-            _scale_down(opened, wanted)
-        pixels = decode(opened)
+        even = target - target % 2
+        if even * (even // 2) > max_pixels:
+            refuse(path, "too_large", f"its whole sphere has {even} x {even // 2} pixels, at most {max_pixels}")
+        return extent, target
+
+    if isinstance(source, ArrayInput):
+        extent, target = wanted(Path(source.name), source.file.pixels.shape[:2])
+        pixels = cast(Pixels, with_colours(source.file.pixels))
+    else:
+        with open_panorama(source, max_pixels) as opened:
+            extent, target = wanted(opened.path, opened.size)
+            if target < extent.sphere_width:
+                even = target - target % 2
+                _scale_down(opened, (math.ceil(even / 2 * extent.vfov / 180), math.ceil(even * extent.hfov / 360)))
+            pixels = decode(opened)
+    is_reduced = target < extent.sphere_width
+    target -= target % 2
     quality = quality_of(antialias)
     kind = Image.Resampling.BILINEAR if quality and quality.filter == "bilinear" else Image.Resampling.BICUBIC
     enlarged = extent.sphere_width < critical_width(plan.tiles, shape)
-    source = (extent.height, extent.width)
+    source_size = (extent.height, extent.width)
     if extent.is_whole:
         if is_reduced or target != extent.width:
             pixels = _resize_whole(pixels, (target // 2, target), kind)
-        return Reduced(cast(Pixels, np.ascontiguousarray(pixels)), None, source, enlarged)
+        return Reduced(cast(Pixels, np.ascontiguousarray(pixels)), None, source_size, enlarged)
     laid, seen = _laid_into_sphere(pixels, extent, target, kind, fill)
-    return Reduced(laid, seen, source, enlarged)
+    return Reduced(laid, seen, source_size, enlarged)
 
 
-def _extent(opened: Opened, hfov: float | None, vfov: float | None) -> Extent:
-    """What the header and the declared field of view say."""
-    path, (height, width) = opened.path, opened.size
+def _extent(path: Path, size: tuple[int, ...], hfov: float | None, vfov: float | None) -> Extent:
+    """What (height, width) and the declared field of view say. path: for messages."""
+    height, width = size
     if height < LEAST[0] or width < LEAST[1]:
         refuse(path, "too_small", f"{width} x {height} pixels, expected at least {LEAST[1]} x {LEAST[0]}")
     if hfov is None and vfov is None:
