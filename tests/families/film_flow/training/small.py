@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from stageline.contract import Row, RowKey
 from stageline.families import parse_config
 from stageline.families.film_flow.config import STAGES, FilmFlowConfig
 from stageline.families.film_flow.config.presets import PRESETS
@@ -52,3 +53,22 @@ def kick(model: FilmFlowModel, seed: int = 0) -> FilmFlowModel:
 
 def kicked_model(config: FilmFlowConfig, stage: str = "film") -> FilmFlowModel:
     return kick(build_model(at_stage(config, stage))).eval()
+
+
+class Kept:
+    """What an evaluation emits. stop_at: how many rows it may emit before it is interrupted."""
+
+    in_full = False
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.rows: dict[RowKey, dict[str, Any]] = {}
+        self.pictures: dict[str, Any] = {}
+        self.stop_at = stop_at
+
+    def __call__(self, row: Row, pictures: Any = None, files: Any = None) -> None:
+        if len(self.rows) == self.stop_at:
+            raise KeyboardInterrupt
+        key = row["id"], row["mode"]
+        assert key not in self.rows
+        self.rows[key] = json.loads(json.dumps(row))
+        self.pictures |= pictures or {}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stageline.contract import Evaluation, Row, RowKey
+from stageline.contract import Evaluation
 from stageline.data.prepared import PreparedData
 from stageline.errors import ConfigError, DataError
 from stageline.families.film_flow import evaluate as evaluation_module
@@ -23,7 +23,7 @@ from stageline.families.film_flow.predict import predict
 from stageline.families.film_flow.sampling import predict_probability
 from stageline.families.film_flow.words import WORDS
 
-from .small import at_stage, kicked_model, make_config
+from .small import Kept, at_stage, kicked_model, make_config
 
 
 def nothing(*_: Any) -> None:
@@ -32,25 +32,6 @@ def nothing(*_: Any) -> None:
 
 def root_of(prepared: PreparedData) -> Path:
     return Path(prepared.uri).parents[3]
-
-
-class Kept:
-    """What an evaluation emits. stop_at: how many rows it may emit before it is interrupted."""
-
-    in_full = False
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.rows: dict[RowKey, dict[str, Any]] = {}
-        self.pictures: dict[str, Any] = {}
-        self.stop_at = stop_at
-
-    def __call__(self, row: Row, pictures: Any = None, files: Any = None) -> None:
-        if len(self.rows) == self.stop_at:
-            raise KeyboardInterrupt
-        key = row["id"], row["mode"]
-        assert key not in self.rows
-        self.rows[key] = json.loads(json.dumps(row))
-        self.pictures |= pictures or {}
 
 
 def measure(config: Any, model: Any, prepared: PreparedData, finished: Kept | None = None) -> Evaluation:

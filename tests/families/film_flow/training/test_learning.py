@@ -27,6 +27,7 @@ from stageline.stage import num_steps, stage_config
 from stageline.verbs.prepare import prepare_data
 
 from .plain_loop import Trained, train
+from .small import Kept
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +63,7 @@ def trained(folder: Path) -> Iterator[Trained]:
 
 @pytest.fixture(scope="module")
 def evaluation(trained: Trained, folder: Path) -> Evaluation:
-    return evaluate(trained.task.config, trained.task.model, data_of(folder), {}, nothing, nothing)
+    return evaluate(trained.task.config, trained.task.model, data_of(folder), {}, Kept(), nothing)
 
 
 def test_the_loss_falls_to_a_quarter(trained: Trained) -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from stageline.contract import Evaluation, Row
+from stageline.contract import Evaluation
 from stageline.data.prepared import open_prepared
 from stageline.families.film_flow.config import FilmFlowConfig
 from stageline.families.film_flow.config.stages import STAGES
@@ -29,7 +29,7 @@ from stageline.verbs.evaluate.evaluation import evaluate_checkpoint
 from stageline.verbs.prepare import prepare_data
 from stageline.verbs.train import train_stage
 
-from .small import at_stage, kick, kicked_model, make_config
+from .small import Kept, at_stage, kick, kicked_model, make_config
 
 RETINA = [(73, 61)]
 """584 x 565 made small: neither side is a multiple of the network's 8."""
@@ -120,16 +120,16 @@ def test_an_evaluation_is_the_same_for_every_size_of_batches_and_each_picture_ha
     data = open_prepared(prepare_data(config).reference)
     model = kicked_model(config)
 
-    rows: dict[int, set[tuple[str, str]]] = {1: set(), 8: set()}
+    rows: dict[int, set[tuple[str, str]]] = {}
 
     def measure(batch_size: int) -> Evaluation:
         section = config.evaluate.model_copy(update={"batch_size": batch_size})
         own = at_stage(config.model_copy(update={"evaluate": section}), "film")
 
-        def emit(row: Row, *_: Any, **__: Any) -> None:
-            rows[batch_size].add((str(row["id"]), str(row["mode"])))
-
-        return evaluate(own, model, data, {}, emit, quiet)
+        kept = Kept()
+        found = evaluate(own, model, data, {}, kept, quiet)
+        rows[batch_size] = set(kept.rows)
+        return found
 
     one, many = measure(1), measure(8)
     assert rows[1] == rows[8]
