@@ -42,7 +42,7 @@ def case_of(name: str) -> ModuleType:
     SHRUNK: overrides that make the preset `tiny` small.  STEPS: optimizer steps of every stage there.
     TWO_RANKS: overrides for its first stage on two ranks.  PREDICT: overrides with which a checkpoint is loaded to
     predict.  inputs(folder): what `predict` is given.  SIZE, TEXT: height and width of a picture that it reads, and the
-    text that it wants beside it.
+    text that it wants beside it; not needed of a family that reads no arrays.
     """
     spec = importlib.util.spec_from_file_location(f"case_of_{name}", HERE / ROOMS[name] / "case.py")
     assert spec is not None
