@@ -210,14 +210,14 @@ def test_a_row_is_predicted_again_by_command(
     again = json.loads(Path("predictions/predictions.jsonl").read_text())
     assert again["differs"] == []
     assert {key: again[key] for key in row} == row
-    assert Path("predictions", again["sample-000"]).read_bytes() == (metrics.parent / "sample-000.png").read_bytes()
-    level = np.asarray(Image.open(Path("predictions", again["probability"])))
+    assert Path("predictions", again["outlines-000"]).read_bytes() == (metrics.parent / "outlines-000.png").read_bytes()
+    level = np.asarray(Image.open(Path("predictions", again["mask-000"])))
     assert level.shape == (32, 32)
     capsys.readouterr()
     words = ["predict", "--checkpoint", str(run_dir / "film"), "--id", row["id"]]
     assert main([*words, "evaluate.ensemble=3", "-o", "more", "--evaluation", str(run_dir)]) == 0
     more = json.loads(Path("more/predictions.jsonl").read_text())
-    assert (more["nfe"], "nfe" in more["differs"], "spread" in more) == (3 * row["nfe"], True, True)
+    assert (more["nfe"], "nfe" in more["differs"], "spread-000" in more) == (3 * row["nfe"], True, True)
     assert main([*words, "picture.png"]) == main(["predict", str(run_dir / "film")]) == main(["predict"]) == 2
     assert main(["predict", "--checkpoint", str(run_dir / "backbone"), "--id", row["id"]]) != 0
     assert "nothing in" in capsys.readouterr().err
