@@ -209,7 +209,8 @@ class StageTask(Protocol):
     def validate(self, model: nn.Module, batch: Any, context: ValidationContext) -> Mapping[str, tuple[float, float]]:
         """Metrics of one validation batch as (sum, count) over its samples; the loop adds them over batches and ranks.
 
-        Each sample's part is a function of (seed, sample): random numbers come from `context.rng(row)` alone.
+        Each sample's part is a function of (seed, sample): random numbers come from `context.rng(row)` alone. Pictures
+        for people go to `context.show`, of the first `context.num_shown` rows.
         """
 
     def shard_units(self) -> Sequence[nn.Module]:

@@ -15,6 +15,7 @@ from stageline.checkpoint.tensors import read_tensors
 from stageline.config import parse_yaml
 from stageline.errors import ConfigError, PlanError
 from stageline.telemetry import METRICS, read_events
+from stageline.trainer.pictures import NUM_SAMPLES
 
 
 def test_a_stage_runs_once_and_is_then_reused(train, tmp_path):
@@ -181,7 +182,7 @@ def test_metrics_are_served_while_training(train):
 
 
 def test_tensorboard_files(train, tmp_path):
-    train(**{"trainer.tensorboard": True})
+    train(**{"trainer.tensorboard": True, "trainer.validate_every_steps": 5, "trainer.validation_batch_size": 5})
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     read = EventAccumulator(str(tmp_path / "runs/r/base/tensorboard"))
@@ -190,6 +191,11 @@ def test_tensorboard_files(train, tmp_path):
         read.Tags()["scalars"]
     )
     assert [event.step for event in read.Scalars("loss/total")] == list(range(1, 11))
+    validated = [event.step for event in read.Scalars("validation/error")]
+    assert sorted(read.Tags()["images"]) == [f"validation/error/{sample}" for sample in range(NUM_SAMPLES)]
+    for tag in read.Tags()["images"]:
+        pictures = read.Images(tag)
+        assert [(p.step, p.height, p.width) for p in pictures] == [(step, 3, 5) for step in validated]
 
 
 def test_max_epochs_and_the_incomplete_group(train, tmp_path):

@@ -10,7 +10,9 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -57,16 +59,24 @@ class StepContext:
     gather: Callable[[Tensor], Tensor] = of_one_rank
 
 
+def show_nobody(row: int, name: str, pixels: NDArray[np.uint8]) -> None:
+    """What `ValidationContext.show` is where nobody looks on."""
+
+
 @dataclass(frozen=True)
 class ValidationContext:
     """Which samples a validation batch holds. Randomness is a function of (seed, sample): whatever the batch size, the
     order and the number of ranks, a sample meets the same random numbers.
 
     seed: of the run.  samples: (B,) indices into the validation set, in the order of the batch.
+    num_shown: of how many rows, the first ones, pictures are wanted; 0 for most batches.
+    show(row, name, pixels): takes a picture of such a row, (H, W) or (H, W, 3) uint8, for people who look on.
     """
 
     seed: int
     samples: tuple[int, ...]
+    num_shown: int = 0
+    show: Callable[[int, str, NDArray[np.uint8]], None] = show_nobody
 
     def rng(self, row: int) -> torch.Generator:
         """A fresh generator on the CPU for one sample of the batch; draw everything random about it from there.

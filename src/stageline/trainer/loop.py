@@ -22,6 +22,7 @@ from stageline.trainer.gradients import refuse_without_gradient
 from stageline.trainer.interruption import StopRequest
 from stageline.trainer.memory import memory_advice
 from stageline.trainer.order import Cursor, StepPlan, make_order, training_batches
+from stageline.trainer.pictures import Album
 from stageline.trainer.recorder import Recorder, StepReport
 from stageline.trainer.saving import Saver
 from stageline.trainer.state import TrainingState
@@ -93,8 +94,17 @@ class _Fit:
         due_save: whether a save is due at this step, be there a best or not.
         """
         parts, start = self.parts, time.monotonic()
+        album = Album() if self.recorder.shows_pictures else None
         with self.measured_weights():
-            found = run_validation(self.task, parts.model, parts.settings, parts.ranks, seed=self.seed, stop=self.stop)
+            found = run_validation(
+                self.task,
+                parts.model,
+                parts.settings,
+                parts.ranks,
+                seed=self.seed,
+                stop=self.stop,
+                album=album,
+            )
         if found is None:
             self.state = self.state.model_copy(update={"validation_due": True})
             return False
@@ -113,6 +123,8 @@ class _Fit:
         self.recorder.validation(
             self.state.step, self.metrics, counts, is_best=improved, seconds=time.monotonic() - start
         )
+        if album is not None:
+            self.recorder.pictures(self.state.step, album.pictures)
         return improved
 
     def save(self, *, final: bool, is_best: bool) -> None:

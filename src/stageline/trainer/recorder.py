@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from stageline.telemetry import EventLog, MetricsEndpoint
 from stageline.trainer.loggers import Loggers
+from stageline.trainer.pictures import Pictures, PictureWriter
 from stageline.trainer.progress import ProgressView, StepClock
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Recorder:
         self._view = view
         self._clock = StepClock()
         self._loggers = None if open_loggers is None else open_loggers(self.warn)
+        self._pictures = None if tensorboard is None else PictureWriter(tensorboard, self.warn)
         if metrics is not None and metrics.warning:
             self.warn(metrics.warning)
 
@@ -155,6 +157,16 @@ class Recorder:
         said = "  ".join(f"{name} {value:.4f}" for name, value in list(metrics.items())[:SHOWN_METRICS])
         self.say(f"step {step} validation  {said}{'  (best)' if is_best else ''}")
 
+    @property
+    def shows_pictures(self) -> bool:
+        """Whether pictures of validation are looked at anywhere."""
+        return self._pictures is not None
+
+    def pictures(self, step: int, pictures: Pictures) -> None:
+        """Pictures of the validation after `step` steps."""
+        if self._pictures is not None and pictures:
+            self._pictures.put(pictures, step)
+
     def best(self, value: float) -> None:
         self._metric("stageline_best_value", value)
 
@@ -179,7 +191,7 @@ class Recorder:
         )
 
     def close(self) -> None:
-        for sink in (self._loggers, self._view, self._tensorboard, self._metrics, self._events):
+        for sink in (self._loggers, self._pictures, self._view, self._tensorboard, self._metrics, self._events):
             if sink is not None:
                 sink.close()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from stageline.objectives.step import ValidationContext, seeded
 from stageline.stage import Stage
 from stageline.trainer.interruption import StopRequest
 from stageline.trainer.order import load_batches
+from stageline.trainer.pictures import NUM_SAMPLES, Album
 from stageline.trainer.ranks import Ranks, sum_pairs
 
 
@@ -52,14 +53,22 @@ def plan_validation(
 
 
 def run_validation(
-    task: StageTask, model: nn.Module, settings: TrainerConfig, ranks: Ranks, *, seed: int, stop: StopRequest
+    task: StageTask,
+    model: nn.Module,
+    settings: TrainerConfig,
+    ranks: Ranks,
+    *,
+    seed: int,
+    stop: StopRequest,
+    album: Album | None = None,
 ) -> tuple[dict[str, float], dict[str, float]] | None:
     """(metric -> mean, metric -> how many it is over) of the validation set; the same on every rank.
 
     A metric that counted nothing is left out. None where a rank was asked to stop: validation may take longer than
-    a stopped process has. The model is left in the mode `set_train_mode` gives.
+    a stopped process has. The model is left in the mode `set_train_mode` gives. album: takes pictures of this rank's
+    first samples.
     """
-    total = _measure(task, model, settings, ranks, seed=seed, stop=stop, few=False)
+    total = _measure(task, model, settings, ranks, seed=seed, stop=stop, few=False, album=album)
     if total is None:
         return None
     kept = {name: pair for name, pair in total.items() if pair[1] > 0}
@@ -89,7 +98,15 @@ def check_validation(
 
 @torch.no_grad()
 def _measure(
-    task: StageTask, model: nn.Module, settings: TrainerConfig, ranks: Ranks, *, seed: int, stop: StopRequest, few: bool
+    task: StageTask,
+    model: nn.Module,
+    settings: TrainerConfig,
+    ranks: Ranks,
+    *,
+    seed: int,
+    stop: StopRequest,
+    few: bool,
+    album: Album | None = None,
 ) -> dict[str, tuple[float, float]] | None:
     """Metric -> (sum, count) over all ranks; None where a rank was asked to stop. few: first and last batch only."""
     size = settings.validation_batch_size
@@ -106,6 +123,9 @@ def _measure(
             # What a family draws from torch's own generators, against its promise, is at least the same every time.
             ranks.seed_torch(seeded("validation", seed, samples[0]).initial_seed())
             context = ValidationContext(seed, tuple(samples))
+            if album is not None and number == 0 and plan.counted:
+                shown = min(NUM_SAMPLES, len(samples))
+                context = replace(context, num_shown=shown, show=album.of_batch(context.samples))
             result = task.validate(model, ranks.fabric.to_device(batch), context)
             if number < plan.counted:
                 pairs.append({name: (float(value), float(count)) for name, (value, count) in result.items()})

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -89,6 +90,8 @@ class ToyTask:
         assert bool(torch.isfinite(self.model.stem(batch["x"].to(self.model.stem.weight.dtype))).all())
         noise = torch.stack([torch.randn(4, generator=context.rng(row)) for row in range(len(context.samples))])
         error = (model(batch["x"] + 0.1 * noise) - batch["target"]).square()
+        for row in range(context.num_shown):
+            context.show(row, "error", np.full((3, 5), min(255, int(255 * error[row])), np.uint8))
         return {"error": (float(error.sum()), float(error.numel()))}
 
     def shard_units(self) -> Sequence[nn.Module]:

@@ -121,9 +121,10 @@ class FilmFlowTask:
 
     def validate(self, model: nn.Module, batch: Batch, context: ValidationContext) -> Mapping[str, tuple[float, float]]:
         """Metrics of one batch through the one sampling path, whose noise is a function of seed and id."""
-        del context
         condition = batch.condition if self.features is None else window_condition(batch, self.features)
-        return validate_batch(self.config, self.network, model, batch, condition, self.sampling, self.conditions)
+        return validate_batch(
+            self.config, self.network, model, batch, condition, self.sampling, self.conditions, context
+        )
 
     def loss(self, model: nn.Module, batch: Batch, context: StepContext) -> StageLoss:
         """Flow loss, junction loss and their parts, each summed over the samples of the micro-batch."""

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stageline.data.shown import outlines
 from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.config import FilmFlowConfig
 from stageline.families.film_flow.data.junctions import find_peaks, match_nodes
 from stageline.families.film_flow.data.sets import Batch
 from stageline.families.film_flow.data.windows import Padding, Window
 from stageline.families.film_flow.measures.metrics import centreline_scores, overlap_scores
+from stageline.families.film_flow.measures.panels import grey, picture
 from stageline.families.film_flow.model.network import FilmFlowModel
 from stageline.families.film_flow.sampling import (
     Sampling,
@@ -21,6 +23,7 @@ from stageline.families.film_flow.sampling import (
     padding_of,
     predict_probability,
 )
+from stageline.objectives.step import ValidationContext
 
 PEAK_THRESHOLD = 0.2
 """A junction is a peak of J above this, picked in a 5 x 5 window."""
@@ -40,11 +43,13 @@ def validate_batch(
     condition: ConditionBundle | WindowCondition | None,
     sampling: Sampling,
     conditions: ConditionBundle | None,
+    context: ValidationContext,
 ) -> Sums:
     """name -> (sum, count): `dice`, `iou`, `cldice` per case; `head_junction_f1` pooled over nodes; FiLM's diagnostics.
 
     forward: the wrapped model.  condition: of the batch; a function of the window under `vlm_scope: crop`.
     conditions: of the whole validation set, for `condition_cosine`; None where they belong to windows.
+    context: shows outlines and probability of the rows of which pictures are wanted.
     `film_<s>_gamma_spread` and `film_<s>_change_p50`, `_p95` describe the batch as a whole; nothing else depends on it.
     """
     condition = condition if model.plan.stages else None
@@ -57,6 +62,10 @@ def validate_batch(
         scores = overlap_scores(*counts) | centreline_scores(mask, truth)
         for name in sums:
             sums[name] += scores[name]
+    for row in range(context.num_shown):
+        image = picture(batch.image[row].cpu().numpy())
+        context.show(row, "outlines", outlines(image, truths[row], masks[row]))
+        context.show(row, "probability", grey(found.mean[row, 0].cpu().numpy()))
     result: Sums = {name: (value, float(len(batch.ids))) for name, value in sums.items()}
     if model.junction is not None:
         result["head_junction_f1"] = _node_f1(head_junctions(model, batch.image, sampling), batch)
