@@ -256,6 +256,8 @@ def test_truth_has_two_words(text: str) -> None:
         pytest.param("model.channel_mult=[1, 2", ("model.channel_mult", "not YAML"), id="broken-list"),
         pytest.param("model.channel_mult=[1, two]", ("model.channel_mult.1", "'two'"), id="item-of-a-list"),
         pytest.param("trainer.lr=1", ("did you mean 'trainer.learning_rate'?",), id="initials"),
+        pytest.param("trainer.lrate=1", ("did you mean 'trainer.learning_rate'?",), id="beginnings"),
+        pytest.param("trainer.valbatchsize=1", ("did you mean 'trainer.validation_batch_size'?",), id="of-three-words"),
         pytest.param("lr=1", ("did you mean 'trainer.learning_rate'?",), id="initials-elsewhere"),
         pytest.param("model.lr=1", ("did you mean 'trainer.learning_rate'?",), id="initials-of-one-home"),
         pytest.param("trainer.epochs=1", ("did you mean 'trainer.max_epochs'?",), id="shortened"),

@@ -47,7 +47,7 @@ SHORT = {
     "output_dir": "root",
     "random_seed": "seed",
 }
-"""What other programs call a setting -> our key's last part; beside initials (`lr`) and shortened names (`steps`)."""
+"""What other programs call a setting -> the last part of our key; beside beginnings (`lr`, `lrate`) and shortened names."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -193,14 +193,22 @@ def _hint(model: type[BaseModel], path: Sequence[Any]) -> str:
 
 
 def _shortened(word: str, known: Iterable[str]) -> list[str]:
-    """The known keys that a short word may stand for: by table, by initials, or by a word of theirs."""
+    """The known keys that a short word may stand for: by table, by the beginnings of their words, or by one of them."""
     names = list(known)
     if SHORT.get(word) in names:
         return [SHORT[word]]
-    initials = [key for key in names if "_" in key and "".join(part[0] for part in key.split("_") if part) == word]
-    if initials:
-        return initials[:1]
+    begun = [key for key in names if "_" in key and _is_of_beginnings(word, key.split("_"))]
+    if begun:
+        return begun[:1]
     return [key for key in names if len(word) > 3 and word in key.split("_")][:3]
+
+
+def _is_of_beginnings(word: str, parts: Sequence[str]) -> bool:
+    """Whether a word is one beginning of each part after the other: `lr`, `lrate` and `learnrate` of learning, rate."""
+    if not parts:
+        return not word
+    lengths = range(1, min(len(word), len(parts[0])) + 1)
+    return any(word[:n] == parts[0][:n] and _is_of_beginnings(word[n:], parts[1:]) for n in lengths)
 
 
 def section_of(model: type[BaseModel], path: Sequence[Any]) -> type[BaseModel] | None:
