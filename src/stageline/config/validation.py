@@ -47,7 +47,7 @@ SHORT = {
     "output_dir": "root",
     "random_seed": "seed",
 }
-"""What other programs call a setting -> the last part of our key; beside beginnings (`lr`, `lrate`) and shortened names."""
+"""What other programs call a setting -> last part of our key; beginnings (`lr`) and single words need no entry."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -142,6 +142,7 @@ READ_BY = {
     "evaluate.oracle": "families/film_flow/config/__init__.py",
     "evaluate.batch_size": "families/film_flow/evaluate.py",
     "evaluate.num_panels": "families/film_flow/evaluate.py",
+    "evaluate.baseline_pixels": "families/film_flow/measures/baselines.py",
     "evaluate.threshold": "families/film_flow/evaluate.py",
 }
 """Keys that become no constructor argument -> the module that reads them."""
