@@ -14,6 +14,8 @@ from torch.nn import functional
 
 BLOCK_NORM_EPS = 1e-6
 """Of the norms inside blocks; the output heads have torch's 1e-5."""
+SHORTEST = 1e-12
+"""Length that a query or key is at least divided by."""
 TIME_FREQUENCIES = 128
 MAX_PERIOD = 10_000
 HALFWAY = 12
@@ -50,8 +52,11 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.weight is None or self.bias is None:
+            # The kernel computes in float32 inside, and reads and writes half as much.
+            return functional.layer_norm(x, (self.channels,), None, None, self.eps).to(x.dtype)
         dtype = at_least_float32(x.dtype)
-        weight, bias = (None if p is None else p.to(dtype) for p in (self.weight, self.bias))
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
         return functional.layer_norm(x.to(dtype), (self.channels,), weight, bias, self.eps).to(x.dtype)
 
 
@@ -69,7 +74,8 @@ class HeadNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, L, H, D)."""
         dtype = at_least_float32(x.dtype)
-        return (functional.normalize(x.to(dtype), dim=-1) * self.gamma.to(dtype) * self.scale).to(x.dtype)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype).clamp_min(SHORTEST)
+        return (x / length * (self.gamma.to(dtype) * self.scale)).to(x.dtype)
 
 
 class FeedForward(nn.Module):
