@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stageline.store import Store, open_store
-from stageline.verbs.report.overview import estimate
+from stageline.cli.tables import show_evaluation
+from stageline.config import seal
+from stageline.data.tables import csv_rows
+from stageline.families.film_flow.words import WORDS
+from stageline.store import Reference, Store, open_store
+from stageline.verbs.compare.samples import estimate
+from stageline.work.evaluations import BASELINES_SCHEMA, EvaluationRecord
 
 from .page import Page, report_of
 from .run_directory import HandMade, png, training_events
@@ -136,3 +142,70 @@ def test_a_failed_stage_tells_its_step(store: Store) -> None:
     run.json("film/failure.json", failure)
     page, _ = report_of(store)
     assert "failed after step 30, before its first checkpoint" in page.text
+
+
+def beside(store: Store, gain: float, *, samples: int = 24) -> Page:
+    """The report of a run whose Dice is better by `gain` than a threshold's, in every sample a little differently."""
+    evaluated(store, 0.0, samples=samples)
+    own = [row for row in csv_rows(store.get(f"evaluations/{'a' * 64}/rows.csv").decode()) if row["mode"] == "on"]
+    draw = np.random.default_rng(1)
+    rows = {row["id"]: {"dice": float(row["dice"]) - gain - 0.1 * (draw.random() - 0.5)} for row in own}
+    mean = sum(row["dice"] for row in rows.values()) / samples
+    scores = {"otsu": {"metrics": {"dice": mean}, "rows": rows, "told": {"polarity": "dark"}}}
+    put_baselines(store, baselines=scores)
+    return report_of(store)[0]
+
+
+def put_baselines(store: Store, **fields: Any) -> None:
+    plain = seal({"schema": BASELINES_SCHEMA, "family": "film_flow", **fields})
+    store.put(f"evaluations/{'a' * 64}/baselines.json", json.dumps(plain).encode())
+
+
+def test_a_gain_over_a_trivial_method_is_told_with_its_interval(store: Store) -> None:
+    """In a card, a column of the metrics and one of the samples; how it was made stands with the provenance."""
+    page = beside(store, 0.2)
+    _, value, difference, interval = page.row("Otsu threshold")
+    low, high = (float(word) for word in interval.split(" to "))
+    assert low < 0.2 < high
+    assert low <= float(difference) <= high
+    assert "No gain beyond noise" not in page.text
+    metrics = page.row("dice")
+    assert len(metrics) == 6, "metric, FiLM on, its interval, FiLM off, threshold, samples"
+    assert metrics[4] == value
+    assert re.fullmatch(r"0\.\d{3} to 0\.\d{3}", metrics[2])
+    assert "dice of Otsu threshold" in page.text
+    assert '"polarity": "dark"' in page.text
+
+
+def test_no_gain_over_a_trivial_method_is_called_none_and_a_loss_a_loss(store: Store) -> None:
+    assert "No gain beyond noise over: Otsu threshold." in beside(store, 0.0).text
+    assert "Better than the model: Otsu threshold." in beside(store, -0.2).text
+
+
+@pytest.mark.parametrize("field", ["off", "failed"])
+def test_trivial_methods_that_were_not_scored_say_why(store: Store, field: str) -> None:
+    evaluated(store, 0.1)
+    put_baselines(store, **{field: "9 pixels are too many"})
+    assert "Not measured: 9 pixels are too many." in report_of(store)[0].text
+
+
+def test_a_record_of_trivial_methods_that_was_changed_is_a_line_of_the_report(store: Store) -> None:
+    evaluated(store, 0.1)
+    store.put(f"evaluations/{'a' * 64}/baselines.json", b"{}")
+    assert "is no record of baselines" in report_of(store)[0].text
+
+
+def test_the_end_of_a_run_says_the_same(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table on the terminal: interval and method as columns, and a sentence where a difference may be noise."""
+    beside(store, 0.0)
+    folder = f"evaluations/{'a' * 64}"
+    plain = json.loads(store.get(f"{folder}/metrics.json"))
+    record = EvaluationRecord(Reference(store.child(*folder.split("/")).uri, "0" * 64), plain)
+    show_evaluation(record, WORDS, limit=10)
+    head, row, *said = capsys.readouterr().out.splitlines()
+    assert re.split(r" {2,}", head) == ["metric", "FiLM on", "95 % interval", "FiLM off", "Otsu threshold", "samples"]
+    assert re.search(r"^dice +0\.\d{3} +0\.\d{3} to 0\.\d{3} +0\.\d{3} +0\.\d{3} +24", row)
+    assert [line.split(" (")[0] for line in said] == [
+        "no effect beyond noise against FiLM off",
+        "no gain beyond noise against Otsu threshold",
+    ]

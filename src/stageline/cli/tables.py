@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -102,10 +102,11 @@ def duration(seconds: float) -> str:
 
 
 def show_evaluation(record: EvaluationRecord, words: Words, title: str = "", limit: int | None = None) -> None:
-    """Metric, value and how many samples it is over; where there is no value, why.
+    """Metric, value with its interval, and how many samples it is over; where there is no value, why.
 
-    A metric in another mode (`dice_off` beside `dice`) stands in a column of its own. The family's main metrics come
-    first. limit: how many rows at most; of the rest the number is said.
+    A metric in another mode (`dice_off` beside `dice`) and that of a trivial method stand in columns of their own. The
+    family's main metrics come first. limit: how many rows at most; of the rest the number is said. Sentences below say
+    where controls and trivial methods differ from the model by no more than noise.
     """
     metrics, counts = record.metrics, record.num_samples
     modes = [mode for mode in words.modes if any(is_of_mode(name, mode, metrics) for name in metrics)]
@@ -114,17 +115,76 @@ def show_evaluation(record: EvaluationRecord, words: Words, title: str = "", lim
     ordered = first + [name for name in bases if name not in first]
     if limit is not None:
         ordered = (first or ordered)[:limit]
+    beside = _Beside(record, words)
+    intervals = {name: interval for name in ordered if (interval := beside.interval(name, metrics[name]))}
     rows = []
     for name in ordered:
-        values = [_number(metrics[name], record.reasons.get(name, ""))]
-        values += [_number(metrics[f"{name}_{mode}"]) if f"{name}_{mode}" in metrics else "" for mode in modes]
+        digits = 3 if name in intervals else 4
+        values = [_number(metrics[name], record.reasons.get(name, ""), digits)]
+        values += [intervals.get(name, "")] if intervals else []
+        values += [
+            _number(metrics[f"{name}_{mode}"], "", digits) if f"{name}_{mode}" in metrics else "" for mode in modes
+        ]
+        values += [_number(s["metrics"][name], "", digits) if name in s["metrics"] else "" for s in beside.scores]
         rows.append((words.metrics.get(name, name), *values, str(counts.get(name, ""))))
     usual = next(iter(words.modes.values()), "value") if modes else "value"
-    show_rows(("metric", usual, *(words.modes[mode] for mode in modes), "samples"), rows, title)
+    titles = [usual, *(["95 % interval"] if intervals else []), *(words.modes[mode] for mode in modes)]
+    show_rows(("metric", *titles, *beside.names, "samples"), rows, title)
     if len(ordered) < len(bases):
         print(f"{len(bases) - len(ordered)} more in the report")
+    for sentence in beside.sentences(next((name for name in first if metrics[name] is not None), "")):
+        print(sentence)
     if record.labels:
         print(f"measured against {record.labels}")
+
+
+class _Beside:
+    """What lies beside the metrics of an evaluation: its rows, and the scores of trivial methods."""
+
+    def __init__(self, record: EvaluationRecord, words: Words) -> None:
+        from stageline.data.tables import csv_rows
+        from stageline.errors import DataError
+        from stageline.store import open_store
+        from stageline.work.evaluations import ROWS, find_baselines
+
+        self.words, store = words, open_store(record.reference.uri)
+        # Rows of several checkpoints belong to metrics of other names.
+        several = any(record.checkpoints)
+        self.rows = csv_rows(store.get(ROWS).decode()) if store.exists(ROWS) and not several else []
+        try:
+            self.plain = find_baselines(store)
+        except DataError as error:
+            self.plain = {"failed": error.message}
+        found: Mapping[str, Any] = self.plain.get("baselines", {}) if not several else {}
+        self.baselines = found
+        self.scores = list(found.values())
+        self.names = [words.baselines.get(name, name) for name in found]
+
+    def interval(self, metric: str, value: float | None) -> str:
+        """Of the usual mode; "" for a metric that is no mean over rows."""
+        from stageline.verbs.compare.samples import interval_of_metric, values_by_mode
+
+        own = next(iter(values_by_mode(self.rows, metric, self.words).values()), {})
+        found = None if value is None else interval_of_metric(value, own)
+        return found.interval if found else ""
+
+    def sentences(self, metric: str) -> Iterator[str]:
+        """Where a difference in the main metric may be noise, and why there are no trivial methods."""
+        from stageline.verbs.compare.samples import baseline_contrasts, contrasts, values_by_mode
+
+        modes, name = values_by_mode(self.rows, metric, self.words), self.words.metrics.get(metric, metric)
+        for kind, found in (
+            ("effect", contrasts(modes, self.words)),
+            ("gain", baseline_contrasts(metric, modes, self.baselines, self.words)),
+        ):
+            for one in found:
+                what = f"{one.name} ({name} differs by {one.difference.mean:+.3f}; {one.difference.interval})"
+                if one.shows_nothing:
+                    yield f"no {kind} beyond noise against {what}"
+                elif kind == "gain" and not one.is_better(metric, self.words):
+                    yield f"better than the model: {what}"
+        if why := self.plain.get("off") or self.plain.get("failed"):
+            yield f"no trivial methods: {why}"
 
 
 def show_comparison(comparison: ComparisonRecord, words: Words) -> None:
@@ -170,10 +230,10 @@ def is_of_mode(name: str, mode: str, metrics: Mapping[str, Any]) -> bool:
     return name.endswith(f"_{mode}") and name.removesuffix(f"_{mode}") in metrics
 
 
-def _number(value: float | None, reason: str = "") -> str:
+def _number(value: float | None, reason: str = "", digits: int = 4) -> str:
     if value is None:
         return f"none ({reason})" if reason else "none"
-    return f"{value:.4f}" if isinstance(value, float) and not value.is_integer() else f"{value:g}"
+    return f"{value:.{digits}f}" if isinstance(value, float) and not value.is_integer() else f"{value:g}"
 
 
 def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:

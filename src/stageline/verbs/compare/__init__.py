@@ -2,6 +2,7 @@
 
 sides        which evaluations; what cannot be compared
 bootstrap    differences and their intervals
+samples      what the rows of one evaluation say, with intervals
 comparison   making a comparison and leaving it below the first run
 """
 

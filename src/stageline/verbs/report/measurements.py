@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stageline.contract import Words
+from stageline.verbs.compare.samples import interval_of_metric
+from stageline.verbs.report.baselines import baselines_of, baselines_told
 from stageline.verbs.report.html import Child, Markup, fold, measured, number, plain, size, table, tag
-from stageline.verbs.report.overview import cases_part
+from stageline.verbs.report.overview import by_mode, cases_part
 from stageline.verbs.report.record import EvaluationRecord, mapping
 
 Json = Mapping[str, Any]
@@ -55,6 +57,7 @@ def evaluation_part(record: EvaluationRecord, words: Words, title: str) -> Itera
     yield metrics_tables(record, words)
     yield cases_part(record, words)
     rows: list[list[Child]] = [[name, plain(value)] for name, value in provenance.items() if name != "warnings"]
+    rows += baselines_told(record, words)
     rows += [[name, tag("code", value)] for name, value in references_of(record)]
     yield fold("how it was measured", table(["what", "value"], rows, caption="Provenance"))
     if record.files:
@@ -130,18 +133,27 @@ def is_pseudo(metrics: Json) -> bool:
 
 
 def metrics_tables(record: EvaluationRecord, words: Words) -> Markup:
-    """Metrics as rows, modes as columns, the number of samples last; all but the main ones folded."""
+    """Metrics as rows, modes and trivial methods as columns, the number of samples last; all but the main ones folded.
+
+    A metric that is a mean over its samples has its 95 % interval in the usual mode, and no more digits than that."""
     cells, modes = metric_cells(record.metrics.get("metrics"), words)
     counts, reasons = record.metrics.get("num_samples"), record.metrics.get("reasons")
     why = reasons if isinstance(reasons, Mapping) else {}
     suffix = f" ({PSEUDO}-label)" if is_pseudo(record.metrics) else ""
     main = [name for name in words.main_metrics if name in cells] or list(cells)[:MAIN_METRICS]
+    trivial, intervals = baselines_of(record), intervals_of(record, {name: cells[name] for name in main}, words)
     rows: dict[str, list[Child]] = {}
     for name in main + [name for name in cells if name not in main]:
-        by_mode = cells[name]
-        shown: list[Child] = [measure(by_mode[mode], why.get(name, "")) if mode in by_mode else "" for mode in modes]
+        digits = 3 if name in intervals else 4
+        shown: list[Child] = [
+            measure(cells[name][mode], why.get(name, ""), digits) if mode in cells[name] else "" for mode in modes
+        ]
+        shown[1:1] = [intervals.get(name, "")] if intervals else []
+        shown += [measure(v, "", digits) if (v := s["metrics"].get(name)) is not None else "" for s in trivial.values()]
         rows[name] = [words.metrics.get(name, name) + suffix, *shown, sample_count(counts, name)]
-    heads: list[Child] = ["metric", *(words.modes.get(mode, "value") for mode in modes), "samples"]
+    titles: list[Child] = [words.modes.get(mode, "value") for mode in modes]
+    titles[1:1] = ["95 % interval"] if intervals else []
+    heads: list[Child] = ["metric", *titles, *(words.baselines.get(name, name) for name in trivial), "samples"]
     first, rest = [rows[name] for name in main], [row for name, row in rows.items() if name not in main]
     parts: list[Child] = [table(heads, first, caption="Metrics" + suffix, class_="numbers")]
     if rest:
@@ -150,14 +162,26 @@ def metrics_tables(record: EvaluationRecord, words: Words) -> Markup:
     return tag("div", parts)
 
 
-def measure(value: Any, reason: Any = "") -> Markup:
-    """A metric with four decimals, so that columns line up; whole numbers from 10 on are counts.
+def intervals_of(record: EvaluationRecord, cells: Mapping[str, Mapping[str, Any]], words: Words) -> dict[str, str]:
+    """Metric -> interval of its usual mode, of those that are means over samples. cells: metric -> mode -> value."""
+    found = {}
+    for name, by_modes in cells.items():
+        value = next(iter(by_modes.values()), None)
+        values = next(iter(by_mode(record, name, words).values()), {})
+        one = interval_of_metric(float(value), values) if isinstance(value, int | float) else None
+        if one is not None:
+            found[name] = one.interval
+    return found
+
+
+def measure(value: Any, reason: Any = "", decimals: int = 4) -> Markup:
+    """A metric with so many decimals, so that columns line up; whole numbers from 10 on are counts.
 
     reason: why there is no value, where there is none.
     """
     if value is None:
         return tag("span", f"none ({reason})" if reason else "none", class_="quiet")
-    return measured(value) if isinstance(value, float) else number(value)
+    return measured(value, decimals) if isinstance(value, float) else number(value)
 
 
 def metric_cells(metrics: Any, words: Words) -> tuple[dict[str, dict[str, Any]], list[str]]:

@@ -1,48 +1,24 @@
 """What is told first: the main result with its interval, what the conditions do, time and hardware; and each sample.
 
-Intervals are those of `verbs.compare.bootstrap` over the samples of the evaluation.
+Intervals are those of `verbs.compare.samples` over the samples of the evaluation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from stageline.contract import Words
 from stageline.data.shown import notable, ranked
-from stageline.verbs.compare.bootstrap import Bootstrap, as_number
+from stageline.verbs.compare.bootstrap import as_number
+from stageline.verbs.compare.samples import ONE, contrasts, interval_of_metric, values_by_mode
+from stageline.verbs.report.baselines import baseline_card, baselines_of
 from stageline.verbs.report.html import Child, Markup, count, duration, fold, measured, table, tag
 from stageline.verbs.report.record import EvaluationRecord, RunRecord, mapping
 
 Row = Mapping[str, str]
-ONE = "one sample shows nothing"
 MAX_CASES = 200
 """Samples listed one by one; the rest stands in rows.csv."""
-AGREES = 1e-6
-"""A mean over rows farther than this from the metric itself is another number, and has no interval here."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over samples. low, high: its 95 % interval, None for one sample.  samples: how many."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    samples: int
-
-    @property
-    def holds_zero(self) -> bool:
-        return self.low is not None and self.high is not None and self.low <= 0 <= self.high
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of paired differences or of scores with the interval of a bootstrap. values: at least one."""
-    low, high = Bootstrap().interval(np.array(values, dtype=np.float64)) if len(values) > 1 else (None, None)
-    return Estimate(float(np.mean(values)), low, high, len(values))
 
 
 def main_evaluation(record: RunRecord) -> EvaluationRecord | None:
@@ -65,20 +41,15 @@ def main_metric(evaluation: EvaluationRecord, words: Words) -> str:
 
 def by_mode(evaluation: EvaluationRecord, metric: str, words: Words) -> dict[str, dict[str, float]]:
     """Mode -> sample -> value of a metric, the usual mode first; rows of a sample without a number are left out."""
-    usual = next(iter(words.modes), "")
-    found: dict[str, dict[str, float]] = {}
-    for row in evaluation.rows:
-        value = as_number(row.get(metric))
-        if value is not None and row.get("id"):
-            found.setdefault(row.get("mode") or usual, {})[row["id"]] = value
-    return {mode: found[mode] for mode in sorted(found, key=lambda mode: mode != usual)}
+    return values_by_mode(evaluation.rows, metric, words)
 
 
 def overview_part(record: RunRecord) -> Markup | None:
-    """Three cards side by side: result, effect of the conditions, time and hardware; those of which nothing is known
-    are left out."""
+    """Cards side by side: result, effect of the conditions, gain over trivial methods, time and hardware; those of
+    which nothing is known are left out."""
     evaluation = main_evaluation(record)
-    cards = [result_card(record, evaluation), effect_card(evaluation, record.words), time_card(record)]
+    cards = [result_card(record, evaluation), effect_card(evaluation, record.words)]
+    cards += [trivial_card(evaluation, record.words), time_card(record)]
     shown = [card for card in cards if card is not None]
     return tag("div", shown, class_="cards") if shown else None
 
@@ -96,12 +67,11 @@ def result_card(record: RunRecord, evaluation: EvaluationRecord | None) -> Marku
         value = float(mapping(evaluation.metrics.get("metrics"))[metric])
         name = words.metrics.get(metric, metric)
         lines: list[Child] = []
-        values = list(next(iter(by_mode(evaluation, metric, words).values()), {}).values())
+        values = next(iter(by_mode(evaluation, metric, words).values()), {})
         if values:
-            found = estimate(values)
-            if abs(found.mean - value) <= AGREES:
-                lines.append(f"{interval_of(found)} (95 % interval)" if found.low is not None else ONE)
-            lines.append(f"over {count(found.samples, 'sample')}")
+            found = interval_of_metric(value, values)
+            lines.append(f"{found.interval} (95 % interval)" if found else ONE if len(values) == 1 else "")
+            lines.append(f"over {count(len(values), 'sample')}")
         return card(f"Result: {name}", measured(value, 3), *lines)
     for stage in reversed(record.stages):
         best = stage.last.metadata.best if stage.last else None
@@ -112,28 +82,15 @@ def result_card(record: RunRecord, evaluation: EvaluationRecord | None) -> Marku
     return None
 
 
-def interval_of(found: Estimate) -> str:
-    """An interval in words."""
-    if found.low is None or found.high is None:
-        return ONE
-    return f"{found.low:.3f} to {found.high:.3f}"
-
-
 def effect_card(evaluation: EvaluationRecord | None, words: Words) -> Markup | None:
     """What the usual mode gains over each of its controls, sample by sample; None without controls."""
     if evaluation is None or not (metric := main_metric(evaluation, words)):
         return None
     modes = by_mode(evaluation, metric, words)
-    usual, *controls = modes or [""]
-    rows: list[list[Child]] = []
-    none_shown = []
-    for control in controls:
-        pairs = [(modes[usual][name], value) for name, value in modes[control].items() if name in modes[usual]]
-        if not pairs:
-            continue
-        found = estimate([own - other for own, other in pairs])
-        rows.append([words.modes.get(control, control), f"{found.mean:+.3f}", interval_of(found)])
-        none_shown.append(found.holds_zero or found.low is None)
+    found = contrasts(modes, words)
+    rows: list[list[Child]] = [[one.name, f"{one.difference.mean:+.3f}", one.difference.interval] for one in found]
+    none_shown = [one.shows_nothing for one in found]
+    usual = next(iter(modes), "")
     if not rows:
         return None
     name, own = words.metrics.get(metric, metric), words.modes.get(usual, usual)
@@ -148,6 +105,13 @@ def effect_card(evaluation: EvaluationRecord | None, words: Words) -> Markup | N
     )
     titled = table(["compared with", "difference", "95 % interval"], rows, caption="Sample by sample", class_="numbers")
     return tag("section", tag("h2", f"Effect of “{own}”"), tag("p", said), titled, tag("p", verdict), class_="card")
+
+
+def trivial_card(evaluation: EvaluationRecord | None, words: Words) -> Markup | None:
+    """What the main metric gains over trivial methods on the same data."""
+    if evaluation is None or not (metric := main_metric(evaluation, words)):
+        return None
+    return baseline_card(evaluation, metric, by_mode(evaluation, metric, words), words)
 
 
 def time_card(record: RunRecord) -> Markup | None:
@@ -180,12 +144,15 @@ def cases_part(evaluation: EvaluationRecord, words: Words) -> Markup | None:
         return None
     own = {row["id"]: row for row in evaluation.rows if row.get("id") and (row.get("mode") or usual) == usual}
     names = [name for name in words.main_metrics if any(as_number(row.get(name)) is not None for row in own.values())]
+    trivial = baselines_of(evaluation)
     rows: list[list[Child]] = []
     for name in order[:MAX_CASES]:
         values = [as_number(own[name].get(key)) for key in names]
+        values += [as_number(str(scores["rows"].get(name, {}).get(metric, ""))) for scores in trivial.values()]
         rows.append([name, *("" if value is None else measured(value, 3) for value in values)])
     more = f"; the other {len(order) - MAX_CASES} stand in rows.csv" if len(order) > MAX_CASES else ""
     titles = ["sample", *(words.metrics.get(name, name) for name in names)]
+    titles += [f"{words.metrics.get(metric, metric)} of {words.baselines.get(name, name)}" for name in trivial]
     best_first = f"{count(len(order), 'sample')}, best {words.metrics.get(metric, metric)} first{more}"
     return fold("sample by sample", table(titles, rows, caption=best_first, class_="numbers"))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from stageline.checkpoint.layout import (
@@ -29,7 +29,7 @@ from stageline.families import family_words
 from stageline.store import Store
 from stageline.telemetry import FailureRecord, first_cause, read_events, read_failures, redact
 from stageline.verbs.report.pictures import Media
-from stageline.work.evaluations import COMPARISON, COMPARISONS, media_type
+from stageline.work.evaluations import BASELINES, COMPARISON, COMPARISONS, find_baselines, media_type
 
 T = TypeVar("T")
 Json = Mapping[str, Any]
@@ -63,6 +63,7 @@ class EvaluationRecord:
 
     metrics: its metrics.json.  rows: its rows.csv.  media: its pictures and clips, read when they are shown.
     files: name -> its size and type, of all but pictures.  name: what the checkpoint is called among several.
+    baselines: its record of trivial methods.
     """
 
     fingerprint: str
@@ -71,6 +72,7 @@ class EvaluationRecord:
     media: Sequence[Media] = ()
     files: Mapping[str, Json] = field(default_factory=dict)
     name: str = ""
+    baselines: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,9 @@ class Reader:
             if isinstance(entry, Mapping) and not name.endswith(".png") and name != "rows.csv"
         }
         whole = EvaluationRecord(fingerprint, metrics, rows, media, files)
+        none: dict[str, Any] = {}
+        beside = none if self.brief else self.attempt(f"{folder}/{BASELINES}", lambda: find_baselines(store), none)
+        whole = replace(whole, baselines=redact(beside))
         several = metrics.get("checkpoints")
         names = [name for name in several if name] if isinstance(several, Mapping) else []
         return [part_of(whole, name) for name in names] or [whole]
@@ -231,6 +236,7 @@ def part_of(whole: EvaluationRecord, name: str) -> EvaluationRecord:
         [media for media in whole.media if media.name.startswith(f"{name}/")],
         {key: entry for key, entry in whole.files.items() if key.startswith(f"{name}/")},
         name,
+        whole.baselines,
     )
 
 
