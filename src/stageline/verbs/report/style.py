@@ -127,7 +127,8 @@ footer { margin-top: 48px; padding-bottom: 32px; color: var(--quiet); font-size:
   .lineage svg { min-width: 640px; }
   table { font-size: .84rem; } thead th { font-size: .8rem; }
   th, td { padding: 4px 8px 4px 0; overflow-wrap: break-word; }
-  table.numbers td, table.numbers thead th:not(:first-child) { padding-left: 6px; }
+  tbody th { min-width: 7.5em; overflow-wrap: anywhere; }
+  table.numbers td, table.numbers thead th:not(:first-child) { padding-left: 4px; }
   table.numbers th:first-child { position: sticky; left: 0; background: var(--paper); }
   .card table.numbers th:first-child, figure table.numbers th:first-child { background: var(--card); }
   table.wide, table.wide tbody, table.wide tr, table.wide th, table.wide td, table.wide caption { display: block; }
