@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from families.sparse_structure.model.networks import (
     read_out,
     scene_network,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from stageline.families.sparse_structure.model import (
     DualBackboneSparseStructureFlowTdfyWrapper,
@@ -150,7 +151,7 @@ def test_the_condition_is_embedded_once() -> None:
             super().__init__()
             self.linear, self.calls = nn.Linear(10, 10), 0
 
-        def forward(self, cond: torch.Tensor) -> torch.Tensor:
+        def forward(self, cond: Tensor) -> Tensor:
             self.calls += 1
             return self.linear(cond)
 
@@ -179,6 +180,7 @@ def other_latents(**entries: dict[str, Any]) -> dict[str, Any]:
         (other_latents(scale={"in_channels": 4}), {}, "modality 'scale' has 3 and 4 channels"),
         ({"latent_mapping": plain_latents(side=3)}, {}, "modality 'shape' has 8 and 27 tokens"),
         ({"is_shortcut_model": False}, {}, "is_shortcut_model is True and False"),
+        ({"condition_embedder": {"name": "dino"}}, {}, "different condition embedders"),
         ({}, {"combine_mode": "gated", "parallel": "threads"}, "combine_mode is 'gated'.*parallel is 'threads'"),
         ({}, {"combine_mode": "weighted", "global_flow_weight": 0.0}, "neither would ever get a gradient"),
         ({}, {"combine_mode": "weighted", "global_flow_weight": float("nan")}, "expected a finite number"),
@@ -223,7 +225,30 @@ def test_checkpoints_are_looked_for_together_and_loaded(tmp_path: Path) -> None:
     assert all(torch.equal(v, trained.state_dict()[k]) for k, v in dual.global_sparse_flow.state_dict().items())
 
 
-def test_configs_are_not_changed() -> None:
+def test_outputs_that_do_not_meet_are_refused() -> None:
+    class Other(nn.Module):
+        """A branch that gives back its inputs. changed: what it does to them."""
+
+        def __init__(self, changed: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+            super().__init__()
+            self.changed = changed
+
+        def forward(self, latents: dict[str, Tensor], *_: Any, **__: Any) -> dict[str, Tensor]:
+            return self.changed(latents)
+
+    dual = dual_network()
+    latents, cond = inputs(2)
+    dual.global_sparse_flow = Other(lambda x: {m: x[m] for m in x if m != "scale"} | {"colour": x["scale"]})
+    with pytest.raises(ValueError, match=r"outputs differ: \['colour', 'scale'\] are of one branch only"):
+        dual(latents, 5.0, cond)
+    dual.global_sparse_flow = Other(lambda x: {**x, "scale": x["scale"][..., :2]})
+    with pytest.raises(ValueError, match=r"scale: \[2, 1, 3\] and \[2, 1, 2\]"):
+        dual(latents, 5.0, cond)
+
+
+def test_configs_are_mappings_and_are_not_changed() -> None:
+    with pytest.raises(TypeError, match="sparse_flow_config is Linear, expected a mapping of arguments"):
+        DualBackboneSparseStructureFlowTdfyWrapper(nn.Linear(1, 1), arguments(**FRESH))  # type: ignore[arg-type]
     configs = arguments(**SHARED), arguments(**FRESH)
     before = [repr(config) for config in configs]
     DualBackboneSparseStructureFlowTdfyWrapper(*configs)

@@ -145,6 +145,8 @@ def test_conditions_go_to_the_embedder_or_are_exactly_one() -> None:
             plain(latents, 1.0, *args, **kwargs)
     with pytest.raises(TypeError, match="the embedded condition is str"):
         plain(latents, 1.0, "a chair")
+    with pytest.raises(TypeError, match="condition_embedder is dict, expected a module or None"):
+        sparse_network(condition_embedder={"name": "dino"})
 
 
 @pytest.mark.parametrize("gradients", [True, False])

@@ -106,6 +106,16 @@ def test_kept_keys_and_values(rows: int) -> None:
     assert dual.sparse_flow.blocks[0].cross_attn["shape"].to_kv.weight.grad.any()
 
 
+def test_a_frozen_branch_keeps_keys_and_values_in_training() -> None:
+    """Check 17: of its blocks alone; the branch that trains makes its own in every pass."""
+    dual = dual_network({"exact_shortcuts": False}, {"exact_shortcuts": False}, freeze_sparse_flow=True)
+    latents, cond = inputs(3)
+    prepared = dual.prepare_condition(cond)
+    read_out(dual(latents, 1.0, prepared)).backward()
+    assert prepared.cache.num_bytes == 2 * 2 * 2 * 24 * 4 * cond.shape[0] * cond.shape[1]
+    assert all(p.grad is not None for n, p in dual.global_sparse_flow.named_parameters() if "d_embedder" not in n)
+
+
 def test_a_frozen_branch_keeps_nothing() -> None:
     """Check 18: for the backward pass at most 1.1 times what the scene's branch keeps alone; frozen either way."""
     latents, cond = inputs(4)

@@ -79,10 +79,8 @@ class DualBackboneSparseStructureFlowTdfyWrapper(nn.Module):
         is_fresh = global_sparse_flow_checkpoint is None
         _raise(_option_faults(combine_mode, global_flow_weight, parallel, is_fresh))
         paths = _checkpoint_paths(files, checkpoint_dir)
-        sparse_config, global_config = dict(sparse_flow_config), dict(global_sparse_flow_config)
-        for config in (sparse_config, global_config):
-            if "latent_mapping" in config:
-                config["latent_mapping"] = build_latents(config["latent_mapping"])
+        sparse_config = _own_config("sparse_flow_config", sparse_flow_config)
+        global_config = _own_config("global_sparse_flow_config", global_sparse_flow_config)
         embedder = _shared_embedder(sparse_config, global_config)
         _raise(_branch_faults(sparse_config, global_config))
         self.combine_mode, self.parallel = combine_mode, parallel
@@ -235,6 +233,16 @@ class DualBackboneSparseStructureFlowTdfyWrapper(nn.Module):
             for key, value in copied.items():
                 target[key].copy_(value)
         scene.zero_output()
+
+
+def _own_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a branch's arguments, its latents built; TypeError for what is no mapping."""
+    if not isinstance(config, Mapping):
+        raise TypeError(f"{name} is {type(config).__name__}, expected a mapping of arguments")
+    own = dict(config)
+    if "latent_mapping" in own:
+        own["latent_mapping"] = build_latents(own["latent_mapping"])
+    return own
 
 
 def _block_numbers(block_map: str | Sequence[int], there: int, wanted: int) -> list[int]:

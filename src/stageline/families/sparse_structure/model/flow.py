@@ -105,6 +105,9 @@ class SparseStructureFlowTdfyWrapper(nn.Module):
     ) -> None:
         super().__init__()
         check_keywords(type(self), more)
+        if condition_embedder is not None and not callable(condition_embedder):
+            found = type(condition_embedder).__name__
+            raise TypeError(f"{type(self).__name__}: condition_embedder is {found}, expected a module or None")
         latents = build_latents(latent_mapping)
         streams = read_streams(latents, latent_share_transformer or {})
         heads = num_heads if num_heads is not None else max(model_channels // num_head_channels, 1)
