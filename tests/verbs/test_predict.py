@@ -17,7 +17,7 @@ from torch import nn
 
 from stageline.contract import PredictedFile
 from stageline.data.arrays import ArrayInput, read_array
-from stageline.errors import DataError
+from stageline.errors import CheckpointError, DataError
 from stageline.families import FAMILIES
 from stageline.verbs.predict import LoadedModel, Origin, as_loaded
 
@@ -129,6 +129,14 @@ def test_a_family_says_which_arrays_it_reads(
     monkeypatch.setattr(sys.modules["talker.family"].FAMILY, "arrays", arrays)
     with pytest.raises(DataError, match=told):
         loaded.predict(np.zeros((2, 2), np.uint8))
+
+
+def test_a_module_whose_own_names_would_be_hidden_is_refused() -> None:
+    nothing: Any = SimpleNamespace()
+    module = nn.Identity()
+    module.ref = nn.Identity()
+    with pytest.raises(CheckpointError, match="Identity has ref of its own"):
+        as_loaded(module, Origin(nothing, nothing, nothing))
 
 
 @pytest.mark.parametrize(

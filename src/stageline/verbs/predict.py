@@ -22,11 +22,13 @@ from stageline.config import RunConfig
 from stageline.contract import Arrays, PredictedFile
 from stageline.data.arrays import ACCEPTED, ArrayInput, read_array
 from stageline.data.prepared import Progress, silent
-from stageline.errors import ConfigError, DataError, Faults
+from stageline.errors import CheckpointError, ConfigError, DataError, Faults
 from stageline.families import load_family, parse_config
 from stageline.store import open_store
 from stageline.verbs.admitted import admit_model
 
+OWN_NAMES = ("config", "metadata", "origin", "predict", "ref")
+"""What a loaded module has beside its family's own."""
 LIST = "predictions.jsonl"
 """Lists the results beside their files."""
 
@@ -103,8 +105,16 @@ def load(uri: str, overrides: Iterable[str] = (), *, run_code: bool = False) -> 
 
 
 def as_loaded(model: nn.Module, origin: Origin) -> LoadedModel:
-    """A module as a LoadedModel: its class becomes one that is both. The module itself is changed and returned."""
+    """A module as a LoadedModel: its class becomes one that is both. The module itself is changed and returned.
+
+    CheckpointError where it has something of its own by a name that LoadedModel needs.
+    """
     kind = type(model)
+    taken = sorted(name for name in OWN_NAMES if hasattr(model, name))
+    if taken:
+        raise CheckpointError(
+            f"{kind.__name__} has {', '.join(taken)} of its own", remedy="a fault in the family's code: rename that"
+        )
     object.__setattr__(model, "__class__", type(f"Loaded{kind.__name__}", (LoadedModel, kind), {}))
     assert isinstance(model, LoadedModel)
     model.origin = origin

@@ -158,10 +158,10 @@ def _refuse_unknown(ids: Sequence[str], tables: Sequence[tuple[Side, Rows]]) -> 
 
 
 def _settings_beside(side: Side, having: Sequence[tuple[Side, Rows]]) -> str:
-    """Settings in which an evaluation differs from the others."""
-    settings = [other.record.plain.get("settings", {}) for other, _ in having]
-    own: Mapping[str, Any] = side.record.plain.get("settings", {})
-    told = [f"{key} {own[key]}" for key in own if any(other.get(key) != own[key] for other in settings)]
+    """Settings in which an evaluation differs from the others. One that it does not note has its default."""
+    own, *others = (s.record.plain.get("settings", {}) for s in (side, *(other for other, _ in having)))
+    keys = dict.fromkeys(key for settings in others for key in settings)
+    told = [f"{key} {own.get(key, '(default)')}" for key in keys if any(o.get(key) != own.get(key) for o in others)]
     return ", ".join(told) or f"data {side.record.inputs[:12]}"
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from stageline.config import DataSettings, EvaluateBase, RunConfig, Settings
+from stageline.config import DataSettings, EvaluateBase, RunConfig, Settings, added
 from stageline.contract import FamilyConfig, Split, Words
 from stageline.stage import Branch, Stage, Stages
 
@@ -38,10 +38,14 @@ class ToyDataConfig(DataSettings):
     max_broken: int = 2
 
 
+class ToyEvaluate(EvaluateBase):
+    weights: Literal["ema", "raw"] = added("ema")
+
+
 class ToyConfig(RunConfig):
     model: ToyModelConfig = ToyModelConfig()
     data: ToyDataConfig = ToyDataConfig()
-    evaluate: EvaluateBase = EvaluateBase()
+    evaluate: ToyEvaluate = ToyEvaluate()
 
     OF_EVALUATION: ClassVar[tuple[str, ...]] = ("data.num_test",)
 
