@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stageline.data.arrays import read_array
 from stageline.data.decoding import DEEP_RULE, reading_rule
 from stageline.data.names import NamePattern, find_pattern, group_names
-from stageline.data.pictures import read_file, read_picture
+from stageline.data.pictures import as_pixels, pixel_hash, read_file, read_picture
 from stageline.errors import DataError
 from stageline.families.film_flow.data.pictures import read_label
 
@@ -31,6 +32,19 @@ def test_a_picture_of_every_kind_has_the_right_pixels(tmp_path: Path, kind: str)
     assert (kind == "mpo") == any("camera" in note for note in found.notes)
     if "orientation" in kind:
         assert ["EXIF orientation" in note for note in found.notes] == [True]
+
+
+@pytest.mark.parametrize("kind", ["rgb16-png", "rgba16-tiff", "grey-alpha16-png", "grey-alpha8-png"])
+def test_an_array_holds_what_its_file_holds(tmp_path: Path, kind: str) -> None:
+    """At full depth, so that both have one hash of pixels; another depth or shape has another."""
+    suffix, data, right = PICTURES[kind]
+    file, array = read_file(write(tmp_path, f"a.{suffix}", data())), read_array(right(data()))
+    assert (array.bits, array.channels) == (file.bits, file.channels)
+    for channels in (1, 3):
+        hashes = [pixel_hash(as_pixels(one, channels)) for one in (file, array)]
+        assert hashes[0] == hashes[1] != pixel_hash(as_pixels(array, 4 - channels))
+    assert pixel_hash(GREY[..., None]) != pixel_hash(GREY[..., None].astype(np.uint16))
+    assert pixel_hash(GREY[..., None]) != pixel_hash(GREY.reshape(34, 21, 1)), "the same bytes in another shape"
 
 
 @pytest.mark.parametrize("kind", LABELS)
