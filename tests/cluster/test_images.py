@@ -12,7 +12,7 @@ import stageline
 
 Kubectl = Callable[..., str]
 
-TORCH_SIDE = ("torch", "lightning_fabric", "safetensors", "scipy", "skimage", "torchdiffeq", "transformers")
+TORCH_SIDE = ("torch", "lightning_fabric", "safetensors", "scipy", "skimage", "torchdiffeq", "transformers", "trimesh")
 KFP_SIDE = ("kfp", "kfp.kubernetes", "stageline_components.steps", "stageline_pipelines.film_flow")
 BOTH = ("stageline.cli", "kubernetes", "obstore", "pydantic")
 IMPORTED = {"trainer": (*BOTH, *TORCH_SIDE), "launcher": (*BOTH, *KFP_SIDE)}

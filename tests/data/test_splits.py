@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from guards import HANG_SECONDS
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
@@ -78,7 +78,9 @@ def manifest_of(written: dict[str, Any]) -> SplitManifest:
         (({}, {"x": math.nan}, {}), "are no JSON"),
         (({}, {}, {"n": math.inf}), "finite"),
         (({}, {}, {"m": 1}), "the rows before it"),
-        (({"a": np.zeros(2000)}, {}, {}), "a shard holds 8192"),
+        (({"a": np.zeros((1, 2000))}, {}, {}), "a shard holds 8192"),
+        (({"a": np.zeros((2, 2000)), "b": np.zeros(9)}, {}, {}), "longer first axis"),
+        (({"a": np.zeros(2000)}, {"x": math.nan}, {}), "are no JSON"),
     ],
 )
 def test_rows_that_cannot_be_written_are_refused_whole(tmp_path: Path, row: Any, words: str) -> None:
@@ -103,6 +105,72 @@ def test_equal_rows_give_equal_files(tmp_path: Path) -> None:
         second.digest,
     )
     assert len(first.shards) == 2
+
+
+@settings(max_examples=15)
+@given(
+    shapes=st.lists(
+        st.tuples(st.sampled_from(["|u1", "<f4", "<i8"]), st.integers(0, 90), st.integers(0, 12)),
+        min_size=1,
+        max_size=3,
+    ),
+    shard_bytes=st.sampled_from([200, 1024]),
+)
+def test_rows_larger_than_a_shard_are_divided_and_read_back(
+    tmp_path_factory: pytest.TempPathFactory, shapes: list[tuple[str, int, int]], shard_bytes: int
+) -> None:
+    folder, rng = tmp_path_factory.mktemp("divided"), np.random.default_rng(0)
+    row = {"abc"[place]: rng.integers(0, 99, (n, m)).astype(kind) for place, (kind, n, m) in enumerate(shapes)}
+    with SplitWriter(folder, shard_bytes=shard_bytes) as writer:
+        for _ in range(2):
+            writer.add({"small": np.arange(3)}, {}, {"n": 1})
+            writer.add(row, {"id": "x"}, {"n": 2})
+        manifest = manifest_of(writer.finish())
+    assert all(manifest.sizes[name] <= shard_bytes for name in manifest.shards)
+    reader = SplitReader(manifest, StoredFiles(open_store(folder), tmp_path_factory.mktemp("cache")))
+    for number in (1, 3):
+        assert reader.fields(number) == {"id": "x"}
+        found = reader.arrays(number)
+        assert found.keys() == row.keys()
+        for name, array in row.items():
+            pieces = list(reader.pieces(number, name))
+            for got in (found[name], reader.array(number, name), np.concatenate(pieces)):
+                assert (got.dtype, got.shape) == (array.dtype, array.shape)
+                np.testing.assert_array_equal(got, array)
+            assert not any(piece.flags.writeable and piece.size for piece in pieces if len(pieces) > 1)
+    assert reader.array(2, "small").tolist() == [0, 1, 2]
+
+
+def test_a_row_larger_than_a_shard_needs_neither_memory_nor_a_large_cache(tmp_path: Path) -> None:
+    """24 MiB, written from a mapped file and read piecewise through a cache of three shards of a MiB."""
+    shape, shard_bytes, cache_bytes = (96, 64, 1024), 1 << 20, 3 << 20
+    big = np.lib.format.open_memmap(tmp_path / "big.npy", "w+", np.float32, shape)
+    big[:] = np.arange(96)[:, None, None]
+    big.flush()
+    place = open_store(f"memory://{tmp_path.name}/abc")
+    (tmp_path / "scratch").mkdir()
+    tracemalloc.start()
+    with SplitWriter(tmp_path / "scratch", lambda path, name: place.put(f"data/{name}", path), shard_bytes) as writer:
+        writer.add({"big": np.load(tmp_path / "big.npy", mmap_mode="r"), "ids": np.arange(96)})
+        manifest = manifest_of(writer.finish())
+    peaks = [tracemalloc.get_traced_memory()[1]]
+    reader = open_split(place, manifest, tmp_path / "cache", cache_bytes)
+    tracemalloc.reset_peak()
+    start = 0
+    for piece in reader.pieces(0, "big"):
+        np.testing.assert_array_equal(piece[:, 7, 9], np.arange(start, start + len(piece)))
+        start += len(piece)
+    peaks.append(tracemalloc.get_traced_memory()[1])
+    tracemalloc.reset_peak()
+    whole = reader.array(0, "big")
+    peaks.append(tracemalloc.get_traced_memory()[1] - whole.nbytes)
+    tracemalloc.stop()
+    assert max(peaks) < 4 << 20
+    assert (start, whole.shape) == (96, shape)
+    assert (whole[:, 0, 0] == np.arange(96)).all()
+    assert reader.array(0, "ids").tolist() == list(range(96))
+    held = [path for path in (tmp_path / "cache").iterdir() if path.suffix != LOCK]
+    assert sum(path.stat().st_size for path in held) <= cache_bytes
 
 
 def test_a_second_start_reads_nothing_that_it_does_not_touch(place: Store, tmp_path: Path) -> None:
@@ -216,6 +284,13 @@ def test_a_damaged_shard_is_refused_by_name_and_the_others_are_read(place: Store
         b'{"arrays": {"pixels": ["|u1", [1], 99999999]}, "fields": {}}',
         b'{"arrays": {"../x": ["|u1", [1], 0]}, "fields": {}}',
         b'{"arrays": []}',
+        b'{"arrays": {}, "fields": {}, "divided": {"pixels": ["|u1", [192], 0]}}',
+        b'{"arrays": {}, "fields": {}, "divided": {"pixels": ["|u1", [192], [[0, 0, 191]]]}}',
+        b'{"arrays": {}, "fields": {}, "divided": {"pixels": ["|u1", [192], [[0, -1, 192]]]}}',
+        b'{"arrays": {}, "fields": {}, "divided": {"pixels": ["|u1", [192], [[7, 0, 192]]]}}',
+        b'{"arrays": {}, "fields": {}, "divided": {"pixels": ["|u1", [192], [[0, 64, 192]]]}}',
+        b'{"arrays": {}, "fields": {}, "divided": {"pixels": ["|u1", [1, 9999999999], [[0, 0, 1]]]}}',
+        b'{"arrays": {}, "fields": {}, "divided": {"../x": ["|u1", [192], [[0, 0, 192]]]}}',
     ],
 )
 def test_a_line_is_hostile_until_it_was_checked(tmp_path: Path, line: bytes) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from stageline.families import FAMILIES
 
-HEAVY = ["torch", "lightning_fabric", "transformers", "torchdiffeq", "scipy", "skimage", "tensorboard"]
+HEAVY = ["torch", "lightning_fabric", "transformers", "torchdiffeq", "scipy", "skimage", "tensorboard", "trimesh"]
 ALONE = [
     "errors",
     "config",

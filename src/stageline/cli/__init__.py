@@ -34,6 +34,7 @@ OPTIONAL_PARTS = {
     "scipy": "train",
     "skimage": "train",
     "torchdiffeq": "train",
+    "trimesh": "train",
     "tensorboard": "train",
     "kfp": "pipelines",
     "kubernetes": "cluster",

@@ -1,7 +1,8 @@
 """Reading a split row by row: nothing is opened before it is asked for, and memory does not grow with the rows.
 
-Table and shards are mapped into memory; the arrays that come out are views of a shard, read-only. What a file says is
-checked before anything is made from it: names, bounds, types, sizes.
+Table and shards are mapped into memory; the arrays that come out are views of a shard, read-only. One that was divided
+between shards is read piece by piece, or put together in memory. What a file says is checked before anything is made
+from it: names, bounds, types, sizes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ OPEN_SHARDS = 16
 ATTEMPTS = 5
 LINE_BYTES = 64 * 2**20
 """Longest line of a row that is read."""
+LINE_PARTS = ("arrays", "divided", "fields")
 
 Array = NDArray[Any]
 
@@ -89,16 +91,36 @@ class SplitReader:
         return fields
 
     def array(self, row: int, name: str) -> Array:
-        """One array of a row: a read-only view of its shard. Nothing of the other arrays is read."""
-        layout = self._line(row)["arrays"]
-        if name not in layout:
-            have = ", ".join(sorted(layout)) or "none"
+        """One array of a row: a read-only view of its shard. Nothing of the other arrays is read.
+
+        An array that was divided is put together in memory of its own; `pieces` gives it without that.
+        """
+        line = self._line(row)
+        if name in line["divided"]:
+            return self._joined(row, name, line["divided"][name])
+        if name not in line["arrays"]:
+            have = ", ".join(sorted({**line["arrays"], **line["divided"]})) or "none"
             raise DataError(f"row {row} of split {self.name!r} has no array {name!r}", remedy=f"it has: {have}")
-        return self._view(row, name, layout[name])
+        return self._view(row, name, line["arrays"][name])
 
     def arrays(self, row: int) -> dict[str, Array]:
         """All arrays of a row by name."""
-        return {name: self._view(row, name, place) for name, place in self._line(row)["arrays"].items()}
+        line = self._line(row)
+        found = {name: self._view(row, name, place) for name, place in line["arrays"].items()}
+        return found | {name: self._joined(row, name, place) for name, place in line["divided"].items()}
+
+    def pieces(self, row: int, name: str) -> Iterator[Array]:
+        """An array of a row in pieces along its first axis, read-only views, one shard after the other.
+
+        An array that lies in one shard is one piece.
+        """
+        divided = self._line(row)["divided"]
+        if name not in divided:
+            yield self.array(row, name)
+            return
+        kind, shape, pieces = self._checked_pieces(row, name, divided[name])
+        for number, offset, count in pieces:
+            yield self._piece(row, name, kind, (count, *shape[1:]), number, offset)
 
     def _rows(self) -> Array:
         if self._table is None:
@@ -123,22 +145,54 @@ class SplitReader:
             line = json.loads(self._lines[start : start + size].tobytes())
         except ValueError as error:
             raise self._fault(f"row {row}: its line is no JSON ({error})") from error
-        whole = isinstance(line, dict) and all(isinstance(line.get(part), dict) for part in ("arrays", "fields"))
-        if not whole or not all(NAME.fullmatch(name) for name in line["arrays"]):
+        if isinstance(line, dict):
+            line.setdefault("divided", {})
+        whole = isinstance(line, dict) and all(isinstance(line.get(part), dict) for part in LINE_PARTS)
+        if not whole or not all(NAME.fullmatch(name) for name in (*line["arrays"], *line["divided"])):
             raise self._fault(f"row {row}: its line has no `arrays` and `fields`")
         return dict(line)
 
     def _view(self, row: int, name: str, place: Any) -> Array:
         record = self._rows()[row]
         kind, shape, offset = self._checked_place(row, name, place, int(record["@bytes"]))
+        return self._piece(row, name, kind, shape, int(record["@shard"]), int(record["@offset"]) + offset)
+
+    def _piece(
+        self, row: int, name: str, kind: np.dtype[Any], shape: tuple[int, ...], number: int, start: int
+    ) -> Array:
+        """An array, or a piece of one, as it lies in a shard. number: of the shard.  start: byte it begins at."""
         size = math.prod(shape) * kind.itemsize
         if size == 0:
             return np.empty(shape, kind)
-        shard = self._shard(row, int(record["@shard"]))
-        start = int(record["@offset"]) + offset
+        shard = self._shard(row, number)
         if start + size > len(shard):
             raise self._fault(f"row {row}: array {name!r} ends behind its shard")
         return shard[start : start + size].view(kind).reshape(shape)
+
+    def _joined(self, row: int, name: str, place: Any) -> Array:
+        """A divided array, put together; at any time one of its shards is looked at."""
+        kind, shape, pieces = self._checked_pieces(row, name, place)
+        whole, start = np.empty(shape, kind), 0
+        for number, offset, count in pieces:
+            whole[start : start + count] = self._piece(row, name, kind, (count, *shape[1:]), number, offset)
+            start += count
+        return whole
+
+    def _checked_pieces(
+        self, row: int, name: str, place: Any
+    ) -> tuple[np.dtype[Any], tuple[int, ...], list[tuple[int, int, int]]]:
+        """dtype, shape and (shard, offset, parts) of each piece of a divided array."""
+        wrong = self._fault(f"row {row}: array {name!r} is described as {place!r:.200}")
+        if not isinstance(place, list) or len(place) != 3 or not isinstance(place[2], list):
+            raise wrong
+        shards = sum(self.manifest.sizes[shard] for shard in self.manifest.shards)
+        kind, shape, _ = self._checked_place(row, name, [place[0], place[1], 0], shards)
+        for piece in place[2]:
+            if not isinstance(piece, list) or len(piece) != 3 or not all(_is_count(number) for number in piece):
+                raise wrong
+        if not shape or sum(piece[2] for piece in place[2]) != shape[0]:
+            raise wrong
+        return kind, shape, [(number, offset, count) for number, offset, count in place[2]]
 
     def _checked_place(self, row: int, name: str, place: Any, room: int) -> tuple[np.dtype[Any], tuple[int, ...], int]:
         """dtype, shape and offset of an array. room: bytes of all arrays of the row."""
@@ -148,7 +202,7 @@ class SplitReader:
         kind, shape, offset = place
         if kind not in DTYPES or not isinstance(shape, list) or len(shape) > MAX_AXES:
             raise wrong
-        if not all(type(number) is int and 0 <= number < 2**63 for number in [*shape, offset]):
+        if not all(_is_count(number) for number in [*shape, offset]):
             raise wrong
         if offset + math.prod(shape) * np.dtype(kind).itemsize > room:
             raise wrong
@@ -171,3 +225,7 @@ class SplitReader:
 
     def _fault(self, what: str) -> DataError:
         return DataError(f"the split {self.name!r} at {self.files.store.uri!r} is damaged: {what}", remedy=REMEDY)
+
+
+def _is_count(number: Any) -> bool:
+    return type(number) is int and 0 <= number < 2**63

@@ -1,7 +1,10 @@
 """Writing a split: rows of named arrays become shards, a table and lines. Memory does not grow with the rows.
 
 A row holds arrays of any shape and of any of `DTYPES`, JSON fields, and numbers that every row of the split has (they
-can be read for all rows at once). A row is never divided between two shards. Equal rows give equal bytes. No pickle.
+can be read for all rows at once). A row that a shard has no room for is divided: its largest arrays are cut along
+their first axis into pieces, which may lie in several shards, and are written one piece after the other; what is left
+of the row lies in one. An array that is mapped into memory is never held there as a whole. Equal rows give equal
+bytes. No pickle.
 """
 
 from __future__ import annotations
@@ -108,29 +111,28 @@ class SplitWriter:
         arrays: by name, of any shape.  fields: JSON values.  numbers: the same names in every row, int or float each.
         DataError for a name, dtype or size that cannot be written; nothing of the row is written then.
         """
-        parts = [(name, _plain(name, arrays[name])) for name in sorted(arrays)]
+        parts = {name: _checked_array(name, arrays[name]) for name in sorted(arrays)}
         kinds = {_checked(name): _number_type(name, value) for name, value in sorted((numbers or {}).items())}
         if self._numbers is None:
             self._numbers = kinds
         if kinds != self._numbers:
             raise DataError(f"row {self.num_rows} has the numbers {kinds}, the rows before it {self._numbers}")
-        layout: dict[str, list[Any]] = {}
+        divided = self._divided(parts)
+        plain: dict[str, Any] = {"arrays": {}, "fields": dict(fields or {})}
         size = 0
-        for name, array in parts:
-            layout[name] = [array.dtype.str, list(array.shape), size]
-            size += _padded(array.nbytes)
-        if size > self.shard_bytes:
-            raise DataError(
-                f"row {self.num_rows} has {size} bytes, a shard holds {self.shard_bytes}",
-                remedy="divide it into several rows",
-            )
-        line = _line(self.num_rows, {"arrays": layout, "fields": dict(fields or {})})
+        for name, array in parts.items():
+            if name not in divided:
+                plain["arrays"][name] = [_little(array.dtype).str, list(array.shape), size]
+                size += _padded(array.nbytes)
+        _line(self.num_rows, plain)  # refuses the fields before anything is written
+        if divided:
+            plain["divided"] = {name: self._write_pieces(parts[name]) for name in divided}
+        line = _line(self.num_rows, plain)
         shard = self._shard_with_room(size)
         offset = shard.size if shard else 0
-        for _, array in parts:
-            if shard is not None and array.nbytes:
-                shard.write(array.reshape(-1).view(np.uint8).data)
-                shard.write(b"\x00" * (_padded(array.nbytes) - array.nbytes))
+        for name, array in parts.items():
+            if shard is not None and name not in divided:
+                _write_array(shard, array)
         record = np.zeros(1, row_type(self._numbers))
         lines = self._table_file("lines")
         for key, value in {
@@ -146,6 +148,40 @@ class SplitWriter:
         self._table_file("rows").write(record.tobytes())
         self.num_rows += 1
         return self.num_rows - 1
+
+    def _divided(self, parts: Mapping[str, NDArray[Any]]) -> list[str]:
+        """Which arrays of a row are divided so that the others fit into a shard: the largest ones, by name.
+
+        DataError where one of them has a first axis whose parts are larger than a shard.
+        """
+        left = sum(_padded(array.nbytes) for array in parts.values())
+        found = []
+        for name in sorted(parts, key=lambda name: (-parts[name].nbytes, name)):
+            if left <= self.shard_bytes:
+                break
+            left -= _padded(parts[name].nbytes)
+            found.append(name)
+            if parts[name].ndim == 0 or _padded(parts[name].nbytes // len(parts[name])) > self.shard_bytes:
+                raise DataError(
+                    f"row {self.num_rows}: array {name!r} of shape {parts[name].shape} has {parts[name].nbytes} bytes, "
+                    f"a shard holds {self.shard_bytes}, and one part along its first axis has no room there",
+                    remedy="give it a longer first axis, or divide it into several rows",
+                )
+        return sorted(found)
+
+    def _write_pieces(self, array: NDArray[Any]) -> list[Any]:
+        """Write an array piece by piece; its dtype, its shape, and [shard, offset, parts] of each piece."""
+        each, start, pieces = array.nbytes // len(array), 0, []
+        while start < len(array):
+            shard = self._shard_with_room(_padded(each))
+            assert shard is not None
+            count = min(len(array) - start, (self.shard_bytes - shard.size) // each)
+            while _padded(count * each) > self.shard_bytes - shard.size:
+                count -= 1  # a piece takes up whole multiples of the alignment
+            pieces.append([len(self._shards), shard.size, count])
+            _write_array(shard, array[start : start + count])
+            start += count
+        return [_little(array.dtype).str, list(array.shape), pieces]
 
     def set_aside(self, row: SetAside) -> None:
         """Note a row of the sources that cannot be used, and that is therefore none of the split's."""
@@ -213,18 +249,30 @@ def _checked(name: str) -> str:
     return name
 
 
-def _plain(name: str, array: NDArray[Any]) -> NDArray[Any]:
-    """The array as it is written: contiguous, little-endian, of a known type."""
+def _checked_array(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """The array as it was given; DataError unless it is of a known type."""
     _checked(name)
     array = np.asarray(array)
-    if array.dtype.byteorder == ">" or (array.dtype.byteorder == "=" and sys.byteorder == "big"):
-        array = array.astype(array.dtype.newbyteorder("<"))
-    if array.dtype.str not in DTYPES or array.ndim > MAX_AXES:
+    if _little(array.dtype).str not in DTYPES or array.ndim > MAX_AXES:
         raise DataError(
             f"array {name!r} of type {array.dtype} with {array.ndim} axes cannot be written",
             remedy="use a bool, integer or float type",
         )
-    return np.ascontiguousarray(array).reshape(array.shape)
+    return array
+
+
+def _little(kind: np.dtype[Any]) -> np.dtype[Any]:
+    """The type as it is written: little-endian."""
+    big = kind.byteorder == ">" or (kind.byteorder == "=" and sys.byteorder == "big")
+    return kind.newbyteorder("<") if big else kind
+
+
+def _write_array(file: _HashedFile, array: NDArray[Any]) -> None:
+    """Write an array's bytes, in its own order of axes, up to a multiple of the alignment."""
+    if array.nbytes:
+        plain = np.ascontiguousarray(array, dtype=_little(array.dtype))
+        file.write(plain.reshape(-1).view(np.uint8).data)
+        file.write(b"\x00" * (_padded(array.nbytes) - array.nbytes))
 
 
 def _padded(size: int) -> int:
