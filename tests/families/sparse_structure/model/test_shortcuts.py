@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from stageline.families.sparse_structure.model.attention import CrossAttention
 from stageline.families.sparse_structure.model.flow import PreparedCondition
+from stageline.families.sparse_structure.shortcut.guidance import ClassifierFreeGuidance
 
 
 def gradients(network: nn.Module) -> dict[str, Tensor]:
@@ -114,6 +115,19 @@ def test_a_frozen_branch_keeps_keys_and_values_in_training() -> None:
     read_out(dual(latents, 1.0, prepared)).backward()
     assert prepared.cache.num_bytes == 2 * 2 * 2 * 24 * 4 * cond.shape[0] * cond.shape[1]
     assert all(p.grad is not None for n, p in dual.global_sparse_flow.named_parameters() if "d_embedder" not in n)
+
+
+@pytest.mark.parametrize("handling", ["zeros", "add_flag"])
+def test_guidance_takes_a_prepared_condition(handling: Any) -> None:
+    """Check 17: guided with kept keys as with the tensor itself, whatever makes the unconditional call."""
+    dual = moved(dual_network(), std=0.1)
+    guided = ClassifierFreeGuidance(dual, strength=2.0, unconditional_handling=handling, interval=(0.0, 500.0)).eval()
+    latents, cond = inputs(2)
+    t = torch.tensor([300.0])
+    with torch.no_grad():
+        out = guided(latents, t, dual.prepare_condition(cond))
+        assert far(out, guided(latents, t, cond)) == 0
+        assert not torch.allclose(out["shape"], dual(latents, t, cond)["shape"], atol=1e-3)
 
 
 def test_a_frozen_branch_keeps_nothing() -> None:

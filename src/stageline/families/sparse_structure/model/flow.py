@@ -43,6 +43,10 @@ class PreparedCondition:
     tokens: Tensor
     cache: ConditionCache = field(default_factory=ConditionCache)
 
+    def zeroed(self) -> PreparedCondition:
+        """The same shape with zeros, and nothing kept yet."""
+        return PreparedCondition(torch.zeros_like(self.tokens))
+
 
 class SparseStructureFlowTdfyWrapper(nn.Module):
     """Velocity of N objects, each for itself.

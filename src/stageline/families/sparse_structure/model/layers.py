@@ -75,7 +75,8 @@ class HeadNorm(nn.Module):
         """x: (N, L, H, D)."""
         dtype = at_least_float32(x.dtype)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype).clamp_min(SHORTEST)
-        return (x / length * (self.gamma.to(dtype) * self.scale)).to(x.dtype)
+        normed: Tensor = x / length * (self.gamma.to(dtype) * self.scale)
+        return normed.to(x.dtype)
 
 
 class FeedForward(nn.Module):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stageline.errors import ConfigError
+from stageline.families.sparse_structure.model.flow import PreparedCondition
 from stageline.objectives.guidance import guided_by_strength
 from stageline.objectives.states import map_state
 
@@ -216,7 +217,11 @@ def has_tensors(value: Any) -> bool:
         return any(has_tensors(part) for part in value.values())
     if isinstance(value, list | tuple):
         return any(has_tensors(part) for part in value)
-    return isinstance(value, Tensor)
+    return _is_tensor(value)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor | PreparedCondition)
 
 
 def _zeros(value: Any) -> Any:
@@ -224,14 +229,16 @@ def _zeros(value: Any) -> Any:
         return {name: _zeros(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_zeros(part) for part in value)
+    if isinstance(value, PreparedCondition):
+        return value.zeroed()
     return torch.zeros_like(value) if isinstance(value, Tensor) else value
 
 
 def _without_tensors(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _without_tensors(part) for name, part in value.items() if not isinstance(part, Tensor)}
+        return {name: _without_tensors(part) for name, part in value.items() if not _is_tensor(part)}
     if isinstance(value, list | tuple):
-        return type(value)(_without_tensors(part) for part in value if not isinstance(part, Tensor))
+        return type(value)(_without_tensors(part) for part in value if not _is_tensor(part))
     return value
 
 
