@@ -292,6 +292,9 @@ class Family:
     build_model(config, stage): the module of a stage, randomly initialised from config.seed; on the meta device where
         the caller sets one.
     build_task(config, stage, data): model + data + loss of a stage; `data` holds the splits that it reads.
+    derive(task, parents): called once in a stage's life, on every rank, after the weights of its parents (role -> what
+        is known of each) were loaded and before anything else happens to the model: tensors that start fresh may be
+        filled from those that were loaded, or from the task's data. Never when a stage goes on.
     begin(task, workspace): called once on every rank after the weights are loaded and before the first step: feature
         caches and whatever else is derived from weights.
     prepare(config, split, writer, progress): write the rows of one split, and note those of its sources that cannot be
@@ -314,6 +317,8 @@ class Family:
         before any checkpoint is read into it. Needed where an external has patterns.
     exports(config, stage, tensors): files for other programs, made of the stage's own tensors (averaged ones where
         there are such) on the CPU: key below the checkpoint -> bytes, or tensors for a safetensors file. Pure.
+    formats: name -> what `checkpoint export --format` writes by it: given (config, stage, tensors, folder), all tensors
+        of a checkpoint, those that its parents hold too, as files for other programs in an empty folder; returns them.
     reads_with_code: whether training, evaluation and prediction need the user's files of `data.code` too: a reader of
         the user's own. Preparing always has them.
     demo_data(folder): tiny data and tiny base weights in a folder in which the family's guide was laid out, and its
@@ -337,6 +342,10 @@ class Family:
     exports: Callable[[Any, Stage, Mapping[str, Tensor]], Mapping[str, bytes | Mapping[str, Tensor]]] = (
         lambda _config, _stage, _tensors: {}
     )
+    formats: Mapping[str, Callable[[Any, Stage, Mapping[str, Tensor], Path], Sequence[Path]]] = field(
+        default_factory=dict
+    )
+    derive: Callable[[Any, Mapping[str, Parent]], None] = lambda _task, _parents: None
     begin: Callable[[Any, Workspace], None] = lambda _task, _workspace: None
     reads_with_code: bool = False
     check_sources: Callable[[Any, Sequence[Split], Progress], None] = lambda _config, _splits, _progress: None

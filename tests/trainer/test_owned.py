@@ -21,15 +21,31 @@ from stageline.checkpoint.lineage import describe, own_config
 from stageline.checkpoint.retention import prune, prune_superseded
 from stageline.checkpoint.tensors import read_tensors
 from stageline.checkpoint.verify import verify
+from stageline.cli.exports import write_export
 from stageline.config import RetentionConfig
 from stageline.contract import External
-from stageline.errors import CheckpointError, InterruptedRunError
+from stageline.errors import CheckpointError, ConfigError, InterruptedRunError
 from stageline.families import parse_config
 from stageline.stage import Inheritance, Trains
 from stageline.verbs.admitted import admit_model
 
 LARGE, HEAD = 200_000, 20_000
 """Parameters added to the toy's frozen stem and to its trained head."""
+
+
+def test_a_family_s_own_format_gets_what_parents_hold_too(train: Any, tmp_path: Path) -> None:
+    """And asks for an empty folder and a format that there is."""
+    train("base")
+    tune = str(train("tune").reference)
+    write_export(tune, tmp_path / "out", "text", None)
+    names = (tmp_path / "out" / "tune.txt").read_text().split()
+    assert {"stem.weight", "head.weight"} <= set(names)
+    assert "stem.weight" not in resolve(tune).metadata.tensors["model"]
+    with pytest.raises(ConfigError, match="not an empty folder"):
+        write_export(tune, tmp_path / "out", "text", None)
+    with pytest.raises(ConfigError, match="no format 'ckpt'"):
+        write_export(tune, tmp_path / "new", "ckpt", None)
+    write_export(tune, tmp_path / "new", "safetensors", None)
 
 
 @pytest.fixture

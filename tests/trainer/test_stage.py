@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import urllib.request
 from typing import Any
 
@@ -13,7 +15,7 @@ from ranks import free_port
 from stageline.checkpoint.layout import StageDir, resolve
 from stageline.checkpoint.tensors import read_tensors
 from stageline.config import parse_yaml
-from stageline.errors import ConfigError, PlanError
+from stageline.errors import ConfigError, InterruptedRunError, PlanError
 from stageline.telemetry import METRICS, read_events
 from stageline.trainer.pictures import NUM_SAMPLES
 
@@ -91,6 +93,27 @@ def test_a_frozen_part_may_be_held_in_bf16_and_is_saved_as_it_was(train):
         train("base", run=pattern[:4], **{"model.cast": pattern})
         with pytest.raises(ConfigError, match=words):
             train("tune", run=pattern[:4], **{"model.cast": pattern})
+
+
+def test_what_starts_fresh_is_derived_once_from_loaded_parents(train, monkeypatch):
+    from toy_family import family
+
+    base = train("base")
+    monkeypatch.setattr(family, "DERIVED", [])
+    monkeypatch.setattr(family, "CHANGE", [lambda task: setattr(task, "on_loss", interrupt)])
+    with pytest.raises(InterruptedRunError):
+        train("tune")
+    ((_, parents, weight),) = family.DERIVED
+    assert weight == float(read_tensors(resolve(str(base.reference)), "ema")["stem.weight"][0, 0])
+    assert {role: parent.stage for role, parent in parents.items()} == {"default": "base"}
+    family.CHANGE.clear()
+    assert train("tune").action == "continue"
+    assert len(family.DERIVED) == 1  # not when it goes on
+
+
+def interrupt(summed: Any, context: Any) -> Any:
+    os.kill(os.getpid(), signal.SIGTERM)
+    return summed
 
 
 def test_modules_in_which_nothing_trains_are_in_eval_mode(train):

@@ -110,16 +110,17 @@ def export(
     target: Target,
     to: Annotated[Path, typer.Option("--to", help="Empty or new folder.")],
     weights: Annotated[str | None, typer.Option(help="raw or ema; none takes ema where there is one.")] = None,
+    kind: Annotated[str, typer.Option("--format", help="safetensors, or one of the family's own.")] = "safetensors",
 ) -> None:
     """Write a checkpoint's weights for other programs."""
-    from stageline.checkpoint.export import export as write_export
+    from stageline.cli.exports import write_export
     from stageline.errors import ConfigError
 
     if weights not in (None, "raw", "ema"):
         raise ConfigError(
             f"--weights {weights!r}: expected raw or ema", remedy="leave it out for ema where there is one"
         )
-    print(write_export(target, to, weights=weights))  # type: ignore[arg-type]  # checked above
+    print(write_export(target, to, kind, weights))  # type: ignore[arg-type]  # checked above
 
 
 def prune(

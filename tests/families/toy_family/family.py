@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from stageline.contract import Family, Workspace
+from stageline.contract import Family, Parent, Workspace
 from stageline.data.prepared import PreparedData
 from stageline.encoders.copies import external_folder
 from stageline.encoders.frozen import read_weights
@@ -90,6 +90,15 @@ def import_files(
     return dict(raw), tensors, {"parts": len(paths), "asked": stage}
 
 
+def write_text(config: ToyConfig, stage: Stage, tensors: Mapping[str, Tensor], folder: Path) -> list[Path]:
+    """The names of all tensors."""
+    path = folder / f"{stage.name}.txt"
+    path.write_text("\n".join(sorted(tensors)))
+    return [path]
+
+
+DERIVED: list[tuple[ToyTask, Mapping[str, Parent], float]] = []
+"""What `derive` was called with, and a weight of the stem at that moment."""
 BEGUN: list[tuple[ToyTask, Workspace]] = []
 """What `begin` was called with."""
 FAMILY = Family(
@@ -106,5 +115,7 @@ FAMILY = Family(
     check_sources=check_sources,
     baselines=BASELINES,
     arrays="pictures",
+    formats={"text": write_text},
+    derive=lambda task, parents: DERIVED.append((task, parents, float(task.model.stem.weight[0, 0].detach()))),
     begin=lambda task, workspace: BEGUN.append((task, workspace)),
 )

@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,9 @@ from stageline.checkpoint.legacy import load_torch_file
 from stageline.checkpoint.torch_files import write_torch_file
 from stageline.encoders.frozen import read_weights
 from stageline.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from stageline.families.sparse_structure.model import DualBackboneSparseStructureFlowTdfyWrapper
 
 STATE_DICT = "state_dict"
 BRANCHES = ("sparse_flow", "global_sparse_flow")
@@ -81,6 +84,28 @@ def load_dual_backbone_from_checkpoints(
     return model
 
 
+def create_dual_backbone_from_single_checkpoint(
+    checkpoint_path: str | Path, dual_backbone_config: Mapping[str, Any], state_dict_key: str = STATE_DICT
+) -> DualBackboneSparseStructureFlowTdfyWrapper:
+    """A dual backbone whose sparse branch is a per-object checkpoint, and whose global branch changes nothing yet.
+
+    checkpoint_path: file of the per-object network.  dual_backbone_config: arguments of
+    `DualBackboneSparseStructureFlowTdfyWrapper`, also as a `_target_` node.  state_dict_key: as above.
+    """
+    from stageline.families.sparse_structure.aliases import build
+    from stageline.families.sparse_structure.model import DualBackboneSparseStructureFlowTdfyWrapper
+
+    _refuse_missing([Path(checkpoint_path)])
+    if "_target_" in dual_backbone_config:
+        model = build(dual_backbone_config)
+    else:
+        model = DualBackboneSparseStructureFlowTdfyWrapper(**build(dual_backbone_config))
+    if not isinstance(model, DualBackboneSparseStructureFlowTdfyWrapper):
+        raise TypeError(f"dual_backbone_config makes a {type(model).__name__}, expected a dual backbone")
+    load_dual_backbone_from_checkpoints(model, checkpoint_path, state_dict_key=state_dict_key)
+    return model
+
+
 def save_dual_backbone_checkpoint(
     model: nn.Module,
     save_path: str | Path,
@@ -106,7 +131,7 @@ def save_dual_backbone_checkpoint(
     tensors = {name: _whole(tensor) for name, tensor in unwrapped(model).state_dict().items()}
     path = Path(save_path)
     is_folder = os.fspath(save_path).endswith(("/", os.sep)) or path.is_dir() or not path.suffix
-    parts = {f"{branch}.ckpt": without_prefix(tensors, f"{branch}.") for branch in BRANCHES} | {COMBINED: tensors}
+    parts = dual_files(tensors)
     only = "sparse_flow.ckpt" if save_sparse_flow_only else "global_sparse_flow.ckpt" if save_global_flow_only else ""
     if only:
         files = {path / only if is_folder else path: parts[only]}
@@ -117,6 +142,12 @@ def save_dual_backbone_checkpoint(
         for file, part in files.items():
             write_torch_file(file, {STATE_DICT: part, **extra})
     return tuple(files)
+
+
+def dual_files(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """File -> its tensors: each branch without its prefix, and everything. tensors: of a dual backbone."""
+    branches = {f"{branch}.ckpt": without_prefix(tensors, f"{branch}.") for branch in BRANCHES}
+    return branches | {COMBINED: dict(tensors)}
 
 
 def load_combined_checkpoint(model: nn.Module, path: str | Path, strict: bool = True) -> nn.Module:

@@ -49,6 +49,11 @@ def parent_weights(work: StageWork, role: str) -> Literal["raw", "ema"]:
     return declared if work.sources[role].metadata.has_weights(declared) else "raw"
 
 
+def known_parents(work: StageWork) -> dict[str, Parent]:
+    """What the family learns of each parent: role -> its stage and facts."""
+    return {role: Parent(role, ref.metadata.stage, ref.metadata.facts) for role, ref in work.sources.items()}
+
+
 @dataclass(frozen=True)
 class Seeding:
     """What a starting stage took from whom.
@@ -71,6 +76,7 @@ def seed_from_parents(work: StageWork, model: nn.Module) -> Seeding:
     notes: dict[str, list[str]] = {}
     sections: dict[str, tuple[Inheritance, ...]] = {}
     given: dict[str, dict[str, TensorRecord]] = {}
+    parents = known_parents(work)
     for role, ref in work.sources.items():
         admission = admit(
             ref,
@@ -84,9 +90,7 @@ def seed_from_parents(work: StageWork, model: nn.Module) -> Seeding:
             hashes=False,
         )
         notes[role] = list(admission.notes)
-        sections[role] = work.family.inherit(
-            Parent(role, ref.metadata.stage, ref.metadata.facts), work.config, work.stage
-        )
+        sections[role] = work.family.inherit(parents[role], work.config, work.stage)
         external = ref.metadata.external_names
         given[role] = {name: record for name, record in ref.metadata.whole.items() if name not in external}
     own = model.state_dict()

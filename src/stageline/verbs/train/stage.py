@@ -38,7 +38,7 @@ from stageline.trainer.restoring import load_referenced, restore
 from stageline.trainer.saving import CheckpointSaver
 from stageline.trainer.state import TrainingState
 from stageline.verbs.admitted import fill_externals
-from stageline.verbs.train.loading import Seeding, admit_resume, owned_by, seed_from_parents
+from stageline.verbs.train.loading import Seeding, admit_resume, known_parents, owned_by, seed_from_parents
 from stageline.verbs.train.session import Session, make_provenance
 from stageline.work.decision import decide_stage
 from stageline.work.given import Given
@@ -193,6 +193,7 @@ def _fit(
         seeding: Seeding | None = None
         if ref is None:
             seeding = seed_from_parents(work, task.model)
+            load_family(work.family.name).derive(task, known_parents(work))
         else:
             admit_resume(work, ref)
             load_referenced(task.model, ref)

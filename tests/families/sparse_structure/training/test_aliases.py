@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stageline.errors import ConfigError
-from stageline.families.sparse_structure.aliases import build, build_file
+from stageline.families.sparse_structure.aliases import ALIASES, build, build_file
 
 MAKE_DICT = "sam3d_objects.config.utils.make_dict"
 
@@ -70,3 +71,13 @@ def test_files_that_explode_are_refused(tmp_path: Path, kind: str) -> None:
     file.write_text(f"x:\n  {texts[kind]}".replace("\n", "\n  "))
     with pytest.raises(ConfigError):
         build_file(file, "x")
+
+
+def test_every_alias_names_something_of_ours() -> None:
+    """Check 5."""
+    from importlib import import_module
+
+    for place in ALIASES.values():
+        module, _, name = place.partition(":")
+        made: Any = getattr(import_module(module), name)
+        assert callable(made)
