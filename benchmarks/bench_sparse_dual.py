@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 from measure import print_table, side_by_side
-from sparse_networks import Sizes, build_dual, kept_bytes, make_inputs, train_step
+from sparse_networks import PUBLIC, Sizes, arguments, build_dual, kept_bytes, load_networks, make_inputs, train_step
 
 SMALL = Sizes(width=128, heads=4, side=6, condition_tokens=397, sparse_blocks=24, scene_blocks=4)
 OBJECTS = 9
@@ -77,15 +78,33 @@ def growth(rounds: int) -> dict[str, dict[str, float]]:
     return found
 
 
+def public_size() -> dict[str, float]:
+    """Host memory and seconds of building the dual backbone at public size, in float32 on the CPU."""
+    networks = load_networks()
+    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    dual = networks.DualBackboneSparseStructureFlowTdfyWrapper(
+        arguments(PUBLIC, PUBLIC.sparse_blocks), arguments(PUBLIC, PUBLIC.scene_blocks)
+    )
+    found = {
+        "tensors_gib": sum(x.nbytes for x in dual.state_dict().values()) / 2**30,
+        "peak_growth_gib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20,
+        "seconds": time.process_time() - begun,
+    }
+    print(f"\npublic size, built: {', '.join(f'{name} {value:.2f}' for name, value in found.items())}")
+    return found
+
+
 def main() -> None:
     """Measure, print, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="file that the figures are written to")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--public", action="store_true", help="also build the public size, in 5 GiB of memory")
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    figures = {
+    figures: dict[str, Any] = {"public": public_size()} if given.public else {}
+    figures |= {
         "sizes": vars(SMALL),
         "objects": OBJECTS,
         "training": frozen_or_both(given.rounds),
