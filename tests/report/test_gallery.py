@@ -96,7 +96,7 @@ def test_texts_of_a_sample_that_are_long_are_listed_and_cut(store: Store) -> Non
     store.put(f"{FOLDER}/rows.csv", f"id,prompt,mode,dice\r\n{'n' * 5000},{'why <b> ' * 5000},on,0.5\r\n".encode())
     page, text = report_of(store)
     assert "<dt>prompt</dt><dd>why &lt;b&gt; why" in text
-    assert "n" * 301 not in re.sub("<table.*?</table>", "", text)
+    assert "n" * 301 not in text
     assert not list(page.of("b"))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from stageline.contract import Words
 from stageline.verbs.compare.bootstrap import as_number
-from stageline.verbs.report.html import Child, Markup, count, fold, tag
+from stageline.verbs.report.html import Child, Markup, clipped, count, fold, tag
 from stageline.verbs.report.measurements import PSEUDO, is_pseudo, provenance_of, titles_of
 from stageline.verbs.report.overview import Row, main_metric, notable_samples
 from stageline.verbs.report.pictures import Media, Told, figure
@@ -21,8 +21,6 @@ MAX_REPORT_BYTES = 25_000_000
 """Of the whole report, so that it can be mailed."""
 FIGURE_BYTES = 1_000
 """What a figure takes beside its picture, about."""
-MAX_TEXT = 300
-"""Characters of one text of a row."""
 ON_ONE_LINE = 60
 """Characters of a sample's texts up to which they stand in its heading."""
 
@@ -48,11 +46,6 @@ class Sample:
     def pseudo(self) -> str:
         """What stands behind its name where its labels are no person's."""
         return f" ({PSEUDO}-label)" if is_pseudo(self.evaluation.metrics) else ""
-
-
-def clipped(text: str) -> str:
-    """At most MAX_TEXT characters of a text."""
-    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
 
 
 def pictures_part(evaluations: Sequence[EvaluationRecord], words: Words, room: int = MAX_REPORT_BYTES) -> list[Child]:

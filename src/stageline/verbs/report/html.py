@@ -21,6 +21,8 @@ class Markup(str):
 
 
 Child = str | Markup | Iterable["Child"] | None
+MAX_TEXT = 300
+"""Characters that are shown of one text of a row."""
 VOID_ELEMENTS = frozenset({"meta", "br", "hr", "img", "col"})
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
 _NO_SPACE_AROUND = re.compile(r"[^a-zA-Z0-9]+")
@@ -125,6 +127,11 @@ def table(
 def fold(summary: Child, *children: Child, is_open: bool = False, class_: str = "") -> Markup:
     """A part that opens on a click."""
     return tag("details", tag("summary", summary), *children, open=is_open, class_=class_ or None)
+
+
+def clipped(text: str) -> str:
+    """At most MAX_TEXT characters of a text."""
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
 
 
 def count(number_of: int, noun: str) -> str:

@@ -13,7 +13,7 @@ from stageline.data.shown import notable, ranked
 from stageline.verbs.compare.bootstrap import as_number
 from stageline.verbs.compare.samples import ONE, contrasts, interval_of_metric, values_by_mode
 from stageline.verbs.report.baselines import baseline_card, baselines_of
-from stageline.verbs.report.html import Child, Markup, count, duration, fold, measured, table, tag
+from stageline.verbs.report.html import Child, Markup, clipped, count, duration, fold, measured, table, tag
 from stageline.verbs.report.record import EvaluationRecord, RunRecord, mapping
 
 Row = Mapping[str, str]
@@ -149,7 +149,7 @@ def cases_part(evaluation: EvaluationRecord, words: Words) -> Markup | None:
     for name in order[:MAX_CASES]:
         values = [as_number(own[name].get(key)) for key in names]
         values += [as_number(str(scores["rows"].get(name, {}).get(metric, ""))) for scores in trivial.values()]
-        rows.append([name, *("" if value is None else measured(value, 3) for value in values)])
+        rows.append([clipped(name), *("" if value is None else measured(value, 3) for value in values)])
     more = f"; the other {len(order) - MAX_CASES} stand in rows.csv" if len(order) > MAX_CASES else ""
     titles = ["sample", *(words.metrics.get(name, name) for name in names)]
     titles += [f"{words.metrics.get(metric, metric)} of {words.baselines.get(name, name)}" for name in trivial]
