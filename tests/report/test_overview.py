@@ -186,7 +186,7 @@ def test_no_gain_over_a_trivial_method_is_called_none_and_a_loss_a_loss(store: S
 def test_trivial_methods_that_were_not_scored_say_why(store: Store, field: str) -> None:
     evaluated(store, 0.1)
     put_baselines(store, **{field: "9 pixels are too many"})
-    assert "Not measured: 9 pixels are too many." in report_of(store)[0].text
+    assert "Trivial methods were not measured: 9 pixels are too many." in report_of(store)[0].text
 
 
 def test_a_record_of_trivial_methods_that_was_changed_is_a_line_of_the_report(store: Store) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from stageline.contract import Words
 from stageline.verbs.compare.samples import ByMode, baseline_contrasts
-from stageline.verbs.report.html import Child, Markup, plain, table, tag
+from stageline.verbs.report.html import Child, interval_cell, plain, table, tag
 from stageline.verbs.report.record import EvaluationRecord, mapping
 
 
@@ -16,29 +16,34 @@ def baselines_of(evaluation: EvaluationRecord) -> Mapping[str, Any]:
     return mapping(evaluation.baselines.get("baselines"))
 
 
-def baseline_card(evaluation: EvaluationRecord, metric: str, modes: ByMode, words: Words) -> Markup | None:
-    """What the model gains over each trivial method, or why there is none; None where nobody asked for any.
+def baseline_part(evaluation: EvaluationRecord, metric: str, modes: ByMode, words: Words) -> list[Child]:
+    """What the model gains over each trivial method, or why there is none; nothing where nobody asked for any.
 
     metric: the main one.  modes: its values.
     """
-    title = tag("h2", "Against trivial methods")
     if why := evaluation.baselines.get("off") or evaluation.baselines.get("failed"):
-        return tag("section", title, tag("p", f"Not measured: {why}."), class_="card")
+        return [tag("p", f"Trivial methods were not measured: {why}.")]
     found = baseline_contrasts(metric, modes, baselines_of(evaluation), words)
     if not found:
-        return None
+        return []
     rows: list[list[Child]] = [
-        [one.name, f"{one.other.mean:.3f}", f"{one.difference.mean:+.3f}", one.difference.interval] for one in found
+        [
+            one.name,
+            f"{one.other.mean:.3f}",
+            f"{one.difference.mean:+.3f}",
+            interval_cell(one.difference.low, one.difference.interval),
+        ]
+        for one in found
     ]
     name = words.metrics.get(metric, metric)
-    heads = ["method", name, "model minus method", "95 % interval"]
+    heads = ["method", name, "gain", "95 % interval"]
     better = [one.name for one in found if one.is_better(metric, words)]
     noise = [one.name for one in found if one.shows_nothing]
     worse = [one.name for one in found if one.name not in (*better, *noise)]
     said = [f"No gain beyond noise over: {', '.join(noise)}."] if noise else []
     said += [f"Better than the model: {', '.join(worse)}."] if worse else []
-    shown = table(heads, rows, caption="Sample by sample", class_="numbers")
-    return tag("section", title, shown, [tag("p", sentence) for sentence in said], class_="card")
+    shown = table(heads, rows, caption="Gain over trivial methods, sample by sample", class_="numbers")
+    return [shown, *(tag("p", sentence) for sentence in said)]
 
 
 def baselines_told(evaluation: EvaluationRecord, words: Words) -> list[list[Child]]:

@@ -129,6 +129,11 @@ def fold(summary: Child, *children: Child, is_open: bool = False, class_: str = 
     return tag("details", tag("summary", summary), *children, open=is_open, class_=class_ or None)
 
 
+def interval_cell(low: float | None, text: str) -> Child:
+    """An interval in a table, on one line; a sentence in the place of one breaks where it must. low: None there."""
+    return text if low is None else tag("span", text, class_="unbroken")
+
+
 def clipped(text: str) -> str:
     """At most MAX_TEXT characters of a text."""
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"

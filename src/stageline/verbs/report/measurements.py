@@ -9,7 +9,7 @@ from typing import Any
 from stageline.contract import Words
 from stageline.verbs.compare.samples import interval_of_metric
 from stageline.verbs.report.baselines import baselines_of, baselines_told
-from stageline.verbs.report.html import Child, Markup, fold, measured, number, plain, size, table, tag
+from stageline.verbs.report.html import Child, Markup, fold, interval_cell, measured, number, plain, size, table, tag
 from stageline.verbs.report.overview import by_mode, cases_part
 from stageline.verbs.report.record import EvaluationRecord, mapping
 
@@ -162,15 +162,15 @@ def metrics_tables(record: EvaluationRecord, words: Words) -> Markup:
     return tag("div", parts)
 
 
-def intervals_of(record: EvaluationRecord, cells: Mapping[str, Mapping[str, Any]], words: Words) -> dict[str, str]:
+def intervals_of(record: EvaluationRecord, cells: Mapping[str, Mapping[str, Any]], words: Words) -> dict[str, Child]:
     """Metric -> interval of its usual mode, of those that are means over samples. cells: metric -> mode -> value."""
-    found = {}
+    found: dict[str, Child] = {}
     for name, by_modes in cells.items():
         value = next(iter(by_modes.values()), None)
         values = next(iter(by_mode(record, name, words).values()), {})
         one = interval_of_metric(float(value), values) if isinstance(value, int | float) else None
         if one is not None:
-            found[name] = one.interval
+            found[name] = interval_cell(one.low, one.interval)
     return found
 
 

@@ -12,8 +12,19 @@ from stageline.contract import Words
 from stageline.data.shown import notable, ranked
 from stageline.verbs.compare.bootstrap import as_number
 from stageline.verbs.compare.samples import ONE, contrasts, interval_of_metric, values_by_mode
-from stageline.verbs.report.baselines import baseline_card, baselines_of
-from stageline.verbs.report.html import Child, Markup, clipped, count, duration, fold, measured, table, tag
+from stageline.verbs.report.baselines import baseline_part, baselines_of
+from stageline.verbs.report.html import (
+    Child,
+    Markup,
+    clipped,
+    count,
+    duration,
+    fold,
+    interval_cell,
+    measured,
+    table,
+    tag,
+)
 from stageline.verbs.report.record import EvaluationRecord, RunRecord, mapping
 
 Row = Mapping[str, str]
@@ -45,34 +56,36 @@ def by_mode(evaluation: EvaluationRecord, metric: str, words: Words) -> dict[str
 
 
 def overview_part(record: RunRecord) -> Markup | None:
-    """Cards side by side: result, effect of the conditions, gain over trivial methods, time and hardware; those of
-    which nothing is known are left out."""
+    """Three cards side by side: result, effect of the conditions, time and hardware; those of which nothing is known
+    are left out."""
     evaluation = main_evaluation(record)
-    cards = [result_card(record, evaluation), effect_card(evaluation, record.words)]
-    cards += [trivial_card(evaluation, record.words), time_card(record)]
+    cards = [result_card(record, evaluation), effect_card(evaluation, record.words), time_card(record)]
     shown = [card for card in cards if card is not None]
     return tag("div", shown, class_="cards") if shown else None
 
 
-def card(title: str, value: Child, *lines: Child) -> Markup:
-    """One card: what, how much, and what there is to say about it."""
+def card(title: str, value: Child, *lines: Child, more: Child = None) -> Markup:
+    """One card: what, how much, and what there is to say about it. more: below that."""
     said = [tag("p", line) for line in lines if line]
-    return tag("section", tag("h2", title), tag("p", value, class_="figure"), said, class_="card")
+    return tag("section", tag("h2", title), tag("p", value, class_="figure"), said, more, class_="card")
 
 
 def result_card(record: RunRecord, evaluation: EvaluationRecord | None) -> Markup | None:
-    """The main metric with its interval; before an evaluation, the last stage's best of validation."""
+    """The main metric with its interval, beside trivial methods; before an evaluation, the last stage's best of
+    validation."""
     words = record.words
     if evaluation is not None and (metric := main_metric(evaluation, words)):
         value = float(mapping(evaluation.metrics.get("metrics"))[metric])
         name = words.metrics.get(metric, metric)
         lines: list[Child] = []
-        values = next(iter(by_mode(evaluation, metric, words).values()), {})
+        modes = by_mode(evaluation, metric, words)
+        values = next(iter(modes.values()), {})
         if values:
             found = interval_of_metric(value, values)
             lines.append(f"{found.interval} (95 % interval)" if found else ONE if len(values) == 1 else "")
             lines.append(f"over {count(len(values), 'sample')}")
-        return card(f"Result: {name}", measured(value, 3), *lines)
+        trivial = baseline_part(evaluation, metric, modes, words)
+        return card(f"Result: {name}", measured(value, 3), *lines, more=trivial)
     for stage in reversed(record.stages):
         best = stage.last.metadata.best if stage.last else None
         if best is not None:
@@ -88,7 +101,10 @@ def effect_card(evaluation: EvaluationRecord | None, words: Words) -> Markup | N
         return None
     modes = by_mode(evaluation, metric, words)
     found = contrasts(modes, words)
-    rows: list[list[Child]] = [[one.name, f"{one.difference.mean:+.3f}", one.difference.interval] for one in found]
+    rows: list[list[Child]] = [
+        [one.name, f"{one.difference.mean:+.3f}", interval_cell(one.difference.low, one.difference.interval)]
+        for one in found
+    ]
     none_shown = [one.shows_nothing for one in found]
     usual = next(iter(modes), "")
     if not rows:
@@ -105,13 +121,6 @@ def effect_card(evaluation: EvaluationRecord | None, words: Words) -> Markup | N
     )
     titled = table(["compared with", "difference", "95 % interval"], rows, caption="Sample by sample", class_="numbers")
     return tag("section", tag("h2", f"Effect of “{own}”"), tag("p", said), titled, tag("p", verdict), class_="card")
-
-
-def trivial_card(evaluation: EvaluationRecord | None, words: Words) -> Markup | None:
-    """What the main metric gains over trivial methods on the same data."""
-    if evaluation is None or not (metric := main_metric(evaluation, words)):
-        return None
-    return baseline_card(evaluation, metric, by_mode(evaluation, metric, words), words)
 
 
 def time_card(record: RunRecord) -> Markup | None:

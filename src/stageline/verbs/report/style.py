@@ -48,7 +48,9 @@ a:focus-visible, summary:focus-visible, .scroll:focus-visible { outline: 2px sol
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); }
 .card { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 12px 18px; }
 .card h2 { border: 0; margin: 0 0 4px; padding: 0; font-size: .95rem; font-weight: 600; color: var(--quiet); }
-.card table { width: 100%; } .card td { white-space: nowrap; } .card td, .card th { padding-right: 6px; }
+.card table { width: 100%; font-size: .88rem; }
+.card table.numbers td, .card table.numbers thead th:not(:first-child) { padding-left: 4px; }
+ .unbroken { white-space: nowrap; } .card td, .card th { padding-right: 6px; }
 .card p { margin: 4px 0; font-size: .93rem; } .card p.figure { font-size: 2rem; line-height: 1.2; margin: 0; }
 .scroll { overflow-x: auto; margin: 10px 0; }
 table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabular-nums; }
