@@ -33,8 +33,9 @@ def frozen_or_both(rounds: int) -> dict[str, Any]:
     steps = {what: train_step(dual, latents, condition) for what, dual in duals.items()}
     seconds = side_by_side(steps, rounds, time.process_time)
     print_table(f"training step, {OBJECTS} objects, blocks 24 : 4", seconds, reference="both")
-    kept = {w: kept_bytes(partial(d, latents, 500.0, condition, d=250.0), condition) for w, d in duals.items()}
-    scene = kept_bytes(partial(duals["frozen"].global_sparse_flow, latents, 500.0, condition, d=250.0), condition)
+    kept = {w: kept_bytes(partial(d, latents, 500.0, condition, d=250.0), d, condition) for w, d in duals.items()}
+    branch = duals["frozen"].global_sparse_flow
+    scene = kept_bytes(partial(branch, latents, 500.0, condition, d=250.0), branch, condition)
     ratio = {"both_over_frozen": seconds["both"] / seconds["frozen"], "frozen_kept_of_scene": kept["frozen"] / scene}
     print(
         f"  both / frozen {ratio['both_over_frozen']:.2f}; kept bytes of frozen / of the scene's branch alone "

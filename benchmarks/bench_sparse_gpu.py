@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +177,11 @@ def measure_training(bench: Bench, dual: Any) -> None:
             for what in ("frozen", "both"):
                 dual.sparse_flow.requires_grad_(what == "both")
                 bench.forget_peak()
-                kept = kept_bytes(lambda x=latents, c=condition: dual(x, 500.0, c, d=250.0), condition)
+                kept = kept_bytes(partial(dual, latents, 500.0, condition, d=250.0), dual, condition)
                 values |= {f"{what}_ms": bench.milliseconds(step, rounds=5), f"{what}_kept_gib": kept / 2**30}
                 values[f"{what}_peak_gib"] = bench.peak_gibibytes()
-            alone = kept_bytes(lambda x=latents, c=condition: dual.global_sparse_flow(x, 500.0, c, d=250.0), condition)
+            scene = dual.global_sparse_flow
+            alone = kept_bytes(partial(scene, latents, 500.0, condition, d=250.0), scene, condition)
         except torch.OutOfMemoryError:
             dual.zero_grad(set_to_none=True)
             bench.note(f"training, N={objects}", **values, both="does not fit")
@@ -190,11 +192,38 @@ def measure_training(bench: Bench, dual: Any) -> None:
         return
 
 
+@torch.no_grad()
+def measure_compiled(bench: Bench, dual: Any) -> None:
+    """The forward pass of the most objects with compiled blocks; compiling is told apart."""
+    objects = OBJECTS[-1]
+    if bench.is_over("compiled blocks"):
+        return
+    latents, condition = make_inputs(bench.sizes, objects, bench.device, torch.bfloat16)
+    plain = dual(latents, 500.0, condition, d=250.0)
+    before = bench.milliseconds(lambda: dual(latents, 500.0, condition, d=250.0))
+    for block in (*dual.sparse_flow.blocks, *dual.global_sparse_flow.blocks):
+        block.compile()
+    begun = time.monotonic()
+    out = dual(latents, 500.0, condition, d=250.0)
+    far = max(float((out[name] - x).abs().max() / x.abs().max()) for name, x in plain.items())
+    seconds = time.monotonic() - begun
+    after = bench.milliseconds(lambda: dual(latents, 500.0, condition, d=250.0))
+    bench.note(
+        f"compiled blocks, N={objects}",
+        eager_ms=before,
+        compiled_ms=after,
+        gain=before / after,
+        compile_seconds=seconds,
+        relative_difference=far,
+    )
+
+
 def main() -> int:
     """Measure; returns 2 where there is no CUDA device."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="file that the figures are written to")
     parser.add_argument("--seconds", type=float, default=200.0, help="no measurement begins after them")
+    parser.add_argument("--compile", action="store_true", help="measure compiled blocks too, last: a minute more")
     parser.add_argument("--tiny", action="store_true", help="a small size, on the CPU where there is no CUDA device")
     given = parser.parse_args()
     if not torch.cuda.is_available() and not given.tiny:
@@ -214,9 +243,16 @@ def main() -> int:
     measure_ways(bench, dual, rate)
     measure_training(bench, dual)
     bench.note("all", seconds=time.monotonic() - begun)
-    if given.json is not None:
-        figures = {"device": name, "torch": torch.__version__, "sizes": vars(bench.sizes), "rows": bench.rows}
-        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+    def write() -> None:
+        if given.json is not None:
+            figures = {"device": name, "torch": torch.__version__, "sizes": vars(bench.sizes), "rows": bench.rows}
+            given.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+    write()
+    if given.compile:
+        measure_compiled(bench, dual)
+        write()
     return 0
 
 

@@ -156,17 +156,16 @@ def train_step(dual: Any, latents: dict[str, Tensor], condition: Tensor) -> Call
     return step
 
 
-def kept_bytes(call: Callable[[], Any], left_out: Tensor) -> int:
-    """Bytes that autograd keeps of a forward pass: each storage once, without parameters and the condition."""
+def kept_bytes(call: Callable[[], Any], network: nn.Module, condition: Tensor) -> int:
+    """Bytes that autograd keeps of a forward pass: each storage once, without the network's own and the condition's."""
     storages: dict[int, int] = {}
 
     def pack(x: Tensor) -> Tensor:
-        if not isinstance(x, nn.Parameter):
-            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         out = call()
     del out
-    storages.pop(left_out.untyped_storage().data_ptr(), None)
-    return sum(storages.values())
+    own = {x.untyped_storage().data_ptr() for x in (*network.parameters(), *network.buffers(), condition)}
+    return sum(size for start, size in storages.items() if start not in own)

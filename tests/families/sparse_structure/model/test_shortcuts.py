@@ -31,20 +31,20 @@ def gradients(network: nn.Module) -> dict[str, Tensor]:
     return {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
 
 
-def kept_bytes(call: Callable[[], object], condition: Tensor) -> int:
-    """Bytes that autograd keeps of a call for the backward pass: each storage once, no parameters, no condition."""
+def kept_bytes(network: nn.Module, latents: dict[str, Tensor], condition: Tensor) -> int:
+    """Bytes that autograd keeps of a call for the backward pass: each storage once, not the network's own ones, nor the
+    condition's."""
     storages: dict[int, int] = {}
 
     def pack(x: Tensor) -> Tensor:
-        if not isinstance(x, nn.Parameter):
-            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        kept = call()
-    assert kept is not None
-    storages.pop(condition.untyped_storage().data_ptr(), None)
-    return sum(storages.values())
+        kept = network(latents, 1.0, condition, d=1.0)
+    own = {x.untyped_storage().data_ptr() for x in (*network.parameters(), *network.buffers(), condition)}
+    assert kept
+    return sum(size for start, size in storages.items() if start not in own)
 
 
 @pytest.mark.parametrize("rows", [3, 1])
@@ -136,10 +136,10 @@ def test_a_frozen_branch_keeps_nothing() -> None:
     for explicit in (True, False):
         dual = dual_network({"num_blocks": 4}, freeze_sparse_flow=explicit)
         dual.sparse_flow.requires_grad_(False)
-        alone = kept_bytes(lambda n=dual: n.global_sparse_flow(latents, 1.0, cond, d=1.0), cond)
-        assert alone <= kept_bytes(lambda n=dual: n(latents, 1.0, cond, d=1.0), cond) <= 1.1 * alone
+        alone = kept_bytes(dual.global_sparse_flow, latents, cond)
+        assert alone <= kept_bytes(dual, latents, cond) <= 1.1 * alone
     both = dual_network({"num_blocks": 4})
-    assert kept_bytes(lambda: both(latents, 1.0, cond, d=1.0), cond) > 4 * alone
+    assert kept_bytes(both, latents, cond) > 4 * alone
 
 
 @pytest.mark.parametrize("make", [sparse_network, scene_network])
@@ -154,7 +154,7 @@ def test_recomputed_activations(make: Callable[..., Any]) -> None:
     for (name, found), expected in zip(gradients(recomputing).items(), gradients(plain).values(), strict=True):
         assert float((found - expected).norm()) <= 1e-6 * float(expected.norm()) + 1e-7, name
     inputs_of_blocks = 6 * sum(x.nbytes for x in plain._to_streams(latents, None).values())
-    stored = [kept_bytes(lambda n=network: n(latents, 1.0, cond, d=1.0), cond) for network in (plain, recomputing)]
+    stored = [kept_bytes(network, latents, cond) for network in (plain, recomputing)]
     assert stored[1] + inputs_of_blocks <= 0.1 * stored[0]
 
 
