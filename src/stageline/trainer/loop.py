@@ -22,7 +22,6 @@ from stageline.trainer.gradients import refuse_without_gradient
 from stageline.trainer.interruption import StopRequest
 from stageline.trainer.memory import memory_advice
 from stageline.trainer.order import Cursor, StepPlan, make_order, training_batches
-from stageline.trainer.pictures import Album
 from stageline.trainer.recorder import Recorder, StepReport
 from stageline.trainer.saving import Saver
 from stageline.trainer.state import TrainingState
@@ -94,16 +93,10 @@ class _Fit:
         due_save: whether a save is due at this step, be there a best or not.
         """
         parts, start = self.parts, time.monotonic()
-        album = Album() if self.recorder.shows_pictures else None
+        album = self.recorder.open_album()
         with self.measured_weights():
             found = run_validation(
-                self.task,
-                parts.model,
-                parts.settings,
-                parts.ranks,
-                seed=self.seed,
-                stop=self.stop,
-                album=album,
+                self.task, parts.model, parts.settings, parts.ranks, seed=self.seed, stop=self.stop, album=album
             )
         if found is None:
             self.state = self.state.model_copy(update={"validation_due": True})
@@ -121,10 +114,8 @@ class _Fit:
             self.recorder.best(value)
         self.state = self.state.model_copy(update={"best": best, "validation_due": False})
         self.recorder.validation(
-            self.state.step, self.metrics, counts, is_best=improved, seconds=time.monotonic() - start
+            self.state.step, self.metrics, counts, is_best=improved, seconds=time.monotonic() - start, album=album
         )
-        if album is not None:
-            self.recorder.pictures(self.state.step, album.pictures)
         return improved
 
     def save(self, *, final: bool, is_best: bool) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from stageline.telemetry import EventLog, MetricsEndpoint
 from stageline.trainer.loggers import Loggers
-from stageline.trainer.pictures import Pictures, PictureWriter
+from stageline.trainer.pictures import Album, PictureWriter
 from stageline.trainer.progress import ProgressView, StepClock
 
 if TYPE_CHECKING:
@@ -139,10 +139,21 @@ class Recorder:
         self.event("skipped", step=step, reason=reason, in_a_row=in_a_row)
         self.say(f"step {step} skipped: {reason} ({in_a_row} in a row)")
 
+    def open_album(self) -> Album | None:
+        """What takes the pictures of one validation; None where nobody looks at any."""
+        return None if self._pictures is None else Album()
+
     def validation(
-        self, step: int, metrics: Mapping[str, float], counts: Mapping[str, float], *, is_best: bool, seconds: float
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        counts: Mapping[str, float],
+        *,
+        is_best: bool,
+        seconds: float,
+        album: Album | None = None,
     ) -> None:
-        """Validation after `step` steps."""
+        """Validation after `step` steps. album: its pictures."""
         for part, value in metrics.items():
             self._metric("stageline_validation_value", value, part)
         self.event(
@@ -154,18 +165,10 @@ class Recorder:
             seconds=round(seconds, 3),
         )
         self._scalars({f"validation/{name}": value for name, value in metrics.items()}, step)
+        if self._pictures is not None and album is not None and album.pictures:
+            self._pictures.put(album.pictures, step)
         said = "  ".join(f"{name} {value:.4f}" for name, value in list(metrics.items())[:SHOWN_METRICS])
         self.say(f"step {step} validation  {said}{'  (best)' if is_best else ''}")
-
-    @property
-    def shows_pictures(self) -> bool:
-        """Whether pictures of validation are looked at anywhere."""
-        return self._pictures is not None
-
-    def pictures(self, step: int, pictures: Pictures) -> None:
-        """Pictures of the validation after `step` steps."""
-        if self._pictures is not None and pictures:
-            self._pictures.put(pictures, step)
 
     def best(self, value: float) -> None:
         self._metric("stageline_best_value", value)
