@@ -46,7 +46,10 @@ class Frame:
 
     @classmethod
     def around(cls, poses: Poses, margin: float = 0.9) -> Frame:
-        """Room for a scene's objects, which seldom reach the corners of their cubes. margin: times the cubes' radius."""
+        """Room for a scene's objects, which seldom reach the corners of their cubes.
+
+        margin: times the radius that holds all corners.
+        """
         corners = np.stack(np.meshgrid(*[[-0.5, 0.5]] * 3, indexing="ij"), -1).reshape(1, 8, 3)
         points = poses.place(np.repeat(corners, len(poses), 0)).reshape(-1, 3)
         centre = (points.min(0) + points.max(0)) / 2
@@ -101,7 +104,8 @@ def draw(meshes: Sequence[Mesh | None], frame: Frame, *, size: int = 256, floor_
     lit = _lit(corners, np.concatenate(colours).astype(np.float64))
     views = [_view(corners, lit, frame, size * FINER, *side) for side in SIDES_DEG]
     fine = np.concatenate(views, axis=1).reshape(size, FINER, 2 * size, FINER, 3)
-    return fine.mean((1, 3)).round().astype(np.uint8)
+    picture: Array = fine.mean((1, 3)).round().astype(np.uint8)
+    return picture
 
 
 def _floor(frame: Frame, height_m: float) -> Array:
