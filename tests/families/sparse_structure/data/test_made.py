@@ -91,6 +91,11 @@ def test_a_quarter_turn_takes_the_front_to_the_left() -> None:
     pose = Poses(yaw_rotation(np.array([math.pi / 2])), np.array([[1.0, 2, 3]]), np.array([[2.0, 4, 6]]))
     placed = pose.place(np.array([[[0.5, 0, 0], [0, 0.5, 0.5]]]))
     np.testing.assert_allclose(placed, [[[1, 3, 3], [-1, 2, 6]]], atol=1e-12)
+    seen = encode_poses(pose)
+    np.testing.assert_allclose(seen["6drotation_normalized"], [[0, 1, 0, -1, 0, 0]], atol=1e-7)
+    np.testing.assert_allclose(seen["translation"], [[1 / 6, 2 / 6, 3 / 6]], atol=1e-7)
+    np.testing.assert_allclose(seen["scale"], np.log([[2.0, 4, 6]]), atol=1e-6)
+    np.testing.assert_allclose(seen["translation_scale"], [[np.log(6.0)]], atol=1e-6)
 
 
 def test_poses_come_back_from_what_the_network_sees() -> None:

@@ -30,11 +30,10 @@ def cubes(count: int, side: int = 8) -> Tensor:
     return torch.rand(count, side, side, side, generator=torch.Generator().manual_seed(0)) < 0.3
 
 
-def made(split: str, number: int) -> Tensor:
-    """(B, 16, 16, 16) bool: the objects of made-up scenes."""
-    return torch.from_numpy(
-        np.stack([thing.voxels for index in range(number) for thing in make_scene(split, index, 0).objects])
-    )
+def made(split: str, number: int) -> tuple[Tensor, np.ndarray]:
+    """Voxels (B, 16, 16, 16) bool and classes (B,) of the objects of made-up scenes."""
+    things = [thing for index in range(number) for thing in make_scene(split, index, 0).objects]
+    return torch.from_numpy(np.stack([thing.voxels for thing in things])), np.array([thing.kind for thing in things])
 
 
 def test_tokens_are_the_posterior_means_x_major_and_decode_to_the_same() -> None:
@@ -138,11 +137,11 @@ def test_a_scale_keeps_the_statistics_of_poses() -> None:
 
 @pytest.mark.slow
 def test_it_learns_shapes_that_it_never_saw() -> None:
-    """IoU of at least 0.9 on held-out objects, none of which occurs in training, far above the mean shape."""
+    """IoU of at least 0.9 on held-out objects, none of which occurs in training; the mean shape of a class has 0.25."""
     torch.manual_seed(0)
-    train, test = made("train", 400), made("test", 60)
+    (train, train_kinds), (test, test_kinds) = made("train", 400), made("test", 60)
     assert not {shape.numpy().tobytes() for shape in train} & {shape.numpy().tobytes() for shape in test}
-    model, rate, steps = ShapeVAE(), 2e-3, 700
+    model, rate, steps = ShapeVAE(), 3e-3, 300
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = (
@@ -153,9 +152,11 @@ def test_it_learns_shapes_that_it_never_saw() -> None:
         loss = (parts["occupancy"][0] + BETA * parts["kl"][0]) / 32
         optimizer.zero_grad()
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     model.eval()
     with torch.no_grad():
         found = model.from_tokens(model.to_tokens(test)) > 0
+    means = {kind: mean_shape(train[torch.from_numpy(train_kinds == kind)]) for kind in np.unique(train_kinds)}
     assert voxel_iou(found, test).mean() >= 0.9
-    assert voxel_iou(mean_shape(train).expand_as(test), test).mean() < 0.3
+    assert voxel_iou(torch.stack([means[kind] for kind in test_kinds]), test).mean() < 0.4

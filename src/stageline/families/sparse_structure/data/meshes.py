@@ -10,6 +10,7 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from stageline.errors import DataError
 from stageline.families.sparse_structure.data.made import MadeScene, make_scene
 from stageline.families.sparse_structure.data.poses import Poses
 from stageline.families.sparse_structure.data.scene_files import SCENE_FILE, PlacedMesh
-from stageline.families.sparse_structure.data.voxels import Mesh, bounding_box, canonical, fill_solid, fill_surface
+from stageline.families.sparse_structure.data.voxels import Box, Mesh, bounding_box, canonical, fill_solid, fill_surface
 
 MAX_MESH_BYTES = 256 << 20
 MAX_FACES = 2_000_000
@@ -142,17 +143,16 @@ class VoxelScene:
     kinds: tuple[str, ...]
 
 
-def read_voxels(objects: tuple[PlacedMesh, ...], *, resolution: int, fill: str, known: dict[Path, Any]) -> VoxelScene:
+def read_voxels(objects: tuple[PlacedMesh, ...], *, resolution: int, fill: str) -> VoxelScene:
     """The objects of a scene file as voxels and poses.
 
-    resolution: voxels along a side.  fill: `solid` or `surface`.  known: by mesh file what was read of it before.
+    resolution: voxels along a side.  fill: `solid` or `surface`.
     DataError with the fault of every mesh.
     """
     voxels, centres, sizes, faults = [], [], [], []
     for thing in objects:
-        if thing.mesh not in known:
-            known[thing.mesh] = _canonical_voxels(thing.mesh, resolution, fill)
-        found = known[thing.mesh]
+        status = thing.mesh.stat()
+        found = _canonical_voxels(thing.mesh, (status.st_mtime_ns, status.st_size), resolution, fill)
         if isinstance(found, str):
             faults.append(found)
             continue
@@ -166,22 +166,23 @@ def read_voxels(objects: tuple[PlacedMesh, ...], *, resolution: int, fill: str, 
     return VoxelScene(np.stack(voxels), Poses(rotation, np.stack(centres), np.stack(sizes)), kinds)
 
 
-def _canonical_voxels(path: Path, resolution: int, fill: str) -> tuple[Array, Any] | str:
-    """Voxels and box of a mesh file, or what is wrong with it."""
+@lru_cache(maxsize=256)
+def _canonical_voxels(path: Path, stamp: tuple[int, int], resolution: int, fill: str) -> tuple[Array, Box] | str:
+    """Voxels and box of a mesh file, or what is wrong with it; scenes often share meshes. stamp: time and size."""
+    del stamp
     try:
         mesh = read_mesh(path)
     except DataError as error:
         return error.message
+    box = bounding_box(mesh)
     if fill == "surface":
-        return fill_surface(canonical(mesh), resolution), bounding_box(mesh)
+        return fill_surface(canonical(mesh), resolution), box
     voxels, num_open = fill_solid(canonical(mesh), resolution)
     if num_open:
-        return (
-            f"the mesh {str(path)!r} is not closed along {num_open} of {resolution**2} lines; its surface can be taken"
-        )
+        return f"the mesh {str(path)!r} is open along {num_open} of {resolution**2} lines; its surface can be taken"
     if not voxels.any():
         return f"the mesh {str(path)!r} is too thin for {resolution} voxels a side; its surface can be taken"
-    return voxels, bounding_box(mesh)
+    return voxels, box
 
 
 def write_scene(folder: Path, scene: MadeScene, *, suffix: str = ".glb") -> None:

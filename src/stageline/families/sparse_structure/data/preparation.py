@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,7 @@ def check_sources(source: SceneSource, names: Sequence[str], progress: Progress)
         try:
             for scene in _scene_ids(source, name):
                 try:
-                    _read_scene(source, name, scene, {})
+                    _read_scene(source, name, scene)
                 except (DataError, FileNotFoundError) as error:
                     faults.add(error.message if isinstance(error, DataError) else str(error))
         except DataError as error:
@@ -80,7 +79,7 @@ def _dataset(source: SceneSource, name: str) -> SceneDataset:
     )
 
 
-def _read_scene(source: SceneSource, name: str, scene: str, known: dict[Path, Any]) -> Any:
+def _read_scene(source: SceneSource, name: str, scene: str) -> Any:
     """A scene of the user's own: a `VoxelScene`, or a `Scene` of latents and the conditions with a row per object."""
     if source.kind == "meshes":
         folder = source.split_folder(name)
@@ -88,7 +87,7 @@ def _read_scene(source: SceneSource, name: str, scene: str, known: dict[Path, An
         if not path.is_file():
             raise DataError(f"scene {scene!r}: there is no file {str(path)!r}", remedy=REMEDY)
         objects = read_scene(path, folder.parent)
-        return read_voxels(objects, resolution=source.resolution, fill=source.fill, known=known)
+        return read_voxels(objects, resolution=source.resolution, fill=source.fill)
     try:
         return _dataset(source, name).whole_scene(scene)
     except (KeyError, ValueError, FileNotFoundError) as error:
@@ -153,9 +152,8 @@ def _made_rows(source: SceneSource, name: str) -> Iterator[Row]:
 
 
 def _own_rows(source: SceneSource, name: str) -> Iterator[Row]:
-    known: dict[Path, Any] = {}
     for scene in _scene_ids(source, name):
-        found = _read_scene(source, name, scene, known)
+        found = _read_scene(source, name, scene)
         yield _voxel_row(found, scene, {}) if source.kind == "meshes" else _latent_row(*found)
 
 

@@ -150,5 +150,8 @@ def voxel_iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def mean_shape(voxels: Tensor) -> Tensor:
-    """The baseline: voxels that are occupied in at least half of the shapes, (R, R, R) bool. voxels: (B, R, R, R)."""
+    """The baseline: voxels that are occupied in at least half of the shapes of a class, (R, R, R) bool.
+
+    voxels: (B, R, R, R).
+    """
     return voxels.float().mean(0) >= 0.5
