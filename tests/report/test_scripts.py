@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from guards import HANG_SECONDS
 
 from stageline.families import family_config, parse_config
 from stageline.stage import stage_config
@@ -106,3 +109,17 @@ def test_published_command_is_translated(published: str, meant: str) -> None:
     words = load_script("film_flow/filmflow.py").translate(shlex.split(published))
     assert words == shlex.split(meant)
     check_words(words)
+
+
+@pytest.mark.slow
+def test_the_first_hour_with_ones_own_pictures_goes_as_it_should(tmp_path: Path) -> None:
+    """Five formats and odd sizes -> init --data -> run -> another run -> compare -> predict, by the commands alone."""
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "first_hour.py"), str(tmp_path / "hour")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=2 * HANG_SECONDS,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr
+    assert "thirty pictures in five formats; the first run took" in done.stdout
