@@ -1,10 +1,10 @@
 """The first hour with one's own pictures, by the commands that a person would type, each looked at when it is done.
 
 Run: `python scripts/first_hour.py FOLDER`, a minute and a half on two cores; with `--whole` the network has the size
-and the steps that `init` proposes. It makes thirty pictures of branching vessels, of odd sizes and in five formats, as if they
-were yours: uneven light, noise, blobs that are no vessel. A config is made for them, two runs are trained that differ in
-one setting, compared, and one of them predicts. What it prints last are its figures. It ends with code 1 and a line for
-everything that is not as it should be.
+and the steps that `init` proposes. It makes thirty pictures of branching vessels, of odd sizes and in five formats,
+as if they were yours: uneven light, noise, blobs that are no vessel. A config is made for them, two runs are trained
+that differ in one setting, compared, and one of them predicts. What it prints last are its figures. It ends with code
+1 and a line for everything that is not as it should be.
 """
 
 from __future__ import annotations
