@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from families.sparse_structure.model.networks import CHANNELS, MERGED, POSE, plain_latents, read_out
+from families.sparse_structure.model.networks import CHANNELS, MERGED, POSE, moved, plain_latents, read_out
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -67,6 +67,38 @@ def test_names_and_shapes_of_tensors_are_the_public_ones() -> None:
     assert buffers == ["latent_mapping.shape.pos_emb"]
 
 
+@pytest.mark.parametrize("what", ["all", "pose_only"])
+def test_names_and_gradients_of_separate_streams(what: str) -> None:
+    """Checks 1 and 3: of the second recorded network, with shared modulation and norms in cross-attention."""
+    recorded = json.loads((FOLDER / "flow.json").read_text())["B"]
+    config = recorded["config"]
+    torch.manual_seed(0)
+    network = moved(
+        SparseStructureFlowTdfyWrapper(
+            plain_latents(config["c"], config["resolution"]),
+            config["share"],
+            in_channels=8,
+            out_channels=8,
+            model_channels=config["c"],
+            cond_channels=config["cond"],
+            num_blocks=config["blocks"],
+            num_heads=config["heads"],
+            qk_rms_norm=config["qk_rms_norm"],
+            qk_rms_norm_cross=config["qk_rms_norm_cross"],
+            share_mod=config["share_mod"],
+        )
+    )
+    assert {key: list(value.shape) for key, value in network.state_dict().items()} == recorded["keys"]
+    tokens = {m: latent.num_tokens for m, latent in network.latent_mapping.items()}
+    out = network(
+        {m: torch.randn(2, tokens[m], c) for m, c in CHANNELS.items()}, 37.0, torch.randn(2, 7, config["cond"])
+    )
+    read_out(out, tuple(CHANNELS) if what == "all" else POSE).backward()
+    without = {n for n, p in network.named_parameters() if p.grad is None}
+    norms = recorded["grad_l2"][what]
+    assert without == {n for n, _ in network.named_parameters() if norms.get(n) is None}
+
+
 @pytest.mark.parametrize("shortcuts", [True, False])
 @pytest.mark.parametrize("case", RECORDED["cases"])
 def test_outputs_are_the_recorded_ones(
@@ -104,7 +136,7 @@ def test_a_half_precision_torso_stores_its_linear_weights_so(recorded: dict[str,
     with torch.no_grad():
         out = evaluate(network, recorded, RECORDED["cases"]["t_vec_d_vec"])
     for name, value in out.items():
-        torch.testing.assert_close(value, recorded[f"out/t_vec_d_vec/{name}"], atol=2e-2, rtol=0)
+        torch.testing.assert_close(value, recorded[f"out/t_vec_d_vec/{name}"], atol=5e-3, rtol=0)
 
 
 def test_the_public_size() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from stageline.families.sparse_structure.model.attention import (
@@ -74,13 +73,14 @@ class Block(nn.Module):
         cache, shortcuts, unconditional: as in `CrossAttention`.
         """
         vectors = e if self.adaLN_modulation is None else self.adaLN_modulation(e)
+        # Scaled and shifted in two operations: half precision rounds where the public network rounds.
         shift1, scale1, gate1, shift2, scale2, gate2 = vectors[:, None].chunk(6, dim=-1)
-        mixed = self.self_attn({s: torch.addcmul(shift1, self.norm1(h), 1 + scale1) for s, h in x.items()}, scene_sizes)
+        mixed = self.self_attn({s: self.norm1(h) * (1 + scale1) + shift1 for s, h in x.items()}, scene_sizes)
         out = {}
         for s, h in x.items():
             h = h + gate1 * mixed[s]
             h = h + self.cross_attn[s](
                 self.norm2[s](h), condition, cache, shortcuts=shortcuts, unconditional=unconditional
             )
-            out[s] = h + gate2 * self.mlp[s](torch.addcmul(shift2, self.norm3(h), 1 + scale2))
+            out[s] = h + gate2 * self.mlp[s](self.norm3(h) * (1 + scale2) + shift2)
         return out
