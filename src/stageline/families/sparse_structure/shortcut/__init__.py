@@ -1,12 +1,43 @@
-"""The objective: flow matching, shortcut steps of any size in scenes or objects, guidance, and the samplers."""
+"""The objective: flow matching, shortcut steps of any size for scenes or objects, guidance, and the samplers.
 
-from stageline.families.sparse_structure.shortcut.draws import ShortCutDraws
-from stageline.families.sparse_structure.shortcut.flow_matching import FlowMatching, lognorm_sampler
-from stageline.families.sparse_structure.shortcut.guidance import (
-    ClassifierFreeGuidance,
-    ClassifierFreeGuidanceWithExternalUnconditionalProbability,
-)
-from stageline.families.sparse_structure.shortcut.shortcut import ShortCut, ShortCutLoss
+Names are loaded on use, so that importing one module of this package does not load the others.
+"""
 
-__all__ = ["ClassifierFreeGuidance", "ClassifierFreeGuidanceWithExternalUnconditionalProbability", "FlowMatching"]
-__all__ += ["ShortCut", "ShortCutDraws", "ShortCutLoss", "lognorm_sampler"]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stageline.families.sparse_structure.shortcut.draws import ShortCutDraws as ShortCutDraws
+    from stageline.families.sparse_structure.shortcut.flow_matching import FlowMatching as FlowMatching
+    from stageline.families.sparse_structure.shortcut.flow_matching import lognorm_sampler as lognorm_sampler
+    from stageline.families.sparse_structure.shortcut.flow_matching import window_sampler as window_sampler
+    from stageline.families.sparse_structure.shortcut.guidance import ClassifierFreeGuidance as ClassifierFreeGuidance
+    from stageline.families.sparse_structure.shortcut.guidance import (
+        ClassifierFreeGuidanceWithExternalUnconditionalProbability as ClassifierFreeGuidanceWithExternalUnconditionalProbability,  # noqa: E501
+    )
+    from stageline.families.sparse_structure.shortcut.shortcut import ShortCut as ShortCut
+    from stageline.families.sparse_structure.shortcut.shortcut import ShortCutLoss as ShortCutLoss
+
+PUBLIC = {
+    "ShortCutDraws": "draws",
+    "FlowMatching": "flow_matching",
+    "lognorm_sampler": "flow_matching",
+    "window_sampler": "flow_matching",
+    "ClassifierFreeGuidance": "guidance",
+    "ClassifierFreeGuidanceWithExternalUnconditionalProbability": "guidance",
+    "ShortCut": "shortcut",
+    "ShortCutLoss": "shortcut",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from the module that `PUBLIC` names."""
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(PUBLIC)}")
+    return getattr(import_module(f"{__name__}.{PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *PUBLIC]
