@@ -42,6 +42,14 @@ def test_the_velocity_is_the_derivative_of_the_path() -> None:
     assert_close((moved - straight_path(x_0, x_1, t)) / step, straight_velocity(x_0, x_1), atol=1e-6, rtol=0)
 
 
+def test_a_spread_around_the_data_is_left_at_the_end() -> None:
+    """With sigma_min the path ends on x_1 + sigma_min x_0, and is straight from every time to there."""
+    x_0, x_1, t = points()
+    end = straight_path(x_0, x_1, torch.ones(5), 0.1)
+    assert_close(end, x_1 + 0.1 * x_0)
+    assert_close(endpoint_of(straight_path(x_0, x_1, t, 0.1), straight_velocity(x_0, x_1, 0.1), t), end)
+
+
 def test_endpoint_and_velocity_are_inverses() -> None:
     x_0, x_1, t = points()
     x_t = straight_path(x_0, x_1, t)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from stageline.objectives.flow import velocity_to
-from stageline.objectives.solvers import Prediction, Solver, integrate, sample_binary
+from stageline.objectives.solvers import FixedSolver, Prediction, Solver, fixed_step, integrate, sample_binary
 
 START = torch.tensor([[0.7], [-1.3]], dtype=torch.float64)
 FIXED: tuple[Solver, ...] = ("euler", "heun", "midpoint")
@@ -64,6 +64,24 @@ def test_the_error_falls_with_the_solver_order(solver: Solver, order: int) -> No
         return float((solution.x - math.e * START).abs().max())
 
     assert math.log2(error(32) / error(64)) == pytest.approx(order, abs=0.1)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("midpoint", 2), ("rk4", 4)])
+def test_one_step_of_several_tensors_is_that_of_each_in_either_direction(solver: FixedSolver, order: int) -> None:
+    """x' = 2 t x, y' = y: states are mappings, time is told to every evaluation, and back is the way that was come."""
+
+    def velocity(state: dict[str, Tensor], t: float) -> dict[str, Tensor]:
+        return {"y": state["y"], "x": 2 * t * state["x"]}
+
+    def error(step: float) -> float:
+        there = fixed_step(solver, velocity, {"x": START, "y": START}, 0.3, 0.3 + step)
+        assert list(there) == ["x", "y"]
+        assert_close(there["y"], START * sum(step**n / math.factorial(n) for n in range(order + 1)))
+        back = fixed_step(solver, velocity, there, 0.3 + step, 0.3)
+        assert float((back["y"] - START).abs().max()) < 2 * step ** (order + 1)
+        return float((there["x"] - START * math.exp((0.3 + step) ** 2 - 0.09)).abs().max())
+
+    assert math.log2(error(0.2) / error(0.1)) > order + 0.6, "one step is wrong by the power order + 1 of its size"
 
 
 def test_dopri5_meets_its_tolerance() -> None:

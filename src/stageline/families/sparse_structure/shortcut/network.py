@@ -86,8 +86,8 @@ class ConditionedNetwork:
 
 
 def takes(network: Any, name: str) -> bool:
-    """Whether a network's signature names an argument; wrappers are looked through."""
-    while (inner := inner_of(network)) is not None:
-        network = inner
-    function = network.forward if isinstance(network, nn.Module) else network
-    return name in inspect.signature(function).parameters
+    """Whether a network's signature names an argument; a wrapper that hands everything on is looked through."""
+    parameters = inspect.signature(network.forward if isinstance(network, nn.Module) else network).parameters
+    inner = inner_of(network)
+    hands_on = all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
+    return name in parameters or (hands_on and inner is not None and takes(inner, name))
