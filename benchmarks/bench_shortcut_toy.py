@@ -4,8 +4,8 @@ Run: `nice -n 19 python benchmarks/bench_shortcut_toy.py`, about five minutes on
 benchmarks/results/shortcut_toy.json, from which docs/sparse_structure.md has its table (`--table` prints it and trains
 nothing). Data: a circle of radius 1.5, spread 0.1. Every variant: the same network, 6000 updates of 512 points, Adam
 1e-3 with a cosine, averaged weights 0.995, two seeds. Distance: sliced Wasserstein-2 of 4096 samples; hit: share of
-them within 0.3 of a centre; both are means of four sets. Expected with one step: at most 0.15 for objects, 0.20 for scenes,
-above 0.9 for flow matching.
+them within 0.3 of a centre; both are means of four sets. Expected with one step: at most 0.15 for objects, 0.20 for
+scenes, above 0.9 for flow matching.
 """
 
 from __future__ import annotations

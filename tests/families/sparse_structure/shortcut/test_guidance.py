@@ -141,8 +141,8 @@ def test_the_loss_in_eval_mode_is_that_of_training_without_drops(kind: type[Clas
     assert torch.equal(trained, bare)
     assert_close(details, same)
     guidance.p_unconditional = 1.0
-    dropped, _ = model.eval().loss_from_draws(x1, draws, cond)
-    assert torch.equal(dropped, trained)
+    kept, _ = model.eval().loss_from_draws(x1, replace(draws, unconditional=None), cond)
+    assert torch.equal(kept, trained)
     _, other = model.train().loss_from_draws(x1, replace(draws, unconditional=None), cond)
     forced, _ = model.eval().loss_from_draws(x1, replace(draws, unconditional=True), cond)
     student_alone, alike = _student_without_condition(x1, draws, cond)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from benchmarks.bench_shortcut_toy import RECIPE, VARIANTS, measure_model, train
+from benchmarks.bench_shortcut_toy import RECIPE, RESULT, VARIANTS, measure_model, table, train
 
 Found = dict[str, dict[str, float]]
 
 
 def learned(name: str) -> Found:
     return measure_model(train(VARIANTS[name], seed=0), seed=0)
+
+
+def test_the_page_has_the_figures_of_the_benchmark() -> None:
+    results = json.loads(RESULT.read_text(encoding="utf-8"))
+    page = Path(__file__).parents[4] / "docs" / "sparse_structure.md"
+    assert table(results) in page.read_text(encoding="utf-8")
+    assert set(results["variants"]) == set(VARIANTS)
 
 
 @pytest.mark.slow

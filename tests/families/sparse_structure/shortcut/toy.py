@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 SIZES = {"shape": (5, 3), "translation": (1, 2)}
 """(tokens, channels) per modality."""
@@ -30,8 +31,8 @@ class Network(nn.Module):
         flat = torch.cat([x[name].flatten(1) for name in SIZES], dim=1)
         step = torch.zeros_like(t) if d is None else d
         clock = torch.stack([t / 1000, step / 1000, torch.sin(t / 300), torch.cos(step / 200)], dim=-1).to(flat)
-        hidden = torch.tanh(flat @ self.read.T + cond @ self.cond.T + clock @ self.time.T)
-        return {name: (hidden @ self.write[name].T).reshape(len(flat), *SIZES[name]) for name in SIZES}
+        hidden = torch.tanh(linear(flat, self.read) + linear(cond, self.cond) + linear(clock, self.time))
+        return {name: linear(hidden, self.write[name]).reshape(len(flat), *SIZES[name]) for name in SIZES}
 
 
 class WithProbability(Network):

@@ -290,7 +290,7 @@ class ShortCut(FlowMatching):
             )
         t, x0 = draws.t.to(device), map_state(lambda x: x.to(device), draws.x0)
         x_t, h = self.path(x0, x1, t), told.to(device)
-        # A copy of the weights in half precision, cached under no_grad, would take the student's gradients away.
+        # A copy of the weights in half precision that some torch cached under no_grad has no gradient for the student.
         torch.clear_autocast_cache()
         student = ask(x_t, t, 2 * h, unconditional=draws.unconditional)
         fm = None if num_sc == 0 else (~consistent).nonzero().flatten().to(device)
