@@ -13,18 +13,25 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from stageline.errors import ConfigError
-from stageline.families.sparse_structure.shortcut import FlowMatching, ShortCut, ShortCutDraws
+from stageline.families.sparse_structure.model.flow import PreparedCondition, SparseStructureFlowTdfyWrapper
+from stageline.families.sparse_structure.shortcut import (
+    ClassifierFreeGuidanceWithExternalUnconditionalProbability,
+    FlowMatching,
+    ShortCut,
+    ShortCutDraws,
+)
 
+from ..model.networks import CHANNELS, COND, NUM_COND, SHARED, SIDE, arguments, moved
 from .toy import SIZES, Network, WithProbability, condition, data
 
 WEIGHTS = {"shape": 0.5, "translation": 2.0}
 
 
 def by_hand(
-    model: ShortCut, network: Network, x1: dict[str, Tensor], draws: ShortCutDraws, cond: Tensor
+    model: ShortCut, network: Any, x1: dict[str, Tensor], draws: ShortCutDraws, cond: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The two losses, one object after the other, every step written out; of the model only its settings are read."""
-    sigma = model.sigma_min
+    sigma, weights = model.sigma_min, dict(model.loss_weights)
     consistent = [n for n in range(len(draws.h)) if draws.h[n] > 0]
     losses: dict[str, list[Tensor]] = {"fm": [], "sc": []}
     for n in range(len(draws.h)):
@@ -33,7 +40,8 @@ def by_hand(
         h = draws.h[n : n + 1] if draws.h[n] > 0 else draws.eps[n : n + 1]
         noise = {m: draws.x0[m][n : n + 1] for m in x1}
         end = {m: x1[m][n : n + 1] for m in x1}
-        x = {m: (1 - (1 - sigma) * t.double()) * noise[m] + t.double() * end[m] for m in x1}
+        at = t.to(end[next(iter(x1))].dtype)
+        x = {m: (1 - (1 - sigma) * at) * noise[m] + at * end[m] for m in x1}
         student = network(x, 1000 * t, own, d=2000 * h)
         if n not in consistent:
             target = {m: end[m] - (1 - sigma) * noise[m] for m in x1}
@@ -53,9 +61,9 @@ def by_hand(
                 return {m: (1 + strength) * on[m] - strength * off[m] if m in names else on[m] for m in on}  # noqa: B023
 
             first = velocity(x, t)
-            second = velocity({m: x[m] + h.double() * first[m] for m in x}, t + h)
+            second = velocity({m: x[m] + h.to(at.dtype) * first[m] for m in x}, t + h)
             target = {m: ((first[m] + second[m]) / 2).detach() for m in x}
-        each = [WEIGHTS[m] * ((student[m] - target[m]) ** 2).mean() for m in sorted(x1)]
+        each = [weights[m] * ((student[m] - target[m]) ** 2).mean() for m in sorted(x1)]
         losses["sc" if n in consistent else "fm"].append(torch.stack(each).sum())
     fm, sc = (torch.stack(values).mean() if values else torch.zeros(()) for values in losses.values())
     return fm, sc
@@ -163,6 +171,49 @@ def test_conditions_follow_their_objects_or_are_shared() -> None:
     assert_close(one, each, rtol=1e-12, atol=1e-12)
     with pytest.raises(ConfigError, match="condition 0 has 3 rows for 8 objects"):
         model.loss_from_draws(x1, replace(draws, n_cfg=0), cond[:3], reverse_fn=Network())
+
+
+@pytest.mark.parametrize("sampling", ["independent", "grid"])
+def test_the_networks_of_the_room_are_asked_as_by_hand(sampling: str) -> None:
+    """Check 6: with the published loss weights, guidance by `cfg=True`, which zeroes the condition after embedding."""
+    network = moved(SparseStructureFlowTdfyWrapper(**arguments(**SHARED)))
+    rng = torch.Generator().manual_seed(3)
+    x1 = {m: torch.randn(8, SIDE**3 if m == "shape" else 1, CHANNELS[m], generator=rng) for m in CHANNELS}
+    cond = torch.randn(8, NUM_COND, COND, generator=rng)
+    weights = {"6drotation_normalized": 0.1, "scale": 0.1, "shape": 0.0, "translation": 1.0, "translation_scale": 0.0}
+    guidance = ClassifierFreeGuidanceWithExternalUnconditionalProbability(
+        network, p_unconditional=0.0, unconditional_handling="add_flag", interval=(0, 500)
+    )
+    model = build(guidance, loss_weights=weights, self_consistency_prob=0.5, t_d_sampling=sampling)
+    draws = model.sample_draws(x1)
+    assert 0 < draws.n_cfg < 4
+    total, _ = model.loss_from_draws(x1, draws, cond)
+    own = gradient_norms(total, network)
+    fm, sc = by_hand(model, network, x1, draws, cond)
+    assert_close(total, fm + sc, rtol=1e-5, atol=1e-6)
+    assert_close(own, gradient_norms(fm + sc, network), rtol=1e-4, atol=1e-5)
+
+
+def gradient_norms(loss: Tensor, network: torch.nn.Module) -> dict[str, float]:
+    network.zero_grad()
+    loss.backward()
+    return {name: 0.0 if p.grad is None else float(p.grad.norm()) for name, p in network.named_parameters()}
+
+
+def test_a_prepared_condition_follows_its_objects_too() -> None:
+    network = Network()
+
+    def asked(x: dict[str, Tensor], t: Tensor, cond: PreparedCondition, d: Tensor) -> dict[str, Tensor]:
+        return network(x, t, cond.tokens, d)
+
+    model = build(network, self_consistency_prob=0.5)
+    x1, cond = data(8), condition(8)
+    draws = model.sample_draws(x1)
+    plain, _ = model.loss_from_draws(x1, draws, cond)
+    prepared, _ = model.loss_from_draws(x1, draws, PreparedCondition(cond), reverse_fn=asked)
+    assert torch.equal(plain, prepared)
+    with pytest.raises(ConfigError, match="condition 0 has 3 rows"):
+        model.loss_from_draws(x1, draws, PreparedCondition(cond[:3]), reverse_fn=asked)
 
 
 def test_scene_mode_hands_every_condition_through_untouched() -> None:

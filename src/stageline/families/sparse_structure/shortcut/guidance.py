@@ -155,17 +155,17 @@ class ClassifierFreeGuidance(nn.Module):
             return tuple(_without_tensors(list(conditions))), {**_without_tensors(given), **kept}
         return conditions, {**given, **kept, "cfg": True}
 
-    def _strength_at(self, t: Tensor) -> Any:
+    def _strength_at(self, t: Tensor | float) -> Any:
         """The strength at these times: a number, or (N,) where it differs; per modality or for all; None where 0."""
         if self.interval is None:
             return None
-        times = t.detach().flatten().tolist()
+        times = torch.as_tensor(t).flatten().tolist()
         if not isinstance(self.strength, Mapping):
             assert not isinstance(self.interval, Mapping), "refused at construction"
-            strength = _inside(self.strength, self.interval, times, t)
+            strength = _inside(self.strength, self.interval, times)
             return strength if _active(strength) else None
         intervals = self.interval if isinstance(self.interval, Mapping) else dict.fromkeys(self.strength, self.interval)
-        each = {name: _inside(value, intervals[name], times, t) for name, value in self.strength.items()}
+        each = {name: _inside(value, intervals[name], times) for name, value in self.strength.items()}
         return each if any(_active(value) for value in each.values()) else None
 
 
@@ -242,10 +242,10 @@ def _without_tensors(value: Any) -> Any:
     return value
 
 
-def _inside(strength: float, interval: tuple[float, float], times: list[float], t: Tensor) -> float | Tensor:
+def _inside(strength: float, interval: tuple[float, float], times: list[float]) -> float | Tensor:
     low, high = interval
     at = [strength if low <= time <= high else 0.0 for time in times]
-    return at[0] if len(set(at)) == 1 else torch.tensor(at, device=t.device)
+    return at[0] if len(set(at)) == 1 else torch.tensor(at)
 
 
 def _active(strength: float | Tensor) -> bool:

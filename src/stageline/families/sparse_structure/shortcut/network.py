@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stageline.errors import ConfigError
+from stageline.families.sparse_structure.model.flow import PreparedCondition
 from stageline.families.sparse_structure.shortcut.guidance import guidance_of, has_tensors, inner_of, zeroed
 from stageline.objectives.states import State
 
@@ -42,6 +43,7 @@ class ConditionedNetwork:
         self.conditions, self.keywords = conditions, keywords
         named = {f"condition {n}": value for n, value in enumerate(conditions)}
         named |= {f"condition {name!r}": value for name, value in keywords.items()}
+        named = {name: v.tokens if isinstance(v, PreparedCondition) else v for name, v in named.items()}
         wrong = {
             name: value.shape[0]
             for name, value in named.items()
@@ -81,6 +83,8 @@ class ConditionedNetwork:
         return nullcontext() if self.guidance is None else self.guidance.training_branch(unconditional)
 
     def _rows(self, value: Any, index: Tensor) -> Any:
+        if isinstance(value, PreparedCondition):
+            return PreparedCondition(self._rows(value.tokens, index))
         own = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == self.num
         return value[index.to(value.device)] if own else value
 

@@ -32,8 +32,7 @@ from stageline.families.sparse_structure.shortcut.draws import (
 from stageline.families.sparse_structure.shortcut.flow_matching import UNTRAINED_STEPS, FlowMatching, num_objects
 from stageline.families.sparse_structure.shortcut.guidance import guidance_of
 from stageline.families.sparse_structure.shortcut.network import ConditionedNetwork
-from stageline.objectives.flow import expand
-from stageline.objectives.guidance import guided_by_strength
+from stageline.families.sparse_structure.shortcut.target import mean_of_two_steps
 from stageline.objectives.states import State, map_state, tensors_of
 from stageline.objectives.step import StageLoss, StepContext, seeded
 
@@ -302,7 +301,7 @@ class ShortCut(FlowMatching):
             target = self.target(_take(x0, fm), _take(x1, fm))
             losses["flow_matching"], each["flow_matching"] = self.weighted_loss(_take(student, fm), target)
         if num_sc > 0:
-            target = self.self_consistency_target(ask, _take(x_t, sc), _take(t, sc), _take(h, sc), draws, sc)
+            target = self._target(ask, _take(x_t, sc), _take(t, sc), _take(h, sc), draws, sc)
             losses["self_consistency"], each["self_consistency"] = self.weighted_loss(_take(student, sc), target)
         total = losses["flow_matching"] + self.shortcut_loss_weight * losses["self_consistency"]
         counts = {"flow_matching": num - num_sc, "self_consistency": num_sc}
@@ -326,55 +325,34 @@ class ShortCut(FlowMatching):
             self._say_once(logging.INFO, sentence)
         return ask
 
-    @torch.no_grad()
-    def self_consistency_target(
+    def _target(
         self, ask: ConditionedNetwork, x_t: State, t: Tensor, h: Tensor, draws: ShortCutDraws, index: Tensor | None
     ) -> Any:
-        """The mean velocity of two steps of h from x_t, by the network itself in its present mode.
-
-        ask: the network with its conditions.  x_t, t, h: of the self-consistency objects, n of them.
-        index: (n,) which objects these are, None for all.
-
-        The first `draws.n_cfg` of them are guided: in every modality, but where that is all of them in `cfg_modalities`
-        alone; with `cfg_only_smallest_step` only those whose h is the smallest.
-        """
+        """The self-consistency target of the objects in `index`, by the network itself in its present mode."""
         num, num_guided = len(t), int(draws.n_cfg)
         if num_guided > num:
             raise ConfigError(f"n_cfg of the draws is {num_guided} of {num} objects", remedy="draw for these data")
-        step = h
+        told = h
         if draws.use_fm_target:
-            step = torch.zeros_like(h)
+            told = torch.zeros_like(h)
         elif self.anchor_smallest_step:
-            step = torch.where(h == SMALLEST, torch.zeros_like(h), h)
-        modalities = None if num_guided < num or isinstance(x_t, Tensor) else self._guided_modalities(x_t)
-        guided = (h == SMALLEST) if self.cfg_only_smallest_step else torch.ones_like(h, dtype=torch.bool)
-        first = None if num_guided == num else slice(0, num_guided)
+            told = torch.where(h == SMALLEST, torch.zeros_like(h), h)
+        all_guided = num_guided == num and not isinstance(x_t, Tensor)
+        return mean_of_two_steps(
+            ask,
+            x_t,
+            t,
+            h,
+            told=told,
+            index=index,
+            num_guided=num_guided,
+            strength=self.self_consistency_cfg_strength,
+            modalities=self._guided_modalities(x_t) if all_guided else None,
+            only=h == SMALLEST if self.cfg_only_smallest_step else None,
+        )
 
-        def velocity(x: State, at: Tensor) -> Any:
-            on = ask(x, at, step, index=index, unconditional=False)
-            if num_guided == 0 or not ask.can_drop:
-                return on
-            rows = index if first is None or index is None else index[first]
-            if index is None and first is not None:
-                rows = torch.arange(num_guided, device=at.device)
-            off = ask(_part(x, first), _part(at, first), _part(step, first), index=rows, unconditional=True)
-
-            def one(on: Tensor, off: Tensor) -> Tensor:
-                some = _part(on, first)
-                mixed = guided_by_strength(some, off, self.self_consistency_cfg_strength)
-                if self.cfg_only_smallest_step:
-                    mixed = torch.where(expand(_part(guided, first), some).bool(), mixed, some)
-                return mixed if first is None else torch.cat([mixed, on[num_guided:]])
-
-            if modalities is None:
-                return map_state(one, on, off)
-            return {m: one(on[m], off[m]) if m in modalities else on[m] for m in on}
-
-        v1 = velocity(x_t, t)
-        v2 = velocity(map_state(lambda x, v: x + expand(h, x) * v, x_t, v1), t + h)
-        return map_state(lambda a, b: (a + b) / 2, v1, v2)
-
-    def _guided_modalities(self, x: Mapping[str, Tensor]) -> set[str]:
+    def _guided_modalities(self, x: State) -> set[str]:
+        assert not isinstance(x, Tensor)
         unknown = sorted(set(self.cfg_modalities) - set(x))
         if unknown:
             raise KeyError(f"cfg_modalities names {unknown}, the data have {sorted(x)}: name some of these")
@@ -396,10 +374,6 @@ class ShortCut(FlowMatching):
 def _take(state: Any, index: Tensor | None) -> Any:
     """The objects of an index; the state itself for all."""
     return state if index is None else map_state(lambda x: x[index], state)
-
-
-def _part(state: Any, rows: slice | None) -> Any:
-    return state if rows is None else map_state(lambda x: x[rows], state)
 
 
 def _part_of(name: str) -> str:
