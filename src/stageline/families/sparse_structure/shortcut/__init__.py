@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         ClassifierFreeGuidanceWithExternalUnconditionalProbability as ClassifierFreeGuidanceWithExternalUnconditionalProbability,  # noqa: E501
     )
     from stageline.families.sparse_structure.shortcut.shortcut import ShortCut as ShortCut
-    from stageline.families.sparse_structure.shortcut.shortcut import ShortCutLoss as ShortCutLoss
+    from stageline.families.sparse_structure.shortcut.terms import ShortCutLoss as ShortCutLoss
 
 PUBLIC = {
     "ShortCutDraws": "draws",
@@ -28,7 +28,7 @@ PUBLIC = {
     "ClassifierFreeGuidance": "guidance",
     "ClassifierFreeGuidanceWithExternalUnconditionalProbability": "guidance",
     "ShortCut": "shortcut",
-    "ShortCutLoss": "shortcut",
+    "ShortCutLoss": "terms",
 }
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import torch
@@ -33,35 +32,12 @@ from stageline.families.sparse_structure.shortcut.flow_matching import UNTRAINED
 from stageline.families.sparse_structure.shortcut.guidance import guidance_of
 from stageline.families.sparse_structure.shortcut.network import ConditionedNetwork
 from stageline.families.sparse_structure.shortcut.target import mean_of_two_steps
+from stageline.families.sparse_structure.shortcut.terms import ShortCutLoss, assembled
 from stageline.objectives.states import State, map_state, tensors_of
-from stageline.objectives.step import StageLoss, StepContext, seeded
+from stageline.objectives.step import StepContext, seeded
 
 Network = Callable[..., Any]
 _SHARING = ("shared_draws_from", "shared_draws_prob")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShortCutLoss:
-    """One loss and what it is made of.
-
-    total: scalar with a graph.  details: what `ShortCut.loss` returns beside it, detached.
-    weight: 1 for a scene, N for a batch of objects.
-    parts: name -> (sum, count): of scenes in scene mode, of objects otherwise; a part that the batch lacks has count 0.
-    """
-
-    total: Tensor
-    details: Mapping[str, Tensor]
-    weight: float
-    parts: Mapping[str, tuple[Tensor, float]] = field(default_factory=dict)
-
-    def stage_loss(self) -> StageLoss:
-        """What the trainer's loop divides over ranks and micro-batches.
-
-        Scenes weigh the same whatever their number of objects, so that a step may be split in any way. A batch of
-        objects weighs N: its two means are over the objects of either branch in it, so that a split step is a mean of
-        its micro-batches' estimates.
-        """
-        return StageLoss(self.total * self.weight, self.weight, self.parts)
 
 
 class ShortCut(FlowMatching):
@@ -305,12 +281,7 @@ class ShortCut(FlowMatching):
             losses["self_consistency"], each["self_consistency"] = self.weighted_loss(_take(student, sc), target)
         total = losses["flow_matching"] + self.shortcut_loss_weight * losses["self_consistency"]
         counts = {"flow_matching": num - num_sc, "self_consistency": num_sc}
-        details = {f"{part}_loss": value.detach() for part, value in losses.items()}
-        details |= {f"{part}/{m}": each[part][m] if part in each else zero for part in losses for m in names}
-        units = {part: float(bool(n)) if self.batch_mode else float(n) for part, n in counts.items()}
-        parts = {name: (value * units[_part_of(name)], units[_part_of(name)]) for name, value in details.items()}
-        details |= {"num_fm": torch.tensor(num - num_sc), "num_sc": torch.tensor(num_sc)}
-        return ShortCutLoss(total=total, details=details, weight=1.0 if self.batch_mode else float(num), parts=parts)
+        return assembled(total, losses, each, counts, names=names, scene=self.batch_mode)
 
     def _conditioned(
         self, reverse_fn: Network | None, num: int, conditions: tuple[Any, ...], keywords: Mapping[str, Any]
@@ -374,7 +345,3 @@ class ShortCut(FlowMatching):
 def _take(state: Any, index: Tensor | None) -> Any:
     """The objects of an index; the state itself for all."""
     return state if index is None else map_state(lambda x: x[index], state)
-
-
-def _part_of(name: str) -> str:
-    return name.removesuffix("_loss").split("/")[0]
