@@ -8,6 +8,7 @@ says so and ends with code 2; `--tiny` runs everything at a small size, on a CPU
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import time
@@ -183,8 +184,11 @@ def measure_training(bench: Bench, dual: Any) -> None:
             scene = dual.global_sparse_flow
             alone = kept_bytes(partial(scene, latents, 500.0, condition, d=250.0), scene, condition)
         except torch.OutOfMemoryError:
-            dual.zero_grad(set_to_none=True)
             bench.note(f"training, N={objects}", **values, both="does not fit")
+            dual.zero_grad(set_to_none=True)
+            del step
+            gc.collect()  # the failed step's graph goes round in circles and would leave no room for the next
+            torch.cuda.empty_cache()
             continue
         values["both_over_frozen"] = values["both_ms"] / values["frozen_ms"]
         values["frozen_kept_of_scene_alone"] = values["frozen_kept_gib"] * 2**30 / alone
