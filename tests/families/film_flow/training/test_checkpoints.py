@@ -366,7 +366,7 @@ def test_an_interrupted_evaluation_is_continued_and_ends_bitwise_as_an_uninterru
     half = evaluate_checkpoint(config_at(done, run="half", **keys), film, data)
     assert len(predicted) == 24 - 8, "the first of three batches was finished"
     assert files_of(half) == files_of(whole)
-    assert len(files_of(half)) == 2 + 6 * 9, "nine pictures of each sample"
+    assert len(files_of(half)) == 3 + 6 * 9, "metrics, rows, trivial methods; nine pictures of each sample"
     assert evaluate_checkpoint(config_at(done, run="half", **keys), film, data).reused
 
 
