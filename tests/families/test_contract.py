@@ -319,7 +319,7 @@ def test_a_row_that_no_evaluation_has_is_refused_with_those_near(run: TinyRun) -
     assert not (run.folder / "none").exists()
 
 
-GENERAL = {"labels", "precision", "recall", "split", "weights"}
+GENERAL = {"even", "labels", "precision", "recall", "split", "weights"}
 """Words of the field, and of the core's own settings, that are nobody's own."""
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FAMILIES = {
     "film_flow": "stageline.families.film_flow",
     "panorama_vlm": "stageline.families.panorama_vlm",
+    "sparse_structure": "stageline.families.sparse_structure",
 }
 
 STEP_RATES: Mapping[tuple[str, str], StepRate] = {

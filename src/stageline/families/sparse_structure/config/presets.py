@@ -1,0 +1,59 @@
+"""Starter configs of sparse_structure: `tiny` trains in seconds, `public` has the published sizes.
+
+Raw mappings, as they would stand in a file; only what differs from the defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_SMALL: dict[str, Any] = {
+    "resolution": 16,
+    "latent_channels": 8,
+    "cond_channels": 32,
+}
+
+_TINY: dict[str, Any] = {
+    "family": "sparse_structure",
+    "run": "tiny",
+    "model": {
+        **_SMALL,
+        "vae": {"width": 16},
+        "sparse_flow": {"model_channels": 32, "num_blocks": 2, "num_heads": 2, "mlp_ratio": 2.0},
+        "global_sparse_flow": {"model_channels": 32, "num_blocks": 1, "num_heads": 2, "mlp_ratio": 2.0},
+    },
+    "data": {"num_train": 24, "num_val": 4, "num_test": 4, "num_objects": [2, 3]},
+    "objective": {"fm_eps_max": 1 / 128},
+    "stage_overrides": {
+        "shape_vae": {"trainer": {"max_steps": 60}},
+        "sparse_flow": {"trainer": {"max_steps": 60}},
+        "global_flow": {"trainer": {"max_steps": 40}},
+        "joint": {"trainer": {"max_steps": 20}},
+    },
+    "trainer": {"ema_decay": 0.9, "learning_rate": 2e-3, "batch_size": 4, "accumulate_grad_batches": 1},
+}
+
+_PUBLIC: dict[str, Any] = {
+    "family": "sparse_structure",
+    "model": {
+        "sparse_flow": {"use_checkpoint": True},
+        "global_sparse_flow": {"num_blocks": 4, "use_checkpoint": True},
+    },
+    "data": {"name": "latents", "data_root": "data/scenes"},
+    "trainer": {"precision": "bf16-mixed"},
+    "objective": {
+        "loss_weights": {
+            "shape": 1.0,
+            "6drotation_normalized": 0.1,
+            "translation": 1.0,
+            "scale": 0.1,
+            "translation_scale": 0.0,
+        },
+        "self_consistency_cfg_strength": 2.0,
+        "ratio_cfg_samples_in_self_consistency_target": 0.25,
+        "fm_eps_max": 1 / 128,
+    },
+}
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {"tiny": _TINY, "public": _PUBLIC}

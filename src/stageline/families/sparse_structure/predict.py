@@ -1,0 +1,163 @@
+"""Scene folders in, sampled objects out: what `stageline predict` does for sparse_structure.
+
+A model of voxels reads `scene.json`, of which the classes of the objects alone count; one of latents `conditionals.pt`
+and `metadata.json`, as in training. Where poses and trimesh are there, the objects are also a mesh, placed as sampled.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from skimage.measure import marching_cubes
+from torch import Tensor, nn
+
+from stageline.contract import PredictedFile, Progress
+from stageline.errors import DataError, Faults
+from stageline.families.sparse_structure.assembly import DualModel, SparseModel
+from stageline.families.sparse_structure.data.latent_rules import check_conditionals, check_metadata, read_torch_file
+from stageline.families.sparse_structure.data.origin import CONDITIONALS, METADATA
+from stageline.families.sparse_structure.data.poses import Poses
+from stageline.families.sparse_structure.data.prepared_scenes import CONDITION_NAME, class_tokens
+from stageline.families.sparse_structure.data.scene_files import MAX_OBJECTS, SCENE_FILE, read_json
+from stageline.families.sparse_structure.sampling import DecodedScene, SceneSampler
+from stageline.objectives.step import seeded
+
+if TYPE_CHECKING:
+    from stageline.data.arrays import ArrayInput
+    from stageline.families.sparse_structure.config import SparseStructureConfig
+
+Y_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
+"""Turns a scene whose z points up into glTF's, whose y does."""
+
+
+@dataclass(frozen=True)
+class AskedScene:
+    """conditions: keywords of the network.  classes: of the objects, where they are known."""
+
+    name: str
+    num_objects: int
+    conditions: Mapping[str, Any]
+    classes: tuple[str, ...] = ()
+
+
+def predict(
+    config: SparseStructureConfig, model: nn.Module, inputs: Sequence[str | Path | ArrayInput], progress: Progress
+) -> Iterator[dict[str, Any]]:
+    """The objects of each scene, sampled together in the last number of `evaluate.steps`.
+
+    inputs: scene folders, or the files in them.  DataError that lists every input that cannot be read.
+    """
+    assert isinstance(model, SparseModel | DualModel)
+    paths = [given for given in inputs if isinstance(given, (str, Path))]
+    scenes, steps = read_inputs(config, paths), config.evaluate.steps[-1]
+    sampler = SceneSampler(config, model.eval())
+    for number, scene in enumerate(scenes):
+        progress(number, len(scenes), f"sampling {scene.name}")
+        rng = seeded("prediction", config.seed, scene.name)
+        latents = sampler.sample(scene.num_objects, scene.conditions, steps, rng)
+        yield _result(f"{number}-{scene.name}", scene, steps, latents, sampler.decode(latents))
+    progress(len(scenes), len(scenes), "sampled")
+
+
+def read_inputs(config: SparseStructureConfig, inputs: Sequence[str | Path]) -> list[AskedScene]:
+    """The scenes of all inputs. DataError with every fault."""
+    wanted = SCENE_FILE if config.has_vae else CONDITIONALS
+    faults = Faults(DataError, "scenes", f"give folders with a {wanted}")
+    found = []
+    for given in map(Path, inputs):
+        folder = given if given.is_dir() else given.parent
+        try:
+            found.append(_asked_classes(config, folder) if config.has_vae else _asked_conditions(folder))
+        except (OSError, ValueError) as error:
+            faults.add(f"{str(given)!r}: {error}")
+    if not inputs:
+        faults.add("none were given")
+    faults.raise_if_any()
+    return found
+
+
+def _asked_classes(config: SparseStructureConfig, folder: Path) -> AskedScene:
+    plain = read_json(folder / SCENE_FILE)
+    objects = plain.get("objects") if isinstance(plain, dict) else None
+    if not isinstance(objects, list) or not 1 <= len(objects) <= MAX_OBJECTS:
+        raise ValueError(f"{SCENE_FILE} has no list `objects` of 1 to {MAX_OBJECTS}")
+    classes = tuple(item.get("class") if isinstance(item, dict) else None for item in objects)
+    wrong = [str(place) for place, kind in enumerate(classes) if not isinstance(kind, str) or not kind]
+    if wrong:
+        raise ValueError(f"{SCENE_FILE}: objects {', '.join(wrong)} have no `class`")
+    tokens = [class_tokens(str(kind), config.model.cond_tokens, config.model.cond_channels) for kind in classes]
+    return AskedScene(
+        folder.resolve().name, len(objects), {CONDITION_NAME: torch.stack(tokens)}, tuple(map(str, classes))
+    )
+
+
+def _asked_conditions(folder: Path) -> AskedScene:
+    name = folder.resolve().name
+    conditions = read_torch_file(folder / CONDITIONALS, what=f"scene {name!r}")
+    has_metadata = (folder / METADATA).is_file()
+    metadata = check_metadata(read_json(folder / METADATA) if has_metadata else {}, name)
+    count = metadata.get("num_objects")
+    if count is None:
+        raise ValueError(f"{METADATA} does not say num_objects")
+    checked, _ = check_conditionals(conditions, count, name, metadata)
+    return AskedScene(name, count, checked)
+
+
+def _result(
+    name: str, scene: AskedScene, steps: int, latents: Mapping[str, Tensor], decoded: DecodedScene | None
+) -> dict[str, Any]:
+    """What is told of a sampled scene, and its files."""
+    result: dict[str, Any] = {"scene": scene.name, "objects": scene.num_objects, "steps": steps}
+    arrays = {key: value.cpu().numpy() for key, value in latents.items()}
+    if decoded is None:
+        return result | {"latents": PredictedFile(f"{name}.npz", _npz(arrays))}
+    arrays = {"voxels": decoded.voxels.numpy()}
+    poses = decoded.poses
+    if poses is not None:
+        parts = {part: getattr(poses, part) for part in ("rotation", "translation", "scale")}
+        arrays |= parts
+        result["poses"] = [
+            {"class": kind, **{part: values[place].tolist() for part, values in parts.items()}}
+            for place, kind in enumerate(scene.classes)
+        ]
+    result["voxels"] = PredictedFile(f"{name}.npz", _npz(arrays))
+    if poses is not None and find_spec("trimesh"):
+        result["mesh"] = PredictedFile(
+            f"{name}.glb", scene_mesh(decoded.logits.sigmoid().numpy(), poses, scene.classes)
+        )
+    return result
+
+
+def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # names of arrays, not options
+    return file.getvalue()
+
+
+def scene_mesh(occupancy: NDArray[Any], poses: Poses, classes: Sequence[str]) -> bytes:
+    """A binary glTF of the objects in their places, in metres; one without an occupied voxel is left out.
+
+    occupancy: (N, R, R, R) in [0, 1].  classes: names for them.
+    """
+    import trimesh
+
+    scene = trimesh.Scene()
+    for place, kind in enumerate(classes):
+        cube = np.pad(occupancy[place], 1)
+        if not cube.max() > 0.5:
+            continue
+        vertices, faces, _, _ = marching_cubes(cube, 0.5)  # type: ignore[no-untyped-call]
+        canonical = (vertices - 0.5) / occupancy.shape[1] - 0.5  # of the padded grid: one voxel further on
+        placed = (canonical * poses.scale[place]) @ poses.rotation[place].T + poses.translation[place]
+        mesh = trimesh.Trimesh(placed @ Y_UP.T, faces[:, ::-1], process=False)
+        scene.add_geometry(mesh, geom_name=f"{place}-{kind}", node_name=f"{place}-{kind}")
+    exported: bytes = scene.export(file_type="glb")  # type: ignore[no-untyped-call]
+    return exported
