@@ -14,6 +14,7 @@ import fnmatch
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
@@ -278,28 +279,36 @@ def content_of(
 
 
 def parse_metadata(data: bytes, where: str) -> CheckpointMetadata:
-    """Read a metadata file. where: its URI, for the error.
+    """Read a metadata file; the same bytes give the same record, read once. where: its URI, for the error.
 
     Raises CheckpointError for what is no JSON, has another schema, lacks a field, or does not match its seal.
     """
+    try:
+        return _parse(data)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error.message}", remedy=error.remedy) from error
+
+
+@lru_cache(maxsize=32)
+def _parse(data: bytes) -> CheckpointMetadata:
     remedy = "use another checkpoint, and move this directory away if it is in the way"
     try:
         plain = json.loads(data)
     except ValueError as error:
-        raise CheckpointError(f"{where}: damaged metadata, not JSON: {error}", remedy=remedy) from error
+        raise CheckpointError(f"damaged metadata, not JSON: {error}", remedy=remedy) from error
     if not isinstance(plain, dict):
-        raise CheckpointError(f"{where}: damaged metadata, holds a {type(plain).__name__}", remedy=remedy)
+        raise CheckpointError(f"damaged metadata, holds a {type(plain).__name__}", remedy=remedy)
     schema = plain.get("schema")
     if schema not in READABLE_SCHEMAS:
         raise CheckpointError(
-            f"{where}: schema {schema!r}, this version reads {', '.join(READABLE_SCHEMAS)}",
+            f"schema {schema!r}, this version reads {', '.join(READABLE_SCHEMAS)}",
             remedy="use the version of stageline that wrote it, or a checkpoint of this one",
         )
     try:
         metadata = CheckpointMetadata.model_validate_json(data)
     except ValidationError as error:
         lines = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
-        raise CheckpointError(f"{where}: damaged metadata: {lines}", remedy=remedy) from error
+        raise CheckpointError(f"damaged metadata: {lines}", remedy=remedy) from error
     if not is_sealed(plain):
-        raise CheckpointError(f"{where}: the metadata was changed after it was written (seal broken)", remedy=remedy)
+        raise CheckpointError("the metadata was changed after it was written (seal broken)", remedy=remedy)
     return metadata

@@ -20,10 +20,13 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.main import get_command
 
 from stageline.errors import EXIT_CTRL_C, EXIT_INTERRUPTED, MissingPartError, StagelineError
 
@@ -76,10 +79,16 @@ for _module in ("training", "running", "checkpoints", "jobs", "checking", "tryin
     importlib.import_module(f"stageline.cli.{_module}").register(app)
 
 
+@cache
+def _command() -> Callable[..., object]:
+    """All commands, read from their signatures once in a process."""
+    return get_command(app)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code. Our own errors become a sentence, a remedy and their code."""
     try:
-        app(arguments, standalone_mode=True)
+        _command()(arguments, standalone_mode=True)
     except SystemExit as end:
         if end.code == EXIT_CTRL_C:  # typer's own code for it, without a word
             print("stopped by Ctrl-C", file=sys.stderr, flush=True)
