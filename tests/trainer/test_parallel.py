@@ -74,6 +74,8 @@ def test_two_ranks_equal_one(train, tmp_path):
     assert_same_training(tmp_path, "one", "ddp")
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 def test_ranks_on_two_nodes_are_those_of_one_machine_bit_for_bit(train, tmp_path):
     spread = {**TWO, "trainer.processes": 1, "trainer.nodes": 2}
     for run, settings in (("together", TWO), ("spread", spread)):
@@ -145,6 +147,8 @@ def test_ranks_with_different_configs_are_refused(train, tmp_path):
     assert "differs among ranks, rank 0 -> rank 1: trainer.log_every_steps: 1 -> 2" in ends[0].output
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 def test_a_rank_started_alone_after_the_end_finds_it(train, tmp_path, monkeypatch):
     ends = run_ranks(lambda _: train(run="done", **TWO).step, 2, tmp_path / "done")
     assert [end.code for end in ends] == [0, 0], ends
@@ -162,6 +166,8 @@ def test_shards_in_bf16(train, tmp_path):
     assert {tensor.dtype for tensor in read_tensors(final(tmp_path, "bf16")).values()} == {torch.float32}
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 def test_two_ranks_of_a_gathered_loss_equal_one_with_the_double_batch(train, tmp_path):
     """A variance over the batch is no sum over samples: it is right only where every rank sees all of it."""
     settings = {**SETTINGS, "trainer.accumulate_grad_batches": 1, "trainer.max_steps": 6}
@@ -207,6 +213,8 @@ def test_gathered_rows_have_the_gradient_of_one_process(tmp_path):
     torch.testing.assert_close(torch.tensor(ends[0].value + ends[1].value), whole.grad)
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 def test_the_shared_generator_is_equal_on_all_ranks_and_the_own_one_is_not(train, tmp_path):
     from toy_family import family
 

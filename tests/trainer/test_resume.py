@@ -96,7 +96,7 @@ DEATHS = {
     "mid_accumulation": lambda: kill_in_loss(7, 1),
     "in_save": lambda: kill_in_save(6),
 }
-"""Two ranks die of the last two only: in the middle of an epoch is in the middle of an accumulation too."""
+"""In this order with 0, 1 and 2 loader workers."""
 
 
 @pytest.fixture
@@ -106,15 +106,23 @@ def family() -> Any:
     return family
 
 
-@pytest.mark.parametrize("size", [1, pytest.param(2, marks=(pytest.mark.slow, pytest.mark.ranks))])
-def test_resume_equals_uninterrupted(train, tmp_path, family, size):
+@pytest.mark.parametrize(
+    ("size", "deaths"),
+    [
+        (1, ["mid_accumulation"]),
+        pytest.param(1, ["mid_epoch", "in_save"], marks=(pytest.mark.slow, pytest.mark.ranks)),
+        pytest.param(2, ["mid_accumulation", "in_save"], marks=(pytest.mark.slow, pytest.mark.ranks)),
+    ],
+    ids=str,
+)
+def test_resume_equals_uninterrupted(train, tmp_path, family, size, deaths):
     settings = {**SETTINGS, "trainer.processes": size, "trainer.batch_size": 4 // size}
     whole = run_ranks(lambda _: train(run="whole", **settings).step, size, tmp_path / "whole")
     assert [end.code for end in whole] == [0] * size, whole
     expected = weights_and_optimizer(tmp_path, "whole")
-    for workers, (name, death) in list(enumerate(DEATHS.items()))[size - 1 :]:
-        run = name.replace("_", "-")
-        family.CHANGE[:] = [death()]
+    for name in deaths:
+        run, workers = name.replace("_", "-"), list(DEATHS).index(name)
+        family.CHANGE[:] = [DEATHS[name]()]
         died = run_ranks(lambda _: train(run=run, **settings).step, size, tmp_path / run)  # noqa: B023
         assert died[0].code == -signal.SIGKILL, died
         if size == 2:
@@ -134,6 +142,8 @@ def test_resume_equals_uninterrupted(train, tmp_path, family, size):
         assert steps == list(range(1, 11)), "each step is told once"
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 def test_a_signal_to_one_rank_commits_on_all(train, tmp_path, family):
     settings = {**SETTINGS, "trainer.processes": 2}
     whole = run_ranks(lambda _: train(run="whole", **settings).step, 2, tmp_path / "whole")

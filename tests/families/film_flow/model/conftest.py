@@ -1,4 +1,4 @@
-"""Small film_flow networks for property checks: 8 channels, 32², random weights, heads kicked off the identity."""
+"""Small film_flow networks for property checks: 8 channels, 16², random weights, heads kicked off the identity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stageline.families.film_flow.model.network import FilmFlowModel
 from stageline.families.film_flow.model.unet import BackboneSettings
 
 FEATURES = 12
-SIZE = 32
+SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def legacy_model(build: Callable[..., FilmFlowModel]) -> Callable[..., FilmFlowM
     """legacy_model(stages): a model as only imported files have it; plain ones are made once, for nobody to change."""
 
     def make(stages: Sequence[int] = (), **kwargs: Any) -> FilmFlowModel:
-        settings = {"backbone_variant": "msd_v0", "attn_resolutions": (4,)}
+        settings = {"backbone_variant": "msd_v0", "attn_resolutions": (SIZE // 8,)}
         plan = {"head_variant": "relu_v0" if stages else "silu_v1", "vlm_scope": "crop", **kwargs.pop("plan", {})}
         model = build(stages, image_conditioning="dual", settings=settings, plan=plan, **kwargs)
         rng = torch.Generator().manual_seed(9)

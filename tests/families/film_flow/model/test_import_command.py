@@ -33,7 +33,7 @@ def test_an_imported_file_is_a_whole_checkpoint_of_its_stage(
         str(path),
         *TO,
         f"root={tmp_path}",
-        "data.image_size=32",
+        "data.image_size=16",
     ]
     assert main(command) == 0, capsys.readouterr().err
     reference = capsys.readouterr().out.splitlines()[-1]
@@ -75,7 +75,7 @@ def test_an_import_under_another_runs_name_is_blocked(
         str(path),
         *TO,
         f"root={tmp_path}",
-        "data.image_size=32",
+        "data.image_size=16",
     ]
     assert main(command) == 0
     assert main([*command, "seed=3"]) == PlanError.exit_code

@@ -35,8 +35,8 @@ def test_decoder_stages_have_the_channels_and_sizes_of_the_table(
     for stage in model.backbone.dec:
         stage.site.register_forward_hook(lambda _, __, out: seen.append(tuple(out.shape)))
     out = model(*inputs.positional(), inputs.condition)
-    assert out.shape == (2, 1, 32, 32)
-    assert seen == [(2, 32, 4, 4), (2, 24, 8, 8), (2, 16, 16, 16), (2, 8, 32, 32)]
+    assert out.shape == (2, 1, 16, 16)
+    assert seen == [(2, 32, 2, 2), (2, 24, 4, 4), (2, 16, 8, 8), (2, 8, 16, 16)]
 
 
 @pytest.mark.parametrize(("kind", "backbone"), KINDS)
@@ -154,7 +154,7 @@ def test_mid_layer_matches_on_the_image_and_takes_values_from_the_mask() -> None
 def test_a_sample_does_not_know_its_batch_mates(build: Build, inputs: Any, kind: str, backbone: str) -> None:
     model = variant(build, kind, backbone, settings={"attn_resolutions": (8,), "level_attention": "linear"})
     rng = torch.Generator().manual_seed(5)
-    x, image = (torch.randn(5, 1, 32, 32, generator=rng) for _ in range(2))
+    x, image = (torch.randn(5, 1, 16, 16, generator=rng) for _ in range(2))
     t, vec = torch.rand(5, generator=rng), torch.randn(5, 12, generator=rng)
     present = torch.tensor([True, False, True, True, False])
     with torch.no_grad():
