@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,10 @@ REFERENCES = re.compile(r"\w+=\{\{[^{}]+\}\}( \w+=\{\{[^{}]+\}\})*")
 BOTH = pytest.mark.parametrize("golden", [GOLDEN, WITH_CLAIM], ids=lambda path: path.stem)
 
 
+@cache
 def load(golden: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(pipeline, its settings for Kubernetes)"""
-    pipeline, platforms = yaml.safe_load_all(golden.read_text())
+    pipeline, platforms = yaml.load_all(golden.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return pipeline, platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
 
@@ -75,14 +77,6 @@ def spec(folder: Path) -> ModuleSpec:
     found = ModuleSpec("stageline_pipelines", None, is_package=True)
     found.submodule_search_locations = [str(folder)]
     return found
-
-
-def test_image_and_claim_are_defaults_that_compiling_can_change(tmp_path: Path) -> None:
-    pinned = "registry.example/stageline/launcher@sha256:" + "0" * 64
-    compiled("film_flow", tmp_path / "own.yaml", claim="data", image=pinned)
-    inputs = load(tmp_path / "own.yaml")[0]["root"]["inputDefinitions"]["parameters"]
-    assert inputs["launcher_image"]["defaultValue"] == pinned
-    assert inputs["claim"]["defaultValue"] == "data"
 
 
 @BOTH
@@ -210,21 +204,43 @@ module = types.ModuleType("made_up.config")
 module.FAMILY_CONFIG = SimpleNamespace(stages=STAGES)
 sys.modules["made_up"], sys.modules["made_up.config"] = types.ModuleType("made_up"), module
 FAMILIES["made_up"] = "made_up"
-from kfp import compiler
+from pathlib import Path
 from stageline_components.chain import make_pipelines
+from stageline.pipeline.compiled import compile_pipeline
 
-for number, pipeline in enumerate(make_pipelines("made_up")):
-    compiler.Compiler().compile(pipeline, f"{sys.argv[1]}/{number}.yaml")
+pipelines = types.ModuleType("stageline_pipelines.made_up")
+pipelines.made_up, pipelines.made_up_pvc = make_pipelines("made_up")
+sys.modules[pipelines.__name__] = pipelines
+folder, image = Path(sys.argv[1]), sys.argv[2]
+compile_pipeline("made_up", folder / "plain.yaml")
+compile_pipeline("made_up", folder / "own.yaml", claim="data", image=image)
 """
+PINNED = "registry.example/stageline/launcher@sha256:" + "0" * 64
 
 
-def test_a_family_gets_a_step_per_stage_and_each_role_its_parent(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the compiled chain of a made-up family: `plain.yaml`, and `own.yaml` with an own claim and image.
+
+    In a process of its own, whose few modules and shallow stack kfp is done with in no time.
+    """
+    folder = tmp_path_factory.mktemp("chain")
     done = subprocess.run(
-        [sys.executable, "-c", CHAIN_OF_A_FAMILY, str(tmp_path)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", CHAIN_OF_A_FAMILY, str(folder), PINNED], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    for number in (0, 1):
-        plain, _ = load(tmp_path / f"{number}.yaml")
+    return folder
+
+
+def test_image_and_claim_are_defaults_that_compiling_can_change(chain: Path) -> None:
+    inputs = load(chain / "own.yaml")[0]["root"]["inputDefinitions"]["parameters"]
+    assert inputs["launcher_image"]["defaultValue"] == PINNED
+    assert inputs["claim"]["defaultValue"] == "data"
+
+
+def test_a_family_gets_a_step_per_stage_and_each_role_its_parent(chain: Path) -> None:
+    for name in ("plain", "own"):
+        plain, _ = load(chain / f"{name}.yaml")
         tasks = plain["root"]["dag"]["tasks"]
         constants = {
             task["taskInfo"]["name"]: {
