@@ -52,7 +52,9 @@ sys.argv = ["stageline", "--help"]
 with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as shown:
     main()
 look("stageline --help")
-print(json.dumps({"found": found, "help": shown.getvalue()}))
+importlib.import_module("stageline.verbs.prepare")
+importlib.import_module("stageline.families.film_flow.family")
+print(json.dumps({"found": found, "help": shown.getvalue(), "prepare": "torch" in sys.modules}))
 """
 
 
@@ -95,6 +97,10 @@ def probed() -> dict[str, object]:
 
 def test_nothing_on_the_launching_side_loads_torch(probed: dict[str, object]) -> None:
     assert probed["found"] == {}
+
+
+def test_preparing_film_flow_loads_no_torch(probed: dict[str, object]) -> None:
+    assert probed["prepare"] is False
 
 
 def test_help_shows_the_verbs(probed: dict[str, object]) -> None:

@@ -1,13 +1,13 @@
 """The model families: one folder each, one line in this table.
 
 `family_config(name)` gives a family's torch-free half (config class, presets, stages, facts, inheritance);
-`load_family(name)` its record, which loads torch.
+`load_family(name)` its record, which may load torch.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,9 +57,18 @@ def family_config(name: str) -> FamilyConfig:
 
 
 def load_family(name: str) -> Family:
-    """The family's record; loads torch."""
+    """The family's record; may load torch."""
     record: Family = import_module(f"{_module(name)}.family").FAMILY
     return record
+
+
+def deferred(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module that is loaded when it is first called: a process loads what it does, and no more."""
+
+    def call(*given: Any, **named: Any) -> Any:
+        return getattr(import_module(module), name)(*given, **named)
+
+    return call
 
 
 def family_words(name: object) -> Words:

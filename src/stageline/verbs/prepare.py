@@ -2,7 +2,7 @@
 
 A split lies under `cache/prepared/<fingerprint>/`: a folder of files, claimed by a conditional create, and
 `manifest.json`, written last and by one preparer only. Files go into the store as soon as they are full. The splits of
-a run are named together by one set. Loads torch only where a split has to be made.
+a run are named together by one set. Loads what the family makes them with only where a split has to be made.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import save_file
 
 from stageline.errors import ConfigError, DataError, MissingPartError
@@ -16,7 +15,7 @@ from stageline.families.film_flow.conditions.encoder import (
     paint_mask,
     round_feature,
 )
-from stageline.families.film_flow.conditions.features import FeatureSource, load_encoder
+from stageline.families.film_flow.conditions.features import FeatureSource, cosine_distance, load_encoder
 from stageline.families.film_flow.conditions.stub import StubEncoder, describe_picture, describe_text
 from stageline.families.film_flow.data.tree_pictures import make_prompted_picture
 
@@ -41,30 +40,27 @@ def test_condition_is_identical_at_batch_one_and_eight(source):
     together = encoder.encode(images, PROMPTS, ids)
     assert together.vec.shape == (8, 32 if source == "image+text" else 16)
     assert together.present.tolist() == [True] * 8
-    assert together.source == source
     order = [5, 2, 7, 0, 1, 3, 4, 6]
     shuffled = encoder.encode([images[n] for n in order], [PROMPTS[n] for n in order], ids)
-    assert torch.equal(shuffled.vec, together.vec[order])
+    assert np.array_equal(shuffled.vec, together.vec[order])
     for n in range(8):
         alone = StubEncoder(settings(source=source)).encode(images[n : n + 1], PROMPTS[n : n + 1], ids[n : n + 1])
-        assert torch.equal(alone.vec[0], together.vec[n])
-    assert not together.vec.requires_grad
+        assert np.array_equal(alone.vec[0], together.vec[n])
 
 
 def test_a_batch_of_one_is_not_centred_to_zero():
     vector = StubEncoder(settings(source="image")).encode(pictures(1), ["x"], ["x"]).vec
-    assert vector.norm() > 0.1
+    assert np.linalg.norm(vector) > 0.1
 
 
 def test_stub_tells_prompts_and_pictures_apart():
     encoder = StubEncoder(settings(source="text", feature_dim=64))
     vectors = encoder.encode(pictures(3), ["dark branches", "bright branches", "Dark Branches "], ["a", "b", "c"]).vec
-    assert torch.equal(vectors[0], vectors[2])
-    cosine = torch.cosine_similarity(vectors[0], vectors[1], dim=0)
-    assert cosine < 0.9
+    assert np.array_equal(vectors[0], vectors[2])
+    assert 1 - cosine_distance(vectors[0], vectors[1]) < 0.9
     assert 0.3 < float(vectors[0].std()) < 3
     images = StubEncoder(settings(source="image", feature_dim=64)).encode(pictures(2), ["x", "x"], ["a", "b"]).vec
-    assert not torch.equal(images[0], images[1])
+    assert not np.array_equal(images[0], images[1])
 
 
 def test_descriptions_have_the_stated_parts():
@@ -81,7 +77,7 @@ def test_descriptions_have_the_stated_parts():
 
 def test_features_are_rounded_to_the_cache_format_at_once():
     for dtype in ("float16", "float32"):
-        vector = StubEncoder(settings(embedding_dtype=dtype)).encode(pictures(1), ["x"], ["x"]).vec.numpy()[0]
+        vector = StubEncoder(settings(embedding_dtype=dtype)).encode(pictures(1), ["x"], ["x"]).vec[0]
         np.testing.assert_array_equal(vector, vector.astype(dtype).astype(np.float32))
     with pytest.raises(DataError, match="not finite as float16"):
         round_feature(np.full(16, 1e6), settings(), "big")
@@ -150,9 +146,9 @@ def test_precomputed_vectors_by_id(tmp_path):
     vectors = {"val/a": np.arange(16, dtype=np.float32), "b": np.ones(16, dtype=np.float32)}
     save_file(vectors, tmp_path / "v.safetensors")
     named = settings(encoder="precomputed", model_name=str(tmp_path / "v.safetensors"))
-    bundle = load_encoder(named).encode(pictures(2), ["", ""], ["val/a", "train/b"])
-    np.testing.assert_array_equal(bundle.vec[0].numpy(), vectors["val/a"])
-    assert bundle.vec[1].sum() == 16
+    given = load_encoder(named).encode(pictures(2), ["", ""], ["val/a", "train/b"])
+    np.testing.assert_array_equal(given.vec[0], vectors["val/a"])
+    assert given.vec[1].sum() == 16
     with pytest.raises(DataError) as caught:
         load_encoder(named).encode(pictures(3), [""] * 3, ["val/a", "val/x", "y"])
     assert "'val/x': no vector" in str(caught.value)
@@ -166,9 +162,9 @@ def test_precomputed_vectors_by_id(tmp_path):
 
 
 def test_no_encoder_gives_no_condition():
-    bundle = load_encoder(settings(encoder="none")).encode(pictures(2), ["", ""], ["a", "b"])
-    assert bundle.vec.shape == (2, 0)
-    assert bundle.present.tolist() == [False, False]
+    given = load_encoder(settings(encoder="none")).encode(pictures(2), ["", ""], ["a", "b"])
+    assert given.vec.shape == (2, 0)
+    assert given.present.tolist() == [False, False]
     vectors, present = FeatureSource(settings(encoder="none", feature_dim=0)).features(pictures(1), [""], ["a"])
     assert vectors.shape == (1, 0)
     assert not present.any()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file
 
 from stageline.errors import ConfigError, DataError
@@ -171,7 +170,7 @@ def test_cache_only_through_prepare(make_config, tmp_path):
 def test_a_failed_answer_stays_absent(tmp_path):
     class Silent(StubEncoder):
         def encode(self, pictures, prompts, ids):
-            return replace(super().encode(pictures, prompts, ids), present=torch.tensor([name != "a" for name in ids]))
+            return super().encode(pictures, prompts, ids)._replace(present=np.array([name != "a" for name in ids]))
 
     _, present = FeatureSource(SETTINGS, open_store(tmp_path), Silent).features(PICTURES, PROMPTS, IDS)
     _, again = FeatureSource(SETTINGS, open_store(tmp_path), forbidden).features(PICTURES, PROMPTS, IDS)

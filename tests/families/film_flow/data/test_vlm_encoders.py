@@ -54,13 +54,13 @@ def test_each_sample_is_encoded_alone(folder, kind):
     assert together.present.tolist() == [True] * 3
     for n in range(3):
         alone = encoder.encode(PICTURES[n : n + 1], PROMPTS[n : n + 1], IDS[n : n + 1])
-        assert torch.equal(alone.vec[0], together.vec[n])
+        assert np.array_equal(alone.vec[0], together.vec[n])
     assert len({tuple(row) for row in together.vec[:, :width].tolist()}) == 3
     assert len({tuple(row) for row in together.vec[:, width:].tolist()}) == 3
     halves = [
         load_encoder(settings(folder, kind, source=s)).encode(PICTURES, PROMPTS, IDS).vec for s in ("image", "text")
     ]
-    assert torch.equal(torch.cat(halves, dim=1), together.vec)
+    assert np.array_equal(np.concatenate(halves, axis=1), together.vec)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -70,8 +70,7 @@ def test_encoders_are_frozen_and_in_eval_mode(folder, kind):
     assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
     assert not isinstance(encoder, torch.nn.Module)
     vector = encoder.encode(PICTURES[:1], PROMPTS[:1], IDS[:1]).vec
-    assert not vector.requires_grad
-    (torch.ones(vector.shape[1], requires_grad=True) * vector[0]).sum().backward()  # usable in a graph
+    assert type(vector) is np.ndarray, "numbers, of which no graph knows"
 
 
 def test_clip_agrees_with_the_library_on_a_picture_of_its_own_size(folder):
@@ -86,7 +85,7 @@ def test_clip_agrees_with_the_library_on_a_picture_of_its_own_size(folder):
     with torch.no_grad():
         image = model.get_image_features(**inputs).pooler_output[0]
         text = model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output[0]
-    torch.testing.assert_close(vector, torch.cat([image, text]), atol=1e-6, rtol=1e-5)
+    np.testing.assert_allclose(vector, torch.cat([image, text]).numpy(), atol=1e-6, rtol=1e-5)
 
 
 def test_qwen_feature_is_the_mean_of_the_merged_tokens(folder):
@@ -101,7 +100,7 @@ def test_qwen_feature_is_the_mean_of_the_merged_tokens(folder):
     with torch.no_grad():
         tokens = model.get_image_features(**inputs).pooler_output[0]
     assert tokens.shape == (2, 16)
-    torch.testing.assert_close(vector, tokens.mean(dim=0), atol=1e-6, rtol=1e-5)
+    np.testing.assert_allclose(vector, tokens.mean(dim=0).numpy(), atol=1e-6, rtol=1e-5)
 
 
 def test_the_whole_picture_is_seen(folder):
@@ -111,7 +110,7 @@ def test_the_whole_picture_is_seen(folder):
     ends[:, :20] = ends[:, -20:] = 255
     for kind in ("clip", "siglip", "siglip2"):
         vectors = load_encoder(settings(folder, kind)).encode([wide, ends], ["", ""], ["a", "b"]).vec
-        assert not torch.equal(vectors[0], vectors[1])
+        assert not np.array_equal(vectors[0], vectors[1])
 
 
 @pytest.mark.parametrize(
@@ -155,18 +154,18 @@ def test_probe_answers_with_log_probabilities(folder, kind):
     encoder = load_encoder(asked)
     assert PROBE_WIDTH == 74
     assert [len(question.answers) for question in QUESTIONS] == [8, 8, 9, 8, 8, 9, 8, 8, 8]
-    bundle = encoder.encode(PICTURES[:2], ["", ""], IDS[:2])
-    assert bundle.vec.shape == (2, 74)
-    assert bundle.present.all()
-    assert (bundle.vec < 0).all()
+    given = encoder.encode(PICTURES[:2], ["", ""], IDS[:2])
+    assert given.vec.shape == (2, 74)
+    assert given.present.all()
+    assert (given.vec < 0).all()
     start = 0
     for question in QUESTIONS:
-        share = bundle.vec[0, start : start + len(question.answers)].exp().sum()
+        share = np.exp(given.vec[0, start : start + len(question.answers)]).sum()
         assert 0 < share <= 1
         start += len(question.answers)
-    assert not torch.equal(bundle.vec[0], bundle.vec[1])
+    assert not np.array_equal(given.vec[0], given.vec[1])
     again = encoder.encode(PICTURES[1:2], [""], IDS[1:2])
-    assert torch.equal(again.vec[0], bundle.vec[1])
+    assert np.array_equal(again.vec[0], given.vec[1])
 
 
 def test_probe_scores_strings_like_tokens_where_both_are_possible(folder):
@@ -184,9 +183,9 @@ def test_probe_scores_answers_of_several_tokens(folder):
     asked = replace(settings(folder, "qwen2.5"), model_name=str(folder / "two-tokens"), source="probe", feature_dim=74)
     encoder = load_encoder(asked)
     assert {len(ids) for tokens in encoder.tokens for ids in tokens} == {2}
-    bundle = encoder.encode(PICTURES[:1], [""], ["a"])
-    assert bundle.present.all()
-    assert (bundle.vec < 0).all()
+    given = encoder.encode(PICTURES[:1], [""], ["a"])
+    assert given.present.all()
+    assert (given.vec < 0).all()
     with pytest.raises(ConfigError, match="an answer of the questionnaire has 2 tokens"):
         load_encoder(replace(asked, max_new_tokens=1))
 
@@ -196,9 +195,9 @@ def test_a_failed_answer_is_absent_not_made_up(folder):
     encoder = load_encoder(asked)
     with torch.no_grad():
         encoder.model.lm_head.weight[0, 0] = float("nan")
-    bundle = encoder.encode(PICTURES[:1], [""], ["a"])
-    assert bundle.present.tolist() == [False]
-    assert not bundle.vec.any()
+    given = encoder.encode(PICTURES[:1], [""], ["a"])
+    assert given.present.tolist() == [False]
+    assert not given.vec.any()
 
 
 def test_probe_refuses_a_tokenizer_without_its_letters(tmp_path):
@@ -290,4 +289,4 @@ def test_half_precision_encoders(folder):
     full = load_encoder(settings(folder, "siglip")).encode(PICTURES, PROMPTS, IDS).vec
     half = load_encoder(settings(folder, "siglip", dtype="bfloat16"))
     assert next(half.model.parameters()).dtype == torch.bfloat16
-    torch.testing.assert_close(half.encode(PICTURES, PROMPTS, IDS).vec, full, atol=0.1, rtol=0.1)
+    np.testing.assert_allclose(half.encode(PICTURES, PROMPTS, IDS).vec, full, atol=0.1, rtol=0.1)

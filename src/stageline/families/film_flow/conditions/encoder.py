@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
@@ -23,7 +22,6 @@ from safetensors.numpy import load_file
 from stageline.config import fingerprint
 from stageline.encoders.lock import external_digests, read_lock
 from stageline.errors import ConfigError, DataError, Faults
-from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.externals import encoder_external
 from stageline.store import open_store
 from stageline.store.disk import lfs_pointer
@@ -108,6 +106,16 @@ def encoder_settings(config: FilmFlowConfig) -> EncoderSettings:
     )
 
 
+class Features(NamedTuple):
+    """What an encoder gives for some samples.
+
+    vec: (B, F) in the cache's number format.  present: (B,), False where there is no condition.
+    """
+
+    vec: NDArray[np.float32]
+    present: NDArray[np.bool_]
+
+
 class ConditionEncoder(Protocol):
     """A frozen encoder. Its features depend on each sample alone."""
 
@@ -115,7 +123,7 @@ class ConditionEncoder(Protocol):
     resize: str
     """How it brings a picture to its own size: see `canonical_picture`."""
 
-    def encode(self, pictures: Sequence[Picture], prompts: Sequence[str], ids: Sequence[str]) -> ConditionBundle:
+    def encode(self, pictures: Sequence[Picture], prompts: Sequence[str], ids: Sequence[str]) -> Features:
         """Features of some samples. pictures: (H, W, 3) uint8 each.  Returns vec (B, settings.width)."""
 
 
@@ -198,14 +206,10 @@ def round_feature(vector: NDArray[Any], settings: EncoderSettings, name: str) ->
     return rounded
 
 
-def make_bundle(vectors: Sequence[Vector], present: Sequence[bool], settings: EncoderSettings) -> ConditionBundle:
-    """Feature vectors of some samples -> ConditionBundle."""
+def make_features(vectors: Sequence[Vector], present: Sequence[bool], settings: EncoderSettings) -> Features:
+    """Feature vectors of some samples, one below the other."""
     stacked = np.stack(vectors) if vectors else np.zeros((0, settings.width), dtype=np.float32)
-    return ConditionBundle(
-        vec=torch.from_numpy(np.ascontiguousarray(stacked, dtype=np.float32)),
-        present=torch.tensor(list(present), dtype=torch.bool),
-        source=settings.source,
-    )
+    return Features(np.ascontiguousarray(stacked, dtype=np.float32), np.array(present, dtype=bool))
 
 
 def check_lengths(pictures: Sequence[Any], prompts: Sequence[str], ids: Sequence[str]) -> None:
@@ -222,9 +226,9 @@ class NoEncoder:
     def __init__(self, settings: EncoderSettings) -> None:
         self.settings = replace(settings, encoder="none", feature_dim=0)
 
-    def encode(self, pictures: Sequence[Picture], prompts: Sequence[str], ids: Sequence[str]) -> ConditionBundle:
+    def encode(self, pictures: Sequence[Picture], prompts: Sequence[str], ids: Sequence[str]) -> Features:
         check_lengths(pictures, prompts, ids)
-        return make_bundle([np.zeros(0, dtype=np.float32)] * len(ids), [False] * len(ids), self.settings)
+        return make_features([np.zeros(0, dtype=np.float32)] * len(ids), [False] * len(ids), self.settings)
 
 
 class PrecomputedEncoder:
@@ -245,7 +249,7 @@ class PrecomputedEncoder:
             ) from error
         self.settings = settings
 
-    def encode(self, pictures: Sequence[Picture], prompts: Sequence[str], ids: Sequence[str]) -> ConditionBundle:
+    def encode(self, pictures: Sequence[Picture], prompts: Sequence[str], ids: Sequence[str]) -> Features:
         """Vectors by id, or by the picture's name inside it (`val/a` finds `a`); all missing ids are named at once."""
         check_lengths(pictures, prompts, ids)
         faults = Faults(DataError, f"precomputed features {self.settings.model_name!r}", "add a vector per sample id")
@@ -257,4 +261,4 @@ class PrecomputedEncoder:
             else:
                 faults.add(f"{name!r}: no vector of that name")
         faults.raise_if_any()
-        return make_bundle(vectors, [True] * len(ids), self.settings)
+        return make_features(vectors, [True] * len(ids), self.settings)

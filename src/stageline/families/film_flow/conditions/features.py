@@ -159,9 +159,8 @@ class FeatureSource:
         if not len(pictures) == len(prompts) == len(ids):
             raise DataError(f"{len(pictures)} pictures, {len(prompts)} prompts and {len(ids)} ids; give one of each")
         if self.cache is None:
-            bundle = self.encoder.encode(pictures, prompts, ids)
             self.encoder_calls += len(ids)
-            return np.asarray(bundle.vec.numpy(), dtype=np.float32), np.asarray(bundle.present.numpy(), dtype=bool)
+            return self.encoder.encode(pictures, prompts, ids)
         keys = self.keys(pictures, prompts, boxes)
         known = self._lookup(keys)
         first = {key: number for number, key in reversed(list(enumerate(keys)))}
@@ -253,10 +252,9 @@ class FeatureSource:
     ) -> dict[str, Known]:
         if not part:
             return {}
-        bundle = self.encoder.encode([pictures[n] for n in part], [prompts[n] for n in part], [ids[n] for n in part])
+        fresh = self.encoder.encode([pictures[n] for n in part], [prompts[n] for n in part], [ids[n] for n in part])
         self.encoder_calls += len(part)
-        vectors, present = bundle.vec.numpy(), bundle.present.numpy()
-        return {keys[n]: (vectors[row], bool(present[row])) for row, n in enumerate(part)}
+        return {keys[n]: (fresh.vec[row], bool(fresh.present[row])) for row, n in enumerate(part)}
 
     def _resize(self) -> str:
         if self.settings.encoder == "stub":

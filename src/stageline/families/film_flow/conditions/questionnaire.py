@@ -20,13 +20,13 @@ from PIL import Image
 from torch import Tensor
 
 from stageline.errors import ConfigError
-from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.conditions.encoder import (
     EncoderSettings,
+    Features,
     Picture,
     canonical_picture,
     check_lengths,
-    make_bundle,
+    make_features,
     round_feature,
 )
 from stageline.families.film_flow.conditions.vlm import (
@@ -105,7 +105,7 @@ class ProbeEncoder:
         self._check_tokens()
 
     @torch.no_grad()
-    def encode(self, pictures: Sequence[Picture], prompts: Sequence[str], ids: Sequence[str]) -> ConditionBundle:
+    def encode(self, pictures: Sequence[Picture], prompts: Sequence[str], ids: Sequence[str]) -> Features:
         """Answers about some samples, one after the other; prompts are put before each question where given."""
         check_lengths(pictures, prompts, ids)
         vectors, present = [], []
@@ -120,7 +120,7 @@ class ProbeEncoder:
             answered = bool(np.isfinite(scores).all())
             vectors.append(round_feature(scores if answered else np.zeros_like(scores), self.settings, name))
             present.append(answered)
-        return make_bundle(vectors, present, self.settings)
+        return make_features(vectors, present, self.settings)
 
     def _ids(self, text: str) -> list[int]:
         return [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]

@@ -10,16 +10,15 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from stageline.data.rng import numpy_rng
 from stageline.errors import ConfigError
-from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.conditions.encoder import (
     EncoderSettings,
+    Features,
     Picture,
     check_lengths,
-    make_bundle,
+    make_features,
     round_feature,
 )
 
@@ -45,7 +44,7 @@ class StubEncoder:
         self.settings = settings
         self._projections: dict[str, NDArray[np.float64]] = {}
 
-    def encode(self, pictures: Sequence[Picture], prompts: Sequence[str], ids: Sequence[str]) -> ConditionBundle:
+    def encode(self, pictures: Sequence[Picture], prompts: Sequence[str], ids: Sequence[str]) -> Features:
         check_lengths(pictures, prompts, ids)
         vectors = []
         for picture, prompt, name in zip(pictures, prompts, ids, strict=True):
@@ -55,7 +54,7 @@ class StubEncoder:
             if "text" in self.settings.source:
                 parts.append(self._project("text", describe_text(prompt)))
             vectors.append(round_feature(np.concatenate(parts), self.settings, name))
-        return make_bundle(vectors, [True] * len(ids), self.settings)
+        return make_features(vectors, [True] * len(ids), self.settings)
 
     def _project(self, part: str, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
         if part not in self._projections:
@@ -66,6 +65,8 @@ class StubEncoder:
 
 def describe_picture(picture: Picture) -> NDArray[np.float64]:
     """Hand-made description of a picture (H, W, 3) uint8: (59,) numbers, each group of length 1 or less."""
+    from scipy import ndimage
+
     grey = picture.astype(np.float64).mean(axis=2) / 255
     histogram, _ = np.histogram(grey, bins=HISTOGRAM_BINS, range=(0, 1))
     groups = [np.sqrt(histogram / histogram.sum())]

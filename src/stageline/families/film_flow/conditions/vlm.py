@@ -22,13 +22,13 @@ from stageline.encoders.external import External
 from stageline.encoders.frozen import load_frozen, load_part
 from stageline.encoders.sources import find_source
 from stageline.errors import ConfigError, DataError, MissingPartError
-from stageline.families.film_flow.conditions.bundle import ConditionBundle
 from stageline.families.film_flow.conditions.encoder import (
     EncoderSettings,
+    Features,
     Picture,
     canonical_picture,
     check_lengths,
-    make_bundle,
+    make_features,
     round_feature,
 )
 from stageline.store import open_store
@@ -173,7 +173,7 @@ class ContrastiveEncoder:
         return int(patches**0.5) * int(vision.patch_size)
 
     @torch.no_grad()
-    def encode(self, pictures: Sequence[Picture], prompts: Sequence[str], ids: Sequence[str]) -> ConditionBundle:
+    def encode(self, pictures: Sequence[Picture], prompts: Sequence[str], ids: Sequence[str]) -> Features:
         """Features of some samples, one after the other; vec (B, settings.width)."""
         check_lengths(pictures, prompts, ids)
         vectors = []
@@ -184,7 +184,7 @@ class ContrastiveEncoder:
             if "text" in self.settings.source:
                 parts.append(self._text_vector(prompt, name))
             vectors.append(round_feature(np.concatenate(parts), self.settings, name))
-        return make_bundle(vectors, [True] * len(ids), self.settings)
+        return make_features(vectors, [True] * len(ids), self.settings)
 
     def _image_vector(self, picture: Picture) -> NDArray[np.float32]:
         assert self.processor is not None
@@ -229,7 +229,7 @@ class QwenEncoder:
         self.resize = qwen_resize(self.processor)
 
     @torch.no_grad()
-    def encode(self, pictures: Sequence[Picture], prompts: Sequence[str], ids: Sequence[str]) -> ConditionBundle:
+    def encode(self, pictures: Sequence[Picture], prompts: Sequence[str], ids: Sequence[str]) -> Features:
         """Features of some samples, one after the other; vec (B, settings.width)."""
         check_lengths(pictures, prompts, ids)
         vectors = []
@@ -242,7 +242,7 @@ class QwenEncoder:
             if "text" in self.settings.source:
                 parts.append(self._text_vector(prompt, name))
             vectors.append(round_feature(np.concatenate(parts), self.settings, name))
-        return make_bundle(vectors, [True] * len(ids), self.settings)
+        return make_features(vectors, [True] * len(ids), self.settings)
 
     def _text_vector(self, prompt: str, name: str) -> NDArray[np.float32]:
         assert self.tokenizer is not None

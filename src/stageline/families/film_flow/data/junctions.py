@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage, optimize
+from scipy import ndimage
 from skimage import morphology
 
 from stageline.errors import ConfigError
@@ -195,6 +195,8 @@ def match_nodes(found: ArrayLike, true: ArrayLike, tolerance: ArrayLike) -> NDAr
     found: (N, 2).  true: (M, 2).  tolerance: largest distance in pixels, one number or (M,), one per true node.
     Hungarian assignment.
     """
+    from scipy import optimize
+
     a = np.asarray(found, dtype=np.float64).reshape(-1, 2)
     b = np.asarray(true, dtype=np.float64).reshape(-1, 2)
     if not len(a) or not len(b):
