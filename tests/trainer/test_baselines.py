@@ -64,8 +64,9 @@ def test_they_are_made_once_for_the_same_data(evaluated: Callable[..., Evaluatio
     assert mean["metrics"]["error"] == pytest.approx(sum(row["error"] for row in mean["rows"].values()) / 5)
     assert first.name not in (path.stem for path in (tmp_path / "cache/baselines").iterdir())
     evaluated("c", counted, "data.num_test=4")
-    evaluated("d", lambda own: counted(own, version=2))
-    assert calls == ["a", "c", "d"]
+    newer = evaluated("a", lambda own: counted(own, version=2))
+    assert (newer.reused, beside(newer)["version"]) == (True, 2)
+    assert calls == ["a", "c", "a"]
 
 
 def test_one_that_fails_is_told_and_the_evaluation_stands(

@@ -34,7 +34,7 @@ KEPT = "cache/baselines"
 
 
 def keep_baselines(config: RunConfig, record: EvaluationRecord, data: str) -> None:
-    """Put the scores of the family's trivial methods beside an evaluation, unless they are there.
+    """Put the scores of the family's trivial methods beside an evaluation, unless those of this version are there.
 
     data: reference of the prepared data that it was made on.
     """
@@ -43,7 +43,8 @@ def keep_baselines(config: RunConfig, record: EvaluationRecord, data: str) -> No
         return
     beside = open_store(record.reference.uri)
     try:
-        if "baselines" not in find_baselines(beside):
+        found = find_baselines(beside)
+        if "baselines" not in found or found["version"] != family.baselines.version:
             plain = _scored(config, family.baselines, data)
             beside.put(BASELINES, _sealed({"family": config.family, **plain}))
     except InterruptedRunError:
