@@ -64,6 +64,12 @@ def build(node: Any) -> Any:
     node: mappings, sequences and values, as YAML gives them.
     ConfigError with every fault before anything is built: unknown targets by name, unknown `_` keys, too many values.
     """
+    refuse_faults(node)
+    return _built(node)
+
+
+def refuse_faults(node: Any) -> None:
+    """What `build` checks. node: as there."""
     faults = Faults(ConfigError, "_target_ config", f"known targets: {', '.join(sorted(ALIASES))}")
     for count, fault in enumerate(_faults(node, "", 0), 1):
         if fault:
@@ -72,7 +78,6 @@ def build(node: Any) -> Any:
             faults.add(f"more than {MOST_VALUES} values; anchors that repeat each other count each time")
             break
     faults.raise_if_any()
-    return _built(node)
 
 
 def build_file(path: str | Path, at: str = GENERATOR) -> Any:

@@ -19,7 +19,8 @@ UTILITIES = (
     *("load_dual_backbone_from_checkpoints", "create_dual_backbone_from_single_checkpoint"),
     *("save_dual_backbone_checkpoint", "load_combined_checkpoint"),
 )
-_GUIDES = "sam3d_objects.model.backbone.tdfy_dit.models.dual_backbone_checkpoint_utils"
+_MODELS = "sam3d_objects.model.backbone.tdfy_dit.models"
+_NETWORKS = ("mot_sparse_structure_flow", "global_sparse_structure_flow", "dual_backbone_sparse_structure_flow")
 
 
 def guide_modules() -> Mapping[str, Mapping[str, str]]:
@@ -28,16 +29,19 @@ def guide_modules() -> Mapping[str, Mapping[str, str]]:
     for path, place in ALIASES.items():
         module, _, name = path.rpartition(".")
         found.setdefault(module, {})[name] = place
-    return found | {_GUIDES: {name: f"{_UTILITIES}:{name}" for name in UTILITIES}}
+    networks = {name: place for module in _NETWORKS for name, place in found[f"{_MODELS}.{module}"].items()}
+    utilities = {name: f"{_UTILITIES}:{name}" for name in UTILITIES}
+    return found | {_MODELS: networks, f"{_MODELS}.dual_backbone_checkpoint_utils": utilities}
 
 
 def install() -> list[str]:
     """Make the guides' modules importable in this process; returns those that were added, sorted.
 
-    A module that is there, installed or on the path, is left alone, names that it lacks too.
+    A module that is there, installed or on the path, is left alone; a package that had to be imported, since modules
+    are added below it, gets the names that it lacks.
     """
     added = []
-    for module, names in sorted(guide_modules().items()):
+    for module in sorted(guide_modules()):
         parent = ""
         for part in module.split("."):
             full = f"{parent}.{part}" if parent else part
@@ -49,8 +53,9 @@ def install() -> list[str]:
             elif full not in sys.modules and full != module:
                 import_module(full)
             parent = full
-        if module in added:
-            for name, place in names.items():
+    for module, names in guide_modules().items():
+        for name, place in names.items() if module in added or module == _MODELS else ():
+            if not hasattr(sys.modules[module], name):
                 own, _, attribute = place.partition(":")
                 setattr(sys.modules[module], name, getattr(import_module(own), attribute))
     return sorted(added)

@@ -1,0 +1,5 @@
+"""The network of one object."""
+
+from stageline.families.sparse_structure.model import SparseStructureFlowTdfyWrapper
+
+__all__ = ["SparseStructureFlowTdfyWrapper"]
