@@ -110,6 +110,7 @@ def bring_in(weights: Weights, root: Path, config: Sequence[str]) -> int:
         return 0
     files = [str(file) for file in weights.files]
     words = ["checkpoint", "import", *files, "--to", weights.run, "--stage", weights.stage, *config]
+    words.append("model.sparse_flow.freeze_shared_parameters=false")  # said of training, and this file is trained
     say(words)
     return subprocess.run([str(PROGRAM), *words], check=False).returncode
 

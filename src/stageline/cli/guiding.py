@@ -42,7 +42,8 @@ def lay_out(family: str, folder: Path, *, demo_data: bool = False) -> list[str]:
     source = guide_folder(family)
     with tempfile.TemporaryDirectory() as made:
         whole = Path(made) / "guide"
-        shutil.copytree(source, whole, ignore=shutil.ignore_patterns("__pycache__", "__init__.py"))
+        shutil.copytree(source, whole, ignore=shutil.ignore_patterns("__pycache__"))
+        (whole / "__init__.py").unlink(missing_ok=True)  # of the package that a wheel carries the folder as
         if demo_data:
             _add_demo_data(family, whole)
         names = sorted(path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file())

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from shell import Shell
 
 from stageline.checkpoint.layout import resolve
 from stageline.cli.guiding import lay_out
@@ -19,42 +17,8 @@ MLP = "siglip2-so400m_Qwen3_mlp_anyres-e2p_PE"
 OVERLAP0 = f"{BIMAMBA}__ov000"
 BIMAMBA_VISION = f"runs/{BIMAMBA}/vision/anyres-e2p_bimamba/best.ckpt"
 MLP_VISION = f"runs/{MLP}/vision/anyres-e2p_mlp/best.ckpt"
-SECONDS = 1200
-"""A hang guard for one command."""
 
 pytestmark = pytest.mark.slow
-
-
-class Shell:
-    """A shell in a folder, with the interpreter of the tests as `python`."""
-
-    def __init__(self, folder: Path, programs: Path) -> None:
-        self.folder = folder
-        programs.mkdir()
-        (programs / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-        (programs / "python").chmod(0o755)
-        paths = os.pathsep.join(path for path in sys.path if path)
-        self.environment = {
-            **{key: value for key, value in os.environ.items() if key != "PANO_PROFILE"},
-            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": paths,
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-
-    def run(self, line: str, code: int = 0) -> str:
-        """What a line prints, after it ended with `code`."""
-        done = subprocess.run(
-            ["bash", "-c", line],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=SECONDS,
-        )
-        assert done.returncode == code, f"{line}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

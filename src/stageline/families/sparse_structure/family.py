@@ -11,7 +11,7 @@ from stageline.families.sparse_structure.config import FAMILY_CONFIG
 from stageline.families.sparse_structure.data import preparation
 from stageline.families.sparse_structure.evaluate import evaluate
 from stageline.families.sparse_structure.exports import write_ckpt
-from stageline.families.sparse_structure.guide import demo_data
+from stageline.families.sparse_structure.guide_data import demo_data
 from stageline.families.sparse_structure.imports import import_files
 from stageline.families.sparse_structure.inheritance import section_of
 from stageline.families.sparse_structure.predict import predict

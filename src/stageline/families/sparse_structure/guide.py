@@ -134,6 +134,8 @@ def scene_config(
             "data_root": str(data_root),
             "max_objects_per_scene": flags["max_objects_per_scene"],
         },
+        # The guide's data have no split of their own for evaluation.
+        "evaluate": {"split": "test" if (data_root / "test").is_dir() else "val"},
         "objective": objective,
         "trainer": trainer,
     }

@@ -1,4 +1,4 @@
-"""Tiny data for the guide's folder: scenes of latents in its layout, and its configs made tiny."""
+"""Tiny data for the guide's folder: scenes of latents in its layout, weights to start from, its configs made tiny."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import yaml
 from stageline.checkpoint.torch_files import write_torch_file
 from stageline.config import apply_overrides, read_yaml
 from stageline.config.document import Dumper
+from stageline.families.sparse_structure.aliases import build_file
 from stageline.families.sparse_structure.config import SparseStructureConfig
 from stageline.families.sparse_structure.config.model import POSE, SHAPE
 from stageline.families.sparse_structure.data.origin import CONDITIONALS, LATENTS, METADATA
@@ -28,6 +29,20 @@ TINY = (
     *("trainer.ema_decay=0.9", "trainer.accumulate_grad_batches=2"),
 )
 """What makes a config small enough to try; it trains the sparse branch itself: no published one is of that size."""
+PUBLISHED = "checkpoints/hf"
+"""Folder of the files of the published structure."""
+TINY_VALUES = {
+    "model_channels": 32,
+    "cond_channels": CONDITION[1],
+    "num_heads": 2,
+    "num_blocks": {24: 2, 4: 1},
+    "resolution": RESOLUTION // 4,
+    "sparse_flow_checkpoint": "ss_generator.ckpt",
+    "checkpoint_dir": PUBLISHED,
+}
+"""Key of such a file -> its value there; numbers of blocks by what they were."""
+PREFIX = "_base_models.generator.reverse_fn.backbone."
+"""Of the network's tensors in the published file."""
 
 
 def demo_data(folder: Path) -> list[str]:
@@ -46,7 +61,39 @@ def demo_data(folder: Path) -> list[str]:
     for config in sorted((folder / "configs").glob("*.yaml")):
         config.write_text(yaml.dump(_made_tiny(read_yaml(config)), Dumper=Dumper, sort_keys=False), encoding="utf-8")
         written.append(str(config.relative_to(folder)))
+    for config in sorted((folder / PUBLISHED).glob("*.yaml")):
+        text = yaml.dump(_tiny_values(read_yaml(config)), Dumper=Dumper, sort_keys=False)
+        config.write_text(f"# Made tiny; the published sizes are those of the guide without --demo-data.\n{text}")
+        written.append(str(config.relative_to(folder)))
+    if (source := folder / PUBLISHED / "ss_generator.yaml").is_file():
+        weights = source.with_suffix(".ckpt")
+        write_torch_file(weights, {"state_dict": _weights(source)})
+        written.append(str(weights.relative_to(folder)))
     return written
+
+
+def _weights(source: Path) -> dict[str, torch.Tensor]:
+    """A network of this size in the layout of the published file, which also holds what belongs to others."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_file(source).reverse_fn.backbone
+        for parameter in network.parameters():  # what starts at zero would keep the blocks closed
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
+    others = {"_base_models.condition_embedder.idx_emb": torch.zeros(3, CONDITION[1])}
+    return {**{PREFIX + name: tensor.clone() for name, tensor in network.state_dict().items()}, **others}
+
+
+def _tiny_values(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _tiny_value(key, value) for key, value in node.items()}
+    return [_tiny_values(entry) for entry in node] if isinstance(node, list) else node
+
+
+def _tiny_value(key: str, value: Any) -> Any:
+    found = TINY_VALUES.get(key)
+    if isinstance(found, Mapping):
+        return found[value]
+    return _tiny_values(value) if found is None else found
 
 
 def _latents(split: str, number: int, objects: int) -> dict[str, torch.Tensor]:

@@ -140,7 +140,7 @@ def _synchronised(network: nn.Module, is_last: bool) -> AbstractContextManager[A
 def _measured(found: ShortCutLoss, num_objects: int) -> Tensor:
     """What a scene adds to `_SUMS`."""
     parts = [found.parts[f"{part}_loss"] for part in ("flow_matching", "self_consistency")]
-    numbers = [1.0, found.total, num_objects, *(value for part in parts for value in part)]
+    numbers = [1.0, found.total.detach(), num_objects, *(value for part in parts for value in part)]
     return torch.tensor([float(number) for number in numbers], dtype=torch.float64)
 
 

@@ -18,7 +18,7 @@ from stageline.errors import CheckpointError
 from stageline.families import load_config, parse_config
 from stageline.families.sparse_structure.assembly import build_model
 from stageline.families.sparse_structure.config import STAGES
-from stageline.families.sparse_structure.guide import demo_data
+from stageline.families.sparse_structure.guide_data import demo_data
 from stageline.verbs.evaluate.evaluation import evaluate_checkpoint
 from stageline.verbs.predict import load
 from stageline.verbs.prepare import prepare_data
