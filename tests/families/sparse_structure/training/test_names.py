@@ -50,12 +50,16 @@ def test_nothing_of_an_installed_package_is_replaced(tmp_path: Path, monkeypatch
     for parent in [folder, *folder.parents]:
         if parent != tmp_path and tmp_path in parent.parents:
             (parent / "__init__.py").write_text("")
+    (folder / "__init__.py").write_text("SparseStructureFlowTdfyWrapper = 'theirs too'\n")
     monkeypatch.syspath_prepend(tmp_path)
     added = install()
     assert f"{MODELS}.mot_sparse_structure_flow" not in added
     assert "sam3d_objects" not in added
     theirs = importlib.import_module(f"{MODELS}.mot_sparse_structure_flow")
     assert theirs.SparseStructureFlowTdfyWrapper == "theirs"
+    package = importlib.import_module(MODELS)
+    assert package.DualBackboneSparseStructureFlowTdfyWrapper is DualBackboneSparseStructureFlowTdfyWrapper
+    assert package.SparseStructureFlowTdfyWrapper == "theirs too"
     assert importlib.import_module(f"{MODELS}.dual_backbone_sparse_structure_flow").__name__
 
 
