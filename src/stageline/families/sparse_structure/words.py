@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from stageline.contract import Words
 
+STEPS = (1, 2, 4, 8, 16, 25, 32, 64, 128)
+"""Numbers of sampling steps that have a caption; any other may be evaluated too."""
+
 WORDS = Words(
+    modes={f"steps_{steps}": f"sampled in {steps} step{'s' * (steps > 1)}" for steps in STEPS},
     metrics={
         "iou": "overlap of voxels with the truth",
         "iou_vae": "overlap of the autoencoder's reconstruction",

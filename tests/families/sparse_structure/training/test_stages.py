@@ -15,7 +15,7 @@ from stageline.checkpoint.layout import CheckpointRef, resolve
 from stageline.checkpoint.tensors import read_tensors
 from stageline.cli.exports import write_export
 from stageline.contract import Parent
-from stageline.data.prepared import PreparedData
+from stageline.data.prepared import PreparedData, open_prepared
 from stageline.errors import CheckpointError, InterruptedRunError, PlanError, StagelineError
 from stageline.families.sparse_structure.assembly import DualModel, build_model
 from stageline.families.sparse_structure.checkpoint_utils import (
@@ -23,6 +23,8 @@ from stageline.families.sparse_structure.checkpoint_utils import (
     load_dual_backbone_from_checkpoints,
 )
 from stageline.families.sparse_structure.config import STAGES
+from stageline.families.sparse_structure.data.made import make_scene
+from stageline.families.sparse_structure.data.meshes import write_scene
 from stageline.families.sparse_structure.facts import facts
 from stageline.families.sparse_structure.task import FlowTask, build_task
 from stageline.plan import make_plan
@@ -213,3 +215,23 @@ def test_a_checkpoint_is_asked_for_the_parts_that_it_has(chain: dict[str, Checkp
     wide = ["model.sparse_flow.model_channels=64", "model.global_sparse_flow.model_channels=64"]
     with pytest.raises(CheckpointError, match=r"sparse_flow\.model_channels: checkpoint 32, config 64"):
         load(chain["sparse_flow"].uri, wide)
+
+
+def test_own_meshes_are_what_stages_train_on(tmp_path: Path) -> None:
+    """A folder of the same rooms as meshes: their voxels and poses are those that the made rooms have."""
+    for split, number in (("train", 2), ("val", 1), ("test", 1)):
+        for index in range(number):
+            scene = make_scene(split, index, 0, num_objects=(2, 3))
+            write_scene(tmp_path / "scenes" / split / scene.name, scene)
+    own = small(tmp_path / "own", "data.name=meshes", f"data.data_root={tmp_path / 'scenes'}", "data.fill=solid")
+    made = small(tmp_path / "made", "data.num_train=2", "data.num_val=1")
+    tasks = []
+    for config in (own, made):
+        data = open_prepared(str(prepare_data(config).reference), ["train", "val"])
+        tasks.append(build_task(at_stage(config, "sparse_flow"), STAGES["sparse_flow"], data))
+    for number in range(2):
+        first, second = (task.train_set[number] for task in tasks)
+        assert torch.equal(first["voxels"], second["voxels"])
+        assert equal(first["conditionals"], second["conditionals"])
+        for name, value in first["latents"].items():
+            torch.testing.assert_close(value, second["latents"][name], atol=1e-3, rtol=0, msg=name)

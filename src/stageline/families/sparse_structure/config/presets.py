@@ -78,7 +78,7 @@ _DEMO: dict[str, Any] = {
         "final_lr_fraction": 0.05,
         "ema_decay": 0.98,
     },
-    "evaluate": {"steps": [4, 1, 128]},
+    "evaluate": {"steps": [1, 4, 128]},
 }
 
 _PUBLIC: dict[str, Any] = {
