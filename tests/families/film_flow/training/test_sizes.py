@@ -116,7 +116,8 @@ def test_validation_does_not_depend_on_the_size_of_batches(tmp_path: Path) -> No
 def test_an_evaluation_is_the_same_for_every_size_of_batches_and_each_picture_has_its_size(
     tmp_path: Path, window: bool
 ) -> None:
-    config = config_of(tmp_path, MIXED, **{"model.use_sliding_infer": window, "evaluate.prompt": "dark branches"})
+    keys = {"model.use_sliding_infer": window, "evaluate.compare_film": not window}
+    config = config_of(tmp_path, MIXED, **{"evaluate.prompt": "dark branches", **keys})
     data = open_prepared(prepare_data(config).reference)
     model = kicked_model(config)
 
