@@ -6,11 +6,10 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 from safetensors.torch import save_file
+from served_bucket import served_bucket
 
 from stageline.store import Store, open_store
 
@@ -44,16 +43,8 @@ def write_folder(path: Path, value: float = 0.5) -> Path:
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """A mock S3 with one bucket; never leaves this machine."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    keys = {"aws_access_key_id": KEY_ID, "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
-    client = boto3.client("s3", endpoint_url=endpoint, **keys)
-    client.create_bucket(Bucket=BUCKET)
-    client.close()
-    yield endpoint
-    server.stop()
+    with served_bucket(BUCKET, KEY_ID, SECRET) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(params=["disk", "s3"])

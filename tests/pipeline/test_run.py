@@ -19,6 +19,7 @@ import pytest
 import torch
 from guards import HANG_SECONDS
 from PIL import Image
+from served_bucket import served_bucket
 
 import stageline
 from stageline.checkpoint.export import export
@@ -412,19 +413,13 @@ def test_nothing_outlives_a_driver_that_is_killed(endless: Background) -> None:
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An S3 bucket on a server of its own; its address and credentials stand in the environment, as usual."""
-    boto3 = pytest.importorskip("boto3")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "key-of-the-lab"}
-    settings |= {"AWS_SECRET_ACCESS_KEY": "secret-of-the-lab", "AWS_REGION": "us-east-1"}
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3", endpoint_url=settings["AWS_ENDPOINT_URL"], region_name="us-east-1")
-    client.create_bucket(Bucket="lab-bucket")
-    yield "s3://lab-bucket/team"
-    client.close()
-    server.stop()
+    key, secret = "key-of-the-lab", "secret-of-the-lab"
+    with served_bucket("lab-bucket", key, secret) as endpoint:
+        settings = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": key}
+        settings |= {"AWS_SECRET_ACCESS_KEY": secret, "AWS_REGION": "us-east-1"}
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        yield "s3://lab-bucket/team"
 
 
 @pytest.mark.slow
