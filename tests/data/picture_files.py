@@ -126,6 +126,7 @@ def palette_label(colours: list[int], mask: Array = HALF) -> bytes:
 
 RGBA, GREY_ALPHA = np.concatenate([DEEP, whole()], 2), np.concatenate([DEEP[..., :1], whole()], 2)
 OPAQUE = Image.merge("LA", [Image.fromarray(GREY), Image.new("L", (34, 21), 255)])
+EIGHT = (DEEP >> 8).astype(np.uint8)
 ZIP: dict[str, Any] = {"compression": "zlib", "rowsperstrip": 4}
 ALPHA: dict[str, Any] = {"extrasamples": ["unassalpha"]}
 PICTURES: dict[str, tuple[str, Callable[[], bytes], Callable[[bytes], Array]]] = {
@@ -150,6 +151,10 @@ PICTURES: dict[str, tuple[str, Callable[[], bytes], Callable[[bytes], Array]]] =
     "broken-profile": ("jpg", lambda: jpeg_with(b"ICC_PROFILE\0", marker=0xE2), decoded_without_segments),
     "broken-text": ("png", lambda: with_text(png(DEEP, colour=2)), lambda _: DEEP),
     "directory-that-points-away": ("tif", lambda: pointing_away(), lambda _: GREY),
+    "webp": ("webp", lambda: saved(Image.fromarray(GREY).convert("RGB"), "WEBP", lossless=True), lambda _: GREY),
+    "ppm": ("ppm", lambda: b"P6\n# of a program\n34 21\n255\n" + EIGHT.tobytes(), lambda _: EIGHT),
+    "pgm": ("pgm", lambda: b"P5 34 21 255\n" + GREY.tobytes(), lambda _: GREY),
+    "pgm16": ("pgm", lambda: b"P5 34 21 65535\n" + DEEP[..., 0].astype(">u2").tobytes(), lambda _: DEEP[..., 0]),
     "two-colour-gif": ("gif", lambda: saved(Image.fromarray(HALF * 255), "GIF"), lambda _: HALF * 255),
 }  # fmt: skip
 """Kind -> suffix, its bytes, and the pixels that they hold."""
@@ -163,6 +168,8 @@ LABELS: dict[str, tuple[str, Callable[[], bytes], Array]] = {
     "colour-alone": ("png", lambda: palette_label([0, 0, 255, 255, 255, 0], np.ones_like(HALF)), np.ones_like(HALF)),
     "ground-alone": ("png", lambda: palette_label([0, 0, 255, 255, 255, 0], np.zeros_like(HALF)), np.zeros_like(HALF)),
     "gif": ("gif", lambda: saved(Image.fromarray(HALF * 255), "GIF"), HALF),
+    "pgm": ("pgm", lambda: b"P5 34 21 255\n" + (HALF * 255).tobytes(), HALF),
+    "pbm": ("pbm", lambda: b"P4 34 21\n" + np.packbits(1 - HALF, axis=1).tobytes(), HALF),
     "one-bit-tiff": ("tif", lambda: tiff(HALF.astype(bool), photometric="miniswhite"), 1 - HALF),
 }
 """Kind of label -> suffix, its bytes, and the mask."""

@@ -71,6 +71,14 @@ def test_a_palette_of_three_colours_is_no_label(tmp_path: Path) -> None:
             id="planes",
         ),
         pytest.param(lambda: tiff(np.stack([GREY, GREY]), photometric="minisblack"), "holds 2 pictures", id="pages"),
+        pytest.param(lambda: b"P6 34 21 65535\n" + DEEP.astype(">u2").tobytes(), "0 to 65535 in a PPM", id="ppm16"),
+        pytest.param(lambda: b"P6 34 21 4095\n" + (DEEP >> 4).astype(">u2").tobytes(), "0 to 4095", id="ppm12"),
+        pytest.param(lambda: tiff(GREY.astype(np.float32), metadata=None), "floating point numbers", id="float"),
+        pytest.param(
+            lambda: saved(Image.fromarray(GREY), "WEBP", save_all=True, append_images=[Image.fromarray(255 - GREY)]),
+            "holds 2 pictures",
+            id="moving-webp",
+        ),
     ],
 )
 def test_what_can_be_read_in_two_ways_is_refused_by_name(tmp_path: Path, data, words: str) -> None:  # type: ignore[no-untyped-def]

@@ -110,6 +110,8 @@ def _value_hint(kind: str, path: Sequence[Any], found: Any) -> str:
         return f': {word} is {kind_found}; as a text it stands in quotes, {key}: "{written}"'
     if kind == "string_type" and isinstance(found, dict):
         return f'; a text with `: ` in it stands in quotes, {key}: "…: …"'
+    if isinstance(found, str) and found.strip().lower() in ("none", "nil", "nothing") and not kind.startswith("bool_"):
+        return "; no value is written null, where a key may have none"
     if found is None and kind != "missing":
         return ": null is no value here; leave the key out for its default"
     if kind.startswith(("int_", "float_", "finite_")) and isinstance(found, str):
@@ -121,7 +123,7 @@ def _value_hint(kind: str, path: Sequence[Any], found: Any) -> str:
         known = truth.get(word, word if word in ("true", "false") else "")
         return f"; write {known}" if known else "; write true or false"
     if kind in ("tuple_type", "list_type") and not isinstance(found, dict):
-        return f"; a list is written [first, second], {key}=[{found}]" if isinstance(found, str) else ""
+        return f"; a list is written [first, second], {key}=[{found.strip(' ()')}]" if isinstance(found, str) else ""
     if kind == "model_type":
         return f": {'.'.join(keys)} is a section; set the keys in it, as {'.'.join(keys)}.<key>"
     if kind == "dict_type":

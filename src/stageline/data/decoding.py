@@ -23,6 +23,7 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import PREFIXES, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
@@ -39,7 +40,14 @@ PHOTOGRAPHS: Decoders = {
     b"RIFF": WebPImageFile,
 }
 """First bytes -> decoder of the formats of photographs."""
-ALL: Decoders = {**PHOTOGRAPHS, **dict.fromkeys(PREFIXES, TiffImageFile), b"BM": BmpImageFile, b"GIF8": GifImageFile}
+NETPBM = tuple(b"P%d" % number for number in range(1, 7))
+ALL: Decoders = {
+    **PHOTOGRAPHS,
+    **dict.fromkeys(PREFIXES, TiffImageFile),
+    b"BM": BmpImageFile,
+    b"GIF8": GifImageFile,
+    **dict.fromkeys(NETPBM, PpmImageFile),
+}
 """The same of every format that is read."""
 NAMES = {
     JpegImageFile: "JPEG",
@@ -48,6 +56,7 @@ NAMES = {
     TiffImageFile: "TIFF",
     BmpImageFile: "BMP",
     GifImageFile: "GIF",
+    PpmImageFile: "PPM",
 }
 LIMIT = threading.RLock()
 """Held while Pillow's own limit is lifted."""
@@ -198,7 +207,15 @@ def orientation_of(picture: ImageFile.ImageFile) -> tuple[int, str]:
 
 
 def load_pixels(opened: OpenedPicture) -> None:
-    """Decode; a PictureError where EXIF behind the pixels turns what those before them left upright."""
+    """Decode; a PictureError where EXIF behind the pixels turns what those before them left upright.
+
+    So is colour of a PPM with more than 8 bits per channel, of which Pillow would keep 8.
+    """
+    tile = opened.picture.tile[0] if opened.picture.tile else None
+    if isinstance(opened.picture, PpmImageFile) and opened.picture.mode == "RGB" and tile is not None:
+        most = tile.args[-1] if isinstance(tile.args, tuple) else 255
+        if tile.codec_name.startswith("ppm") and isinstance(most, int) and most > 255:
+            refuse(opened.path, f"colour of 0 to {most} in a PPM; save it as PNG or TIFF with 16 bits per channel")
     known = opened.picture.info.get("exif")
     opened.picture.load()
     late = opened.picture.info.get("exif")

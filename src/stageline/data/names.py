@@ -7,11 +7,20 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from stageline.errors import ConfigError
 
 TOKEN = re.compile(r"\d+|[^\W\d_]+|[\W_]+")
 """Runs of digits, of letters, and of what stands between them."""
+
+LEFT_BY_SYSTEMS = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "__macosx"})
+"""Names, in lower case, that operating systems leave in folders of pictures, beside hidden ones."""
+
+
+def is_left_by_system(path: Path) -> bool:
+    """Whether a file or folder is hidden, or of those that operating systems leave behind: no data of anybody."""
+    return path.name.startswith(".") or path.name.lower() in LEFT_BY_SYSTEMS
 
 
 def same_name(name: str) -> str:

@@ -16,14 +16,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stageline.data.decoding import OpenedPicture, PictureError, deep_pixels, load_pixels, open_picture
-from stageline.data.names import same_name
+from stageline.data.names import is_left_by_system, same_name
 from stageline.errors import DataError, Faults
 
-SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg", ".webp", ".ppm", ".pgm", ".pbm")
 LUMINANCE = np.array([0.299, 0.587, 0.114])
 """Weights of red, green, blue in grey (ITU-R BT.601)."""
 MAX_PIXELS = 300_000_000
 """Largest picture that is decoded where a config says nothing else."""
+MODES = frozenset({"1", "L", "RGB", "I", "P", "PA", "LA", "La", "RGBA", "RGBa"})
+"""What Pillow calls the numbers of a picture that is read, beside 16-bit grey."""
+UNREAD = {"F": "floating point numbers", "CMYK": "inks, not light", "LAB": "CIE Lab", "YCbCr": "luma and chroma"}
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -78,11 +81,20 @@ def read_file(path: Path, max_pixels: int = MAX_PIXELS) -> PictureFile:
         raise fault_of(path, f"empty file ({told})" if error.trouble == "empty" else told) from error
 
 
+def check_header(opened: OpenedPicture) -> None:
+    """DataError where the header alone says that a picture is refused: turned by EXIF, or of numbers not read."""
+    turned, mode = opened.orientation, opened.picture.mode
+    if turned != 1:
+        told = f"EXIF orientation {turned}: shown turned or mirrored against its pixels; save it upright"
+        raise fault_of(opened.path, told)
+    if mode not in MODES and not mode.startswith("I;16"):
+        told = f" ({UNREAD[mode]})" if mode in UNREAD else ""
+        raise fault_of(opened.path, f"mode {mode!r}{told}; save grey or RGB with 8 or 16 bits per channel")
+
+
 def _read_opened(opened: OpenedPicture) -> PictureFile:
     path, picture = opened.path, cast(Image.Image, opened.picture)
-    turned = opened.orientation
-    if turned != 1:
-        raise fault_of(path, f"EXIF orientation {turned}: shown turned or mirrored against its pixels; save it upright")
+    check_header(opened)
     notes = [opened.odd] if opened.odd else []
     if "mp" in picture.info:
         notes.append("the first of a camera's several pictures")
@@ -166,7 +178,7 @@ def pixel_hash(pixels: Pixels) -> str:
 def list_pictures(folder: Path) -> list[Path]:
     """Picture files of a folder, sorted; hidden files are left out."""
     found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(p for p in found if p.is_file() and not p.name.startswith(".") and p.suffix.lower() in SUFFIXES)
+    return sorted(p for p in found if p.is_file() and not is_left_by_system(p) and p.suffix.lower() in SUFFIXES)
 
 
 def pictures_by_stem(folder: Path, faults: Faults) -> dict[str, Path]:
@@ -176,9 +188,11 @@ def pictures_by_stem(folder: Path, faults: Faults) -> dict[str, Path]:
         faults.add(f"{str(folder)!r}: no such folder")
         return found
     for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
+        if is_left_by_system(path):
             continue
-        if not path.is_file() or path.suffix.lower() not in SUFFIXES:
+        if path.is_symlink() and not path.exists():
+            faults.add(f"{str(path)!r}: a link to {str(path.readlink())!r}, which is not there")
+        elif not path.is_file() or path.suffix.lower() not in SUFFIXES:
             faults.add(f"{str(path)!r}: no picture file; expected one of {', '.join(SUFFIXES)}")
         elif (name := same_name(path.stem)) in found:
             faults.add(f"{str(path)!r}: the name {path.stem!r} stands twice (also {found[name].name!r})")

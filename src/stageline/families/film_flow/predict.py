@@ -24,6 +24,7 @@ from stageline.data.pictures import (
     Pixels,
     as_pixels,
     conversions,
+    list_pictures,
     pixel_hash,
     read_file,
     read_picture,
@@ -153,7 +154,7 @@ def picture_sources(inputs: Sequence[str | Path | ArrayInput]) -> list[Source]:
             sources.append(given)
             continue
         path = Path(given)
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        inside = list_pictures(path) if path.is_dir() else [path]
         if not inside:
             faults.add(f"{str(path)!r}: no pictures in it ({', '.join(SUFFIXES)})")
         elif not inside[0].is_file():

@@ -17,6 +17,7 @@ from stageline.families.film_flow.data.layout import Layout
 from stageline.families.film_flow.data.pictures import encoder_picture, find_levels, normalise, read_label
 from stageline.families.film_flow.data.prompts import unseen_prompt
 from stageline.families.film_flow.data.sets import open_data
+from stageline.families.film_flow.predict import picture_sources
 
 from .conftest import make_data, quiet
 
@@ -65,6 +66,22 @@ def test_all_faults_of_a_folder_are_reported_at_once(make_folder, tmp_path):
         assert words in line, f"{path}: {line or message}"
     assert "image folders: 10 faults" in message
     assert "fine" not in message
+
+
+def test_what_systems_leave_in_folders_is_no_data(make_folder, make_config, tmp_path):
+    """Neither listed, nor refused, nor counted as a source: a file manager writes such at any time."""
+    root = make_folder("train", ("a",))
+    before = Layout({"train": root}).files("train")
+    for part in ("image", "label"):
+        for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "._a.png", "Icon\r"):
+            (root / part / name).write_bytes(b"\0\5\x16\7")
+        for name in ("@eaDir", ".ipynb_checkpoints"):
+            (root / part / name).mkdir()
+    assert [pair.name for pair in check_folders(Layout({"train": root}), quiet)] == ["a"]
+    assert Layout({"train": root}).files("train") == before
+    assert picture_sources([root / "image"]) == [root / "image" / "a.png"]
+    (root / "image" / "b.png").symlink_to(tmp_path / "gone.png")
+    assert "gone.png', which is not there" in faults_of({"train": root})
 
 
 def test_folders_without_files(make_folder, tmp_path):
@@ -169,6 +186,12 @@ def test_labels_with_other_values_are_refused(tmp_path, values):
     mask = np.resize(np.array(values, np.uint8), (40, 48))
     with pytest.raises(DataError, match="not binary"):
         read_label(save(tmp_path / "label.png", mask))
+
+
+def test_soft_edges_are_refused_with_what_to_do(tmp_path):
+    edges = np.tile(np.linspace(0, 255, 48).astype(np.uint8), (40, 1))
+    with pytest.raises(DataError, match=r"48 values .*cut them at half and save as PNG"):
+        read_label(save(tmp_path / "a.png", edges))
 
 
 def test_coloured_label_is_refused(tmp_path):

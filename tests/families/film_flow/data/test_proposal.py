@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -108,6 +109,55 @@ def test_a_published_set_is_taken_as_it_is(tmp_path: Path) -> None:
     assert len(pairs) == 10
 
 
+@pytest.mark.parametrize(
+    ("parts", "names", "pattern", "endings", "other"),
+    [
+        (("images", "labels"), "Image_{:02d}L {}_1stHO", "Image_*L -> Image_*L_1stHO", (".jpg", ".png"), None),
+        (("stare-images", "labels-ah"), "im{:04d} {}.ah", "im* -> im*.ah", (".ppm", ".ppm"), "labels-vk"),
+        (("images", "manual1"), "{:02d}_dr {}", None, (".JPG", ".tif"), "mask"),
+        (("imagesTr", "labelsTr"), "case_{:03d}_0000 case_{:03d}", "case_*_0000 -> case_*", (".png", ".png"), None),
+        (("Images", "Vessel_Masks"), "{:d} {}", None, (".webp", ".BMP"), None),
+    ],
+)
+def test_folders_and_names_of_published_sets_are_known(
+    tmp_path: Path, parts: tuple[str, str], names: str, pattern: str | None, endings: tuple[str, str], other: str | None
+) -> None:
+    image, label = names.split()
+    stems = [image.format(n) for n in range(1, 7)]
+    fill(tmp_path, stems, parts=parts, endings=endings)
+    for number, stem in enumerate(stems, 1):
+        path = tmp_path / parts[1] / f"{stem}{endings[1]}"
+        path.rename(path.with_stem(label.format(number if "case" in label else stem)))
+    if other is not None:
+        (tmp_path / other).mkdir()
+    found = propose(tmp_path, PRESET)
+    data = found.raw["data"]
+    assert (data["image_folder"], data["label_folder"], data.get("label_pattern")) == (*parts, pattern)
+    assert [line for line in found.told if "several folders" in line and f"{parts[1]} is taken" in line] or not other
+    layout = Layout.of(parse_config(found.raw).data)  # type: ignore[attr-defined]
+    assert len(check_folders(layout, lambda *_: None)) == 6
+
+
+def test_a_split_without_labels_is_left_out(tmp_path: Path) -> None:
+    """So is the test half of a published set whose labels nobody gives away; masks of the camera are no labels."""
+    for split in ("training", "test"):
+        for part in ("1st_manual", "mask"):
+            fill(tmp_path / split, ["01", "02"], parts=("images", part))
+    shutil.rmtree(tmp_path / "test" / "1st_manual")
+    found = propose(tmp_path, PRESET)
+    assert ["test" in line and "has no labels (1st_manual): it is left out" in line for line in found.told].count(True)
+    assert "test_dir" not in found.raw["data"]
+    assert found.raw["evaluate"]["split"] == "val"
+    fill(tmp_path / "test", ["03"], parts=("images", "labels"))
+    with pytest.raises(DataError, match="folders of labels have several names: 1st_manual, labels"):
+        propose(tmp_path, PRESET)
+
+
+def test_labels_without_foreground_are_warned_of(tmp_path: Path) -> None:
+    fill(tmp_path, ["a", "b"], share=0)
+    assert ["none of 2 labels has any foreground" in line for line in propose(tmp_path, PRESET).told].count(True) == 1
+
+
 def test_any_preset_can_be_what_it_starts_from(tmp_path: Path) -> None:
     fill(tmp_path, ["p1", "p2", "p3"], sizes=[(300, 260)])
     config = parse_config(propose(tmp_path, PRESETS["octa500"]).raw)
@@ -137,6 +187,20 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
         assert words in str(caught.value)
     with pytest.raises(DataError, match=r"no folder `image` \(or images, .*\); folders there: none"):
         propose(tmp_path / "image", PRESET)
+    with pytest.raises(DataError, match="6 picture files lie in it: move the images to image/"):
+        propose(fill(tmp_path / "flat", ["a", "b", "c"], parts=(".", "."), endings=(".png", "_mask.png")), PRESET)
+    fill(tmp_path / "zip" / "set", ["a", "b"])
+    with pytest.raises(DataError, match=f"say --data '{tmp_path}/zip/set'"):
+        propose(tmp_path / "zip", PRESET)
+    with pytest.raises(DataError, match="one picture with a label, expected two"):
+        propose(fill(tmp_path / "one", ["a"]), PRESET)
+    turned = fill(tmp_path / "turned", ["a", "b"], endings=(".jpg", ".png"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (90, 70)).save(turned / "image" / "a.jpg", exif=exif)
+    Image.new("CMYK", (90, 70)).save(turned / "image" / "b.jpg")
+    with pytest.raises(DataError, match=r"orientation 6.*(?s:.*)CMYK"):
+        propose(turned, PRESET)
     with pytest.raises(DataError, match="no such folder"):
         propose(tmp_path / "nowhere", PRESET)
 

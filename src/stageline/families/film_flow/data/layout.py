@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stageline.data.names import NamePattern, same_name
+from stageline.data.names import NamePattern, is_left_by_system, same_name
 
 if TYPE_CHECKING:
     from stageline.families.film_flow.config import DataConfig
@@ -77,6 +77,8 @@ class Layout:
         for part, folder in zip(("image", "label"), self.folders(split), strict=True):
             if folder.is_dir():
                 found += [
-                    file for file in folder.iterdir() if file.is_file() and self.holds(split, part, file.stem, images)
+                    file
+                    for file in folder.iterdir()
+                    if file.is_file() and not is_left_by_system(file) and self.holds(split, part, file.stem, images)
                 ]
         return found

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from stageline.data.pictures import MAX_PIXELS, PictureFile, Pixels, fault_of, read_file
 
 PERCENTILES = (0.5, 99.5)
+MANY_VALUES = 8
+"""Of a label with more values than these, the ones between are edges, no classes."""
 
 
 def read_label(path: Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -41,7 +43,8 @@ def label_of(file: PictureFile, path: Path) -> NDArray[np.uint8]:
     if not is_grey:
         raise fault_of(path, "a coloured label; expected one value per pixel, 0 and 255 (or 0 and 1)")
     shown = ", ".join(str(value) for value in values[:6]) + (", ..." if len(values) > 6 else "")
-    raise fault_of(path, f"label not binary: {len(values)} values ({shown}), expected 0 and 255 (or 0 and 1)")
+    how = "; soft edges, or those of a JPEG: cut them at half and save as PNG" if len(values) > MANY_VALUES else ""
+    raise fault_of(path, f"label not binary: {len(values)} values ({shown}), expected 0 and 255 (or 0 and 1){how}")
 
 
 def _of_palette(indices: NDArray[np.uint8], palette: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:

@@ -22,24 +22,14 @@ import numpy as np
 from stageline.contract import Proposal
 from stageline.data.decoding import PictureError, open_picture
 from stageline.data.names import NamePattern, find_pattern, group_names, joined, same_name
-from stageline.data.pictures import list_pictures, read_file
+from stageline.data.pictures import check_header, list_pictures, read_file
 from stageline.errors import DataError, Faults
+from stageline.families.film_flow.data.find_folders import find_layout
 from stageline.families.film_flow.data.folder import REMEDY, Pair, pair_files, read_prompts
-from stageline.families.film_flow.data.layout import SPLITS, Layout
+from stageline.families.film_flow.data.layout import Layout
 from stageline.families.film_flow.data.pictures import label_of
-from stageline.families.film_flow.data.read_files import INVERTED
+from stageline.families.film_flow.data.read_files import EMPTY, INVERTED
 
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
-IMAGE_NAMES = ("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "input", "inputs")
-LABEL_NAMES = (
-    *("label", "labels", "1st_manual", "2nd_manual", "manual", "gt", "groundtruth", "ground_truth"),
-    *("annotation", "annotations", "segmentation", "segmentations", "target", "targets", "mask", "masks"),
-)
-"""Names of folders, compared without regard to case; the first that is there is taken."""
 MOST_LABELS = 200
 VALIDATION_SHARE = 0.2
 CROPS = (320, 256, 224, 192, 128, 96, 64, 48, 32, 16)
@@ -70,7 +60,7 @@ def propose(folder: Path, preset: Mapping[str, Any]) -> Proposal:
     DataError with every fault: no such folders, names without a partner, files that cannot be read.
     """
     faults = Faults(DataError, f"pictures in {str(folder)!r}", REMEDY)
-    layout, told = _find_layout(folder, faults)
+    layout, told = find_layout(folder, faults)
     faults.raise_if_any()
     layout, more = _pair_names(layout)
     told += more
@@ -94,50 +84,6 @@ def propose(folder: Path, preset: Mapping[str, Any]) -> Proposal:
     return Proposal(raw, (*told, *_tell_choice(raw, prompts)))
 
 
-def _find_layout(folder: Path, faults: Faults) -> tuple[Layout, list[str]]:
-    """Where images and labels lie, by the names of folders."""
-    if not folder.is_dir():
-        faults.add(f"{str(folder)!r}: no such folder")
-        return Layout({}), []
-    roots = {}
-    for split in SPLITS:
-        named = _child(folder, SPLIT_NAMES[split])
-        if named is not None:
-            roots[split] = named
-    if not roots:
-        roots = {"train": folder}
-    elif "train" not in roots:
-        faults.add(f"{str(folder)!r}: {', '.join(roots)} without train")
-    parts: dict[str, list[str]] = {"image": [], "label": []}
-    for root in roots.values():
-        for part, names in (("image", IMAGE_NAMES), ("label", LABEL_NAMES)):
-            child = _child(root, names)
-            if child is None:
-                there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "none"
-                faults.add(f"{str(root)!r}: no folder `{part}` (or {', '.join(names[1:4])}); folders there: {there}")
-            else:
-                parts[part].append(child.name)
-    for part, names_found in parts.items():
-        if len(set(names_found)) > 1:
-            faults.add(f"{str(folder)!r}: folders of {part}s have several names: {', '.join(sorted(set(names_found)))}")
-    if faults.found:
-        return Layout(roots), []
-    layout = Layout(roots, parts["image"][0], parts["label"][0])
-    told = [f"images in {layout.image}/, labels in {layout.label}/ of {', '.join(map(str, roots.values()))}"]
-    others = sorted(
-        path.name for path in roots["train"].iterdir() if path.is_dir() and path.name.lower() in LABEL_NAMES
-    )
-    if len(others) > 1:
-        told.append(f"warning: several folders may hold labels: {', '.join(others)}; {layout.label} is taken")
-    return layout, told
-
-
-def _child(folder: Path, names: Sequence[str]) -> Path | None:
-    """The folder in `folder` that has the first of these names."""
-    there = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
-    return next((there[name] for name in names if name in there), None)
-
-
 def _pair_names(layout: Layout) -> tuple[Layout, list[str]]:
     """The layout with the pattern by which names go together, where they are not equal."""
     patterns = []
@@ -154,6 +100,7 @@ def _pair_names(layout: Layout) -> tuple[Layout, list[str]]:
 def _header(path: Path, faults: Faults) -> _Header | None:
     try:
         with open_picture(path, None) as opened:
+            check_header(opened)
             mode = opened.picture.mode
             grey = mode in ("1", "L", "LA", "I", "F") or mode.startswith("I;16") or opened.layout.startswith("LA")
             deep = opened.is_deep or mode == "I" or mode.startswith("I;16")
@@ -161,7 +108,9 @@ def _header(path: Path, faults: Faults) -> _Header | None:
             return _Header((height, width), 1 if grey else 3, 16 if deep else 8)
     except PictureError as error:
         faults.add(f"{str(path)!r}: {error.told}")
-        return None
+    except DataError as error:
+        faults.add(error.message)
+    return None
 
 
 def _read_labels(pairs: Sequence[Pair], headers: Mapping[Path, _Header | None], faults: Faults) -> dict[str, float]:
@@ -193,7 +142,8 @@ def _split(layout: Layout, pairs: list[Pair], faults: Faults) -> tuple[Layout, l
     for name, group in group_names([pair.name for pair in train]).items():
         groups.setdefault(group, []).append(name)
     if len(groups) < 2:
-        faults.add(f"{str(layout.roots['train'])!r}: {len(train)} pictures of one group cannot be split in two")
+        if train:
+            faults.add(f"{str(layout.roots['train'])!r}: one picture with a label, expected two: one is for validation")
         return layout, pairs, []
     chosen: list[str] = []
     for group in sorted(groups, key=lambda group: hashlib.sha256(group.encode()).hexdigest())[: len(groups) - 1]:
@@ -258,6 +208,8 @@ def _tell_headers(found: Sequence[_Header]) -> list[str]:
 def _tell_labels(shares: Mapping[str, float]) -> list[str]:
     mean = sum(shares.values()) / len(shares)
     told = [f"{len(shares)} labels read: {mean:.1%} foreground on average"]
+    if not any(shares.values()):
+        told.append(f"warning: {EMPTY.format(len(shares))}")
     high = sorted(name for name, share in shares.items() if share > INVERTED)
     if high:
         shown = ", ".join(high[:3]) + (", ..." if len(high) > 3 else "")

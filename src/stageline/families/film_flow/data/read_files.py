@@ -17,6 +17,8 @@ MANY = 6
 INVERTED = 0.5
 """Share of foreground above which a label may well be inverted: thin structures cover far less."""
 
+EMPTY = "none of {} labels has any foreground: nothing can be learned; the structure has to be the value that is not 0"
+
 
 class FilesRead:
     """Counts over the pairs of one split."""
@@ -95,6 +97,8 @@ class FilesRead:
                 f"{len(high)} of {len(self.foreground)} labels are foreground for more than half ({shown}); if they "
                 "are inverted: the structure has to be the value that is not 0"
             )
+        if not any(marked for marked, _ in self.foreground.values()):
+            found.append(EMPTY.format(len(self.foreground)))
         if self.channels == 1 and self.colours[3]:
             number, of = self.colours[3], sum(self.colours.values())
             found.append(
