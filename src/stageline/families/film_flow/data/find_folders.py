@@ -57,8 +57,8 @@ def find_layout(folder: Path, faults: Faults) -> tuple[Layout, list[str]]:
         else:
             parts["image"].append(image.name)
         if labels:
-            named = [path.name for path in labels if of_train and path.name == of_train[0].name]
-            parts["label"].append((named or [labels[0].name])[0])
+            same = [path.name for path in labels if of_train and path.name == of_train[0].name]
+            parts["label"].append((same or [labels[0].name])[0])
         else:
             faults.add(_tell_missing(root, "label", LABEL_NAMES))
     for part, names_found in parts.items():
