@@ -16,6 +16,7 @@ import time
 from stageline.checkpoint.layout import StageDir
 from stageline.checkpoint.lease import StageLease
 from stageline.checkpoint.metadata import CLAIM_NAME, METADATA_NAME, is_fence
+from stageline.config.bounds import read_json
 from stageline.store import NotFoundError
 from stageline.store.holder import is_dead
 
@@ -61,12 +62,12 @@ def _has_young_fence(directory: StageDir, name: str) -> bool:
         data = directory.step_store(name).get(METADATA_NAME)
     except NotFoundError:
         return False
-    return is_fence(data) and float(json.loads(data)["fenced"]) > time.time() - FENCE_SECONDS
+    return is_fence(data) and float(read_json(data)["fenced"]) > time.time() - FENCE_SECONDS
 
 
 def _writer_may_live(directory: StageDir, name: str, lease: StageLease) -> bool:
     try:
-        claim = json.loads(directory.step_store(name).get(CLAIM_NAME))
+        claim = read_json(directory.step_store(name).get(CLAIM_NAME))
         return bool(claim["lease"] != lease.id and not is_dead(claim))
     except (NotFoundError, ValueError, TypeError, KeyError):
         return True

@@ -11,10 +11,12 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from stageline.checkpoint.metadata import CheckpointMetadata, TensorRecord
 from stageline.config import canonical_json
+from stageline.config.bounds import TooLargeError, is_count, read_json, shape_fault
 from stageline.errors import CheckpointError, difference
 from stageline.store import Store
 
@@ -24,8 +26,8 @@ ITEM_BYTES = {
     **dict.fromkeys(("I32", "U32", "F32"), 4),
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 8),
 }
-MAX_HEADER_BYTES = 100_000_000
-"""As the safetensors library has it."""
+MAX_HEADER_BYTES = 32 * 2**20
+"""Chosen here: about 300,000 tensors. The safetensors library takes 100 MB, which cost gigabytes as JSON."""
 RESERVED = ("format", "schema", "family", "stage", "step", "fingerprint", "role")
 SHARDING_KEY = "DCP_SHARDING_INFO"
 """Where torch's distributed writer says which part of a tensor a shard holds."""
@@ -60,7 +62,14 @@ class Header:
         """At which index of the full tensor this file's part begins."""
         if SHARDING_KEY not in self.texts:
             return (0,) * len(self.spans[name].record.shape)
-        return tuple(json.loads(self.texts[SHARDING_KEY])[name]["saved_offsets"])
+        try:
+            offsets = read_json(self.texts[SHARDING_KEY])[name]["saved_offsets"]
+            known = len(offsets) == len(self.spans[name].record.shape) and all(map(is_count, offsets))
+        except (ValueError, TypeError, KeyError):
+            known = False
+        if not known:
+            raise CheckpointError(f"the header of a shard does not say where its part of {name!r} begins")
+        return tuple(offsets)
 
 
 def num_bytes(record: TensorRecord) -> int:
@@ -90,12 +99,11 @@ def parse_header(data: bytes, size_bytes: int, where: str) -> Header:
     remedy = "the file is damaged; use another checkpoint"
     try:
         (length,) = struct.unpack("<Q", data[:8])
-        plain = json.loads(data[8 : 8 + length])
+        if length > MAX_HEADER_BYTES:
+            raise TooLargeError(f"it has {length} bytes, at most {MAX_HEADER_BYTES} are read (MAX_HEADER_BYTES)")
+        plain = read_json(data[8 : 8 + length], max_bytes=MAX_HEADER_BYTES)
         texts = plain.pop("__metadata__", {})
-        spans = {
-            name: Span(TensorRecord(dtype=item["dtype"], shape=tuple(item["shape"])), *item["data_offsets"])
-            for name, item in plain.items()
-        }
+        spans = {name: _span(name, item) for name, item in plain.items()}
         spans = dict(sorted(spans.items(), key=lambda pair: (pair[1].start, pair[1].end)))
         position = 0
         for name, span in spans.items():
@@ -104,11 +112,24 @@ def parse_header(data: bytes, size_bytes: int, where: str) -> Header:
             position = span.end
     except (struct.error, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{where}: no readable safetensors header ({error})", remedy=remedy) from error
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise CheckpointError(f"{where}: the header's __metadata__ are no texts", remedy=remedy)
     if 8 + length + position != size_bytes:
         raise CheckpointError(
             f"{where}: {size_bytes} bytes, the header describes {8 + length + position}", remedy=remedy
         )
     return Header(8 + length, texts, spans)
+
+
+def _span(name: str, item: Any) -> Span:
+    """What a header says of one tensor; ValueError where no tensor is like that."""
+    kind, shape, (start, end) = item["dtype"], item["shape"], item["data_offsets"]
+    if kind not in ITEM_BYTES:
+        raise ValueError(f"tensor {name!r:.80} is of type {kind!r:.40}")
+    fault = shape_fault(shape, ITEM_BYTES[kind])
+    if fault or not (is_count(start) and is_count(end)):
+        raise ValueError(f"tensor {name!r:.80}: {fault or 'the header misplaces it'}")
+    return Span(TensorRecord(dtype=kind, shape=tuple(shape)), start, end)
 
 
 def read_header(store: Store, key: str) -> Header:
@@ -125,6 +146,14 @@ def read_header(store: Store, key: str) -> Header:
             if length > MAX_HEADER_BYTES or len(data) >= 8 + length:
                 break
     return parse_header(data, info.size, where)
+
+
+def read_local_header(path: Path) -> Header:
+    """The header of a local safetensors file of anybody, checked; OSError where it cannot be read."""
+    with path.open("rb") as file:
+        first = file.read(8)
+        length = min(int.from_bytes(first, "little"), MAX_HEADER_BYTES)
+        return parse_header(first + file.read(length), path.stat().st_size, path.name)
 
 
 def header_texts(metadata: CheckpointMetadata | Mapping[str, Any], role: str) -> dict[str, str]:

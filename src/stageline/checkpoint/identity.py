@@ -18,6 +18,7 @@ from typing import Any
 
 from stageline import __version__
 from stageline.config import RunConfig, fingerprint, identity
+from stageline.config.bounds import read_json
 from stageline.errors import PlanError, difference
 from stageline.store import NotFoundError, Store, open_store
 
@@ -74,7 +75,7 @@ def read_run(root: Store | str, run: str) -> RunRecord | None:
         return None
     where = f"{store.uri}/{RUN_NAME}"
     try:
-        plain = json.loads(data)
+        plain = read_json(data)
         schema = plain.pop("schema", None)
         record = RunRecord(**plain)
     except (ValueError, TypeError, AttributeError) as error:

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stageline.config.bounds import read_json
 from stageline.config.settings import NAME_PATTERN
 from stageline.store import NotFoundError, Store
 
@@ -72,8 +73,8 @@ def finished_elsewhere(root: Store, fingerprint: str, stage: str, run: str) -> l
 
 def _read(folder: Store, key: str, run: str, stage: str) -> FinishedElsewhere | None:
     try:
-        plain = json.loads(folder.get(key))
-    except (NotFoundError, ValueError, RecursionError):
+        plain = read_json(folder.get(key))
+    except (NotFoundError, ValueError):
         return None
     if not isinstance(plain, dict) or plain.get("schema") != INDEX_SCHEMA or plain.get("run") != run:
         return None

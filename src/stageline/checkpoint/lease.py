@@ -17,6 +17,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
 
+from stageline.config.bounds import read_json
 from stageline.errors import BusyError, ConfigError, StagelineError
 from stageline.store import NotFoundError, Store
 from stageline.store.holder import is_dead, this_process
@@ -52,7 +53,7 @@ def _read(store: Store) -> tuple[dict[str, Any], str] | None:
     except NotFoundError:
         return None
     try:
-        plain = json.loads(data)
+        plain = read_json(data)
         usable = {"holder", "id", "host", "pid", "born", "expires"} <= set(plain)
     except (ValueError, TypeError):
         usable = False

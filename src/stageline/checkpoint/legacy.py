@@ -23,6 +23,7 @@ from stageline.checkpoint.commit import CheckpointWriter, Snapshot
 from stageline.checkpoint.layout import CheckpointRef, StageDir
 from stageline.checkpoint.lease import StageLease
 from stageline.checkpoint.metadata import Provenance
+from stageline.checkpoint.tensors import stretched
 from stageline.config import RetentionConfig
 from stageline.errors import CheckpointError
 from stageline.store.disk import lfs_pointer
@@ -71,7 +72,7 @@ def load_torch_file(path: str | Path, allow: tuple[str, ...] = (), *, mapped: bo
         with torch.serialization.safe_globals(globals_allowed):
             # Files of the format before torch 1.6 are no zip archives and cannot be mapped.
             lazy = mapped and zipfile.is_zipfile(file)
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=lazy)
+            value = torch.load(file, map_location="cpu", weights_only=True, mmap=lazy)
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|Unsupported (?:global|class)|Unsupported operand|type) ([\w.]+)", str(error))
         foreign = found[1] if found and "." in found[1] else None
@@ -91,6 +92,18 @@ def load_torch_file(path: str | Path, allow: tuple[str, ...] = (), *, mapped: bo
             f"{str(path)!r} is no readable torch file: {str(error).splitlines()[0] if str(error) else type(error)}",
             remedy="check that it was copied whole",
         ) from error
+    if faults := stretched(_tensors_in(value)):
+        raise CheckpointError(f"{str(path)!r}: {'; '.join(faults[:3])}", remedy="save these tensors contiguous")
+    return value
+
+
+def _tensors_in(value: Any, levels: int = 8) -> dict[str, Tensor]:
+    """The tensors of a loaded file by their path in it, as deep as programs nest them."""
+    if isinstance(value, Tensor):
+        return {"": value}
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    inner = ((str(key), _tensors_in(item, levels - 1)) for key, item in parts if levels)
+    return {f"{key}.{name}".rstrip("."): tensor for key, found in inner for name, tensor in found.items()}
 
 
 def tensors_of(value: Any, where: str) -> dict[str, Tensor]:

@@ -17,9 +17,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from stageline.config import Settings, canonical_json, is_sealed, seal
+from stageline.config.bounds import read_json, shape_fault
 from stageline.errors import CheckpointError
 
 SCHEMA = "stageline/2"
@@ -71,6 +72,14 @@ class TensorRecord(Record):
 
     dtype: str
     shape: tuple[int, ...]
+
+    @field_validator("shape")
+    @classmethod
+    def _possible(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        fault = shape_fault(value)
+        if fault:
+            raise ValueError(fault)
+        return value
 
 
 class ParentRecord(Record):
@@ -293,7 +302,7 @@ def parse_metadata(data: bytes, where: str) -> CheckpointMetadata:
 def _parse(data: bytes) -> CheckpointMetadata:
     remedy = "use another checkpoint, and move this directory away if it is in the way"
     try:
-        plain = json.loads(data)
+        plain = read_json(data)
     except ValueError as error:
         raise CheckpointError(f"damaged metadata, not JSON: {error}", remedy=remedy) from error
     if not isinstance(plain, dict):

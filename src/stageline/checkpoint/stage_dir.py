@@ -23,6 +23,7 @@ from stageline.checkpoint.steps import (
     relative_uri,
     step_order,
 )
+from stageline.config.bounds import read_json
 from stageline.errors import CheckpointError
 from stageline.store import NotFoundError, Reference, Store, open_store
 
@@ -203,7 +204,7 @@ class StageDir:
         """The checkpoint that a pointer file's bytes name; None where that was set aside."""
         where = f"{self.uri}/{key}"
         try:
-            plain = json.loads(data)
+            plain = read_json(data)
             target, digest = plain["target"], plain["digest"]
             usable = isinstance(target, str) and isinstance(digest, str)
         except (ValueError, TypeError, KeyError):
@@ -235,7 +236,7 @@ class StageDir:
     def recorded_parents(self) -> list[Reference]:
         """Everything this stage ever said it starts from."""
         try:
-            plain = json.loads(self.store.get(PARENTS_NAME))
+            plain = read_json(self.store.get(PARENTS_NAME))
             return [Reference(absolute_uri(item["uri"], self.root, self.uri), item["digest"]) for item in plain]
         except NotFoundError:
             return []

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 
 from stageline.checkpoint.metadata import METADATA_NAME, CheckpointMetadata, digest_of, is_fence, parse_metadata
+from stageline.config.bounds import read_json
 from stageline.errors import CheckpointError
 from stageline.store import NotFoundError, Reference, Store, open_store
 
@@ -231,7 +232,7 @@ def aside_reason(store: Store) -> str | None:
     except NotFoundError:
         return None
     try:
-        plain = json.loads(data)
+        plain = read_json(data)
         return f"{plain['reason']} (by {plain['by']}, {plain['time']})"
     except (ValueError, TypeError, KeyError):
         return f"its {ASIDE_NAME} does not say why"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stageline.checkpoint.admission import account
-from stageline.checkpoint.header import MAX_HEADER_BYTES, Header, build_header, header_faults, parse_header
+from stageline.checkpoint.header import MAX_HEADER_BYTES, Header, build_header, header_faults, num_bytes, parse_header
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.checkpoint.metadata import EMA_FILE, MODEL_FILE, FileRecord, TensorRecord
 from stageline.checkpoint.steps import open_owner
@@ -41,6 +41,8 @@ DTYPES: dict[str, torch.dtype] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 CHUNK_BYTES = 8 * 2**20
+STRETCHED_BYTES = 64 * 2**20
+"""Chosen here."""
 Weights = Literal["raw", "ema"]
 DAMAGED = "the checkpoint is damaged; use another one (`stageline checkpoint verify` tells which are whole)"
 
@@ -78,6 +80,19 @@ def check_writable(tensors: Mapping[str, Tensor], where: str) -> None:
             faults.add(f"{before} and {name} share memory")
         reached[storage] = max((furthest, before), (end, name))
     faults.raise_if_any()
+
+
+def stretched(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Tensors of a torch file that ask for far more memory than the file holds of them, in words.
+
+    Strides of zero let a few bytes stand for any number of elements; up to STRETCHED_BYTES that is nobody's harm.
+    """
+    asked = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    return [
+        f"{name!r} asks for {asked[name]} bytes, the file holds {tensor.untyped_storage().nbytes()} (STRETCHED_BYTES)"
+        for name, tensor in tensors.items()
+        if asked[name] > max(STRETCHED_BYTES, tensor.untyped_storage().nbytes())
+    ]
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
@@ -274,6 +289,15 @@ def _read_group(ref: CheckpointRef, key: str, group: str, role: str, names: Coll
 def join_shards(ref: CheckpointRef, group: str) -> dict[str, Tensor]:
     """Whole tensors out of the shards under `<group>/`, each element exactly once, or CheckpointError."""
     expected = ref.metadata.tensors[group]
+    held = sum(record.bytes for name, record in ref.metadata.files.items() if name.startswith(f"{group}/"))
+    strange = [name for name, record in expected.items() if record.dtype not in DTYPES]
+    asked = sum(num_bytes(record) for name, record in expected.items() if name not in strange)
+    if strange:
+        raise CheckpointError(f"{ref.uri}: the metadata give {strange[0]!r} no known type", remedy=DAMAGED)
+    if asked > held:
+        raise CheckpointError(
+            f"{ref.uri}: the metadata name {asked} bytes of tensors in {group}, its files have {held}", remedy=DAMAGED
+        )
     whole = {name: torch.empty(r.shape, dtype=DTYPES[r.dtype], device="cpu") for name, r in expected.items()}
     covered = dict.fromkeys(expected, 0)
     faults = Faults(CheckpointError, f"{ref.uri}/{group}", DAMAGED)

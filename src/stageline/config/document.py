@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from stageline.config.bounds import MAX_YAML_BYTES, PARSER, TooLargeError, check_yaml
 from stageline.errors import ConfigError, Faults
 
 STAGE_OVERRIDES = "stage_overrides"
@@ -32,7 +33,7 @@ _OURS = {
 """Plain words that are no texts, by the core schema of YAML 1.2 (10.3.2) without octal, hexadecimal, infinity, nan."""
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(PARSER):  # type: ignore[misc]
     """Collects what is wrong with keys instead of stopping at the first."""
 
     def __init__(self, text: str) -> None:
@@ -72,7 +73,8 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any
     if loader.faults:
         return {}
     loader.flatten_mapping(node)
-    return loader.construct_mapping(node, deep=True)
+    found: dict[Any, Any] = loader.construct_mapping(node, deep=True)
+    return found
 
 
 def _refuse_tag(loader: _Loader, node: yaml.Node) -> None:
@@ -120,6 +122,8 @@ def parse_yaml(text: str, where: str) -> Any:
     """Parse one YAML document. `where` names it in the error, which lists every bad key."""
     try:
         value, wrong = _parsed(text)
+    except TooLargeError as error:
+        raise ConfigError(f"{where}: {error}", remedy="write a shorter config; long lists stand in files") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{where} is not YAML: {error}", remedy="mend the file; `stageline init` writes a valid one"
@@ -133,6 +137,7 @@ def parse_yaml(text: str, where: str) -> Any:
 @lru_cache(maxsize=64)
 def _parsed(text: str) -> tuple[Any, tuple[str, ...]]:
     """(the value, what is wrong with its keys). Kept: a plan reads the config of the same checkpoint several times."""
+    check_yaml(text)
     loader = _Loader(text)
     try:
         value = loader.get_single_data()
@@ -152,7 +157,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML mapping from a file."""
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
+        with file.open("rb") as opened:
+            data = opened.read(MAX_YAML_BYTES + 1)
+        if len(data) > MAX_YAML_BYTES:
+            raise ConfigError(
+                f"{str(path)!r} has more than {MAX_YAML_BYTES} bytes (MAX_YAML_BYTES)", remedy="give a config file"
+            )
+        text = data.decode("utf-8")
     except FileNotFoundError as error:
         raise ConfigError(
             f"no config file at {str(path)!r}", remedy="`stageline init --family NAME --preset tiny` writes one"

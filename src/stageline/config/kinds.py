@@ -247,7 +247,7 @@ def _read_node(kind: Kind, node: yaml.Node, where: str) -> Any:
     if isinstance(node, yaml.MappingNode):
         return {key.value: _read_node(_entry(kind, key.value), value, where) for key, value in node.value}
     assert isinstance(node, yaml.ScalarNode)
-    if node.style is not None:  # in quotes
+    if node.style:  # in quotes
         return node.value
     return read_text(kind, node.value, where) if node.value else None
 

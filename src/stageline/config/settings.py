@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from stageline.config.bounds import MAX_PIXELS, read_json
 from stageline.config.cluster import ClusterConfig, cluster_faults
 from stageline.config.fields import LocalPath, SectionError, Settings, added, operational
 from stageline.config.kinds import with_whole_numbers
@@ -177,8 +178,8 @@ class DataSettings(Settings):
     """Most bytes that a pod keeps of what it fetched from an object store; null is half of its free scratch."""
     code: tuple[LocalPath, ...] = operational(())
     """Python files of the user's own that preparing the data executes; their content counts, as part of the data."""
-    max_pixels: int = operational(300_000_000, ge=1)
-    """Largest picture file that is decoded, in pixels (height x width); a larger one is refused."""
+    max_pixels: int = operational(MAX_PIXELS, ge=1)
+    """Largest picture file that is decoded, in pixels (height x width) by its header; a larger one is refused."""
 
 
 class ReuseConfig(Settings):
@@ -234,7 +235,7 @@ class RunConfig(Settings):
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray, **kwargs: Any) -> Self:
         """Read other spellings first, then validate; the faults of both are reported together."""
-        raw = json.loads(json_data)
+        raw = read_json(bytes(json_data) if isinstance(json_data, bytearray) else json_data)
         if not isinstance(raw, Mapping):
             return super().model_validate_json(json_data, **kwargs)
         plain, faults = cls.SPELLINGS.normalise(raw)

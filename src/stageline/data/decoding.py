@@ -136,21 +136,43 @@ def open_picture(
             formats = [NAMES[decoder] for decoder in dict.fromkeys(decoders.values())]
             expected = f"{', '.join(formats[:-1])} or {formats[-1]}"
             raise PictureError(path, "not_an_image", f"begins with {start[:8]!r}, expected {expected}")
-        file.seek(0)
         try:
+            if known[0] is WebPImageFile:  # its decoder takes memory for the whole picture as soon as it is opened
+                _refuse_large(path, _webp_size(start + file.read(18)), max_pixels, key)
+            file.seek(0)
             with open_file(known[0], file) as opened:
-                width, height = opened.size
-                if max_pixels is not None and width * height > max_pixels:
-                    limit = f"at most {max_pixels}{f' ({key})' if key else ''}"
-                    raise PictureError(path, "too_large", f"{width} x {height} pixels, expected {limit}")
-                frames = _count_frames(path, opened) if count else 1
-                if frames != 1:
-                    refuse(path, f"holds {frames} pictures, expected one")
+                _refuse_large(path, opened.size, max_pixels, key)
+                if count and _has_more(path, opened):
+                    refuse(path, "holds 2 pictures or more, expected one")
                 turned, odd = orientation_of(opened)
                 yield OpenedPicture(path, opened, _layout(opened), turned, odd)
         except DAMAGE as error:
             told = str(error) or type(error).__name__
             raise PictureError(path, "truncated", f"ends too early or is damaged ({told})") from error
+
+
+def _refuse_large(path: Path, size: tuple[int, int], max_pixels: int | None, key: str) -> None:
+    """size: (width, height) by the header."""
+    width, height = size
+    if max_pixels is not None and width * height > max_pixels:
+        limit = f"at most {max_pixels}{f' ({key})' if key else ''}"
+        raise PictureError(path, "too_large", f"{width} x {height} pixels, expected {limit}")
+
+
+def _webp_size(start: bytes) -> tuple[int, int]:
+    """(width, height) of a WebP file by its first 30 bytes; (0, 0) where they do not say it.
+
+    Source: RFC 9649, sections 2.5 to 2.7.
+    """
+    kind, data = start[12:16], start[20:30]
+    if len(data) < 10:
+        return 0, 0
+    if kind == b"VP8X":
+        return int.from_bytes(data[4:7], "little") + 1, int.from_bytes(data[7:10], "little") + 1
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return int.from_bytes(data[6:8], "little") & 0x3FFF, int.from_bytes(data[8:10], "little") & 0x3FFF
 
 
 @contextmanager
@@ -177,19 +199,22 @@ def _again(path: Path, decoder: type[ImageFile.ImageFile]) -> Iterator[ImageFile
         yield opened
 
 
-def _count_frames(path: Path, opened: ImageFile.ImageFile) -> int:
-    """Pictures in a file; those behind a directory that cannot be read are none."""
+def _has_more(path: Path, opened: ImageFile.ImageFile) -> bool:
+    """Whether a file holds more than one picture; those behind a directory that cannot be read are none.
+
+    No pixel is decoded for it.
+    """
     if not isinstance(opened, (TiffImageFile, GifImageFile)):
-        return int(getattr(opened, "n_frames", 1))
+        return int(getattr(opened, "n_frames", 1)) > 1
     # Looking for further ones moves the file: it is done in another.
     with _again(path, type(opened)) as probe:
-        number = 1
         try:
-            while True:
-                probe.seek(number)
-                number += 1
+            if isinstance(probe, GifImageFile):
+                return probe.is_animated
+            probe.seek(1)
         except DAMAGE:
-            return number
+            return False
+        return True
 
 
 def orientation_of(picture: ImageFile.ImageFile) -> tuple[int, str]:

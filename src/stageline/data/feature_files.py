@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stageline.config import canonical_json
+from stageline.config.bounds import MAX_AXES, is_count, read_json, shape_fault
 from stageline.data.splits import DIGEST
 from stageline.errors import DataError
 
@@ -35,7 +36,6 @@ SHARD_ENTRIES = 4096
 """Most entries of one shard."""
 HEADER_BYTES = 256
 """Chosen here: room that is left in a shard for the description of each entry."""
-MAX_AXES = 16
 FILE_NAME = re.compile(rf"[0-9a-f]{{64}}\.({ARRAYS}|{INDEX})")
 DTYPES: Mapping[str, str] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """Number format as safetensors names it -> type of its bytes; numpy has no bfloat16."""
@@ -165,7 +165,7 @@ class OpenShard:
 def index_bytes(index: ShardIndex) -> tuple[str, bytes]:
     """The name and the bytes of the file that says so."""
     entries = {
-        name: [p.layout.kind, list(p.layout.shape), p.start, p.sha256, json.loads(p.layout.fields)]
+        name: [p.layout.kind, list(p.layout.shape), p.start, p.sha256, read_json(p.layout.fields)]
         for name, p in index.places.items()
     }
     plain = {"schema": SCHEMA, "arrays": index.arrays, "size": index.size, "entries": entries}
@@ -175,13 +175,13 @@ def index_bytes(index: ShardIndex) -> tuple[str, bytes]:
 
 def parse_index(data: bytes) -> ShardIndex:
     """An index read back; ValueError that says in what it is none of ours."""
-    plain = json.loads(data)
+    plain = read_json(data)
     if not isinstance(plain, dict) or plain.get("schema") != SCHEMA:
         raise ValueError(f"no {SCHEMA}")
     arrays, size, entries = plain.get("arrays"), plain.get("size"), plain.get("entries")
     if not isinstance(arrays, str) or not FILE_NAME.fullmatch(arrays) or not arrays.endswith(ARRAYS):
         raise ValueError(f"arrays {arrays!r} is no file of ours")
-    if not isinstance(size, int) or not _is_count(size) or not isinstance(entries, dict):
+    if not is_count(size) or not isinstance(entries, dict):
         raise ValueError("no size, or no entries")
     places = {}
     for name, entry in entries.items():
@@ -192,24 +192,20 @@ def parse_index(data: bytes) -> ShardIndex:
 
 
 def _place(name: str, entry: Any, size: int) -> Place:
-    wrong = ValueError(f"entry {name} is described as {entry!r}")
+    wrong = ValueError(f"entry {name} is described as {entry!r:.200}")
     if not isinstance(entry, list) or len(entry) != 5:
         raise wrong
     kind, shape, start, sha256, fields = entry
-    if kind not in DTYPES or not isinstance(shape, list) or len(shape) > MAX_AXES:
+    if kind not in DTYPES or not isinstance(shape, list) or not is_count(start) or not isinstance(fields, dict):
         raise wrong
-    if not all(_is_count(number) for number in [*shape, start]) or not isinstance(fields, dict):
-        raise wrong
+    if fault := shape_fault(shape, np.dtype(DTYPES[kind]).itemsize):
+        raise ValueError(f"entry {name}: {fault}")
     if not isinstance(sha256, str) or not DIGEST.fullmatch(sha256):
         raise wrong
     layout = Layout(kind, tuple(shape), canonical_json(fields))
     if start + layout.size > size:
         raise wrong
     return Place(layout, start, sha256)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
 
 
 def refuse_wrong_ids(ids: Iterable[str]) -> None:

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from stageline.config import canonical_json, fingerprint
+from stageline.config.bounds import read_json
 from stageline.data.feature_files import (
     SCHEMA,
     SHARD_BYTES,
@@ -116,7 +117,7 @@ class FeatureStore:
 
     def fields(self, name: str) -> dict[str, Any]:
         """The JSON fields of an entry."""
-        fields: dict[str, Any] = json.loads(self._entry(name)[0].fields)
+        fields: dict[str, Any] = read_json(self._entry(name)[0].fields)
         return fields
 
     def _entry(self, name: str) -> tuple[Layout, Array]:
@@ -127,7 +128,7 @@ class FeatureStore:
     def notes(self) -> dict[str, Any]:
         """What was noted about the key; {} where nothing was."""
         try:
-            plain = json.loads(self.folder.get(ABOUT))
+            plain = read_json(self.folder.get(ABOUT))
         except (NotFoundError, ValueError):
             return {}
         notes = plain.get("notes") if isinstance(plain, dict) else None

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from stageline.config.bounds import MAX_PIXELS
 from stageline.data.decoding import OpenedPicture, PictureError, deep_pixels, load_pixels, open_picture
 from stageline.data.names import is_left_by_system, same_name
 from stageline.errors import DataError, Faults
@@ -22,8 +23,6 @@ from stageline.errors import DataError, Faults
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg", ".webp", ".ppm", ".pgm", ".pbm")
 LUMINANCE = np.array([0.299, 0.587, 0.114])
 """Weights of red, green, blue in grey (ITU-R BT.601)."""
-MAX_PIXELS = 300_000_000
-"""Largest picture that is decoded where a config says nothing else."""
 MODES = frozenset({"1", "L", "RGB", "I", "P", "PA", "LA", "La", "RGBA", "RGBa"})
 """What Pillow calls the numbers of a picture that is read, beside 16-bit grey."""
 UNREAD = {"F": "floating point numbers", "CMYK": "inks, not light", "LAB": "CIE Lab", "YCbCr": "luma and chroma"}

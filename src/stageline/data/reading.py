@@ -7,7 +7,6 @@ from it: names, bounds, types, sizes.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stageline.config.bounds import is_count, read_json, shape_fault
 from stageline.data.pod_cache import StoredFiles
 from stageline.data.quarantine import SetAside
-from stageline.data.shards import DTYPES, MAX_AXES, row_type
+from stageline.data.shards import DTYPES, row_type
 from stageline.data.splits import NAME, REMEDY, SplitManifest
 from stageline.errors import DataError
 
@@ -142,7 +142,7 @@ class SplitReader:
         if size > LINE_BYTES or start + size > len(self._lines):
             raise self._fault(f"row {row}: its line lies outside of {self.manifest.lines}")
         try:
-            line = json.loads(self._lines[start : start + size].tobytes())
+            line = read_json(self._lines[start : start + size].tobytes())
         except ValueError as error:
             raise self._fault(f"row {row}: its line is no JSON ({error})") from error
         if isinstance(line, dict):
@@ -188,7 +188,7 @@ class SplitReader:
         shards = sum(self.manifest.sizes[shard] for shard in self.manifest.shards)
         kind, shape, _ = self._checked_place(row, name, [place[0], place[1], 0], shards)
         for piece in place[2]:
-            if not isinstance(piece, list) or len(piece) != 3 or not all(_is_count(number) for number in piece):
+            if not isinstance(piece, list) or len(piece) != 3 or not all(is_count(number) for number in piece):
                 raise wrong
         if not shape or sum(piece[2] for piece in place[2]) != shape[0]:
             raise wrong
@@ -196,14 +196,14 @@ class SplitReader:
 
     def _checked_place(self, row: int, name: str, place: Any, room: int) -> tuple[np.dtype[Any], tuple[int, ...], int]:
         """dtype, shape and offset of an array. room: bytes of all arrays of the row."""
-        wrong = self._fault(f"row {row}: array {name!r} is described as {place!r}")
+        wrong = self._fault(f"row {row}: array {name!r} is described as {place!r:.200}")
         if not isinstance(place, list) or len(place) != 3:
             raise wrong
         kind, shape, offset = place
-        if kind not in DTYPES or not isinstance(shape, list) or len(shape) > MAX_AXES:
+        if kind not in DTYPES or not isinstance(shape, list) or not is_count(offset):
             raise wrong
-        if not all(_is_count(number) for number in [*shape, offset]):
-            raise wrong
+        if fault := shape_fault(shape, np.dtype(kind).itemsize):
+            raise self._fault(f"row {row}: array {name!r}: {fault}")
         if offset + math.prod(shape) * np.dtype(kind).itemsize > room:
             raise wrong
         return np.dtype(kind), tuple(shape), offset
@@ -225,7 +225,3 @@ class SplitReader:
 
     def _fault(self, what: str) -> DataError:
         return DataError(f"the split {self.name!r} at {self.files.store.uri!r} is damaged: {what}", remedy=REMEDY)
-
-
-def _is_count(number: Any) -> bool:
-    return type(number) is int and 0 <= number < 2**63

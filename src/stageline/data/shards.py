@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from stageline.config.bounds import MAX_AXES
 from stageline.data.quarantine import SetAside
 from stageline.data.splits import NAME
 from stageline.errors import DataError
@@ -30,7 +31,6 @@ SHARD_BYTES = 256 * 2**20
 ALIGNMENT = 64
 """Arrays begin at multiples of it, so that they can be used where they lie."""
 DTYPES = ("|b1", "|u1", "|i1", "<u2", "<i2", "<f2", "<u4", "<i4", "<f4", "<u8", "<i8", "<f8")
-MAX_AXES = 16
 ROW_FIELDS = [
     ("@shard", "<u4"),
     ("@line_bytes", "<u4"),

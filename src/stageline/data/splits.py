@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from stageline.config import fingerprint, is_sealed, seal
+from stageline.config.bounds import read_json
 from stageline.data.quarantine import SetAside
 from stageline.encoders.external import External
 from stageline.errors import DataError, Faults
@@ -200,7 +201,7 @@ def parse_manifest(data: bytes, where: str) -> SplitManifest:
 def sealed_json(data: bytes, where: str, schema: str) -> dict[str, Any]:
     """JSON of ours, read back: DataError for one that is damaged, of another schema or changed since."""
     try:
-        plain = json.loads(data)
+        plain = read_json(data)
     except ValueError as error:
         raise DataError(f"{where} is damaged: {error}", remedy=REMEDY) from error
     if not isinstance(plain, dict) or plain.get("schema") != schema:

@@ -5,7 +5,6 @@ Nodes pull with credentials and through proxies of their own: what cannot be ans
 
 from __future__ import annotations
 
-import json
 import re
 import ssl
 import urllib.error
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
+from stageline.config.bounds import read_json
 from stageline.doctor.line import Line, ok, unknown, wrong
 
 MANIFESTS = ", ".join(
@@ -122,7 +122,7 @@ def _anonymous_token(challenge: str, image: ImageName, seconds: float) -> str:
     }
     status, _, body = _request("GET", f"{fields['realm']}?{urlencode(query)}", {}, seconds)
     try:
-        plain = json.loads(body) if status == 200 else {}
+        plain = read_json(body) if status == 200 else {}
     except ValueError:
         return ""
     return str(plain.get("token") or plain.get("access_token") or "")

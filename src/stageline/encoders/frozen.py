@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from stageline.checkpoint.header import read_local_header
+from stageline.checkpoint.tensors import stretched
 from stageline.encoders.sources import PICKLES, SAFE
 from stageline.errors import CheckpointError, MissingPartError
 from stageline.store.disk import lfs_pointer
@@ -115,6 +117,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{str(path)!r} is {pointer}")
     if path.name.endswith(SAFE):
         try:
+            read_local_header(path)
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{str(path)!r} cannot be read: {error}", remedy="fetch it again") from error
@@ -136,6 +139,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{str(path)!r} holds more than tensors: {_some(strangers)}", remedy="give a file with a state dict"
         )
+    if faults := stretched(found):
+        raise CheckpointError(f"{str(path)!r}: {_some(faults)}", remedy="save these tensors contiguous")
     return {str(name): value for name, value in found.items()}
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from stageline.config import is_sealed, seal
+from stageline.config.bounds import read_json
 from stageline.encoders.external import External, ExternalFile, files_digest, generated_digest
 from stageline.encoders.sources import Source, find_source, name_fault
 from stageline.errors import DataError, Faults, StagelineError
@@ -128,7 +129,7 @@ def _bytes(lock: Mapping[str, Locked]) -> bytes:
 def _parse(data: bytes, where: str) -> dict[str, Locked]:
     """A lock, checked field by field."""
     try:
-        plain = json.loads(data)
+        plain = read_json(data)
     except ValueError as error:
         raise DataError(f"{where} is damaged: {error}", remedy=REMEDY) from error
     if not isinstance(plain, dict) or plain.get("schema") != SCHEMA or not isinstance(plain.get("externals"), list):

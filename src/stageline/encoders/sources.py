@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -18,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from stageline.checkpoint.header import parse_header
+from stageline.checkpoint.header import read_local_header
+from stageline.config.bounds import read_json
 from stageline.encoders.external import External, ExternalFile
 from stageline.errors import CheckpointError, DataError, Faults, MissingPartError, StoreError
 from stageline.store.disk import lfs_pointer
@@ -220,7 +220,7 @@ def _faults_of(folder: Path, name: str) -> list[str]:
         if pointer := lfs_pointer(path):
             return [pointer]
         if name.endswith(SAFE):
-            return _safetensors_faults(path, size)
+            return _safetensors_faults(path)
         if name.endswith(INDEX):
             return _index_faults(path, folder / name)
     except OSError as error:
@@ -228,24 +228,19 @@ def _faults_of(folder: Path, name: str) -> list[str]:
     return []
 
 
-def _safetensors_faults(path: Path, size: int) -> list[str]:
+def _safetensors_faults(path: Path) -> list[str]:
     """In what a safetensors file contradicts its own header."""
-    with path.open("rb") as file:
-        first = file.read(8)
-        length = int.from_bytes(first, "little")
-        if len(first) < 8 or length > size:
-            return [f"{size} bytes, no readable safetensors header"]
-        try:
-            parse_header(first + file.read(length), size, path.name)
-        except CheckpointError as error:
-            return [error.message.removeprefix(f"{path.name}: ")]
+    try:
+        read_local_header(path)
+    except CheckpointError as error:
+        return [error.message.removeprefix(f"{path.name}: ")]
     return []
 
 
 def _index_faults(path: Path, index: Path) -> list[str]:
     """The shards that an index names and that are not there."""
     try:
-        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = sorted(set(read_json(path.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         return [f"no index of shards ({error})"]
     wrong = [str(shard) for shard in shards if name_fault(str(shard))]

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlencode
 
 import yaml
 
+from stageline.config.bounds import read_json
 from stageline.errors import ClusterError, MissingPartError
 from stageline.kube.keys import PODS
 from stageline.kube.refusals import explain
@@ -142,7 +143,7 @@ class Api:
         """`open`, and the whole answer as a dict."""
         text = self.open(method, path, verb, what, **options).text()
         try:
-            plain = json.loads(text)
+            plain = read_json(text)
         except ValueError:
             return {"text": text}
         return plain if isinstance(plain, dict) else {"value": plain}
@@ -251,7 +252,7 @@ class Api:
             return False
         if response.status >= 300:
             raise explain(response.status, text, verb="discover", what=path, namespace="")
-        return any(entry.get("name") == plural for entry in json.loads(text).get("resources", []))
+        return any(entry.get("name") == plural for entry in read_json(text).get("resources", []))
 
     def user(self) -> str:
         """Who the API server takes us for."""

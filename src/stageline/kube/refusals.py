@@ -6,11 +6,11 @@ of it, so that the remedy can be pasted. Texts as of Kubernetes 1.29-1.33.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from stageline.config.bounds import read_json
 from stageline.errors import ClusterError, ClusterUnavailableError, StagelineError
 from stageline.kube.keys import KUBEFLOW
 from stageline.kube.rights import rule_text
@@ -107,7 +107,7 @@ def explain(status: int, body: str, *, verb: str, what: str, namespace: str) -> 
 def _read(body: str) -> tuple[str, str, Mapping[str, Any]]:
     """(message, reason, details) of a Status object, or the text itself."""
     try:
-        plain = json.loads(body)
+        plain = read_json(body)
     except ValueError:
         return body.strip()[:1000] or "no reason given", "", {}
     if not isinstance(plain, dict):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from stageline.config.bounds import read_json
 from stageline.errors import ClusterUnavailableError, StagelineError
 from stageline.kube.client import Api
 from stageline.kube.refusals import ExpiredError, explain
@@ -133,7 +134,7 @@ class Watch:
         self._found_server()
         for line in self._response.lines():
             try:
-                event = json.loads(line)
+                event = read_json(line)
             except ValueError as e:  # the stream ended within a line
                 raise ClusterUnavailableError("a watch was cut", remedy="start again") from e
             item = event["object"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stageline.config.bounds import read_json
 from stageline.errors import ClusterError, ClusterUnavailableError, ConfigError
 from stageline.kube.refusals import TRY_AGAIN
 
@@ -150,10 +151,9 @@ def _refusal(error: Any, endpoint: str, verb: str) -> ClusterError | ClusterUnav
 
 def _reason(error: Any) -> str:
     """The backend's own sentence out of the JSON body of a refusal, on one line."""
-    import json
 
     try:
-        plain = json.loads(error.body or "")
+        plain = read_json(error.body or "")
         text = str(plain.get("message") or plain.get("error") or "") if isinstance(plain, dict) else ""
     except ValueError:
         text = str(error.body or "")

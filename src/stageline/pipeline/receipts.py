@@ -14,6 +14,7 @@ from typing import Any
 
 from stageline import __version__
 from stageline.config import is_sealed, seal
+from stageline.config.bounds import read_json
 from stageline.store import NotFoundError, Store
 
 
@@ -39,7 +40,7 @@ def question(item: str, *parts: str) -> str:
 def read_receipt(root: Store, run: str, item: str, asked: str) -> Receipt | None:
     """The receipt for the same question, if everything it rests on is still what it was; None otherwise."""
     try:
-        plain = json.loads(root.get(receipt_key(run, item)))
+        plain = read_json(root.get(receipt_key(run, item)))
     except (NotFoundError, ValueError):  # none, or half of one: the step decides by itself
         return None
     if not is_sealed(plain) or plain.get("question") != asked:

@@ -6,7 +6,6 @@ should follow within seconds; with the rendezvous host dead it may hang for ever
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from stageline.config.bounds import read_json
 from stageline.jobs.processes import descendants, die_with_parent, kill_marked
 from stageline.pod.rank import LONGEST_LINE, NOTES_VARIABLE
 from stageline.signals import CaughtSignals
@@ -178,7 +178,7 @@ def _read(output: IO[bytes], tail: deque[str], on_line: Callable[[str], None]) -
 
 def read_notes(folder: Path) -> list[dict[str, Any]]:
     """What the processes around the ranks noted, by rank."""
-    notes = [json.loads(path.read_bytes()) for path in sorted(folder.glob("rank-*.json"))]
+    notes = [read_json(path.read_bytes()) for path in sorted(folder.glob("rank-*.json"))]
     return sorted(notes, key=lambda note: int(note["rank"]))
 
 

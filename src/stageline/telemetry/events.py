@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from stageline.config.bounds import read_json
 from stageline.errors import StagelineError
 from stageline.telemetry.redaction import finite_json, redact
 
@@ -123,7 +124,7 @@ def parse_events(blocks: Iterable[str]) -> list[dict[str, Any]]:
     for block in blocks:
         for line in block.split("\n")[:-1]:
             try:
-                event = json.loads(line)
+                event = read_json(line)
             except ValueError as error:
                 raise StagelineError(f"an event line is not JSON: {line[:80]!r}") from error
             if event.get("event") == "resumed":

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from stageline.config.bounds import read_json
 from stageline.errors import EXIT_FAULT, InterruptedRunError, PeerLostError, StagelineError, StepFailedError
 from stageline.telemetry.events import EventStore
 from stageline.telemetry.redaction import finite_json, redact
@@ -124,7 +125,7 @@ class FailureRecord:
         """The record of a file; ValueError where it holds none."""
         if len(data) > LARGEST_BYTES:
             raise ValueError(f"{len(data)} bytes, more than the {LARGEST_BYTES} of any failure record")
-        return cls.from_json(json.loads(data))
+        return cls.from_json(read_json(data))
 
     def to_json(self) -> dict[str, Any]:
         """Its JSON form, redacted; where it happened is left out outside a cluster."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
+from stageline.config.bounds import read_json
 from stageline.data.prepared import Prepared, read_prepared
 from stageline.data.splits import PREPARED, Progress
 from stageline.errors import PeerLostError, StagelineError
@@ -97,7 +98,7 @@ def _await(root: Store, key: str, progress: Progress) -> Prepared:
             found = b""
         if found != seen:
             seen, since = found, time.monotonic()
-            note = json.loads(found)
+            note = read_json(found)
             if note["reference"]:
                 return read_prepared(note["reference"])
             if note["failure"]:

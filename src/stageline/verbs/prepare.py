@@ -19,6 +19,7 @@ from typing import Any
 from stageline.checkpoint.identity import compare_run, read_run
 from stageline.checkpoint.usercode import OF_DATA, code_digests, keep_code, load_code
 from stageline.config import RunConfig
+from stageline.config.bounds import read_json
 from stageline.data.prepared import PREPARED, Prepared, write_set
 from stageline.data.quarantine import QUARANTINE, QuarantineError, SetAside, list_set_aside
 from stageline.data.shards import SplitWriter
@@ -163,7 +164,7 @@ def _sweep_claims(store: Store) -> None:
     winner = parse_manifest(store.get(MANIFEST), store.uri).folder
     for name in store.folders():
         with suppress(NotFoundError, ValueError, KeyError):  # without a readable claim nobody knows whose it is
-            if name != winner and is_dead(json.loads(store.get(f"{name}/{CLAIM}"))):
+            if name != winner and is_dead(read_json(store.get(f"{name}/{CLAIM}"))):
                 store.delete_tree(name)
 
 

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from stageline.checkpoint.usercode import code_digests
 from stageline.config import RunConfig, fingerprint, is_sealed, seal
+from stageline.config.bounds import read_json
 from stageline.data.prepared import Prepared
 from stageline.families import family_config
 from stageline.store import NotFoundError, Store
@@ -38,7 +39,7 @@ def leave_answer(root: Store, config: RunConfig, prepared: Prepared) -> None:
 def read_answer(root: Store, config: RunConfig) -> PreparedAnswer | None:
     """The last answer to what this config asks of this run; None where there is none that can be read."""
     try:
-        plain = json.loads(root.get(_key(config)))
+        plain = read_json(root.get(_key(config)))
     except (NotFoundError, ValueError):
         return None
     if not is_sealed(plain):

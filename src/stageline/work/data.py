@@ -15,6 +15,7 @@ from typing import Any
 
 from stageline.checkpoint.usercode import code_digests
 from stageline.config import RunConfig, fingerprint, flatten
+from stageline.config.bounds import read_json
 from stageline.contract import FamilyConfig
 from stageline.data.prepared import set_fingerprint
 from stageline.data.splits import Progress, Split, SplitManifest, file_sha256, find_split, silent, split_fingerprint
@@ -200,7 +201,7 @@ def note_sources(store: Store, config: RunConfig, splits: tuple[Split, ...], sou
 
 def _read_note(store: Store, config: RunConfig, split: Split) -> dict[str, list[Any]] | None:
     try:
-        note = json.loads(store.get(_note_key(config, split)))
+        note = read_json(store.get(_note_key(config, split)))
     except (NotFoundError, ValueError):  # a forecast only; preparing reads the files themselves
         return None
     whole = isinstance(note, dict) and all(isinstance(v, list) and len(v) == 3 for v in note.values())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from stageline.checkpoint.usercode import code_digests
 from stageline.config import RunConfig, fingerprint, is_sealed, semantic
+from stageline.config.bounds import read_json
 from stageline.errors import DataError, Faults
 from stageline.store import NotFoundError, Reference, Store
 
@@ -169,7 +169,7 @@ def find_evaluation(run: Store, name: str) -> EvaluationRecord | None:
         return None
     where = f"{store.uri}/{METRICS}"
     try:
-        plain = json.loads(data)
+        plain = read_json(data)
     except ValueError as error:
         raise DataError(f"{where} is damaged: {error}", remedy=REMEDY) from error
     if not isinstance(plain, dict) or plain.get("schema") not in READABLE:
@@ -201,7 +201,7 @@ def find_baselines(evaluation: Store) -> dict[str, Any]:
 def parse_baselines(data: bytes, where: str) -> dict[str, Any]:
     """The bytes of such a record. where: its name in errors. DataError where they are none, or were changed."""
     try:
-        plain = json.loads(data)
+        plain = read_json(data)
     except ValueError as error:
         raise DataError(f"{where} is damaged: {error}", remedy="delete that file and evaluate again") from error
     if not isinstance(plain, dict) or plain.get("schema") != BASELINES_SCHEMA or not is_sealed(plain):

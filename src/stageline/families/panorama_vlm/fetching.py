@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from PIL import Image
-
+from stageline.config.bounds import MAX_PIXELS
+from stageline.data.decoding import PHOTOGRAPHS, PictureError, open_picture
 from stageline.errors import BusyError, DataError, Faults, StagelineError
 from stageline.families.panorama_vlm.data.rows import cached_name, read_rows
 
-FORMATS = ("JPEG", "PNG", "WEBP")
 CHUNK_BYTES = 1 << 18
 RETRIED_STATUS = (408, 429, 500, 502, 503, 504)
 RANGE_REFUSED = 416
@@ -38,11 +37,13 @@ AGENT = {"User-Agent": "stageline", "Accept-Encoding": "identity"}
 class Limits:
     """What one picture may cost.
 
-    max_bytes: size.  timeout_seconds: silence of a server.  attempts: connections, each continuing the last.
+    max_bytes: size.  max_pixels: width times height.  timeout_seconds: silence of a server.
+    attempts: connections, each continuing the last.
     pause_seconds: before the second attempt; doubled before each further one.
     """
 
     max_bytes: int = 64 * 2**20
+    max_pixels: int = MAX_PIXELS
     timeout_seconds: float = 30.0
     attempts: int = 3
     pause_seconds: float = 1.0
@@ -101,14 +102,14 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def picture_fault(path: Path) -> str:
-    """What is wrong with a fetched file, "" for a picture that decodes to its end."""
+def picture_fault(path: Path, max_pixels: int = MAX_PIXELS) -> str:
+    """What is wrong with a fetched file, "" for a picture that decodes to its end. max_pixels: by its header."""
     try:
-        with Image.open(path, formats=FORMATS) as picture:
-            picture.draft("RGB", (1, 1))  # a JPEG is read to its end at an eighth of its size
-            picture.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"no readable {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture ({error or type(error).__name__})"
+        with open_picture(path, max_pixels, PHOTOGRAPHS, key="--max-pixels", count=False) as opened:
+            opened.picture.draft("RGB", (1, 1))  # a JPEG is read to its end at an eighth of its size
+            opened.picture.load()
+    except PictureError as error:
+        return error.told if error.trouble == "too_large" else f"no readable JPEG, PNG or WEBP picture ({error.told})"
     return ""
 
 
@@ -138,13 +139,13 @@ def fetch_images(
         futures = []
         for url in wanted:
             path = folder / cached_name(url)
-            if path.is_file() and not picture_fault(path):
+            if path.is_file() and not picture_fault(path, limits.max_pixels):
                 found[url] = Fetched(url, path, "there", path.stat().st_size)
                 report(found[url])
             else:
                 futures.append(pool.submit(_fetch, url, path, limits))
         for future in as_completed(futures):
-            result = _accept(future.result())
+            result = _accept(future.result(), limits)
             found[result.url] = result
             report(result)
     return [found[url] for url in wanted]
@@ -175,12 +176,12 @@ def _part_of(path: Path) -> tuple[Path, Path]:
     return path.with_name(path.name + ".part"), path.with_name(path.name + ".part.tag")
 
 
-def _accept(result: Fetched) -> Fetched:
+def _accept(result: Fetched, limits: Limits) -> Fetched:
     """Give a complete part its name if it is a picture; runs in one thread, as the decoder's warnings need."""
     if result.status == "failed":
         return result
     part, tag = _part_of(result.path)
-    fault = picture_fault(part)
+    fault = picture_fault(part, limits.max_pixels)
     if fault:
         part.unlink()
     else:
@@ -300,10 +301,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("csv", nargs="+", type=Path, help="files with an image column of http(s) addresses")
     parser.add_argument("--cache-dir", type=Path, required=True, help="folder for the pictures (data.url_cache)")
     parser.add_argument("--max-megabytes", type=float, default=64, help="of one picture")
+    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="of one picture (data.max_pixels)")
     parser.add_argument("--timeout", type=float, default=30, help="seconds that a server may be silent")
     parser.add_argument("--workers", type=int, default=4, help="connections at a time")
     asked = parser.parse_args(arguments)
-    limits = Limits(max_bytes=int(asked.max_megabytes * 2**20), timeout_seconds=asked.timeout)
+    most = int(asked.max_megabytes * 2**20)
+    limits = Limits(max_bytes=most, max_pixels=asked.max_pixels, timeout_seconds=asked.timeout)
     try:
         results = fetch_images(
             addresses_in(asked.csv), asked.cache_dir, limits, workers=max(1, asked.workers), report=_print_line

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stageline.config import is_sealed, read_yaml, seal, to_yaml
+from stageline.config.bounds import read_json
 from stageline.errors import CheckpointError, ConfigError, DataError
 from stageline.families import load_config
 from stageline.families.panorama_vlm.config import FAMILY_CONFIG, PanoramaVlmConfig
@@ -74,7 +75,7 @@ def copy_evaluation(reference: Reference, config: str, words: Sequence[str], log
     source = Path(reference.uri.removeprefix("file://"))
     own = load_config(config, words)
     assert isinstance(own, PanoramaVlmConfig)
-    plain = json.loads((source / METRICS).read_bytes())
+    plain = read_json((source / METRICS).read_bytes())
     stamp = datetime.datetime.now().astimezone().strftime("predictions_%Y%m%d_%H%M%S")  # local time, as the guide says
     folder = Path(own.evaluate.results_dir) / str(plain["checkpoint"]["run"])
     target, number = folder / stamp, 1
@@ -143,7 +144,7 @@ def _metrics_in(folder: Path) -> dict[str, Any]:
         empty: dict[str, Any] = {"metrics": {}, "reasons": {}, "num_samples": {}, "files": {}, "provenance": {}}
         return {"family": FAMILY_CONFIG.name, **empty, "notes": [f"made from {PREDICTIONS} alone"]}
     try:
-        plain = json.loads(path.read_bytes())
+        plain = read_json(path.read_bytes())
     except ValueError:
         plain = None
     if not is_sealed(plain):

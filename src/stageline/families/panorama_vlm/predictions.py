@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stageline.config.bounds import read_json
 from stageline.data.tables import csv_rows, csv_text
 from stageline.errors import DataError, Faults
 from stageline.families.panorama_vlm.metrics import Scores, score
@@ -102,7 +103,7 @@ def _one_cell(texts: Sequence[str]) -> str:
 def _texts_of(cell: str) -> list[str]:
     if cell.startswith("["):
         try:
-            found = json.loads(cell)
+            found = read_json(cell)
         except ValueError:
             return [cell]
         if isinstance(found, list) and found and all(isinstance(text, str) for text in found):

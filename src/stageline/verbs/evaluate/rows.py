@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from stageline.config.bounds import read_json
 from stageline.contract import Row, RowKey
 from stageline.data.tables import csv_text
 from stageline.errors import BusyError, DataError, StagelineError
@@ -54,7 +55,7 @@ class RowLog:
 
     def _read(self, key: str) -> None:
         try:
-            lines = [json.loads(line) for line in self._store.get(key).splitlines()]
+            lines = [read_json(line) for line in self._store.get(key).splitlines()]
             self._number = int(key.rsplit("/", 1)[-1].removesuffix(".jsonl"))
             for line in lines:
                 row = line["row"]

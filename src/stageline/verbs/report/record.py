@@ -7,7 +7,6 @@ directory is opened.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ from stageline.checkpoint.layout import (
     StageDir,
     open_checkpoint,
 )
+from stageline.config.bounds import read_json
 from stageline.contract import Words
 from stageline.data.quarantine import QUARANTINE
 from stageline.data.tables import csv_rows
@@ -124,7 +124,7 @@ class Reader:
         def read() -> Json:
             if not self.store.exists(key):
                 return {}
-            value = json.loads(self.store.get(key))
+            value = read_json(self.store.get(key))
             if not isinstance(value, dict):
                 raise StagelineError(f"holds a {type(value).__name__}, expected a mapping")
             found: Json = redact(value)

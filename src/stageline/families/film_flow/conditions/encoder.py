@@ -19,9 +19,10 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from stageline.checkpoint.header import read_local_header
 from stageline.config import fingerprint
 from stageline.encoders.lock import external_digests, read_lock
-from stageline.errors import ConfigError, DataError, Faults
+from stageline.errors import CheckpointError, ConfigError, DataError, Faults
 from stageline.families.film_flow.externals import encoder_external
 from stageline.store import open_store
 from stageline.store.disk import lfs_pointer
@@ -241,8 +242,9 @@ class PrecomputedEncoder:
         if path.is_file() and (pointer := lfs_pointer(path)):
             raise DataError(f"precomputed features {settings.model_name!r} are {pointer}")
         try:
+            read_local_header(path)
             self.vectors = load_file(path)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, CheckpointError, OSError) as error:
             raise DataError(
                 f"precomputed features {settings.model_name!r} cannot be read: {error}",
                 remedy="set model.vlm_film_config.model_name to a safetensors file with one vector per sample id",

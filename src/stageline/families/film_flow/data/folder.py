@@ -6,7 +6,6 @@ without their suffix (`image/a.jpg` goes with `label/a.png`), or by `data.label_
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from stageline.config.bounds import MAX_PIXELS, read_json
 from stageline.data.names import NamePattern, find_pattern, joined, same_name
 from stageline.data.pictures import (
-    MAX_PIXELS,
     SUFFIXES,
     PictureFile,
     Pixels,
@@ -190,7 +189,7 @@ def read_prompts(path: Path, names: set[str]) -> dict[str, str]:
     names = set(map(same_name, names))
     faults = Faults(DataError, f"prompts file {str(path)!r}", "write {image file name: prompt} for every image")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"prompts file {str(path)!r} cannot be read: {error}", remedy="give a JSON mapping") from error
     if not isinstance(raw, dict):

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stageline.data.pictures import MAX_PIXELS, PictureFile, Pixels, fault_of, read_file
+from stageline.config.bounds import MAX_PIXELS
+from stageline.data.pictures import PictureFile, Pixels, fault_of, read_file
 
 PERCENTILES = (0.5, 99.5)
 MANY_VALUES = 8

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stageline.config import nearest
+from stageline.config.bounds import read_json
 
 if TYPE_CHECKING:
     from stageline.families.film_flow.config import FilmFlowConfig
@@ -52,7 +52,7 @@ def trained_prompts(config: FilmFlowConfig) -> list[str] | None:
         return [pseudo_prompt(config)]
     if config.data.name == "folder" and config.data.prompts_file:
         try:
-            found = json.loads(Path(config.data.prompts_file).read_text(encoding="utf-8"))
+            found = read_json(Path(config.data.prompts_file).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return sorted({str(text) for text in found.values()}) if isinstance(found, dict) else None

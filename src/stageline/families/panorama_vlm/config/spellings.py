@@ -6,13 +6,13 @@ too. `PANO_PROFILE` in the environment states the profile where the config does 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from stageline.config import KeyFault, KeySpellings, contradiction, flatten, get_key, nearest, note_once, put_key
+from stageline.config.bounds import read_json
 from stageline.families.panorama_vlm.config.architectures import (
     known_language,
     known_vision,
@@ -255,7 +255,7 @@ def _read_shapes(raw: dict[str, Any]) -> None:
 
 def _json(file: Path) -> Mapping[str, object]:
     try:
-        plain = json.loads(file.read_text(encoding="utf-8"))
+        plain = read_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}  # the rule that asks for the sizes names the folder
     return plain if isinstance(plain, dict) else {}

@@ -14,9 +14,10 @@ from typing import NoReturn, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from stageline.config.bounds import MAX_PIXELS
 from stageline.data.decoding import PHOTOGRAPHS, PictureError, deep_pixels, load_pixels, open_picture
 from stageline.data.decoding import OpenedPicture as Opened
-from stageline.data.pictures import MAX_PIXELS, Pixels
+from stageline.data.pictures import Pixels
 from stageline.errors import DataError
 
 __all__ = ["MAX_PIXELS", "Opened", "PanoramaError", "PanoramaFault", "decode", "open_panorama", "refuse"]

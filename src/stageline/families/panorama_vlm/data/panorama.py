@@ -132,7 +132,8 @@ def read_reduced(
         target = reduced_width(extent.sphere_width, plan.tiles, shape, antialias)
         even = target - target % 2
         if even * (even // 2) > max_pixels:
-            refuse(path, "too_large", f"its whole sphere has {even} x {even // 2} pixels, at most {max_pixels}")
+            limit = f"at most {max_pixels} (data.max_pixels)"
+            refuse(path, "too_large", f"its whole sphere has {even} x {even // 2} pixels, {limit}")
         return extent, target
 
     if isinstance(source, ArrayInput):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from stageline.config.bounds import read_json
 from stageline.data import quarantine
 from stageline.errors import ConfigError, DataError, Faults
 
@@ -346,7 +346,7 @@ def _references(text: str, faults: Faults, where: str) -> tuple[str, ...]:
     if not text:
         return ()
     try:
-        listed = json.loads(text)
+        listed = read_json(text)
     except ValueError:
         listed = None
     if not isinstance(listed, list) or not all(isinstance(item, str) and item.strip() for item in listed):

@@ -7,11 +7,11 @@ code that comes with a tokenizer is run.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from stageline.config.bounds import read_json
 from stageline.errors import CheckpointError, Faults, MissingPartError
 from stageline.store.disk import lfs_pointer
 
@@ -112,6 +112,6 @@ def _check_files(folder: Path, faults: Faults) -> None:
             faults.add(f"{name} is {pointer}")
         elif name.endswith(".json"):
             try:
-                json.loads(data)
+                read_json(data)
             except ValueError as error:
                 faults.add(f"{name} is damaged: {error}")

@@ -19,6 +19,7 @@ import numpy as np
 import trimesh
 from numpy.typing import NDArray
 
+from stageline.config.bounds import read_json
 from stageline.errors import DataError
 from stageline.families.sparse_structure.data.made import MadeScene, make_scene
 from stageline.families.sparse_structure.data.poses import Poses
@@ -27,6 +28,8 @@ from stageline.families.sparse_structure.data.voxels import Box, Mesh, bounding_
 
 MAX_MESH_BYTES = 256 << 20
 MAX_FACES = 2_000_000
+MAX_COUNTS = 12 * MAX_FACES
+"""Of all accessors of a glTF: corners, points, normals and a second set of them."""
 UNREADABLE = (
     ArithmeticError,
     AssertionError,
@@ -125,10 +128,13 @@ def _check_gltf(data: bytes) -> None:
     if data[:4] == b"glTF":
         length = int.from_bytes(data[12:16], "little")
         data = data[20 : 20 + length]
-    plain = json.loads(data)
+    plain, total = read_json(data), 0
     for accessor in plain.get("accessors", []):
         if not isinstance(accessor.get("count"), int) or not 0 <= accessor["count"] <= 3 * MAX_FACES:
             raise ValueError(f"an accessor has the count {accessor.get('count')!r}, at most {3 * MAX_FACES} are read")
+        total += accessor["count"]
+    if total > MAX_COUNTS:
+        raise ValueError(f"its accessors hold {total} things together, at most {MAX_COUNTS} are read (MAX_COUNTS)")
     nodes = plain.get("nodes", [])
     if len(nodes) > MAX_FACES // 10:
         raise ValueError(f"it has {len(nodes)} nodes, at most {MAX_FACES // 10} are read")

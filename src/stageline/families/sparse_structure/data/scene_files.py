@@ -12,7 +12,6 @@ axis, "z" or "y"; "z" where it is absent. Every fault of a file is told at once.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stageline.config import bounds
 from stageline.errors import DataError
 
 SCENE_FILE, SCENE_LIST = "scene.json", "scenes.txt"
@@ -83,8 +83,8 @@ def read_json(path: Path) -> Any:
     if size > MAX_JSON_BYTES:
         raise ValueError(f"it has {size} bytes, at most {MAX_JSON_BYTES} are read")
     try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        return bounds.read_json(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"it is no JSON: {error}") from error
 
 

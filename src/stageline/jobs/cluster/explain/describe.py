@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 
+from stageline.config.bounds import read_json
 from stageline.jobs.cluster.follow.adoption import is_suspended
 from stageline.kube.keys import LABEL_QUEUE, LABEL_REPLICA_INDEX, LABEL_REPLICA_TYPE, Plain, label
 from stageline.telemetry import FailureRecord, first_cause
@@ -130,7 +130,7 @@ def pod_failure(pod: Plain) -> FailureRecord | None:
         for state in (container.get("state") or {}, container.get("lastState") or {}):
             ended = state.get("terminated") or {}
             try:
-                plain = json.loads(ended.get("message") or "")
+                plain = read_json(ended.get("message") or "")
                 if not (isinstance(plain, dict) and plain.get("exit_code") and plain.get("sentence")):
                     continue  # JSON of somebody else's: the last lines of a log
                 record = FailureRecord.from_json(plain)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from stageline.config.bounds import read_json
 from stageline.errors import DeadlineError, PendingTimeoutError, RestartBudgetError
 
 UID_CHARACTERS = 8
@@ -31,7 +32,7 @@ class SeenPods:
     def read(cls, text: str) -> SeenPods:
         """From the annotation; what is not one counts as empty."""
         try:
-            plain = json.loads(text)
+            plain = read_json(text)
             return cls(int(plain["step"]), {str(k): tuple(map(str, v)) for k, v in plain["pods"].items()})
         except (ValueError, TypeError, KeyError, AttributeError):
             return cls()

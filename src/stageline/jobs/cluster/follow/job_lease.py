@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from stageline.config.bounds import read_json
 from stageline.errors import BusyError, ClusterError, ClusterUnavailableError, InterruptedRunError, StagelineError
 from stageline.kube.client import Api, own_namespace
 from stageline.kube.keys import ANNOTATION_HOLDER, LEASES, PODS, annotation
@@ -223,7 +224,7 @@ class JobLease:
     def _is_alive(self, lease: Mapping[str, Any]) -> bool | None:
         """Whether a Lease's holder lives; None if nobody knows."""
         try:
-            marks = json.loads(annotation(lease, ANNOTATION_HOLDER))
+            marks = read_json(annotation(lease, ANNOTATION_HOLDER))
             if is_dead(marks):
                 return False
             if "uid" not in marks:

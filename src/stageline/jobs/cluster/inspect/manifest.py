@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from stageline.errors import ConfigError
 from stageline.jobs.environment import CONFIG_VARIABLE, DEADLINE_VARIABLE
 
 SUBMISSION_ONLY = (
@@ -105,9 +106,12 @@ def _list_differences(live: list[Any], rendered: list[Any], path: str) -> Iterat
 def _text_differences(live: Any, rendered: Any, path: str) -> Iterator[str]:
     """A config in a variable is compared key by key, everything else as one value."""
     if f"[{CONFIG_VARIABLE}]" in path and isinstance(live, str) and isinstance(rendered, str):
-        from stageline.config import flatten
+        from stageline.config import flatten, parse_yaml
 
-        before, after = yaml.safe_load(live), yaml.safe_load(rendered)
+        try:
+            before, after = (parse_yaml(text, path) for text in (live, rendered))
+        except ConfigError:  # what runs there was not written by us: then the two texts are compared
+            before = after = None
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             old, new = flatten(before), flatten(after)
             for key in sorted({*old, *new}):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -48,6 +49,8 @@ from stageline.kube.keys import (
 ENTRY = "stageline-entry"
 LARGEST_CONFIG_BYTES = 100_000
 """Of the config that travels: Linux takes no single variable above 128 KiB."""
+LARGEST_JOB_BYTES = 1_000_000
+"""Of the rendered job as JSON: etcd takes no request above 1.5 MiB, and the operator adds to it."""
 
 
 def render_job(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
@@ -80,7 +83,14 @@ def render_job(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
         "runPolicy": policy,
         "pytorchReplicaSpecs": {"Worker": worker},
     }
-    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
+    rendered = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
+    size = len(json.dumps(rendered, ensure_ascii=False).encode())
+    if size > LARGEST_JOB_BYTES:
+        raise ConfigError(
+            f"job {job.name!r} has {size} bytes as an object, a cluster takes {LARGEST_JOB_BYTES} (LARGEST_JOB_BYTES)",
+            remedy="shorten cluster.env, cluster.labels, cluster.annotations or cluster.mounts",
+        )
+    return rendered
 
 
 def check_job(job: Job, cluster: ClusterConfig) -> None:

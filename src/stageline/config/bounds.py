@@ -1,0 +1,109 @@
+"""How much a text that somebody else wrote may ask for: YAML with its aliases, JSON, shapes of arrays.
+
+Every reader of such texts comes here, so that each rule stands once. What is too large is refused before anything is
+made from it, with the limit and the name it has here. Limits are chosen here unless a source is named.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from typing import Any, TypeGuard
+
+import yaml
+
+MAX_YAML_BYTES = 2**20
+MAX_YAML_NODES = 100_000
+"""Values, keys and lists of a document once every alias stands for what it names."""
+MAX_DEPTH = 100
+"""Levels of lists and mappings, in YAML and JSON; a schema of Kubernetes has about fifty."""
+MAX_JSON_BYTES = 64 * 2**20
+MAX_AXES = 16
+MAX_ARRAY_BYTES = 2**62
+MAX_PIXELS = 89_478_485
+"""Default of `data.max_pixels`: of 3 bytes each, a quarter of a GiB (as Pillow warns from)."""
+PARSER: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+
+
+class TooLargeError(ValueError):
+    """A text asks for more than is given."""
+
+
+def check_yaml(text: str) -> None:
+    """Refuse a text whose documents would be too large: TooLargeError, or what the parser says of it.
+
+    Reads events one after the other and holds one number per anchor, so that it costs what the text costs.
+    """
+    size = len(text.encode("utf-8", errors="surrogatepass"))
+    if size > MAX_YAML_BYTES:
+        raise TooLargeError(f"it has {size} bytes, at most {MAX_YAML_BYTES} are read (MAX_YAML_BYTES)")
+    anchors: dict[str, int | None] = {}
+    """Anchor -> nodes behind it; None while it is still open."""
+    open_nodes: list[tuple[str | None, int]] = []
+    total = 0
+    for event in yaml.parse(text, Loader=PARSER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            if len(open_nodes) == MAX_DEPTH:
+                raise TooLargeError(f"it is nested deeper than {MAX_DEPTH} levels (MAX_DEPTH)")
+            open_nodes.append((event.anchor, total))
+            if event.anchor:
+                anchors[event.anchor] = None
+            total += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_nodes.pop()
+            if anchor:
+                anchors[anchor] = total - before
+        elif isinstance(event, yaml.ScalarEvent):
+            total += 1
+            if event.anchor:
+                anchors[event.anchor] = 1
+        elif isinstance(event, yaml.AliasEvent):
+            behind = anchors.get(str(event.anchor), 1)  # one that nothing defines is the parser's to refuse
+            if behind is None:
+                raise TooLargeError(f"*{event.anchor} stands inside of what it names, without end")
+            total += behind
+        if total > MAX_YAML_NODES:
+            raise TooLargeError(
+                f"it has more than {MAX_YAML_NODES} values once aliases stand for what they name (MAX_YAML_NODES)"
+            )
+
+
+def read_json(data: bytes | str, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """The value of a JSON text. data: as it was read.  max_bytes: most of it.
+
+    TooLargeError, a ValueError, for a text that is too long or nested too deep; ValueError for one that is no JSON.
+    """
+    raw = data.encode("utf-8", errors="surrogatepass") if isinstance(data, str) else data
+    if len(raw) > max_bytes:
+        raise TooLargeError(f"it has {len(raw)} bytes, at most {max_bytes} are read")
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
+        depth = 0
+        for match in _STRING_OR_BRACKET.finditer(raw):
+            depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(match[0], 0)
+            if depth > MAX_DEPTH:
+                raise TooLargeError(f"it is nested deeper than {MAX_DEPTH} levels (MAX_DEPTH)")
+    return json.loads(data)
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether a value of JSON is a number of things: an integer from 0 on that a file can hold."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def shape_fault(shape: Any, item_bytes: int = 1) -> str:
+    """What is wrong with the shape of an array that a file describes; "" for one that can be made.
+
+    shape: as it was read.  item_bytes: of one element. An axis of 0 does not make the others free.
+    """
+    if not isinstance(shape, Collection) or isinstance(shape, str | bytes):
+        return f"its shape is {shape!r:.80}"
+    if len(shape) > MAX_AXES:
+        return f"it has {len(shape)} axes, at most {MAX_AXES} are read (MAX_AXES)"
+    if not all(is_count(size) for size in shape):
+        return f"its shape is {list(shape)!r:.80}, expected counts"
+    size = item_bytes
+    for length in shape:
+        size *= max(length, 1)
+    return f"its shape {list(shape)} asks for {size} bytes" if size > MAX_ARRAY_BYTES else ""

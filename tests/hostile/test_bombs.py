@@ -1,0 +1,282 @@
+"""Small files that ask for much: refused by what they say of themselves, before memory is taken for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stageline.checkpoint.header import parse_header, read_local_header
+from stageline.checkpoint.legacy import load_torch_file
+from stageline.checkpoint.metadata import TensorRecord
+from stageline.checkpoint.steps import open_checkpoint
+from stageline.config import parse_yaml, read_yaml
+from stageline.data.feature_files import parse_index
+from stageline.data.pictures import read_file
+from stageline.data.pod_cache import StoredFiles
+from stageline.data.reading import SplitReader
+from stageline.data.shards import row_type
+from stageline.data.splits import SplitManifest, parse_manifest
+from stageline.encoders.frozen import read_weights
+from stageline.errors import CheckpointError, ConfigError, DataError, Faults
+from stageline.families.film_flow.data.proposal import _header
+from stageline.families.panorama_vlm.data.panorama import check_panorama
+from stageline.families.panorama_vlm.fetching import picture_fault
+from stageline.families.sparse_structure.data.meshes import MAX_FACES, read_mesh
+from stageline.jobs.cluster.inspect.manifest import manifest_difference
+from stageline.jobs.cluster.render.pytorchjob import render_job
+from stageline.jobs.environment import CONFIG_VARIABLE
+from stageline.store import open_store
+
+from ..jobs.jobs import JOBS
+
+SOURCE = Path(__file__).parents[2] / "src" / "stageline"
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)
+)
+"""One thousand million values in four hundred bytes."""
+MERGES = "m0: &m0 {k: 1}\n" + "".join(f"m{n}: &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 10)}]}}\n" for n in range(1, 9))
+DEEP = "[" * 5000 + "]" * 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        pytest.param(LAUGHS, "100000 values once aliases", id="aliases"),
+        pytest.param(MERGES, "100000 values once aliases", id="merges"),
+        pytest.param("a: &a [1, *a]", "without end", id="alias-in-itself"),
+        pytest.param(f"a: {DEEP}", "deeper than 100 levels", id="flow-depth"),
+        pytest.param("".join(f"{' ' * n}k:\n" for n in range(150)), "deeper than 100 levels", id="block-depth"),
+        pytest.param("".join(f"k{n}: {n}\n" for n in range(60_000)), "100000 values", id="plain"),
+        pytest.param(f"a: {'x' * 2**20}", "at most 1048576 are read", id="bytes"),
+    ],
+)
+def test_a_config_that_grows_is_refused_with_the_limit(text: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        parse_yaml(text, "config.yaml")
+
+
+def test_a_config_file_is_not_read_beyond_the_limit(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    with file.open("wb") as opened:
+        opened.truncate(2**40)  # takes up no room
+    with pytest.raises(ConfigError, match="more than 1048576 bytes"):
+        read_yaml(file)
+
+
+def test_anchors_and_merges_keep_working() -> None:
+    text = "base: &base {lr: 1, steps: &steps [1, 2]}\none: {<<: *base, lr: 2}\ntwo: {<<: [*base], more: *steps}\n"
+    plain = parse_yaml(text, "test")
+    assert plain["one"] == {"lr": 2, "steps": [1, 2]}
+    assert plain["two"] == {"lr": 1, "steps": [1, 2], "more": [1, 2]}
+
+
+def test_a_config_in_a_job_that_runs_is_no_bomb_for_who_compares_it() -> None:
+    job, settings = JOBS["film_flow"]
+    live, rendered = render_job(job, settings), render_job(job, settings)
+    pod = live["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    next(entry for entry in pod["containers"][0]["env"] if entry["name"] == CONFIG_VARIABLE)["value"] = LAUGHS
+    (line,) = manifest_difference(live, rendered)
+    assert CONFIG_VARIABLE in line
+
+
+def test_a_job_that_no_cluster_would_take_is_not_rendered() -> None:
+    job, settings = JOBS["film_flow"]
+    large = settings.model_copy(update={"env": {f"V{n}": "x" * 10_000 for n in range(101)}})
+    with pytest.raises(ConfigError, match=r"a cluster takes 1000000 \(LARGEST_JOB_BYTES\)"):
+        render_job(job, large)
+
+
+def header(item: Any, size: int = 8, texts: Any = None) -> bytes:
+    """A safetensors file whose one tensor is described so."""
+    text = item if isinstance(item, bytes) else json.dumps({"__metadata__": texts or {}, "a": item}).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(size)
+
+
+ABSURD = [
+    pytest.param({"dtype": "F32", "shape": [-1, -2], "data_offsets": [0, 8]}, "expected counts", id="negative"),
+    pytest.param({"dtype": "F32", "shape": [1] * 10**6 + [2], "data_offsets": [0, 8]}, "1000001 axes", id="million"),
+    pytest.param({"dtype": "F32", "shape": [2**62, 2**62, 0], "data_offsets": [0, 0]}, "asks for", id="huge-and-empty"),
+    pytest.param({"dtype": "F32", "shape": [True, 2], "data_offsets": [0, 8]}, "expected counts", id="true"),
+    pytest.param({"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}, "expected counts", id="float"),
+    pytest.param({"dtype": "F32", "shape": {"a": 2}, "data_offsets": [0, 8]}, "expected counts", id="mapping"),
+    pytest.param({"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}, "misplaces", id="offset"),
+    pytest.param({"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}, "no readable", id="type"),
+    pytest.param(b'{"a":' + DEEP.encode() + b"}", "deeper than 100 levels", id="depth"),
+]
+
+
+@pytest.mark.parametrize(("item", "told"), ABSURD)
+def test_a_header_that_describes_no_tensor_is_refused_by_every_reader(tmp_path: Path, item: Any, told: str) -> None:
+    data = header(item, 0 if isinstance(item, dict) and item["data_offsets"] == [0, 0] else 8)
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=told):
+        parse_header(data, len(data), "w")
+    for read in (read_local_header, read_weights):
+        with pytest.raises(CheckpointError, match=told):
+            read(path)
+
+
+def test_a_header_longer_than_the_limit_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", 2**40))
+        file.truncate(2**40 + 8)
+    with pytest.raises(CheckpointError, match=r"at most 33554432 are read \(MAX_HEADER_BYTES\)"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("offsets", ["[-1]", "[0, 0]", '{"a": 1}', "[true]", "[" * 500 + "]" * 500])
+def test_a_shard_says_soundly_where_it_begins(offsets: str) -> None:
+    texts = {"DCP_SHARDING_INFO": f'{{"a": {{"saved_offsets": {offsets}}}}}'}
+    data = header({"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, texts=texts)
+    with pytest.raises(CheckpointError, match="does not say where"):
+        parse_header(data, len(data), "w").offsets("a")
+
+
+@pytest.mark.parametrize("shape", [(-1, -2), (1,) * 10**5, (2**62, 2**62)])
+def test_metadata_describe_tensors_that_can_be(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="shape"):
+        TensorRecord(dtype="F32", shape=shape)
+
+
+def test_deep_metadata_are_damaged_metadata(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "step-00000001")
+    store.put("checkpoint_metadata.json", b'{"schema": "stageline/2", "facts": ' + DEEP.encode() + b"}")
+    with pytest.raises(CheckpointError, match="deeper than 100 levels"):
+        open_checkpoint(store)
+
+
+def split_of(tmp_path: Path, line: bytes) -> SplitReader:
+    """A split of one row whose line says so, in files that their names are the hashes of."""
+    record = np.zeros(1, row_type({}))
+    record["@line_bytes"] = len(line)
+    names = {}
+    for kind, data in {"rows": record.tobytes(), "lines": line}.items():
+        names[kind] = f"{hashlib.sha256(data).hexdigest()}.{kind}"
+        (tmp_path / names[kind]).write_bytes(data)
+    sizes = {names["rows"]: record.nbytes, names["lines"]: len(line)}
+    manifest = SplitManifest("train", "toy", "f", "d", {}, "data", 1, {}, names["rows"], names["lines"], (), sizes)
+    return SplitReader(manifest, StoredFiles(open_store(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"arrays": {}, "fields": ' + DEEP + "}", "deeper than 100 levels"),
+        ('{"arrays": {"a": ["<f4", ' + str([1] * 10**5) + ', 0]}, "fields": {}}', "100000 axes"),
+        ('{"arrays": {"a": ["<f4", [0, 4611686018427387904, 4611686018427387904], 0]}, "fields": {}}', "asks for"),
+        ('{"arrays": {"a": ["<f4", [-1, -2], 0]}, "fields": {}}', "expected counts"),
+    ],
+)
+def test_a_row_of_a_split_asks_for_no_more_than_there_is(tmp_path: Path, line: str, told: str) -> None:
+    with pytest.raises(DataError, match=told) as caught:
+        split_of(tmp_path, line.encode()).arrays(0)
+    assert len(caught.value.message) < 1000
+
+
+def test_an_index_of_features_and_a_manifest_are_bounded_too() -> None:
+    entry = ["F32", [0, 2**62, 2**62], 0, "a" * 64, {}]
+    plain = {
+        "schema": "stageline-features/2",
+        "arrays": f"{'a' * 64}.safetensors",
+        "size": 9,
+        "entries": {"b" * 64: entry},
+    }
+    with pytest.raises(ValueError, match="asks for"):
+        parse_index(json.dumps(plain).encode())
+    with pytest.raises(DataError, match="deeper than 100 levels"):
+        parse_manifest(DEEP.encode(), "here")
+
+
+def test_a_torch_file_stretches_no_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save({"state_dict": {"small": torch.zeros(1).expand(9), "w": torch.zeros(1).expand(2**40)}}, path)
+    for read in (load_torch_file, read_weights):
+        with pytest.raises(CheckpointError, match=r"'.*w' asks for 4398046511104 bytes, the file holds 4"):
+            read(path)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int) -> bytes:
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + chunk(b"IEND", b"")
+    )
+
+
+def webp(kind: bytes, data: bytes) -> bytes:
+    body = b"WEBP" + kind + struct.pack("<I", len(data)) + data
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def gif(width: int, height: int) -> bytes:
+    """Two pictures of one pixel on a large screen."""
+    picture = b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
+    return b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6) + picture * 2 + b"\x3b"
+
+
+LARGE = {
+    "png": png(30_000, 30_000),
+    "webp": webp(b"VP8X", bytes(4) + (16_000).to_bytes(3, "little") * 2),
+    "lossy.webp": webp(b"VP8 ", b"\x10\x00\x00\x9d\x01\x2a" + struct.pack("<HH", 16_000, 16_000)),
+    "lossless.webp": webp(b"VP8L", b"\x2f" + (15_999 | 15_999 << 14).to_bytes(4, "little") + bytes(5)),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_picture_is_judged_by_its_header_in_every_family(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"a.{name}"
+    path.write_bytes(LARGE[name])
+    with pytest.raises(DataError, match=r"pixels, expected at most 89478485 \(data.max_pixels\)"):
+        read_file(path)
+    fault = check_panorama(path)
+    assert fault is not None
+    assert (fault.kind, "data.max_pixels" in fault.message) == ("too_large", True)
+    assert "at most 89478485 (--max-pixels)" in picture_fault(path)
+
+
+def test_further_pictures_are_found_without_a_canvas(tmp_path: Path) -> None:
+    """A screen of four thousand million pixels would be filled by whoever looked at the second picture."""
+    path = tmp_path / "a.gif"
+    path.write_bytes(gif(65_535, 65_535))
+    with pytest.raises(DataError, match="89478485"):
+        read_file(path)
+    faults = Faults(DataError, "pictures")
+    assert _header(path, faults) is None
+    assert "holds 2 pictures or more" in faults.found[0]
+
+
+def test_a_mesh_describes_no_more_than_is_read(tmp_path: Path) -> None:
+    many = {
+        "accessors": [{"count": 3 * MAX_FACES, "componentType": 5126, "type": "VEC3"}] * 20,
+        "asset": {"version": "2.0"},
+    }
+    path = tmp_path / "a.gltf"
+    path.write_text(json.dumps(many), encoding="utf-8")
+    with pytest.raises(DataError, match="MAX_COUNTS"):
+        read_mesh(path)
+
+
+TRUSTED = {"build.py", "config/bounds.py", "jobs/step_lines.py", "pipeline/host.py", "trainer/ranks.py"}
+"""What this copy of stageline, a parent process or a peer says of itself."""
+
+
+def test_every_reader_of_foreign_json_and_yaml_keeps_the_limits() -> None:
+    """What is read back of `json.dumps` and of a model was made a moment before."""
+    foreign = re.compile(r"json\.loads?\((?!json\.dumps|[\w.]+\.model_dump_json)|yaml\.safe_load")
+    texts = ((path, path.read_text(encoding="utf-8")) for path in SOURCE.rglob("*.py"))
+    assert {path.relative_to(SOURCE).as_posix() for path, text in texts if foreign.search(text)} == TRUSTED
