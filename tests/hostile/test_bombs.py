@@ -277,6 +277,6 @@ TRUSTED = {"build.py", "config/bounds.py", "jobs/step_lines.py", "pipeline/host.
 
 def test_every_reader_of_foreign_json_and_yaml_keeps_the_limits() -> None:
     """What is read back of `json.dumps` and of a model was made a moment before."""
-    foreign = re.compile(r"json\.loads?\((?!json\.dumps|[\w.]+\.model_dump_json)|yaml\.safe_load")
+    foreign = re.compile(r"json\.loads?\((?!.*(json\.dumps|model_dump_json)\()|yaml\.safe_load")
     texts = ((path, path.read_text(encoding="utf-8")) for path in SOURCE.rglob("*.py"))
     assert {path.relative_to(SOURCE).as_posix() for path, text in texts if foreign.search(text)} == TRUSTED
