@@ -49,10 +49,12 @@ def project(features: Tensor) -> Array:
 def sliced_distance(first: Array, second: Array) -> float:
     """Root mean square over directions of W_2 between two sets of projections, (N, D) and (M, D)."""
     count = max(len(first), len(second))
-    levels = (np.arange(count) + 0.5) / count
+    middle = 2 * np.arange(count) + 1
 
     def quantiles(values: Array) -> Array:
-        found: Array = np.quantile(values, levels, axis=0, method="inverted_cdf")
+        """Of the levels (i + 1/2) / count: the smallest values below which that share lies, sorting once."""
+        places = -(-middle * len(values) // (2 * count)) - 1
+        found: Array = np.sort(values, axis=0)[places]
         return found
 
     return float(np.sqrt(np.mean((quantiles(first) - quantiles(second)) ** 2)))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stageline.contract import Family, Progress, Split
 from stageline.families.sparse_structure.assembly import build_model
+from stageline.families.sparse_structure.baselines import BASELINES
 from stageline.families.sparse_structure.config import FAMILY_CONFIG
 from stageline.families.sparse_structure.data import preparation
 from stageline.families.sparse_structure.evaluate import evaluate
@@ -47,4 +48,5 @@ FAMILY = Family(
     begin=begin,
     check_sources=check_sources,
     demo_data=demo_data,
+    baselines=BASELINES,
 )

@@ -1,7 +1,8 @@
 """Scene folders in, sampled objects out: what `stageline predict` does for sparse_structure.
 
 A model of voxels reads `scene.json`, of which the classes of the objects alone count; one of latents `conditionals.pt`
-and `metadata.json`, as in training. Where poses and trimesh are there, the objects are also a mesh, placed as sampled.
+and `metadata.json`, as in training. Where there are poses, the objects are also drawn, placed as sampled, and, with
+trimesh, a mesh.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from skimage.measure import marching_cubes
 from torch import Tensor, nn
 
 from stageline.contract import PredictedFile, Progress
@@ -24,9 +24,10 @@ from stageline.errors import DataError, Faults
 from stageline.families.sparse_structure.assembly import DualModel, SparseModel
 from stageline.families.sparse_structure.data.latent_rules import check_conditionals, check_metadata, read_torch_file
 from stageline.families.sparse_structure.data.origin import CONDITIONALS, METADATA
-from stageline.families.sparse_structure.data.poses import Poses
 from stageline.families.sparse_structure.data.prepared_scenes import CONDITION_NAME, class_tokens
 from stageline.families.sparse_structure.data.scene_files import MAX_OBJECTS, SCENE_FILE, read_json
+from stageline.families.sparse_structure.data.voxels import Mesh
+from stageline.families.sparse_structure.render import Frame, draw, surfaces
 from stageline.families.sparse_structure.sampling import DecodedScene, SceneSampler
 from stageline.objectives.step import seeded
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 Y_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
 """Turns a scene whose z points up into glTF's, whose y does."""
+PICTURE_SIZE = 384
+"""Pixels along a side of each view."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def predict(
     for number, scene in enumerate(scenes):
         progress(number, len(scenes), f"sampling {scene.name}")
         rng = seeded("prediction", config.seed, scene.name)
-        latents = sampler.sample(scene.num_objects, scene.conditions, steps, rng)
+        latents = sampler.sample([scene.num_objects], scene.conditions, steps, [rng])
         yield _result(f"{number}-{scene.name}", scene, steps, latents, sampler.decode(latents))
     progress(len(scenes), len(scenes), "sampled")
 
@@ -129,10 +132,11 @@ def _result(
             for place, kind in enumerate(scene.classes)
         ]
     result["voxels"] = PredictedFile(f"{name}.npz", _npz(arrays))
-    if poses is not None and find_spec("trimesh"):
-        result["mesh"] = PredictedFile(
-            f"{name}.glb", scene_mesh(decoded.logits.sigmoid().numpy(), poses, scene.classes)
-        )
+    if poses is not None:
+        meshes = surfaces(decoded.logits.sigmoid().numpy(), poses)
+        result["picture"] = PredictedFile(f"{name}.png", draw(meshes, Frame.around(poses), size=PICTURE_SIZE))
+        if find_spec("trimesh"):
+            result["mesh"] = PredictedFile(f"{name}.glb", scene_mesh(meshes, scene.classes))
     return result
 
 
@@ -142,22 +146,17 @@ def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     return file.getvalue()
 
 
-def scene_mesh(occupancy: NDArray[Any], poses: Poses, classes: Sequence[str]) -> bytes:
+def scene_mesh(meshes: Sequence[Mesh | None], classes: Sequence[str]) -> bytes:
     """A binary glTF of the objects in their places, in metres; one without an occupied voxel is left out.
 
-    occupancy: (N, R, R, R) in [0, 1].  classes: names for them.
+    meshes: of the objects, z up.  classes: names for them.
     """
     import trimesh
 
     scene = trimesh.Scene()
-    for place, kind in enumerate(classes):
-        cube = np.pad(occupancy[place], 1)
-        if not cube.max() > 0.5:
-            continue
-        vertices, faces, _, _ = marching_cubes(cube, 0.5)  # type: ignore[no-untyped-call]
-        canonical = (vertices - 0.5) / occupancy.shape[1] - 0.5  # of the padded grid: one voxel further on
-        placed = (canonical * poses.scale[place]) @ poses.rotation[place].T + poses.translation[place]
-        mesh = trimesh.Trimesh(placed @ Y_UP.T, faces[:, ::-1], process=False)
-        scene.add_geometry(mesh, geom_name=f"{place}-{kind}", node_name=f"{place}-{kind}")
+    for place, (mesh, kind) in enumerate(zip(meshes, classes, strict=True)):
+        if mesh is not None:
+            turned = trimesh.Trimesh(mesh.vertices @ Y_UP.T, mesh.faces, process=False)
+            scene.add_geometry(turned, geom_name=f"{place}-{kind}", node_name=f"{place}-{kind}")
     exported: bytes = scene.export(file_type="glb")  # type: ignore[no-untyped-call]
     return exported

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,29 +36,42 @@ class DecodedScene:
 
 
 class SceneSampler:
-    """Makes scenes with a model in eval mode. config: of its stage."""
+    """Makes scenes with a model in eval mode. config: of its stage.  alone: leaves the branch of the scene out."""
 
-    def __init__(self, config: SparseStructureConfig, model: FlowModel) -> None:
+    def __init__(self, config: SparseStructureConfig, model: FlowModel, *, alone: bool = False) -> None:
         self.config, self.model = config, model
         self.shortcut, guidance = make_shortcut(config), make_guidance(config)
-        self.network = guidance.eval().around(model.velocity)
+        self.network = guidance.eval().around(self._one_branch if alone else model.velocity)
         self.device = next(model.parameters()).device
+
+    def _one_branch(self, latents: Mapping[str, Tensor], t: Tensor, *conditions: Any, **keywords: Any) -> Any:
+        keywords.pop("scene_sizes", None)
+        return self.model.sparse_flow(latents, t, *conditions, **keywords)
 
     @torch.no_grad()
     def sample(
-        self, num_objects: int, conditions: Mapping[str, Any], steps: int, rng: torch.Generator
+        self, sizes: Sequence[int], conditions: Mapping[str, Any], steps: int, rngs: Sequence[torch.Generator]
     ) -> dict[str, Tensor]:
-        """Modality -> (N, L, ch) of one scene.
+        """Modality -> (N, L, ch) of the objects of all scenes, one after the other.
 
-        conditions: keywords of the network.  steps: of the sampler, at least 1.  rng: of the noise, on the CPU.
+        sizes: objects of each scene.  conditions: keywords of the network, with a row per object where there are
+        several scenes.  steps: of the sampler, at least 1.  rngs: of each scene's noise, on the CPU.
         """
         model = self.config.model
-        shapes = {name: (num_objects, model.tokens[name], model.channels[name]) for name in model.modalities}
+        noises: list[Any] = [self.shortcut.draw_noise(self._empty(n), rng) for n, rng in zip(sizes, rngs, strict=True)]
+        noise = {name: torch.cat([one[name] for one in noises]).to(self.device) for name in model.modalities}
         given = {name: v.to(self.device) if isinstance(v, Tensor) else v for name, v in conditions.items()}
+        if len(sizes) > 1:
+            given["scene_sizes"] = list(sizes)
+        shapes = {name: tuple(x.shape) for name, x in noise.items()}
         made: dict[str, Tensor] = self.shortcut.generate(
-            shapes, self.device, reverse_fn=self.network, steps=steps, rng=rng, **given
+            shapes, self.device, reverse_fn=self.network, steps=steps, noise=noise, **given
         )
         return made
+
+    def _empty(self, num_objects: int) -> dict[str, Tensor]:
+        model = self.config.model
+        return {n: torch.zeros(num_objects, model.tokens[n], model.channels[n]) for n in model.modalities}
 
     @torch.no_grad()
     def decode(self, latents: Mapping[str, Tensor]) -> DecodedScene | None:
@@ -66,6 +79,12 @@ class SceneSampler:
         if not self.config.has_vae:
             return None
         assert isinstance(self.model.scale, SceneScale)
-        numbers = {name: x.cpu().numpy() for name, x in self.model.scale.unscale_poses(latents).items()}
-        poses = decode_poses(numbers) if set(POSE) <= set(numbers) else None
-        return DecodedScene(self.model.decode(latents[SHAPE]).cpu(), poses)
+        return DecodedScene(self.model.decode(latents[SHAPE]).cpu(), self.poses(latents))
+
+    @torch.no_grad()
+    def poses(self, latents: Mapping[str, Tensor]) -> Poses | None:
+        """Where the objects of standardised latents are; None where a part of a pose is missing."""
+        if not isinstance(self.model.scale, SceneScale) or not set(POSE) <= set(latents):
+            return None
+        restored = self.model.scale.unscale_poses({name: latents[name].to(self.device) for name in POSE})
+        return decode_poses({name: x.cpu().numpy() for name, x in restored.items()})

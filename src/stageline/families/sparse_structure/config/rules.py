@@ -152,8 +152,9 @@ def config_faults(config: SparseStructureConfig) -> list[str]:
     window = objective.time_window
     if window is not None and not 0 <= window[0] < window[1] <= 1:
         faults.append(f"objective.time_window {list(window)}: two times in [0, 1], the earlier first")
-    if any(steps < 1 for steps in config.evaluate.steps) or not config.evaluate.steps:
-        faults.append(f"evaluate.steps {list(config.evaluate.steps)}: at least one number, each at least 1")
+    steps = config.evaluate.steps
+    if any(number < 1 for number in steps) or not steps or len(set(steps)) < len(steps):
+        faults.append(f"evaluate.steps {list(steps)}: at least one number, each at least 1 and named once")
     return faults
 
 

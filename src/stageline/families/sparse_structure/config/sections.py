@@ -107,6 +107,10 @@ class EvaluateConfig(EvaluateBase):
     weights: Literal["ema", "raw"] = "ema"
     """Averaged weights where there are such, or those of the optimizer."""
     steps: tuple[int, ...] = (1, 4)
-    """Numbers of sampling steps, each evaluated by itself; from 128 on the network is told step 0."""
+    """Numbers of sampling steps, each evaluated by itself, the usual one last; from 128 on the step is told as 0."""
     max_scenes: int | None = Field(default=None, ge=1)
     """Only the first scenes; null is all."""
+    batch_size: int = Field(default=8, ge=1)
+    """Scenes that are sampled together, where the data are voxels."""
+    num_panels: int = Field(default=8, ge=0)
+    """Scenes that pictures are made of."""

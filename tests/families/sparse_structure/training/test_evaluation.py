@@ -1,0 +1,86 @@
+"""An evaluation of a small run: its modes, what has no value and why, and what pictures show."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stageline.checkpoint.layout import CheckpointRef
+from stageline.data.prepared import open_prepared
+from stageline.families.sparse_structure.data.poses import PoseStatistics, decode_poses
+from stageline.families.sparse_structure.data.prepared_scenes import PreparedScenes
+from stageline.families.sparse_structure.render import Frame, draw, surfaces
+from stageline.families.sparse_structure.styles import LEAST_ACCURACY
+from stageline.store import Store, open_store
+from stageline.verbs.evaluate.evaluation import evaluate_checkpoint
+from stageline.verbs.prepare import prepare_data
+from stageline.work.evaluations import EvaluationRecord
+
+from .runs import small
+
+MODES = {"sampled", "steps_1", "sparse", "truth"}
+
+
+@pytest.fixture(scope="module")
+def data(root: Path) -> str:
+    return str(prepare_data(small(root, "data.num_test=2")).reference)
+
+
+@pytest.fixture(scope="module")
+def record(root: Path, chain: dict[str, CheckpointRef], data: str) -> EvaluationRecord:
+    config = small(root, "evaluate.steps=[1,2]", "evaluate.num_panels=1")
+    return evaluate_checkpoint(config, str(chain["global_flow"].uri), data)
+
+
+@pytest.fixture
+def files(record: EvaluationRecord) -> Store:
+    return open_store(record.reference.uri)
+
+
+def rows_of(files: Store) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(files.get("rows.csv").decode())))
+
+
+def test_every_scene_has_a_row_in_every_mode(record: EvaluationRecord, files: Store) -> None:
+    """Metrics of samples are means over scenes of their rows, so that intervals over scenes are of them."""
+    rows = rows_of(files)
+    names = {row["id"] for row in rows}
+    assert {(row["id"], row["mode"]) for row in rows} == {(name, mode) for name in names for mode in MODES}
+    overlaps = [float(row["iou"]) for row in rows if row["mode"] == "steps_1"]
+    assert record.metrics["iou_steps_1"] == pytest.approx(np.mean(overlaps))
+    assert record.metrics["iou_vae"] is not None
+    assert record.metrics["distance_sparse"] is not None
+    assert "iou_truth" not in record.metrics
+
+
+def test_no_style_is_read_off_samples_where_the_reader_fails_on_the_truth(record: EvaluationRecord) -> None:
+    """An autoencoder after two steps shows no style: no agreement in any mode, and the reason says how it failed."""
+    accuracy = record.metrics["reader_accuracy"]
+    assert accuracy is not None
+    assert accuracy < LEAST_ACCURACY
+    for suffix in ("", "_steps_1", "_sparse", "_truth"):
+        assert record.metrics[f"agreement{suffix}"] is None
+        assert f"{accuracy:.3f}" in record.reasons[f"agreement{suffix}"]
+
+
+def test_the_first_scene_is_shown_in_every_mode_by_one_camera(
+    record: EvaluationRecord, files: Store, data: str
+) -> None:
+    """The true one is what voxels and poses of the data say, seen by the camera of all of them."""
+    modes = ("steps_1", "steps_2", "sparse", "truth")
+    names = {"truth-0.png", *(f"scene_{mode}-0.png" for mode in modes)}
+    shown: dict[str, Any] = {Path(name).name: name for name in record.plain["files"] if name.endswith(".png")}
+    assert set(shown) == names
+    split = open_prepared(data, ["train", "test"])
+    statistics = PoseStatistics.from_json(split.split("train").facts["pose_statistics"])
+    scene = PreparedScenes(split.split("test"), statistics=statistics)[0]
+    poses = decode_poses(statistics.restore({k: x[:, 0].numpy() for k, x in scene["latents"].items()}))
+    expected = draw(surfaces(scene["voxels"].numpy(), poses), Frame.around(poses))
+    found = np.asarray(Image.open(io.BytesIO(files.get(shown["truth-0.png"]))))
+    assert (found == expected).mean() > 0.999  # rounding of standardised poses
