@@ -142,6 +142,12 @@ def test_a_survey_tells_damaged_from_whole_and_readers_are_told_why(root: Store,
     assert resolve(directory.uri, prefer="last").name == first.name
     with pytest.raises(CheckpointError, match="set aside"):
         resolve(second.uri)
+
+
+def test_a_run_deletes_nothing_that_was_set_aside_and_pruning_does(root: Store) -> None:
+    directory = StageDir(root, "a", "film")
+    _, second = save(directory, 1, 2)
+    set_aside(second.store, "damaged", "a test")
     with writing(directory, keep=FEWEST) as writer:
         again = writer.save(snapshot(2))
     assert again.name == "step-00000002-2"
