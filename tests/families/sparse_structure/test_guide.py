@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +18,8 @@ from torch import nn
 
 from stageline.checkpoint.layout import resolve
 from stageline.cli.guiding import guide_folder, lay_out
-from stageline.errors import ConfigError
-from stageline.families import parse_config
+from stageline.errors import ConfigError, DataError
+from stageline.families import load_config, parse_config
 from stageline.families.sparse_structure import guide
 from stageline.families.sparse_structure.aliases import build_file
 from stageline.families.sparse_structure.assembly import build_model
@@ -28,6 +29,8 @@ from stageline.families.sparse_structure.names import guide_modules
 from stageline.families.sparse_structure.objective import COPIED, make_guidance, make_shortcut
 from stageline.families.sparse_structure.published import read_published
 from stageline.stage import stage_config
+from stageline.verbs.prepare import prepare_data
+from stageline.verbs.train import train_stage
 
 DUAL = "checkpoints/hf/dual_backbone_generator.yaml"
 TEXT = "TRAINING_SHORTCUT_SCENE.md"
@@ -230,6 +233,16 @@ def test_half_precision_is_refused_on_a_cpu_before_anything_is_written(
     assert not (tmp_path / "out").exists()
     with pytest.raises(SystemExit):
         script.main([*words, "--epochs=3"])
+
+
+def test_scenes_without_a_condition_are_refused_by_name(inside: Path, tmp_path: Path) -> None:
+    """The guide calls conditionals.pt optional; the published networks need one."""
+    shutil.copytree(inside / "data/scenes", tmp_path / "scenes", ignore=shutil.ignore_patterns("conditionals.pt"))
+    words = [f"root={tmp_path}", f"data.data_root={tmp_path / 'scenes'}", "trainer.tensorboard=false"]
+    config = load_config(inside / "configs/default.yaml", words)
+    with pytest.raises(DataError, match="scenes have no condition") as caught:
+        train_stage(config, "sparse_flow", data=str(prepare_data(config).reference))
+    assert "conditionals.pt" in str(caught.value.remedy)
 
 
 @pytest.mark.slow

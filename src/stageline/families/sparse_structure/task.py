@@ -239,6 +239,11 @@ class FlowTask(SceneTask):
         missing = [name for name in self.config.model.modalities if name not in latents]
         if missing:
             raise DataError(f"scenes lack the modalities {missing}", remedy="name in model.modalities what they have")
+        if not batch["conditionals"]:
+            raise DataError(
+                "scenes have no condition, and the networks attend to one",
+                remedy="give each scene a conditionals.pt with tokens of width model.cond_channels",
+            )
         return {name: latents[name] for name in self.config.model.modalities}
 
     def _terms(self, x1: Mapping[str, Tensor], draws: Any, batch: Mapping[str, Any], asked: Any) -> Any:
