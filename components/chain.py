@@ -72,18 +72,18 @@ def make_pipelines(family: str, branch: str = "") -> tuple[Pipeline, Pipeline]:
         placed(report(**asked, evaluation=evaluation, comparison=comparison), "report")
 
     def on_s3(**parameters: Any) -> None:
-        image = parameters.pop("launcher_image")
+        image, defaults = parameters.pop("launcher_image"), parameters.pop("defaults")
 
         def placed(task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
-            return with_s3(place(task, name, image), parameters["s3_secret"], parameters["s3_ca"])
+            return with_s3(place(task, name, image, defaults), parameters["s3_secret"], parameters["s3_ca"])
 
         chain(parameters, placed)
 
     def on_claim(**parameters: Any) -> None:
-        image = parameters.pop("launcher_image")
+        image, defaults = parameters.pop("launcher_image"), parameters.pop("defaults")
 
         def placed(task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
-            return with_claim(place(task, name, image), parameters["claim"])
+            return with_claim(place(task, name, image, defaults), parameters["claim"])
 
         chain(parameters, placed)
 

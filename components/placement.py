@@ -13,18 +13,19 @@ MOUNT_PATH = "/stageline"
 
 
 DEFAULTS = "/etc/stageline"
-"""There the library looks for the defaults of the namespace: the chart's ConfigMap `stageline`."""
+"""There the library looks for the defaults of the namespace: the chart's ConfigMap."""
 
 
-def place(task: dsl.PipelineTask, name: str, image: str) -> dsl.PipelineTask:
+def place(task: dsl.PipelineTask, name: str, image: str, defaults: str) -> dsl.PipelineTask:
     """A step under Pod Security Standard `restricted`, without KFP's cache: its key is not content.
 
-    name: shown to people.  image: the launcher's, a constant or a parameter of the pipeline.
+    name: shown to people.  image: the launcher's.  defaults: that ConfigMap, by name. Both are constants or parameters
+    of the pipeline.
     """
     task.set_display_name(name).set_caching_options(False).set_container_image(image)
     task.set_cpu_request("100m").set_memory_request("256Mi").set_cpu_limit("2").set_memory_limit("2Gi")
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
-    kubernetes.use_config_map_as_volume(task, "stageline", DEFAULTS, optional=True)
+    kubernetes.use_config_map_as_volume(task, defaults, DEFAULTS, optional=True)
     return kubernetes.set_security_context(task, run_as_non_root=True)
 
 

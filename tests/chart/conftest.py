@@ -18,6 +18,16 @@ CHART = ROOT / "helm/stageline"
 Documents = list[dict[str, Any]]
 
 
+class StrictLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        assert not twice, f"{twice} stand twice{node.start_mark}"
+        return super().construct_mapping(node, deep)
+
+
 @cache
 def helm_program() -> str:
     found = subprocess.run([sys.executable, ROOT / "scripts/clients.py"], capture_output=True, text=True, check=False)
@@ -41,13 +51,16 @@ def helm() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def render(helm: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., Documents]:
-    """Renders a value set of helm/stageline/ci (none: the defaults), hooks included, with further arguments of helm."""
+    """Renders a value set of helm/stageline/ci (none: the defaults), hooks included, with further arguments of helm.
+
+    A key that stands twice in one mapping, of which YAML readers take either, fails it.
+    """
 
     @cache
     def documents(name: str = "", *arguments: str) -> Documents:
-        values = ["-f", f"helm/stageline/ci/{name}.yaml"] if name else []
+        values = ["-f", f"helm/stageline/ci/{name}-values.yaml"] if name else []
         result = helm("template", "stageline", "helm/stageline", "-n", "stageline", *values, *arguments)
         assert result.returncode == 0, result.stderr
-        return [document for document in yaml.safe_load_all(result.stdout) if document]
+        return [document for document in yaml.load_all(result.stdout, StrictLoader) if document]
 
     return documents

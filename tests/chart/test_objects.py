@@ -18,20 +18,24 @@ from stageline.kube.rights import RULES
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm/stageline"
-SETS = ["", *sorted(path.stem for path in (CHART / "ci").glob("*.yaml"))]
+SETS = ["", *sorted(path.stem.removesuffix("-values") for path in (CHART / "ci").glob("*-values.yaml"))]
 SERVED = (
     "--api-versions",
     "monitoring.coreos.com/v1/PodMonitor",
     "--api-versions",
     "kueue.x-k8s.io/v1beta1/LocalQueue",
 )
+COST_CENTERS = {"existing": ("imaging",), "company": ("imaging", "platform")}
+"""Value set -> values of the label that it gives."""
+COMPONENT = "app.kubernetes.io/component"
 Documents = list[dict[str, Any]]
 Render = Callable[..., Documents]
 
 
 def pick(documents: Documents, kind: str, namespace: str = "stageline") -> dict[str, Any]:
-    """The only object of that kind, in that namespace where it has one."""
-    found = [d for d in documents if d["kind"] == kind and d["metadata"].get("namespace", namespace) == namespace]
+    """The chart's only object of that kind, in that namespace where it has one."""
+    own = [d for d in documents if d["kind"] == kind and d["metadata"]["labels"][COMPONENT] != "extra"]
+    found = [d for d in own if d["metadata"].get("namespace", namespace) == namespace]
     assert len(found) == 1, [(d["kind"], d["metadata"]["name"]) for d in found]
     return found[0]
 
@@ -87,8 +91,9 @@ def test_objects_are_labelled_and_lie_in_the_job_namespaces(render: Render, valu
             labels
         )
         assert all(re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", value) for value in labels.values())
-        assert labels.get("cost-center") == ("imaging" if values == "existing" else None)
-        assert document["metadata"].get("namespace") in ({None} if document["kind"] == "PriorityClass" else spaces)
+        assert labels.get("cost-center") in COST_CENTERS.get(values, (None,))
+        anywhere = document["kind"] in ("PriorityClass", "ClusterRole") or labels[COMPONENT] == "extra"
+        assert document["metadata"].get("namespace") in ({None} if anywhere else spaces)
         names.append((document["kind"], document["metadata"]["name"], document["metadata"].get("namespace")))
     assert len(set(names)) == len(names)
 
@@ -162,7 +167,8 @@ def test_the_launcher_has_exactly_the_rights_that_it_uses(render: Render) -> Non
     secret = {("", "secrets", "mlpipeline-minio-artifact"): ["get"]}
     assert rights(pick(render(), "Role")) == {**table("launch", "doctor", "kfp"), **secret}
     assert rights(pick(render("bare"), "Role")) == table("launch")
-    assert not [d for values in SETS for d in render(values) if d["kind"].startswith("Cluster")]
+    clusterwide = {values for values in SETS for d in render(values) if d["kind"].startswith("Cluster")}
+    assert clusterwide == {"company"}, "only where it is asked for"
     assert not [d for d in render("cloud-identity") if d["kind"] in ("Role", "RoleBinding")]
 
 
@@ -189,11 +195,11 @@ def test_training_pods_have_an_account_without_token_and_rights(render: Render) 
     for values in SETS:
         for document in render(values):
             if document["kind"] == "ServiceAccount":
-                trainer = document["metadata"]["name"] == "stageline-trainer"
+                trainer = document["metadata"]["labels"][COMPONENT] == "trainer"
                 assert document["automountServiceAccountToken"] is not trainer
             if document["kind"] == "RoleBinding":
                 names = {subject["name"] for subject in document["subjects"]}
-                assert not names & {"stageline-trainer", "default-trainer", "default"}
+                assert not names & {"stageline-trainer", "imaging-trainer", "default-trainer", "default"}
 
 
 def test_existing_accounts_are_bound_and_not_made(render: Render) -> None:
@@ -277,7 +283,8 @@ def test_the_trial_starts_from_the_defaults_with_resources_of_its_own(render: Re
     assert trial["node_selector"] == {"pool": "cpu"}
     assert trial["tolerations"] == [{"key": "cpu", "operator": "Exists"}]
     assert trial["deadline_seconds"] == 900
-    own = {"resources", "node_selector", "tolerations", "deadline_seconds"}
+    assert trial["ttl_seconds"] == 3600, "a trial that failed is not kept for days"
+    own = {"resources", "node_selector", "tolerations", "deadline_seconds", "ttl_seconds"}
     assert {k: v for k, v in trial.items() if k not in own} == {k: v for k, v in usual.items() if k not in own}
 
 

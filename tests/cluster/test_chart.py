@@ -27,7 +27,7 @@ pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = "helm/stageline"
-SETS = sorted((ROOT / CHART / "ci").glob("*.yaml"))
+SETS = sorted((ROOT / CHART / "ci").glob("*-values.yaml"))
 
 
 Helm = Callable[..., str]
@@ -92,7 +92,7 @@ def pair(kubectl: Kubectl, own: Own | None) -> Iterator[tuple[str, str]]:
     """Two namespaces for dry runs, with the accounts that a trial's pod needs to be admitted."""
     made = make_namespace(kubectl, "restricted"), make_namespace(kubectl, "restricted")
     for name in made:
-        for account in ("stageline-launcher", "pipeline-runner"):
+        for account in ("stageline-launcher", "imaging-launcher", "pipeline-runner"):
             kubectl("create", "serviceaccount", account, "-n", name)
     yield made
     for name in made:
@@ -110,7 +110,7 @@ def test_the_api_server_takes_every_value_set(
     tmp_path: Path,
 ) -> None:
     chosen = ["-f", str(values)] if values else []
-    if values and values.stem == "existing":
+    if values and values.stem == "existing-values":
         chosen += ["--set", f"jobNamespaces={{{','.join(pair)}}}"]
     rendered = tmp_path / "rendered.yaml"
     rendered.write_text(helm("template", "stageline", CHART, "-n", pair[0], *chosen))

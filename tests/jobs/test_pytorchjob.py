@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from stageline.config import NAME_PATTERN
 from stageline.errors import ConfigError
-from stageline.jobs.cluster.render.pytorchjob import label_value, render_job, stamp
+from stageline.jobs.cluster.render.pytorchjob import USER_FIELDS, label_value, render_job, stamp
 from stageline.jobs.job import LONGEST_NAME, Job, job_name
 
 from .jobs import DIGEST, GOLDENS, JOBS, cluster, golden_text, stage_job
@@ -213,6 +213,44 @@ def test_settings_win_over_our_defaults_but_never_over_the_rendezvous() -> None:
     assert env["GLOO_SOCKET_IFNAME"] == "net1"
     assert env["NCCL_IB_DISABLE"] == "0"
     assert env_of(render_job(*JOBS["film_flow"]))["GLOO_SOCKET_IFNAME"] == "eth0"
+
+
+def test_a_pod_without_a_user_leaves_user_and_groups_to_the_cluster() -> None:
+    job = stage_job("film_flow", "film", nodes=2)
+    context = pod_of(render_job(job, cluster({"run_as_user": None})))["securityContext"]
+    assert not set(context) & set(USER_FIELDS)
+    assert context["runAsNonRoot"] is True
+    assert {pod_of(render_job(job, cluster({"run_as_user": 7})))["securityContext"][key] for key in USER_FIELDS} == {7}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "config", "port"),
+    [
+        (("train", "film"), {"trainer": {"metrics_port": 9400}}, 9400),
+        (("train", "film"), {"stage_overrides": {"film": {"trainer.metrics_port": 9500}}}, 9500),
+        (("train", "film"), {"stage_overrides": {"film": {"trainer": {"metrics_port": 9500}}}}, 9500),
+        (
+            ("train", "film"),
+            {"trainer": {"metrics_port": 9400}, "stage_overrides": {"film": {"trainer.metrics_port": 0}}},
+            0,
+        ),
+        (
+            ("train", "film"),
+            {"trainer": {"metrics_port": 9400}, "stage_overrides": {"backbone": {"trainer.metrics_port": 1}}},
+            9400,
+        ),
+        (("prepare",), {"trainer": {"metrics_port": 9400}}, 0),
+        (("evaluate",), {"trainer": {"metrics_port": 9400}}, 0),
+        (("train", "film"), {}, 0),
+    ],
+)
+def test_pods_declare_the_port_of_metrics_where_they_serve_it(
+    arguments: tuple[str, ...], config: dict[str, Any], port: int
+) -> None:
+    job = stage_job("film_flow", "film", arguments=arguments, config={"root": "/stageline", **config})
+    (container,) = pod_of(render_job(job, cluster()))["containers"]
+    declared = [entry["containerPort"] for entry in container["ports"] if entry["name"] == "metrics"]
+    assert declared == ([port] if port else [])
 
 
 def test_rendering_leaves_its_inputs_alone_and_shares_nothing_with_them() -> None:

@@ -103,6 +103,12 @@ def test_a_launcher_is_let_through_by_the_manifests_and_told_each_rule_that_lack
     )
 
 
+def test_the_defaults_are_asked_for_under_the_name_that_they_have() -> None:
+    names = {rule.name for rule in rules_of("launch", "imaging") if rule.resource == "configmaps"}
+    assert names == {"imaging"}
+    assert [r for r in rules_of("launch", "imaging") if not r.name] == [r for r in rules_of("launch") if not r.name]
+
+
 def test_a_missing_right_comes_with_the_command_that_gives_it() -> None:
     missing = missing_rules(rules_of("launch"), lambda verb, rule: not (rule.resource == "pods/log" or verb == "patch"))
     assert missing == [

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from stageline.config.cluster import StorageConfig
+from stageline.config.cluster import ClusterConfig, StorageConfig
 from stageline.errors import MissingPartError
-from stageline.jobs.defaults import CONFIG_MAP
 from stageline.jobs.defaults import FOLDER as DEFAULTS
+from stageline.kube.rights import DEFAULTS as ASKED_DEFAULTS
 from stageline.pipeline.compiled import compile_pipeline, compiled_pipeline
 from stageline.pipeline.parameters import PARAMETERS
 from stageline.pipeline.request import NAMES
@@ -93,6 +93,10 @@ def test_steps_run_in_order_and_pass_references_as_strings(golden: Path) -> None
         assert component["outputDefinitions"]["parameters"] == {"reference": {"parameterType": "STRING"}}
 
 
+OF_PLACES = {"launcher_image", "defaults"}
+"""They say where steps run, and do not reach them."""
+
+
 @BOTH
 def test_every_parameter_reaches_every_step_by_itself_and_is_explained(golden: Path) -> None:
     """In a text put together of several parameters a quotation mark would break KFP's own JSON."""
@@ -103,7 +107,7 @@ def test_every_parameter_reaches_every_step_by_itself_and_is_explained(golden: P
         assert "defaultValue" in definition, f"{name} can be left out"
     for task in plain["root"]["dag"]["tasks"].values():
         given = task["inputs"]["parameters"]
-        for name in set(parameters) - {"launcher_image"}:
+        for name in set(parameters) - OF_PLACES:
             assert given[name] == {"componentInputParameter": name}
         texts = [value["runtimeValue"]["constant"] for value in given.values() if "runtimeValue" in value]
         mixed = [text for text in texts if text.count("{{") and text.partition("{{")[0]]
@@ -114,7 +118,7 @@ def test_every_parameter_reaches_every_step_by_itself_and_is_explained(golden: P
 @BOTH
 def test_the_parameters_are_those_that_a_request_reads(golden: Path) -> None:
     parameters = set(load(golden)[0]["root"]["inputDefinitions"]["parameters"])
-    assert parameters - {"launcher_image"} <= NAMES
+    assert parameters - OF_PLACES <= NAMES
     documented = (PIPELINES.parent / "docs" / "pipeline.md").read_text()
     assert [name for name in sorted(parameters) if f"`{name}`" not in documented] == []
 
@@ -158,7 +162,9 @@ def test_a_step_is_ready_for_restricted_namespaces_and_says_what_it_needs(golden
         assert platform[name]["imagePullPolicy"] == "IfNotPresent"
         defaults, *authority = platform[name]["configMapAsVolume"]
         assert (defaults["mountPath"], defaults["optional"]) == (str(DEFAULTS), True)
-        assert defaults["configMapName"] == CONFIG_MAP
+        assert defaults["configMapNameParameter"] == {"componentInputParameter": "defaults"}
+        shown = plain["root"]["inputDefinitions"]["parameters"]["defaults"]["defaultValue"]
+        assert shown == ClusterConfig().defaults == ASKED_DEFAULTS
         if golden is WITH_CLAIM:
             (mount,) = platform[name]["pvcMount"]
             assert mount["mountPath"] == StorageConfig().mount_path, "the same in steps and in jobs"

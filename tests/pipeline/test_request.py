@@ -169,5 +169,7 @@ def test_a_config_starts_from_the_defaults_of_its_namespace() -> None:
         "root": "/stageline",
         "cluster": {"image": "mine:2", "queue": "q", "storage": {"claim": "data"}},
     }
-    with pytest.raises(ConfigError, match="`root` and `cluster` only"):
-        parse_defaults("seed: 3", "defaults")
+    assert parse_defaults("trainer: {metrics_port: 9400}", "defaults") == {"trainer": {"metrics_port": 9400}}
+    for foreign in ("seed: 3", "trainer: {metrics_port: 9400, lrate: 1}", "[1]", "trainer: [lrate]"):
+        with pytest.raises(ConfigError, match=r"`root`, `cluster` and `trainer\.metrics_port` only"):
+            parse_defaults(foreign, "defaults")

@@ -9,16 +9,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from guards import HANG_SECONDS
 
+from stageline.cli.checking import _setup as examined
 from stageline.config import parse_yaml
 from stageline.errors import ClusterError, ClusterUnavailableError, ConfigError, DataError
 from stageline.families import parse_config, raw_preset
 from stageline.pipeline.backend import Backend
-from stageline.pipeline.submission import SubmittedRun, make_submission
+from stageline.pipeline.submission import SubmittedRun, make_submission, namespace_defaults
 from stageline.store import open_store
 from stageline.telemetry import EventLog, write_failure
 
@@ -170,3 +173,45 @@ def test_what_jobs_lack_is_told_before_anything_is_sent(tmp_path: Path) -> None:
     placed = make_submission(parse_config(raw_preset("film_flow", "tiny")), defaults=defaults)
     assert placed.config.root == "/stageline"
     assert placed.arguments["claim"] == "data"
+
+
+def test_the_name_of_the_defaults_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for under that name, by submit and by doctor, and mounted under it into the steps."""
+    asked: list[str] = []
+    section = {"image": "trainer:1", "defaults": "imaging", "storage": {"claim": "data"}}
+    data = {"cluster.yaml": json.dumps({"cluster": section}), "launcher_service_account": "imaging-launcher"}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            answer = json.dumps({"metadata": {"name": "imaging"}, "data": data}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing to say."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        kubeconfig = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "here",
+            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+            "users": [{"name": "u", "user": {"token": "t"}}],
+            "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u", "namespace": "train"}}],
+        }
+        (tmp_path / "config").write_text(json.dumps(kubeconfig))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+        config = parse_config(raw_preset("film_flow", "tiny"), ["cluster.defaults=imaging"])
+        found = namespace_defaults(config, print)
+        setup = examined(None, None, None, ["cluster.defaults=imaging"], "")
+        server.shutdown()
+    assert asked == ["/api/v1/namespaces/train/configmaps/imaging"] * 2
+    submission = make_submission(config, defaults=found)
+    assert submission.arguments["defaults"] == "imaging"
+    assert (setup.launcher, setup.cluster.defaults, setup.cluster.image) == ("imaging-launcher", "imaging", "trainer:1")
+    usual = make_submission(parse_config(raw_preset("film_flow", "tiny"), words_of(tmp_path)))
+    assert "defaults" not in usual.arguments

@@ -66,6 +66,29 @@ def test_what_is_recorded_is_served():
     assert 'stageline_loss_value{family="toy",part="dice",stage="base"} 0.25' in text
 
 
+def test_checkpoint_times_are_told_apart_up_to_an_hour_and_another_node_serves_its_own():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pages = []
+    for is_first in (True, False):
+        endpoint = MetricsEndpoint(port, family="toy", stage="base", address="127.0.0.1", is_first=is_first)
+        try:
+            for name in METRICS:
+                endpoint.record(name, 2000.0)
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+                pages.append(page.read().decode())
+        finally:
+            endpoint.close()
+    for name in ("stageline_checkpoint_write_seconds", "stageline_checkpoint_blocked_seconds"):
+        assert f'{name}_bucket{{family="toy",le="1800.0",stage="base"}} 0.0' in pages[0]
+        assert f'{name}_bucket{{family="toy",le="3600.0",stage="base"}} 1.0' in pages[0]
+        assert name not in pages[1]
+    served = {line.split()[2] for line in pages[1].splitlines() if line.startswith("# TYPE") and "_created" not in line}
+    assert served == {name for name, metric in METRICS.items() if metric.of_each_node}
+    assert "stageline_step_duration_seconds" in served
+
+
 def test_a_taken_port_costs_the_endpoint_only():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ranks import run_ranks
+from ranks import free_port, run_ranks
 
 from stageline.checkpoint.layout import CheckpointRef, StageDir
 from stageline.checkpoint.tensors import join_shards, load_state, read_named, read_tensors
 from stageline.checkpoint.verify import verify
-from stageline.telemetry import read_events
+from stageline.telemetry import MetricsEndpoint, read_events
 
 # 21 samples in groups of 8: the last step of an epoch has 5, whose second micro-batch has 1 sample for 2 ranks.
 SETTINGS = {
@@ -84,6 +85,42 @@ def test_ranks_on_two_nodes_are_those_of_one_machine_bit_for_bit(train, tmp_path
     together, apart = final(tmp_path, "together"), final(tmp_path, "spread")
     assert together.content == apart.content
     assert together.metadata.stage_fingerprint == apart.metadata.stage_fingerprint
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_every_node_serves_metrics_and_the_first_alone_those_of_the_stage(train, tmp_path):
+    from toy_family import family
+
+    port = free_port()
+
+    def body(rank):
+        pages, address = [], f"127.0.0.{rank + 1}"  # two nodes have an address each
+        assert MetricsEndpoint.__init__.__kwdefaults__["address"] == "0.0.0.0"  # noqa: S104  # of a pod
+        MetricsEndpoint.__init__.__kwdefaults__["address"] = address
+        os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", GROUP_RANK=str(rank))
+
+        def scrape(task):
+            def on_loss(summed, context):
+                if context.step == 3:
+                    with urllib.request.urlopen(f"http://{address}:{port}/metrics", timeout=10) as page:
+                        pages.append(page.read().decode())
+                return summed
+
+            task.on_loss = on_loss
+
+        family.CHANGE[:] = [scrape]
+        own = {"trainer.processes": 1, "trainer.nodes": 2, "trainer.metrics_port": port}
+        train(run="served", **{**TWO, **own})
+        return pages[0]
+
+    ends = run_ranks(body, 2, tmp_path / "served")
+    assert [end.code for end in ends] == [0, 0], ends
+    first, other = (end.value for end in ends)
+    for page in (first, other):
+        assert 'stageline_step_duration_seconds_count{family="toy",stage="base"} 3.0' in page
+    assert "stageline_planned_steps" in first
+    assert "stageline_planned_steps" not in other
 
 
 @pytest.mark.slow

@@ -1,19 +1,42 @@
 {{/*
-Names, labels and references that several templates share. Objects have fixed names, whatever the release is called:
-a stageline config names them (`service_account: stageline-trainer`), so that one release fits into one namespace.
+Names, labels and references that several templates share. Objects are called stageline, whatever the release is called,
+because a config may name them; where `nameOverride` gives another name, a config says so in `cluster.defaults`.
 */}}
 
-{{/* Labels of every object. Call with (dict "root" $ "component" "launcher"). */}}
-{{- define "stageline.labels" -}}
-{{- with .root.Values.labels }}{{ toYaml . }}
-{{ end -}}
-app.kubernetes.io/name: stageline
-app.kubernetes.io/instance: {{ .root.Release.Name }}
-app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
-app.kubernetes.io/component: {{ .component }}
-app.kubernetes.io/part-of: stageline
-app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{/* What objects are called, and what the names of the others begin with. */}}
+{{- define "stageline.name" -}}
+{{ .Values.nameOverride | default "stageline" }}
+{{- end }}
+
+{{/* The account that starts jobs. */}}
+{{- define "stageline.launcherAccount" -}}
+{{ .Values.launcher.serviceAccount.name | default (printf "%s-launcher" (include "stageline.name" .)) }}
+{{- end }}
+
+{{/* The account of training pods. */}}
+{{- define "stageline.trainerAccount" -}}
+{{ .Values.trainer.serviceAccount.name | default (printf "%s-trainer" (include "stageline.name" .)) }}
+{{- end }}
+
+{{/*
+Labels and annotations of an object. Ours win over those of one kind of object, and these over those of all; each key is
+there once. Call with (dict "root" $ "component" "launcher"), and with "labels" and "annotations" if it has its own.
+*/}}
+{{- define "stageline.metadata" -}}
+{{- $own := dict
+    "app.kubernetes.io/name" "stageline"
+    "app.kubernetes.io/instance" .root.Release.Name
+    "app.kubernetes.io/version" .root.Chart.AppVersion
+    "app.kubernetes.io/component" .component
+    "app.kubernetes.io/part-of" "stageline"
+    "app.kubernetes.io/managed-by" .root.Release.Service
+    "helm.sh/chart" (printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_") -}}
+labels:
+  {{- merge $own (.labels | default dict) (.root.Values.labels | default dict) | toYaml | nindent 2 }}
+{{- with merge (dict) (.annotations | default dict) (.root.Values.annotations | default dict) }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 
 {{/* The namespaces in which jobs run, as a JSON list. */}}
@@ -21,13 +44,36 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{ .Values.jobNamespaces | default (list .Release.Namespace) | toJson }}
 {{- end }}
 
-{{/* Reference of an image: by digest where there is one. Call with (dict "root" $ "image" .Values.images.trainer). */}}
+{{/*
+Reference of an image: by digest where there is one; `global.imageRegistry` takes the place of its registry's host. Call
+with (dict "root" $ "image" .Values.images.trainer).
+*/}}
 {{- define "stageline.image" -}}
-{{- if .image.digest -}}
-{{ .image.repository }}@{{ .image.digest }}
-{{- else -}}
-{{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
+{{- $repository := .image.repository -}}
+{{- with (.root.Values.global).imageRegistry -}}
+{{- $parts := splitList "/" $repository -}}
+{{- if and (gt (len $parts) 1) (regexMatch "[.:]|^localhost$" (first $parts)) }}{{ $parts = rest $parts }}{{ end -}}
+{{- $repository = printf "%s/%s" . (join "/" $parts) -}}
 {{- end -}}
+{{- if .image.digest -}}
+{{ $repository }}@{{ .image.digest }}
+{{- else -}}
+{{ $repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
+{{- end -}}
+{{- end }}
+
+{{/* Secrets by which images are pulled, each once, as a JSON list: `global.imagePullSecrets` holds names or {name: …}. */}}
+{{- define "stageline.pullSecrets" -}}
+{{- $names := .Values.images.pullSecrets -}}
+{{- range (.Values.global).imagePullSecrets -}}
+{{- if kindIs "string" . }}{{ $names = append $names . }}{{ else }}{{ $names = append $names .name }}{{ end -}}
+{{- end -}}
+{{ $names | uniq | toJson }}
+{{- end }}
+
+{{/* The user of pods; empty where the cluster chooses one (`cluster.run_as_user: null`). */}}
+{{- define "stageline.user" -}}
+{{- if hasKey .Values.cluster "run_as_user" }}{{ with .Values.cluster.run_as_user }}{{ int64 . }}{{ end }}{{ else }}1000{{ end -}}
 {{- end }}
 
 {{/* The claim that jobs mount; empty without one. */}}
@@ -44,14 +90,14 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- if .Values.storage.s3.existingSecret -}}
 {{ .Values.storage.s3.existingSecret }}
 {{- else if .Values.storage.s3.credentials.accessKeyId -}}
-stageline-s3
+{{ include "stageline.name" . }}-s3
 {{- end -}}
 {{- end }}
 
 {{/*
 The defaults of a stageline config in namespace .namespace: `root` and the section `cluster`. Keys that are empty are
 left out, so that stageline's own defaults hold. Call with (dict "root" $ "namespace" "team-a"); "section" replaces keys
-of the section.
+of the section and leaves out what only training pods need.
 */}}
 {{- define "stageline.defaults" -}}
 {{- $values := .root.Values -}}
@@ -81,8 +127,9 @@ of the section.
     "namespace" .namespace
     "image" (include "stageline.image" (dict "root" .root "image" $values.images.trainer))
     "image_pull_policy" $values.images.trainer.pullPolicy
-    "pull_secrets" $values.images.pullSecrets
-    "service_account" $values.trainer.serviceAccount.name
+    "pull_secrets" (include "stageline.pullSecrets" .root | fromJsonArray)
+    "service_account" (include "stageline.trainerAccount" .root)
+    "defaults" $values.nameOverride
     "queue" $values.localQueue.name
     "priority_class" $values.priorityClass.name
     "storage" $storage -}}
@@ -92,6 +139,8 @@ of the section.
 {{- range $key, $value := .section }}{{ if $value }}{{ $_ := set $section $key $value }}{{ end }}{{ end -}}
 {{- $root := $s3.root | default (ternary $values.storage.mountPath "" (ne $claim "")) -}}
 {{- with $root }}root: {{ . }}
+{{ end -}}
+{{- if and $values.podMonitor.enabled (not .section) }}trainer: {metrics_port: {{ int64 ($values.podMonitor.port | default 9400) }}}
 {{ end -}}
 cluster:
   {{- toYaml $section | nindent 2 }}
@@ -120,7 +169,7 @@ cluster:
 {{- if and .Values.priorityClass.create (not .Values.priorityClass.name) -}}
 {{- $faults = append $faults "priorityClass.create needs priorityClass.name" -}}
 {{- end -}}
-{{- if eq .Values.launcher.serviceAccount.name .Values.trainer.serviceAccount.name -}}
+{{- if eq (include "stageline.launcherAccount" .) (include "stageline.trainerAccount" .) -}}
 {{- $faults = append $faults "launcher and trainer share one service account, which would give training pods the launcher's rights; name two" -}}
 {{- end -}}
 {{- if $faults }}{{ fail (printf "\n  - %s" (join "\n  - " $faults)) }}{{ end -}}

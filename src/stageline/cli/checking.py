@@ -30,8 +30,9 @@ def doctor(
     family: FamilyName = None,
     preset: PresetName = None,
     launcher_account: Annotated[
-        str, typer.Option(help="Service account of the pipeline's steps.")
-    ] = "stageline-launcher",
+        str,
+        typer.Option(help="Service account of the pipeline's steps; empty takes the chart's.", show_default=False),
+    ] = "",
     seconds: Annotated[float, typer.Option(help="How long all checks together may take.", min=0.5)] = 5.0,
     as_json: AsJson = False,
 ) -> None:
@@ -58,9 +59,16 @@ def _setup(
     from stageline.config import RunConfig, apply_overrides, validate
     from stageline.doctor import Setup
     from stageline.families import parse_config
-    from stageline.jobs.defaults import mounted_defaults, with_defaults
+    from stageline.jobs.defaults import (
+        ACCOUNT_KEY,
+        KEY,
+        mounted_account,
+        mounted_defaults,
+        parse_defaults,
+        with_defaults,
+    )
     from stageline.pipeline.items import plain_config
-    from stageline.pipeline.submission import namespace_defaults
+    from stageline.pipeline.submission import SERVICE_ACCOUNT, namespace_map
 
     named = file is not None or family is not None
     if named:
@@ -69,7 +77,12 @@ def _setup(
     else:
         raw = apply_overrides({"family": "none"}, overrides or (), RunConfig)
         own = validate(raw, RunConfig, "the keys given")
-    raw = with_defaults(raw, mounted_defaults() or namespace_defaults(own, lambda _: None))
+    defaults, account = mounted_defaults(), mounted_account()
+    if not defaults:
+        found = namespace_map(own, lambda _: None)
+        defaults = parse_defaults(found.get(KEY, ""), f"ConfigMap {own.cluster.defaults!r}")
+        account = found.get(ACCOUNT_KEY, "")
+    raw, launcher = with_defaults(raw, defaults), launcher or account or SERVICE_ACCOUNT
     if named:
         own = parse_config(raw)
         return Setup(own.cluster, own.root, _largest(own), launcher)

@@ -41,12 +41,12 @@ def submit(
 
     Ctrl-C once asks the backend to terminate the run; twice leaves it running. The exit code is the failed step's own.
     """
-    from stageline.jobs.defaults import CONFIG_MAP, KEY, parse_defaults
+    from stageline.jobs.defaults import ACCOUNT_KEY, KEY, parse_defaults
     from stageline.pipeline.submission import SERVICE_ACCOUNT, make_submission, namespace_map
 
     own = read_config(config, family, preset, overrides)
     found = namespace_map(own, print)
-    defaults = parse_defaults(found.get(KEY, ""), f"ConfigMap {CONFIG_MAP!r}")
+    defaults = parse_defaults(found.get(KEY, ""), f"ConfigMap {own.cluster.defaults!r}")
     submission = make_submission(own, launcher_image or found.get("launcher_image", ""), defaults, branch)
     _show_plan(submission)
     if dry_run:
@@ -69,7 +69,7 @@ def submit(
         submission.arguments,
         name=submission.config.run,
         experiment=experiment,
-        service_account=service_account or found.get("launcher_service_account") or SERVICE_ACCOUNT,
+        service_account=service_account or found.get(ACCOUNT_KEY) or SERVICE_ACCOUNT,
     )
     print(f"submitted as KFP run {run_id} (experiment {experiment!r})", flush=True)
     if not follow:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -140,6 +140,8 @@ class ClusterConfig(Settings):
     """Where jobs run; empty takes the one of the kubeconfig's context, or the pod's own."""
     context: str = ""
     """Context of the kubeconfig; empty takes its current one. Pods use their service account."""
+    defaults: Annotated[Name, Field(min_length=1)] = "stageline"
+    """ConfigMap with the namespace's defaults, on which this section is put: the chart's `nameOverride`."""
     image: str = ""
     """Trainer image of this version, best by digest (name@sha256:…): a tag may mean something else tomorrow."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
@@ -177,8 +179,9 @@ class ClusterConfig(Settings):
     """Size of /dev/shm, which data loaders and NCCL use; counts as memory of the pod."""
     scratch: Bytes = "10Gi"
     """Largest size of /tmp, on the node's own disk."""
-    run_as_user: int = Field(default=1000, ge=1)
-    """Numeric uid of the pods; also their gid and the group of mounted volumes."""
+    run_as_user: int | None = Field(default=1000, ge=1)
+    """Numeric uid of the pods; also their gid and the group of mounted volumes. null leaves all three to the cluster,
+    as OpenShift wants it, which gives each namespace a range of its own."""
     fs_group_change_policy: Literal["OnRootMismatch", "Always"] = "OnRootMismatch"
     grace_seconds: int | None = Field(default=None, ge=1)
     """From SIGTERM to SIGKILL; null takes `trainer.shutdown_timeout_seconds` and half a minute more."""

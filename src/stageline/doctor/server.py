@@ -25,17 +25,20 @@ OPTIONAL_KINDS = {
 }
 
 
-def server_checks(api: Api, jobs: str, launcher: str) -> list[Check]:
-    """jobs: `plural.group/version` of the jobs.  launcher: service account of the pipeline's steps."""
+def server_checks(api: Api, jobs: str, launcher: str, defaults: str) -> list[Check]:
+    """jobs: `plural.group/version` of the jobs.  launcher: service account of the pipeline's steps.
+
+    defaults: ConfigMap with those of the namespace.
+    """
     return [
         Check("api", lambda: _version(api)),
         Check("clock", lambda: _clock(api)),
         Check("pytorchjob", lambda: _jobs(api, jobs)),
         Check("operator", lambda: _operator(api)),
         Check("optional kinds", lambda: _optional(api)),
-        Check("rights", lambda: _own_rights(api, "launch")),
-        Check("rights of kfp steps", lambda: _own_rights(api, "kfp")),
-        Check("rights of the launcher", lambda: _launcher_rights(api, launcher)),
+        Check("rights", lambda: _own_rights(api, "launch", defaults)),
+        Check("rights of kfp steps", lambda: _own_rights(api, "kfp", defaults)),
+        Check("rights of the launcher", lambda: _launcher_rights(api, launcher, defaults)),
     ]
 
 
@@ -95,9 +98,9 @@ def _optional(api: Api) -> Line:
     return ok("optional kinds", "; ".join(words))
 
 
-def _own_rights(api: Api, part: Part) -> Line:
+def _own_rights(api: Api, part: Part, defaults: str) -> Line:
     name = "rights" if part == "launch" else "rights of kfp steps"
-    missing = missing_rules(rules_of(part), lambda verb, rule: api.review(verb, rule.what, name=rule.name))
+    missing = missing_rules(rules_of(part, defaults), lambda verb, rule: api.review(verb, rule.what, name=rule.name))
     user = api.user()
     if not missing:
         return ok(name, f"{user} may do all that is needed in {api.namespace!r}")
@@ -108,13 +111,13 @@ def _own_rights(api: Api, part: Part) -> Line:
     )
 
 
-def _launcher_rights(api: Api, launcher: str) -> Line:
+def _launcher_rights(api: Api, launcher: str, defaults: str) -> Line:
     """The same for the account that pipeline steps run under, as far as we may ask."""
     name, user = "rights of the launcher", f"system:serviceaccount:{api.namespace}:{launcher}"
     if api.user() == user:
         return ok(name, "the account we are, see `rights`")
     groups = ("system:serviceaccounts", f"system:serviceaccounts:{api.namespace}", "system:authenticated")
-    needed = rules_of("launch")
+    needed = rules_of("launch", defaults)
     missing = missing_rules(
         needed, lambda verb, rule: api.review(verb, rule.what, name=rule.name, user=user, groups=groups)
     )

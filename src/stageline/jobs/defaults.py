@@ -1,7 +1,7 @@
-"""What a config need not say in a namespace: the chart's ConfigMap `stageline`, from which every config starts there.
+"""What a config need not say in a namespace: the ConfigMap of the chart (`cluster.defaults`), on which it is put.
 
-Its `cluster.yaml` holds `root` and the section `cluster`. The steps of a pipeline have it as a file; whoever submits
-from elsewhere asks the API server.
+Its `cluster.yaml` holds `root`, the section `cluster`, and the port of metrics where the chart has them read. The
+steps of a pipeline have it as a file; whoever submits from elsewhere asks the API server.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from stageline.config import parse_yaml
 from stageline.errors import ConfigError
 
-CONFIG_MAP = "stageline"
-KEY = "cluster.yaml"
+KEY, ACCOUNT_KEY = "cluster.yaml", "launcher_service_account"
+"""Of the ConfigMap: the defaults, and the account under which pipelines' steps run."""
 FOLDER = Path("/etc/stageline")
 """Where pipelines mount the ConfigMap into their steps."""
 
@@ -28,13 +28,22 @@ def mounted_defaults() -> dict[str, Any]:
     return parse_defaults(text, str(FOLDER / KEY))
 
 
+def mounted_account() -> str:
+    """The chart's account for pipelines' steps in the namespace this pod is in; empty where none is mounted."""
+    try:
+        return (FOLDER / ACCOUNT_KEY).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
 def parse_defaults(text: str, where: str) -> dict[str, Any]:
-    """The defaults as plain data; ConfigError for anything but `root` and `cluster`."""
+    """The defaults as plain data; ConfigError for anything but `root`, `cluster` and `trainer.metrics_port`."""
     plain = parse_yaml(text, where) or {}
-    if not isinstance(plain, dict) or not set(plain) <= {"root", "cluster"}:
+    known = isinstance(plain, dict) and set(plain) <= {"root", "cluster", "trainer"}
+    if not known or set(plain.get("trainer", ())) - {"metrics_port"}:
         raise ConfigError(
-            f"{where}: expected `root` and `cluster` only",
-            remedy=f"mend the ConfigMap {CONFIG_MAP!r}; the chart makes it",
+            f"{where}: expected `root`, `cluster` and `trainer.metrics_port` only",
+            remedy="mend that ConfigMap; the chart makes it",
         )
     return plain
 

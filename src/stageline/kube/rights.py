@@ -42,6 +42,9 @@ class Rule:
         return rule_text(self.group, self.resource, self.verbs)
 
 
+DEFAULTS = "stageline"
+"""Name of the ConfigMap with the defaults of a namespace in `RULES`; `cluster.defaults` may give another."""
+
 RULES = (
     Rule(
         "launch",
@@ -54,7 +57,7 @@ RULES = (
     Rule("launch", "", "pods/log", ("get",), once_made=("get",)),
     Rule("launch", "", "events", ("get", "list", "watch")),
     Rule("launch", "coordination.k8s.io", "leases", ("create", "get", "update", "delete")),
-    Rule("launch", "", "configmaps", ("get",), "stageline"),
+    Rule("launch", "", "configmaps", ("get",), DEFAULTS),
     Rule("doctor", "", "persistentvolumeclaims", ("get",)),
     Rule("doctor", "", "serviceaccounts", ("get",)),
     Rule("doctor", "", "namespaces", ("get",)),
@@ -66,9 +69,9 @@ RULES = (
 explained, and all else goes on."""
 
 
-def rules_of(part: Part) -> list[Rule]:
-    """The rules that a part needs."""
-    return [rule for rule in RULES if rule.part == part]
+def rules_of(part: Part, defaults: str = DEFAULTS) -> list[Rule]:
+    """The rules that a part needs. defaults: name of the ConfigMap with those of the namespace."""
+    return [replace(rule, name=defaults if rule.name == DEFAULTS else rule.name) for rule in RULES if rule.part == part]
 
 
 def rules_of_following() -> list[Rule]:

@@ -71,6 +71,12 @@ PARAMETERS = (
     Parameter("launcher", "What stages run as, pytorchjob, or local for inside the step itself", "pytorchjob"),
     Parameter("launcher_image", "Image of the pipeline's steps", of_steps=False),
     Parameter(
+        "defaults",
+        "ConfigMap with the defaults of the namespace, which the chart makes; need not exist",
+        of_steps=False,
+        mounted="stageline",
+    ),
+    Parameter(
         "s3_endpoint",
         "URL of an S3 server that is not AWS' own",
         key="cluster.storage.s3.endpoint",

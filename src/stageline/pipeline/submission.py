@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from stageline.checkpoint.usercode import name_code
-from stageline.config import RunConfig
+from stageline.config import ClusterConfig, RunConfig
 from stageline.errors import ClusterUnavailableError, InterruptedRunError, StagelineError, StepFailedError
 from stageline.families import parse_config
-from stageline.jobs.defaults import CONFIG_MAP, KEY, parse_defaults, with_defaults
+from stageline.jobs.defaults import KEY, parse_defaults, with_defaults
 from stageline.jobs.placement import check_on_cluster, place_root
 from stageline.pipeline.backend import Backend, RunState
 from stageline.pipeline.compiled import compiled_pipeline, task_names
@@ -54,7 +54,7 @@ def namespace_map(config: RunConfig, say: Say) -> dict[str, str]:
     from stageline.kube.refusals import AbsentError
 
     try:
-        found = Api.connect(config.cluster.namespace, config.cluster.context).get(CONFIG_MAPS, CONFIG_MAP)
+        found = Api.connect(config.cluster.namespace, config.cluster.context).get(CONFIG_MAPS, config.cluster.defaults)
         return dict(found.get("data") or {})
     except AbsentError:
         return {}
@@ -65,7 +65,7 @@ def namespace_map(config: RunConfig, say: Say) -> dict[str, str]:
 
 def namespace_defaults(config: RunConfig, say: Say) -> dict[str, Any]:
     """What a config need not say in its namespace."""
-    return parse_defaults(namespace_map(config, say).get(KEY, ""), f"ConfigMap {CONFIG_MAP!r}")
+    return parse_defaults(namespace_map(config, say).get(KEY, ""), f"ConfigMap {config.cluster.defaults!r}")
 
 
 def make_submission(
@@ -91,6 +91,8 @@ def make_submission(
     elif storage.s3 is not None:
         own = {"s3_secret": storage.s3.secret, "s3_ca": storage.s3.ca_config_map}
         arguments |= {name: value for name, value in own.items() if value}
+    if placed.cluster.defaults != ClusterConfig().defaults:
+        arguments["defaults"] = placed.cluster.defaults
     if launcher_image:
         arguments["launcher_image"] = launcher_image
     pipeline = compiled_pipeline(config.family, with_claim=with_claim, branch=branch)

@@ -13,12 +13,22 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric: full name ending in its unit, kind, help text, whether it has the label `part`."""
+    """One metric: full name ending in its unit, kind, help text, whether it has the label `part`.
+
+    buckets: upper bounds of a histogram's, in its unit; empty takes prometheus_client's, 5 ms to 10 s.
+    of_each_node: also served by the other nodes of a stage; the rest is about the stage as a whole.
+    """
 
     name: str
     kind: Literal["gauge", "counter", "histogram"]
     text: str
     by_part: bool = False
+    buckets: tuple[float, ...] = ()
+    of_each_node: bool = False
+
+
+SAVING_BUCKETS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0)
+"""Seconds, from what a local disk takes to what a large model in a far store does: up to an hour. Chosen here."""
 
 
 METRICS: dict[str, Metric] = {
@@ -27,8 +37,13 @@ METRICS: dict[str, Metric] = {
         Metric("stageline_finished_steps", "gauge", "Optimizer steps finished, those before a resume included."),
         Metric("stageline_planned_steps", "gauge", "Optimizer steps of the whole stage."),
         Metric("stageline_remaining_seconds", "gauge", "Expected seconds until the last step."),
-        Metric("stageline_step_duration_seconds", "histogram", "Wall time of one optimizer step."),
-        Metric("stageline_data_wait_seconds", "histogram", "Part of a step spent waiting for the data loader."),
+        Metric("stageline_step_duration_seconds", "histogram", "Wall time of one optimizer step.", of_each_node=True),
+        Metric(
+            "stageline_data_wait_seconds",
+            "histogram",
+            "Part of a step spent waiting for the data loader.",
+            of_each_node=True,
+        ),
         Metric("stageline_samples_total", "counter", "Training samples consumed by all ranks."),
         Metric("stageline_loss_value", "gauge", "Training loss per sample or token; parts by label.", by_part=True),
         Metric("stageline_validation_value", "gauge", "Validation metrics by label.", by_part=True),
@@ -36,12 +51,32 @@ METRICS: dict[str, Metric] = {
         Metric("stageline_gradient_norm", "gauge", "Norm of the whole gradient before clipping."),
         Metric("stageline_learning_rate", "gauge", "Learning rate of a group with factor 1."),
         Metric("stageline_bad_steps_total", "counter", "Steps skipped because loss or gradient was not finite."),
-        Metric("stageline_last_step_timestamp_seconds", "gauge", "When the last step ended, seconds since 1970."),
+        Metric(
+            "stageline_last_step_timestamp_seconds",
+            "gauge",
+            "When the last step ended, seconds since 1970.",
+            of_each_node=True,
+        ),
         Metric("stageline_last_checkpoint_timestamp_seconds", "gauge", "When the last checkpoint was committed."),
         Metric("stageline_last_checkpoint_steps", "gauge", "Step of the last committed checkpoint."),
-        Metric("stageline_checkpoint_write_seconds", "histogram", "Writing and committing one checkpoint."),
-        Metric("stageline_checkpoint_blocked_seconds", "histogram", "Part of a save during which the loop waited."),
-        Metric("stageline_device_memory_peak_bytes", "gauge", "Peak of allocated device memory; 0 on a CPU."),
+        Metric(
+            "stageline_checkpoint_write_seconds",
+            "histogram",
+            "Writing and committing one checkpoint.",
+            buckets=SAVING_BUCKETS,
+        ),
+        Metric(
+            "stageline_checkpoint_blocked_seconds",
+            "histogram",
+            "Part of a save during which the loop waited.",
+            buckets=SAVING_BUCKETS,
+        ),
+        Metric(
+            "stageline_device_memory_peak_bytes",
+            "gauge",
+            "Peak of allocated device memory; 0 on a CPU.",
+            of_each_node=True,
+        ),
     )
 }
 
@@ -64,9 +99,18 @@ class MetricsEndpoint:
     """`/metrics` of one stage process for Prometheus.
 
     port: 0 serves nothing. A port that is taken costs the endpoint and a warning line, never the run.
+    is_first: whether this is the process that knows the whole stage; another node's serves what is its own.
     """
 
-    def __init__(self, port: int, *, family: str, stage: str, address: str = "0.0.0.0") -> None:  # noqa: S104  # scraped
+    def __init__(
+        self,
+        port: int,
+        *,
+        family: str,
+        stage: str,
+        address: str = "0.0.0.0",  # noqa: S104  # scraped
+        is_first: bool = True,
+    ) -> None:
         self.warning = ""
         self.port = 0
         self._labels = {"family": family, "stage": stage}
@@ -88,8 +132,11 @@ class MetricsEndpoint:
             return
         self.port = port
         for metric in METRICS.values():
+            if not (is_first or metric.of_each_node):
+                continue
             labels = ["family", "stage", *(["part"] if metric.by_part else [])]
-            self._values[metric.name] = kinds[metric.kind](metric.name, metric.text, labels, registry=registry)
+            more = {"buckets": metric.buckets} if metric.buckets else {}
+            self._values[metric.name] = kinds[metric.kind](metric.name, metric.text, labels, registry=registry, **more)
 
     def record(self, name: str, value: float, part: str | None = None) -> None:
         """Set a gauge, add to a counter or observe in a histogram, as the table says."""

@@ -106,6 +106,11 @@ class Ranks:
         return DDPStrategy(find_unused_parameters=True, forward_sync_buffers=False, timeout=timeout)
 
     @property
+    def is_first_of_node(self) -> bool:
+        """Whether this is the first rank of its machine or pod."""
+        return int(self.fabric.local_rank) == 0
+
+    @property
     def is_first(self) -> bool:
         return self.rank == 0
 

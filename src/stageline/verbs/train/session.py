@@ -115,6 +115,14 @@ class Session:
         elif events.had_lines:
             self.recorder.event("resumed", step=0, reference="")
 
+    def serve_metrics(self, work: StageWork) -> None:
+        """First rank of another node: nothing is written, but every pod that declares the port answers on it."""
+        port = work.config.trainer.metrics_port
+        metrics = MetricsEndpoint(port, family=work.family.name, stage=work.stage.name, is_first=False)
+        if metrics.warning:
+            print(f"{work.stage.name}: warning: {metrics.warning}", flush=True)
+        self.recorder = Recorder(metrics=metrics)
+
     def fail(self, error: BaseException) -> None:
         """Leave the failure record where the caller looks; never hides the error itself."""
         folder = os.environ.get(FAILURE_DIR_VARIABLE)

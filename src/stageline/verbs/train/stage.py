@@ -226,6 +226,8 @@ def _fit(
         provenance = provenance.model_copy(update=holders)
         names = work.family.name_facts
         writer = CheckpointWriter(work.stage_dir, session.lease, provenance, settings.keep, name_facts=names)
+    elif ranks.is_first_of_node:
+        session.serve_metrics(work)
     saver = CheckpointSaver(
         work.stage_dir,
         writer,

@@ -47,6 +47,8 @@ from stageline.kube.keys import (
 )
 
 ENTRY = "stageline-entry"
+USER_FIELDS = ("runAsUser", "runAsGroup", "fsGroup")
+"""Of a pod's security context: `cluster.run_as_user` sets all three, or none."""
 LARGEST_CONFIG_BYTES = 100_000
 """Of the config that travels: Linux takes no single variable above 128 KiB."""
 LARGEST_JOB_BYTES = 1_000_000
@@ -138,6 +140,17 @@ def pod_config(job: Job) -> dict[str, Any]:
     return plain
 
 
+def metrics_port(job: Job) -> int:
+    """The port on which the pods of a job serve /metrics; 0 for none: only training does."""
+    if job.arguments[:1] != ("train",):
+        return 0
+    plain = job.config.get("trainer") or {}
+    own = (job.config.get("stage_overrides") or {}).get(job.item) or {}
+    section = own.get("trainer") or {}
+    found = own.get("trainer.metrics_port", section.get("metrics_port", plain.get("metrics_port", 0)))
+    return int(found)
+
+
 def _is_free(job: Job) -> bool:
     """Whether a stage finds its data and parents by itself: what its pods compute is not known before."""
     return job.arguments[:1] == ("train",) and not any(word.startswith("--data=") for word in job.arguments)
@@ -177,10 +190,10 @@ def _variables(plain: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def _pod(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
-    user = cluster.run_as_user
+    user = {} if cluster.run_as_user is None else dict.fromkeys(USER_FIELDS, cluster.run_as_user)
     resources = cluster.resources_for(job.item)
     ports = [{"name": "pytorchjob-port", "containerPort": PORT, "protocol": "TCP"}]
-    metrics = job.config.get("trainer", {}).get("metrics_port")
+    metrics = metrics_port(job)
     if metrics:
         ports.append({"name": "metrics", "containerPort": metrics, "protocol": "TCP"})
     container = {
@@ -210,9 +223,7 @@ def _pod(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
         "terminationGracePeriodSeconds": cluster.grace_for(job.shutdown_timeout_seconds),
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": user,
-            "runAsGroup": user,
-            "fsGroup": user,
+            **user,
             "fsGroupChangePolicy": cluster.fs_group_change_policy,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
