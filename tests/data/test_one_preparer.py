@@ -29,7 +29,7 @@ def rank(number: int, raw: dict[str, Any], silent: float = SILENT_SECONDS, *, di
         return pid
     code = 1
     try:
-        os.environ.update(RANK=str(number), WORLD_SIZE="2", TORCHELASTIC_RUN_ID="x", MASTER_PORT="1")
+        os.environ.update(RANK=str(number), WORLD_SIZE="2", TORCHELASTIC_RUN_ID="x", MASTER_ADDR="a", MASTER_PORT="1")
         one_preparer.SILENT_SECONDS = silent
         one_preparer.RENEW_SECONDS = one_preparer.POLL_SECONDS = 0.1
         lines: list[str] = []
@@ -80,6 +80,15 @@ def ends(raw: dict[str, Any], *pids: int) -> list[tuple[int, list[str]]]:
 def small(root: Path) -> dict[str, Any]:
     data = {"num_train": 2, "num_val": 1, "image_size": 32}
     return {"family": "film_flow", "root": str(root), "model": {"image_size": 32}, "data": data}
+
+
+def test_what_another_start_left_behind_makes_no_ranks() -> None:
+    """Without an address nobody would ever come; `Ranks` then says what does not fit."""
+    start = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "node-0"}
+    assert one_preparer.has_peers(start)
+    for name in start:
+        assert not one_preparer.has_peers({key: value for key, value in start.items() if key != name})
+    assert not one_preparer.has_peers({**start, "WORLD_SIZE": ""})
 
 
 def test_rank_0_prepares_and_the_others_wait_for_it(tmp_path: Path) -> None:

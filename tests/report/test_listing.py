@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -80,6 +81,29 @@ def test_how_far_each_got(lab: Lab) -> None:
     states = {name: run.state for name, run in listed(lab).items()}
     assert states.pop("broken").endswith("damaged")
     assert states == {"done": "trained", "failed": "failed", "fresh": "not started", "stopped": "not finished"}
+
+
+def test_folders_that_were_copied_damaged_or_are_none_hide_nothing(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(lab, "one", value=0.25)
+    runs = lab.root / "runs"
+    shutil.copytree(runs / "one", runs / "backup")
+    shutil.copytree(runs / "one", runs / "0x10")
+    for path in (runs / "backup").rglob("checkpoint_metadata.json"):
+        path.write_bytes(b"{")
+    (runs / "0x10" / "run.json").write_bytes(b"\xff\xfe\0")
+    (runs / "foreign" / "version_0").mkdir(parents=True)
+    (runs / "notes.txt").write_text("nothing")
+    (runs / "link").symlink_to(lab.root / "nowhere")
+    states = {name: run.state for name, run in listed(lab).items()}
+    assert states.pop("backup").endswith(", copy of one, damaged")
+    assert states == {"0x10": "trained, damaged", "one": "trained"}
+    assert main(["runs", "list", "--root", str(lab.root)]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "tells more" in line]
+    assert ["runs show backup" in line for line in told] == [False, True]
+    assert "(and 5 more)" in told[1]
+    assert told[1].count("damaged metadata") == told[1].count("backup/backbone/checkpoints") == 1
 
 
 def test_the_command_shows_a_row_per_run(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from stageline.contract import PredictedFile
 from stageline.data.arrays import ArrayInput, read_array
 from stageline.errors import CheckpointError, DataError
 from stageline.families import FAMILIES
-from stageline.verbs.predict import LoadedModel, Origin, as_loaded
+from stageline.verbs.predict import LoadedModel, Origin, as_loaded, load
 
 WAVES = np.linspace(-1, 1, 6, dtype=np.float32).reshape(1, 2, 3)
 
@@ -118,6 +118,33 @@ def test_every_array_of_no_use_is_told_at_once(loaded: LoadedModel) -> None:
     ):
         assert told in text
     assert "input 6" not in text
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "I;16"])
+def test_a_picture_of_pillow_is_its_array(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    picture = Image.fromarray(np.array([[1, 200, 3]], np.uint16 if mode == "I;16" else np.uint8))
+    picture = picture if mode == "I;16" else picture.convert(mode)
+    read = []
+    monkeypatch.setattr("stageline.verbs.predict.read_array", lambda pixels: read.append(pixels) or read_array(pixels))
+    loaded.predict(picture)
+    loaded.predict([np.asarray(picture)])
+    np.testing.assert_array_equal(read[0], read[1])
+
+
+def test_what_is_no_input_at_all_is_told(loaded: LoadedModel) -> None:
+    with pytest.raises(DataError, match=r"(?s)2 faults.*input 0: a list, no path.*input 1: a list"):
+        loaded.predict([[1, 2], [3, 4]])
+    for given in (b"xx", 5, None):
+        with pytest.raises(DataError, match=f"a {type(given).__name__}, no path, text or array"):
+            loaded.predict(given)
+    with pytest.raises(DataError, match=r"mode 'RGBA', expected .*convert\(.RGB.\)"):
+        loaded.predict(Image.new("RGBA", (2, 2)))
+
+
+def test_a_home_folder_is_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(CheckpointError, match=f"there is no checkpoint at '{tmp_path}/runs/one/film'"):
+        load("~/runs/one/film")
 
 
 @pytest.mark.parametrize(

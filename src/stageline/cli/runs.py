@@ -41,7 +41,7 @@ def list_command(root: Root = ".", as_json: AsJson = False) -> None:
     if not found:
         print(f"no runs at {store.uri}")
         return
-    several = len({run.family for run in found}) > 1
+    several = len({run.family for run in found} - {""}) > 1
     columns = ("run", *(["family"] if several else []), "state", "stages", "result", "differs in", "created", "trained")
     rows = [
         (

@@ -52,14 +52,14 @@ class Ranks:
     def __init__(self, settings: TrainerConfig) -> None:
         # What Fabric tells at its info level, the recorder says in our words.
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
+        size = int(os.environ.get("WORLD_SIZE") or "1")
+        local = int(os.environ.get("LOCAL_WORLD_SIZE") or str(size))
         if size != settings.world_size or local not in (settings.processes, settings.world_size):
             raise ConfigError(
                 f"trainer.nodes={settings.nodes} and trainer.processes={settings.processes} make "
                 f"{settings.world_size} ranks, but this process is one of {size}, {local} of them on this node",
                 remedy=f"start it with torchrun --nnodes {settings.nodes} --nproc-per-node {settings.processes}, "
-                "or through `stageline run`",
+                "or through `stageline run`; where nobody started several, unset WORLD_SIZE and LOCAL_WORLD_SIZE",
             )
         self.shard: Callable[[nn.Module, Any], nn.Module] | None = None
         self.sharded = settings.strategy == "fsdp2"

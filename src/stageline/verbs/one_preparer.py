@@ -29,8 +29,11 @@ START_VARIABLES = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_
 
 
 def has_peers(environment: Mapping[str, str]) -> bool:
-    """Whether this process is one of several ranks that torchrun started."""
-    return int(environment.get("WORLD_SIZE", "1")) > 1 and "RANK" in environment
+    """Whether this process is one of several ranks that torchrun started.
+
+    Without an address of theirs the variables are somebody else's, left behind: nobody would come.
+    """
+    return int(environment.get("WORLD_SIZE") or "1") > 1 and {"RANK", "MASTER_ADDR"} <= environment.keys()
 
 
 def prepare_once(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from stageline.checkpoint.layout import CheckpointRef, resolve
@@ -74,14 +76,16 @@ class LoadedModel(nn.Module):
         """What the family makes of inputs, one mapping each. The module is in eval mode afterwards.
 
         inputs: what the family reads (paths, folders, texts), or pictures as arrays of numpy or torch, (H, W),
-        (H, W, 1) or (H, W, 3): uint8, uint16, bool, or floats in [0, 1], which become 16 bits; where the family wants a
-        text with each, pairs `(array, text)`. One or several. An array gives what a file of the same pixels gives.
+        (H, W, 1) or (H, W, 3): uint8, uint16, bool, or floats in [0, 1], which become 16 bits, or as pictures of
+        Pillow; where the family wants a text with each, pairs `(array, text)`. One or several. An array gives what a
+        file of the same pixels gives.
         target: folder for the files, which the mappings then name, with `predictions.jsonl`, all mappings one a line;
         None writes nothing, and the mappings hold what the family made: arrays, texts, bytes.
         DataError lists every input that is of no use.
         """
         family = load_family(self.config.family)
-        several = [inputs] if isinstance(inputs, (str, Path)) or _array_of(inputs) is not None else inputs
+        single = isinstance(inputs, (str, Path, bytes, Image.Image)) or _array_of(inputs) is not None
+        several = [inputs] if single or not isinstance(inputs, Iterable) else list(inputs)
         named = _checked(several, family.arrays, self.config.family)
         results = family.predict(self.config, self.eval(), named, progress)
         if target is None:
@@ -97,7 +101,7 @@ def load(uri: str, overrides: Iterable[str] = (), *, run_code: bool = False) -> 
     run_code: allow Python files that the config names under `code`, and under `data.code` where the family's readers
         need them, to be executed; without it ConfigError names them.
     """
-    ref = resolve(uri)
+    ref = resolve(os.path.expanduser(str(uri)))  # noqa: PTH111  # Path would take s3://a for s3:/a
     config = parse_config(raw_config(ref), overrides, f"config of {ref.uri}")
     execute_code(config, ref, run_code=run_code)
     built, model, _ = admit_model(config, ref)
@@ -150,19 +154,40 @@ def execute_code(config: RunConfig, ref: CheckpointRef, *, run_code: bool) -> No
 def _array_of(given: Any) -> tuple[np.ndarray[Any, Any], str] | None:
     """(array, text) of an input that is an array, or a pair of an array and a text; None for any other."""
     pixels, text = given if isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], str) else (given, "")
+    if isinstance(pixels, Image.Image):
+        pixels = _array_of_picture(pixels)
     if isinstance(pixels, Tensor):
         pixels = pixels.detach().cpu()
         pixels = (pixels.float() if pixels.dtype == torch.bfloat16 else pixels).numpy()
     return (pixels, text) if isinstance(pixels, np.ndarray) else None
 
 
+def _array_of_picture(picture: Image.Image) -> np.ndarray[Any, Any]:
+    """The pixels of an open picture of Pillow. DataError where its numbers are no light as they stand."""
+    if picture.mode not in ("1", "L", "RGB", "F") and not picture.mode.startswith("I;16"):
+        raise DataError(
+            f"a picture of Pillow has mode {picture.mode!r}, expected L, RGB, I;16, 1 or F: "
+            'convert it with picture.convert("RGB"), or name its file',
+            remedy=ACCEPTED,
+        )
+    return np.asarray(picture)
+
+
 def _checked(inputs: Sequence[Any], arrays: Arrays, family: str) -> list[str | Path | ArrayInput]:
     """The inputs as a family gets them; DataError with every array that it does not read."""
-    faults, named = Faults(DataError, "arrays to predict", ACCEPTED), []
+    faults = Faults(DataError, "arrays to predict", ACCEPTED)
+    named: list[str | Path | ArrayInput] = []
     for number, given in enumerate(inputs):
-        found = _array_of(given)
+        try:
+            found = _array_of(given)
+        except DataError as error:
+            faults.add(f"input {number}: {error.message}")
+            continue
         if found is None:
-            named.append(given)
+            if isinstance(given, (str, Path)):
+                named.append(given)
+            else:
+                faults.add(f"input {number}: a {type(given).__name__}, no path, text or array")
             continue
         pixels, text = found
         if arrays == "none":

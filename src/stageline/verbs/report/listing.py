@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stageline.checkpoint.lease import held_by
@@ -22,6 +22,7 @@ Setting = tuple[str, str]
 class RunSummary:
     """One run in a list.
 
+    run: name of its folder, by which it is found; that of a copied folder is another than it was made with.
     state: one or two words.  sentence: what it means.  created: ISO 8601.
     stages: newest checkpoint of each stage directory: stage, step, steps, final.
     metric, value: the main metric of what was evaluated last in the order of stages, or else the best of its last
@@ -47,9 +48,12 @@ class RunSummary:
 
 
 def list_runs(root: Store) -> list[RunSummary]:
-    """Every run below a root, by name. A run of which something cannot be read says so in its state."""
-    records = [read_run(root.child("runs", name), brief=True) for name in root.folders("runs")]
-    records = [record for record in records if record.run]
+    """Every run below a root, by the name of its folder; folders that are none are left out.
+
+    A run of which something cannot be read says so in its state, and so does a copy under another name.
+    """
+    records = [replace(read_run(root.child("runs", name), brief=True), name=name) for name in root.folders("runs")]
+    records = [record for record in records if record.run or record.unreadable]
     differing = _differing(records)
     return [_summary(root, record, differing[record.name]) for record in records]
 
@@ -59,8 +63,12 @@ def _summary(root: Store, record: RunRecord, differs: Mapping[str, Any]) -> RunS
     state, sentence = status.word, status.sentence
     if status.state != "good" and _is_running(root, record):
         state, sentence = "running", "A process holds one of its stages."
+    made_as = record.run.get("run", record.name)
+    if made_as != record.name:
+        state = f"{state}, copy of {made_as}"
     if record.unreadable:
-        state, sentence = f"{state}, damaged", "; ".join(record.unreadable)
+        more = f" (and {len(record.unreadable) - 1} more)" if len(record.unreadable) > 1 else ""
+        state, sentence = f"{state}, damaged", f"{record.unreadable[0]}{more}"
     stages = []
     for stage in record.stages:
         newest = stage.last.metadata if stage.last else None

@@ -115,7 +115,7 @@ class Reader:
             return action()
         except (StagelineError, ValueError, KeyError) as error:
             sentence = error.message if isinstance(error, StagelineError) else f"{type(error).__name__}: {error}"
-            self.faults.append(redact(f"{what}: {sentence}"))
+            self.faults.append(redact(sentence if what in sentence else f"{what}: {sentence}"))
             return otherwise
 
     def json(self, key: str) -> Json:
