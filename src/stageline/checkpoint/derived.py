@@ -10,16 +10,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from stageline.checkpoint.layout import CHECKPOINTS, CheckpointRef, StageDir
-from stageline.checkpoint.metadata import (
-    CLAIM_NAME,
-    CONFIG_FILE,
-    METADATA_NAME,
-    FileRecord,
-    kind_of,
-    parse_metadata,
-)
-from stageline.checkpoint.steps import ASIDE_NAME
+from stageline.checkpoint.layout import CheckpointRef, StageDir
+from stageline.checkpoint.metadata import METADATA_NAME, FileRecord, is_reserved, parse_metadata
 from stageline.checkpoint.tensors import Hashed, write_tensors
 from stageline.errors import CheckpointError, Faults
 from stageline.store import NotFoundError, Store
@@ -27,10 +19,6 @@ from stageline.store import NotFoundError, Store
 Content = bytes | Mapping[str, Tensor]
 Exports = Callable[[Mapping[str, Tensor]], Mapping[str, Content]]
 """Own tensors on the CPU -> key of a derived file -> its bytes, or tensors for a safetensors file."""
-
-RESERVED = frozenset({METADATA_NAME, CLAIM_NAME, CONFIG_FILE, ASIDE_NAME, "best.ckpt", "last.ckpt", "lease.json"})
-FOLDERS = frozenset({CHECKPOINTS, "training", "model", "ema", "tensorboard", "wandb", "failures"})
-"""First parts of keys that are ours, in a step directory or in a stage directory."""
 
 
 def write_derived(store: Store, files: Mapping[str, Content]) -> dict[str, FileRecord]:
@@ -40,8 +28,7 @@ def write_derived(store: Store, files: Mapping[str, Content]) -> dict[str, FileR
     """
     faults = Faults(CheckpointError, "files for other programs", "a fault in the family's `exports`: use other names")
     for name in files:
-        first = name.split("/")[0]
-        if name in RESERVED or first in FOLDERS or kind_of(name) == "weights" or name.endswith((".jsonl", ".json.tmp")):
+        if is_reserved(name):
             faults.add(f"{name!r} is a name of ours")
     faults.raise_if_any()
     records = {}

@@ -21,7 +21,8 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from stageline.config import Settings, canonical_json, is_sealed, seal
 from stageline.config.bounds import read_json, shape_fault
-from stageline.errors import CheckpointError
+from stageline.errors import CheckpointError, StoreError
+from stageline.store.keys import check_key
 
 SCHEMA = "stageline/2"
 READABLE_SCHEMAS = ("stageline/1", SCHEMA)
@@ -39,6 +40,12 @@ CONTENT_PATTERNS = ("model*.safetensors", "ema*.safetensors")
 FileKind = Literal["weights", "training", "derived"]
 
 HASH = r"^[0-9a-f]{64}$"
+RESERVED = frozenset(
+    {METADATA_NAME, CLAIM_NAME, CONFIG_FILE, "set_aside.json", "best.ckpt", "last.ckpt", "lease.json", "parents.json"}
+)
+RESERVED_FOLDERS = frozenset({"checkpoints", "training", "model", "ema", "tensorboard", "wandb", "failures", "events"})
+"""Keys, and first parts of keys, that are ours in a step directory or in a stage directory: derived files of the best
+checkpoint are copied into the latter, and removed from it."""
 
 
 class Record(Settings):
@@ -204,6 +211,18 @@ class CheckpointMetadata(Provenance):
     """Digest of the checkpoint this is an export of; empty for a checkpoint."""
     seal: str = ""
 
+    @field_validator("files")
+    @classmethod
+    def _named(cls, value: dict[str, FileRecord]) -> dict[str, FileRecord]:
+        for name, record in value.items():
+            try:
+                check_key(name)
+            except StoreError as error:
+                raise ValueError(error.message) from error
+            if record.kind == "derived" and is_reserved(name):
+                raise ValueError(f"{name!r} is called derived, and is a name of ours")
+        return value
+
     def to_bytes(self) -> bytes:
         """The bytes of the file, sealed."""
         plain = seal(self.model_dump(mode="json", by_alias=True))
@@ -266,6 +285,12 @@ def is_continuable(metadata: CheckpointMetadata) -> bool:
 def kind_of(name: str) -> FileKind:
     """What a file of ours is for, by its name."""
     return "weights" if any(fnmatch.fnmatchcase(name, pattern) for pattern in CONTENT_PATTERNS) else "training"
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a key may not be that of a derived file."""
+    ours = name in RESERVED or name.split("/")[0] in RESERVED_FOLDERS or kind_of(name) == "weights"
+    return ours or name.endswith((".jsonl", ".json.tmp"))
 
 
 def content_of(

@@ -30,6 +30,7 @@ from stageline.checkpoint.tensors import CHUNK_BYTES, DAMAGED, records_of
 from stageline.errors import CheckpointError, DiskFullError, PeerLostError, StagelineError
 from stageline.store import Store
 from stageline.store.disk import FULL, sync_folder
+from stageline.store.keys import path_below
 from stageline.store.scratch import scratch_folder
 
 T = TypeVar("T")
@@ -245,7 +246,7 @@ def load_sharded(ref: CheckpointRef, folder: str, tensors: Mapping[str, Tensor],
 def _fetch_verified(ref: CheckpointRef, names: list[str], source: Path, *, in_place: bool) -> None:
     """Bring shards to local disk and compare every byte with the metadata; strangers among them are refused."""
     for name in names:
-        path = source / name.rsplit("/", 1)[-1]
+        path = path_below(source, name.rsplit("/", 1)[-1])
         if not in_place:
             ref.store.download(name, path)
         if not path.is_file() or not _record(path).is_same(ref.metadata.files[name]):

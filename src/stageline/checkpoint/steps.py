@@ -16,8 +16,9 @@ from functools import cached_property
 
 from stageline.checkpoint.metadata import METADATA_NAME, CheckpointMetadata, digest_of, is_fence, parse_metadata
 from stageline.config.bounds import read_json
-from stageline.errors import CheckpointError
+from stageline.errors import CheckpointError, StoreError
 from stageline.store import NotFoundError, Reference, Store, open_store
+from stageline.store.keys import check_key
 
 STEP_PATTERN = re.compile(r"step-(\d{8,})(?:-(\d+))?")
 CHECKPOINTS = "checkpoints"
@@ -126,6 +127,10 @@ def absolute_uri(uri: str, root: Store | None, where: str) -> str:
             f"{where} names {uri!r} below its root, and does not lie in runs/<run>/<stage>/ of one",
             remedy="copy whole roots, or write a self-contained file with `stageline checkpoint export`",
         )
+    try:
+        check_key(uri)
+    except StoreError as error:
+        raise CheckpointError(f"{where} names {uri!r:.200}, which lies outside of its root") from error
     return f"{root.uri.rstrip('/')}/{uri}"
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stageline.data.splits import REMEDY
+from stageline.data.splits import CHUNK_BYTES, REMEDY
 from stageline.errors import DataError, DiskFullError
 from stageline.store import NotFoundError, Store
 from stageline.store.keys import HIDDEN
@@ -24,6 +26,7 @@ from stageline.store.scratch import pod_folder
 __all__ = ["StoredFiles", "pod_folder"]
 
 PARTIAL = ".partial"
+NAME = re.compile(r"[0-9a-f]{64}\.[a-z]+")
 
 
 @dataclass
@@ -51,6 +54,7 @@ class StoredFiles:
 
         size: bytes it must have.
         """
+        self._refuse_name(name)
         path = self.store.local_path(name)
         if path is not None:
             return self._in_place(path, name, size)
@@ -61,7 +65,13 @@ class StoredFiles:
 
         name: `<sha256 of the part>.<kind>`.  size: bytes of the part.  key: the object.  start: where it begins there.
         """
+        self._refuse_name(name)
         return self._fetched(name, size, lambda: self.store.stream(key, start=start, size=size))
+
+    def _refuse_name(self, name: str) -> None:
+        """Names come out of manifests: one that is no hash names no file of ours, and is never made a path."""
+        if not NAME.fullmatch(name):
+            raise self.fault(f"{name!r:.100}", "no name of a file here, expected <sha256>.<kind>")
 
     def _in_place(self, path: Path, name: str, size: int) -> Path:
         try:
@@ -70,7 +80,7 @@ class StoredFiles:
             raise self.fault(name, "missing") from None
         if self._checked.get(name) == stamp:
             return path
-        marker = path.with_name(f"{HIDDEN}checked-{name}")
+        marker = _marker(path)
         with self._locked(name):
             if _read(marker) != stamp:
                 self._check(name, size, self.store.stream(name), None)
@@ -84,26 +94,44 @@ class StoredFiles:
         if self._is_cached(path, size):
             return path
         with self._locked(name):
-            if self._is_cached(path, size):
+            if self._is_cached(path, size) or self._is_sound(path, size):
                 return path
             partial = self.cache / f"{name}{PARTIAL}"
             try:
                 self._make_room(name, size)
                 self._check(name, size, chunks(), partial)
                 partial.replace(path)
+                self._remember(path)
             finally:
                 partial.unlink(missing_ok=True)
         return path
 
     def _is_cached(self, path: Path, size: int) -> bool:
-        """Whether it was fetched before; then it now counts as used last."""
+        """Whether it was fetched before and is what was checked then; now it counts as used last."""
         try:
-            if path.stat().st_size != size:
+            stamp, status = _stamp(path), path.stat()
+            if status.st_size != size or stamp not in (self._checked.get(path.name), _read(_marker(path))):
                 return False
-            os.utime(path)
+            os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
         except FileNotFoundError:
             return False
+        self._checked[path.name] = stamp
         return True
+
+    def _is_sound(self, path: Path, size: int) -> bool:
+        """Whether what lies there, and nobody remembers to have checked, has the hash of its name."""
+        try:
+            with path.open("rb") as file:
+                self._check(path.name, size, iter(lambda: file.read(CHUNK_BYTES), b""), None)
+        except (FileNotFoundError, DataError):
+            return False
+        self._remember(path)
+        return True
+
+    def _remember(self, path: Path) -> None:
+        """Note that a cached file was checked as it is now."""
+        self._checked[path.name] = _stamp(path)
+        _marker(path).write_text(self._checked[path.name], encoding="ascii")
 
     def _check(self, name: str, size: int, chunks: Iterator[bytes], target: Path | None) -> None:
         """Read a file once, into `target` if there is one; DataError unless size and hash are those of its name."""
@@ -128,7 +156,7 @@ class StoredFiles:
         with self._locked("room"):
             sweep_locks(self.cache)
             self._remove_left()
-            files = sorted((path for path in self.cache.iterdir() if _counts(path)), key=lambda p: p.stat().st_mtime)
+            files = sorted((path for path in self.cache.iterdir() if _counts(path)), key=lambda p: p.stat().st_atime_ns)
             held = sum(path.stat().st_size for path in files)
             limit = self._limit(held)
             if size > limit:
@@ -143,6 +171,7 @@ class StoredFiles:
                 if path.suffix != PARTIAL:
                     held -= path.stat().st_size
                     path.unlink()
+                    _marker(path).unlink(missing_ok=True)
             with (self.cache / f"{name}{PARTIAL}").open("wb") as file:
                 file.truncate(size)
 
@@ -180,6 +209,11 @@ def _stamp(path: Path) -> str:
     return f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
 
 
+def _marker(path: Path) -> Path:
+    """The file beside another that says as what it was last checked."""
+    return path.with_name(f"{HIDDEN}checked-{path.name}")
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="ascii")
@@ -188,4 +222,4 @@ def _read(path: Path) -> str:
 
 
 def _counts(path: Path) -> bool:
-    return path.suffix != LOCK and path.is_file()
+    return path.suffix != LOCK and not path.name.startswith(HIDDEN) and path.is_file()

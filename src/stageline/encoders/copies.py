@@ -29,7 +29,7 @@ from stageline.encoders.lock import (
 from stageline.encoders.sources import fetch_source, find_source, hash_file, read_files
 from stageline.errors import DataError, DiskFullError, Faults, MissingPartError
 from stageline.store import NotFoundError, Store, open_store
-from stageline.store.keys import HIDDEN
+from stageline.store.keys import HIDDEN, path_below
 from stageline.store.locks import hold_lock
 from stageline.store.scratch import pod_folder
 
@@ -124,7 +124,7 @@ def open_external(root: Store, external: External) -> Path:
     place = store.local_path()
     fetched = pod_folder() / "externals" / locked.digest
     if place is None and fetched.is_dir():
-        return fetched
+        return _checked(fetched, locked, external)
     if has_copy(root, locked):
         return _fetched(store, locked, external, fetched) if place is None else _checked(place, locked, external)
     try:
@@ -169,7 +169,7 @@ def _link(path: Path, target: Path) -> bool:
 def _checked(folder: Path, locked: Locked, external: External, *, remember: bool = True) -> Path:
     """A folder whose files are those of the lock. remember: leave a note there, for the next one who asks."""
     marker = folder / CHECKED
-    stamps = canonical_json([[file.name, *_stamp(folder / file.name)] for file in locked.files])
+    stamps = _stamps(folder, locked)
     if _seen.get(str(folder)) == stamps:
         return folder
     with _alone(locked):
@@ -182,7 +182,7 @@ def _checked(folder: Path, locked: Locked, external: External, *, remember: bool
                 else "restore the files, or run `stageline prepare` to take what is there now",
             )
             for file in locked.files:
-                path = folder / file.name
+                path = path_below(folder, file.name)
                 if not path.is_file():
                     faults.add(f"{file.name}: missing")
                 elif path.stat().st_size != file.bytes:
@@ -205,7 +205,7 @@ def _fetched(store: Store, locked: Locked, external: External, folder: Path) -> 
     """The copy of an object store as `folder` on this node, where it appears whole and verified."""
     with _alone(locked):
         if folder.is_dir():
-            return folder
+            return folder  # by another process, a moment ago
         partial = folder.with_name(f"{locked.digest}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -217,7 +217,8 @@ def _fetched(store: Store, locked: Locked, external: External, folder: Path) -> 
             )
         try:
             for file in locked.files:
-                _download(store, partial / file.name, file.name, file.sha256, file.bytes)
+                _download(store, path_below(partial, file.name), file.name, file.sha256, file.bytes)
+            (partial / CHECKED).write_text(_stamps(partial, locked), encoding="utf-8")
             partial.replace(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -241,6 +242,11 @@ def _download(store: Store, path: Path, name: str, sha256: str, size: int) -> No
         raise DataError(f"{store.uri}/{name} is missing", remedy=remedy) from error
     if read != size or digest.hexdigest() != sha256:
         raise DataError(f"{store.uri}/{name} is not what was locked: its size or hash differs", remedy=remedy)
+
+
+def _stamps(folder: Path, locked: Locked) -> str:
+    """What changes whenever one of the files is written again."""
+    return canonical_json([[file.name, *_stamp(path_below(folder, file.name))] for file in locked.files])
 
 
 def _alone(locked: Locked) -> AbstractContextManager[None]:

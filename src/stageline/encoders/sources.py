@@ -131,7 +131,9 @@ def _commit(repository: Path, revision: str) -> str:
         return ""
     ref = repository / "refs" / revision
     commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
-    return commit if re.fullmatch(r"[\w.-]+", commit) and (repository / "snapshots" / commit).is_dir() else ""
+    return (
+        commit if not name_fault(commit) and "/" not in commit and (repository / "snapshots" / commit).is_dir() else ""
+    )
 
 
 def _refuse_absent(external: External, local: Path, repository: Path) -> NoReturn:

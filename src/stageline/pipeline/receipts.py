@@ -15,6 +15,7 @@ from typing import Any
 from stageline import __version__
 from stageline.config import is_sealed, seal
 from stageline.config.bounds import read_json
+from stageline.errors import StoreError
 from stageline.store import NotFoundError, Store
 
 
@@ -48,7 +49,7 @@ def read_receipt(root: Store, run: str, item: str, asked: str) -> Receipt | None
     receipt = Receipt(plain["answer"], plain["hashes"])
     try:
         changed = any(_hash(root, key) != sha256 for key, sha256 in receipt.hashes.items())
-    except NotFoundError:
+    except (NotFoundError, StoreError):  # gone, or a name that is none: the step decides by itself
         return None
     return None if changed else receipt
 

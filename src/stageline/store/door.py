@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from stageline.errors import StoreError
 from stageline.store.disk import Disk
-from stageline.store.keys import Backend, Data, Names, NotFoundError, ObjectInfo, check_key
+from stageline.store.keys import HIDDEN, Backend, Data, Names, NotFoundError, ObjectInfo, check_key
 from stageline.store.objects import open_gs, open_memory
 from stageline.store.s3 import open_s3
 
@@ -107,11 +108,17 @@ class Store:
         return None if info is None else self._own(info)
 
     def download(self, key: str, path: Path) -> None:
-        """Copy an object into a local file, replacing it."""
+        """Copy an object into a local file; what was there stays until all of it is here."""
+        chunks = self.stream(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            for chunk in self.stream(key):
-                file.write(chunk)
+        unfinished = path.with_name(f"{HIDDEN}{uuid4().hex}")
+        try:
+            with unfinished.open("wb") as file:
+                for chunk in chunks:
+                    file.write(chunk)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         """Every object in and below the folder `prefix`, sorted by key."""

@@ -55,4 +55,14 @@ def check_key(key: str, *, empty: bool = False) -> str:
     wrong = any(part in ("", ".", "..") or part.startswith(HIDDEN) for part in parts)
     if (key == "" and empty) or (not wrong and key.isprintable() and "\\" not in key):
         return key
-    raise StoreError(f"{key!r} is no key of a store", remedy="keys look like runs/a/b.json: relative, without . or ..")
+    raise StoreError(
+        f"{key!r:.200} is no key of a store", remedy="keys look like runs/a/b.json: relative, without . or .."
+    )
+
+
+def path_below(folder: Path, name: str) -> Path:
+    """Where a file of a name that an object says lies below a folder; StoreError before anything is opened elsewhere.
+
+    name: as `check_key` wants it: no absolute path, no `..`.
+    """
+    return folder / check_key(name)

@@ -29,6 +29,7 @@ SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
 MAX_JSON_BYTES = 4 << 20
 MAX_OBJECTS = 1024
 MAX_CLASS_LENGTH = 64
+MAX_NAME_LENGTH = 256
 LARGEST = 1e6
 """Metres and factors beyond it are slips of a unit."""
 OBJECT_KEYS = frozenset({"mesh", "class", "translation", "scale", "rotation", "quaternion"})
@@ -204,5 +205,8 @@ def mesh_sources(path: Path) -> list[Path]:
             names = [buffer.get("uri") for buffer in buffers]
         except (OSError, ValueError, AttributeError, TypeError):
             names = []  # preparing says what is wrong with it
-        found += [path.parent / name for name in names if isinstance(name, str) and not name.startswith("data:")]
-    return [file for file in found if "\0" not in str(file) and file.is_file()]
+        beside = path.parent.resolve()
+        texts = (name for name in names if isinstance(name, str) and "\0" not in name and len(name) < MAX_NAME_LENGTH)
+        named = (path.parent / name for name in texts if not name.startswith("data:"))
+        found += [file for file in named if file.resolve().is_relative_to(beside)]  # reading the mesh refuses others
+    return [file for file in found if file.is_file()]
