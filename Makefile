@@ -97,9 +97,14 @@ lock: env ## pin every dependency by hash (UPGRADE=--upgrade takes newer ones)
 	@echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" | $(COMPILE) - -o requirements/uv.txt
 
 .PHONY: images
-images: ## build the trainer and the launcher (BUILDER= BASE_IMAGE= REGISTRY= BUILD_FLAGS=)
+images: ## build the trainer and the launcher (BASE_IMAGE=name@sha256:.. or ALLOW_TAG=1; BUILDER= REGISTRY= PUSH=1)
 	@$(PYTHON) images/build.py --builder='$(BUILDER)' --base-image='$(BASE_IMAGE)' --registry='$(REGISTRY)' \
-		--build-flags='$(BUILD_FLAGS)' --created='$(CREATED)' --source='$(SOURCE)' $(IMAGES)
+		--build-flags='$(BUILD_FLAGS)' --created='$(CREATED)' --source='$(SOURCE)' \
+		$(if $(ALLOW_TAG),--allow-tag) $(if $(PUSH),--push) $(IMAGES)
+
+.PHONY: sbom
+sbom: ## what is in the images, as CycloneDX, into dist/sbom
+	@$(PYTHON) images/sbom.py
 
 .PHONY: render
 render: env ## write what follows from something else: pipelines, manifests, the chart's tables

@@ -69,7 +69,7 @@ def build(state: State) -> None:
             continue
         origin = made_of(state, name)
         with timed(f"building the {name} image", usual=f"{USUAL[name]}; less if only the source changed"):
-            argv = [sys.executable, REPOSITORY / "images" / "build.py", name, "--builder=buildah"]
+            argv = [sys.executable, REPOSITORY / "images" / "build.py", name, "--builder=buildah", "--allow-tag"]
             argv += [f"--base-image={BASE}", f"--build-flags={shlex.join(build_flags())}"]
             text = run(state, argv, env=storage(state), log=state.logs / f"image-{name}.log", cwd=REPOSITORY)
         tag = next((line.split()[1] for line in text.splitlines() if " is there after " in line), "")

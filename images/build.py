@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,9 @@ IMAGES = ("launcher", "trainer")
 """The quick one first: a fault that both have shows after a minute."""
 
 BASE_IMAGE = "python:3.11-slim-bookworm"
+PINNED = re.compile(r".+@sha256:[0-9a-f]{64}")
+"""A reference by digest: the same bytes tomorrow."""
+
 BUILDERS = {
     "docker": ("docker", "version", "--format", "{{.Server.Version}}"),
     "podman": ("podman", "info", "--format", "{{.Version.Version}}"),
@@ -68,10 +73,18 @@ class Recipe:
         """`[<registry>/]stageline/<image>:<version>`."""
         return "/".join([*filter(None, [self.registry.rstrip("/")]), f"stageline/{self.image}:{self.version}"])
 
+    def pinned(self, digest: str) -> str:
+        """The image by digest. digest: `sha256:…`, as its registry knows it."""
+        return f"{self.tag.rpartition(':')[0]}@{digest}"
 
-def build_command(recipe: Recipe, passed: Sequence[str] = ()) -> list[str]:
-    """The builder's command for the root of the repository. passed: build arguments taken from the environment."""
+
+def build_command(recipe: Recipe, passed: Sequence[str] = (), id_file: str = "") -> list[str]:
+    """The builder's command for the root of the repository.
+
+    passed: build arguments taken from the environment.  id_file: where the builder writes the id of the image.
+    """
     command = [recipe.builder, "build", "--file", f"images/{recipe.image}/Dockerfile", "--tag", recipe.tag]
+    command += ["--iidfile", id_file] if id_file else []
     if recipe.builder == "buildah":
         # Layers are kept for the next build, as the others do by themselves. chroot needs no privileges of its own.
         command += ["--layers", "--isolation", os.environ.get("BUILDAH_ISOLATION") or "chroot"]
@@ -118,6 +131,38 @@ def find_builder(chosen: str = "") -> str:
     raise BuildError(f"nothing here can build an image:\n{listed}\n  -> install or start one of {', '.join(BUILDERS)}")
 
 
+def check_base(base_image: str, allow_tag: bool) -> None:
+    """BuildError for a base image that is not named by digest, unless that is allowed."""
+    if allow_tag or PINNED.fullmatch(base_image):
+        return
+    name = base_image.partition("@")[0]
+    raise BuildError(
+        f"BASE_IMAGE {base_image} has no digest: another image may lie under that name tomorrow\n"
+        f"  -> BASE_IMAGE={name}@sha256:…, as `skopeo inspect --format '{{{{.Digest}}}}' docker://{name}` prints it "
+        "(or `docker buildx imagetools inspect`), or ALLOW_TAG=1 (--allow-tag)"
+    )
+
+
+def push_image(recipe: Recipe, folder: Path) -> str:
+    """Push an image that is built; returns it by digest. folder: for a note of the builder's.  BuildError."""
+    note = folder / f"{recipe.image}.digest"
+    own = [] if recipe.builder == "docker" else ["--digestfile", str(note)]
+    command = [recipe.builder, "push", *own, recipe.tag]
+    print(f"images: {shlex.join(command)}", flush=True)
+    done = subprocess.run(command, cwd=ROOT, check=False, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise BuildError(f"{recipe.tag} could not be pushed (exit code {done.returncode}); the lines above say why")
+    if note.exists():
+        return recipe.pinned(note.read_text().strip())
+    # docker notes no digest, but knows it once the image is pushed.
+    asked = [recipe.builder, "image", "inspect", "--format", "{{range .RepoDigests}}{{println .}}{{end}}", recipe.tag]
+    told = subprocess.run(asked, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL).stdout.split()
+    found = [name for name in told if PINNED.fullmatch(name) and name.startswith(recipe.pinned(""))]
+    if not found:
+        raise BuildError(f"{recipe.tag} was pushed, but {recipe.builder} does not tell its digest; found {told}")
+    return found[0]
+
+
 def read_version() -> str:
     """The package's version, from pyproject.toml."""
     import tomllib
@@ -146,31 +191,47 @@ def build_images(
     source: str = "",
     environment: Mapping[str, str] | None = None,
     dry_run: bool = False,
+    allow_tag: bool = False,
+    push: bool = False,
 ) -> dict[str, str]:
-    """Build images; returns image -> tag. flags: for the builder (`--volume …`).
+    """Build images; returns image -> tag, and prints their ids, and digests where they are pushed.
 
+    flags: for the builder (`--volume …`).
+    allow_tag: take a base image that is not named by digest.
+    push: also push each; needs a registry.
     environment: instead of this process's, e.g. with the settings of pip added.  BuildError if one cannot be built.
     """
     unknown = sorted(set(images) - set(IMAGES))
     if unknown:
         raise BuildError(f"there is no image {', '.join(unknown)}\n  -> {' or '.join(IMAGES)}")
+    if push and not registry:
+        raise BuildError("there is no registry to push to\n  -> REGISTRY=registry.example/team")
     name = find_builder(builder)
+    check_base(base_image, allow_tag)
     version, revision = read_version(), read_revision()
     merged = dict(os.environ if environment is None else environment)
     passed = build_environment(merged)
     tags = {}
-    for image in images:
-        recipe = Recipe(image, name, version, revision, base_image, registry, tuple(flags), created, source)
-        command = build_command(recipe, list(passed))
-        print(f"images: {shlex.join(command)}", flush=True)
-        tags[image] = recipe.tag
-        if dry_run:
-            continue
-        begin = time.monotonic()
-        done = subprocess.run(command, cwd=ROOT, env={**merged, **passed}, check=False, stdin=subprocess.DEVNULL)
-        if done.returncode:
-            raise BuildError(f"{recipe.tag} could not be built (exit code {done.returncode}); the lines above say why")
-        print(f"images: {recipe.tag} is there after {time.monotonic() - begin:.0f} s", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for image in images:
+            recipe = Recipe(image, name, version, revision, base_image, registry, tuple(flags), created, source)
+            note = Path(folder, f"{image}.id")
+            command = build_command(recipe, list(passed), str(note))
+            print(f"images: {shlex.join(command)}", flush=True)
+            tags[image] = recipe.tag
+            if dry_run:
+                continue
+            begin = time.monotonic()
+            done = subprocess.run(command, cwd=ROOT, env={**merged, **passed}, check=False, stdin=subprocess.DEVNULL)
+            if done.returncode:
+                raise BuildError(
+                    f"{recipe.tag} could not be built (exit code {done.returncode}); the lines above say why"
+                )
+            print(f"images: {recipe.tag} is there after {time.monotonic() - begin:.0f} s", flush=True)
+            told = note.read_text().strip() if note.exists() else f"unknown: {name} wrote no --iidfile"
+            print(f"images: its id is {told}", flush=True)
+            if push:
+                print(f"images: by digest {push_image(recipe, Path(folder))}", flush=True)
     return tags
 
 
@@ -179,8 +240,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="images/build.py", description=__doc__)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help=f"{' or '.join(IMAGES)}; both if none is named")
     parser.add_argument("--builder", default="", help=", ".join(BUILDERS))
-    parser.add_argument("--base-image", default="", help=f"a Debian with Python >= 3.11 (default: {BASE_IMAGE})")
+    parser.add_argument(
+        "--base-image", default="", help=f"a Debian with Python >= 3.11, by digest (default: {BASE_IMAGE})"
+    )
+    parser.add_argument("--allow-tag", action="store_true", help="take a base image that has no digest")
     parser.add_argument("--registry", default="", help="prefix of the tags")
+    parser.add_argument("--push", action="store_true", help="push them too, and print them by digest")
     parser.add_argument("--build-flags", default="", help="further flags for the builder, as one text")
     parser.add_argument("--created", default="", help="label: when, RFC 3339")
     parser.add_argument("--source", default="", help="label: where the source is")
@@ -196,6 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             created=chosen.created,
             source=chosen.source,
             dry_run=chosen.dry_run,
+            allow_tag=chosen.allow_tag,
+            push=chosen.push,
         )
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)

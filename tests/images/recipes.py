@@ -1,4 +1,4 @@
-"""The Dockerfiles as lists of instructions, and `images/build.py` as a module."""
+"""The Dockerfiles as lists of instructions, and the scripts beside them as modules."""
 
 from __future__ import annotations
 
@@ -34,10 +34,15 @@ def environment_of(image: str) -> dict[str, str]:
 
 
 def load_build() -> ModuleType:
-    """`images/build.py`, which is a script beside the Dockerfiles and in no package."""
-    name = "stageline_images_build"
+    """`images/build.py`."""
+    return load_script("build")
+
+
+def load_script(script: str) -> ModuleType:
+    """A script beside the Dockerfiles, which is in no package."""
+    name = f"stageline_images_{script}"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "images/build.py")
+        spec = importlib.util.spec_from_file_location(name, ROOT / f"images/{script}.py")
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)

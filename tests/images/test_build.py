@@ -14,6 +14,8 @@ from .recipes import ROOT, load_build
 
 build = load_build()
 RECIPE = build.Recipe("trainer", "docker", "0.1.0", "abc-dirty")
+BASE = "b@sha256:" + "0" * 64
+DIGEST = "sha256:" + "7" * 64
 
 
 def fake(folder: Path, name: str, code: str) -> None:
@@ -86,7 +88,7 @@ def test_both_images_are_built_from_the_root_with_what_the_environment_says(
     record: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     fake(record.parent / "bin", "podman", RECORD)
-    tags = build.build_images(environment={**os.environ, "PIP_INDEX_URL": "secret"}, base_image="b:1")
+    tags = build.build_images(environment={**os.environ, "PIP_INDEX_URL": "secret"}, base_image=BASE)
     assert tags == {name: f"stageline/{name}:{build.read_version()}" for name in ("launcher", "trainer")}
     launcher, trainer = (json.loads(line) for line in record.read_text().splitlines())
     assert launcher["cwd"] == trainer["cwd"] == str(ROOT)
@@ -130,7 +132,7 @@ def test_what_does_not_exist_is_named(
 
 def test_a_failed_build_ends_the_call(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fake(record.parent / "bin", "buildah", RECORD + "    sys.exit(125)")
-    assert build.main([]) == 1
+    assert build.main(["--allow-tag"]) == 1
     assert "stageline/launcher:" in (said := capsys.readouterr().err)
     assert "could not be built (exit code 125)" in said
     assert len(record.read_text().splitlines()) == 1
@@ -139,7 +141,7 @@ def test_a_failed_build_ends_the_call(record: Path, capsys: pytest.CaptureFixtur
 def test_make_hands_its_variables_on(record: Path) -> None:
     fake(record.parent / "bin", "buildah", RECORD)
     variables = [
-        "BASE_IMAGE=b:1",
+        f"BASE_IMAGE={BASE}",
         "REGISTRY=r.example/t",
         'BUILD_FLAGS=--volume /a:/b:ro --build-arg X="a b"',
         "IMAGES=trainer",
@@ -156,5 +158,51 @@ def test_make_hands_its_variables_on(record: Path) -> None:
     (line,) = record.read_text().splitlines()
     argv = json.loads(line)["argv"]
     assert argv[-5:] == ["--volume", "/a:/b:ro", "--build-arg", "X=a b", "."]
-    assert "BASE_IMAGE=b:1" in argv
+    assert f"BASE_IMAGE={BASE}" in argv
     assert f"r.example/t/stageline/trainer:{build.read_version()}" in argv
+
+
+def test_a_base_without_a_digest_is_refused_unless_that_is_said(
+    record: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake(record.parent / "bin", "buildah", RECORD)
+    for base in ([], ["--base-image=mine:1"], ["--base-image=mine@sha256:12"]):
+        assert build.main(["--dry-run", *base]) == 1
+        said = capsys.readouterr().err
+        assert "has no digest" in said
+        assert "ALLOW_TAG=1" in said
+        assert build.main(["--dry-run", "--allow-tag", *base]) == 0
+    assert build.main(["--dry-run", f"--base-image={BASE}"]) == 0
+
+
+NOTES = f"""
+def note(option, text):
+    if option in sys.argv:
+        open(sys.argv[sys.argv.index(option) + 1], "w").write(text)
+note("--iidfile", "sha256:1d")
+note("--digestfile", "{DIGEST}")
+if sys.argv[1:3] == ["image", "inspect"]:
+    print("other/trainer@{DIGEST}")
+    print(sys.argv[-1].rpartition(":")[0] + "@{DIGEST}")
+"""
+
+
+@pytest.mark.parametrize("builder", ["docker", "podman", "buildah"])
+def test_ids_are_printed_and_digests_of_what_was_pushed(
+    record: Path, capfd: pytest.CaptureFixture[str], builder: str
+) -> None:
+    fake(record.parent / "bin", builder, RECORD + NOTES)
+    build.build_images(["trainer"], base_image=BASE)
+    said = capfd.readouterr().out
+    assert "its id is sha256:1d" in said
+    assert "by digest" not in said
+    build.build_images(["trainer"], base_image=BASE, registry="r:5000/t", push=True)
+    assert f"images: by digest r:5000/t/stageline/trainer@{DIGEST}\n" in capfd.readouterr().out
+
+
+def test_pushing_without_a_registry_or_a_digest_is_refused(record: Path) -> None:
+    fake(record.parent / "bin", "docker", RECORD)
+    with pytest.raises(build.BuildError, match="no registry to push to"):
+        build.build_images(base_image=BASE, push=True)
+    with pytest.raises(build.BuildError, match="does not tell its digest"):
+        build.build_images(["trainer"], base_image=BASE, registry="r", push=True)
