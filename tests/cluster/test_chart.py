@@ -159,7 +159,7 @@ def image_values(name: str, reference: str) -> list[str]:
 
 
 def test_the_trial_passes_in_a_restricted_namespace(
-    helm: Helm, namespace: str, trainer_image: str, launcher_image: str
+    kubectl: Kubectl, helm: Helm, namespace: str, trainer_image: str, launcher_image: str
 ) -> None:
     images = [*image_values("trainer", trainer_image), *image_values("launcher", launcher_image)]
     notes = helm("install", "stageline", CHART, "-n", namespace, *images)
@@ -167,6 +167,8 @@ def test_the_trial_passes_in_a_restricted_namespace(
     told = helm("test", "stageline", "-n", namespace, "--logs", "--timeout", "10m", seconds=700)
     assert "Succeeded" in told
     assert "backbone trained 80 steps; its checkpoint is sound" in told
+    assert kubectl("get", "pytorchjobs,leases", "-n", namespace, "-o", "name") == ""
+    assert kubectl("get", "pod", "stageline-trial", "-n", namespace, "--ignore-not-found", "-o", "name") == ""
 
 
 RIGHTS = {

@@ -70,7 +70,7 @@ def check_image(name: str, reference: str, seconds: float) -> Line:
         return wrong(
             name,
             f"{image.host} has no {image.repository} {image.version}",
-            f"push it (make images REGISTRY={image.host} PUSH=1), or set cluster.image to one that exists",
+            f"push it (make images BASE_IMAGE=… REGISTRY={image.host} PUSH=1), or set cluster.image to one that exists",
         )
     if status in (401, 403):
         return unknown(
