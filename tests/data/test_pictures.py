@@ -132,6 +132,9 @@ def test_names_go_together_by_a_pattern() -> None:
         (("img_*", "*_mask"),)
     )
     assert find_pattern(["a", "b"], ["c", "d"]) is None
+    observers = [f"Image_{n:02d}L_{observer}HO" for n in range(1, 12) for observer in ("1st", "2nd", "3rd")]
+    assert find_pattern([f"Image_{n:02d}L" for n in range(1, 12)], observers) == NamePattern((("*", "*_1stHO"),))
+    assert find_pattern(["1", "10"], ["x1_a", "y10_a", "z"]) is None
     parsed = NamePattern.parse("*_training -> *_manual1")
     assert (parsed.key("image", "21_training"), parsed.key("label", "21_manual1")) == ("21", "21")
     assert parsed.key("image", "21_test") is None

@@ -88,13 +88,27 @@ def joined(patterns: Iterable[NamePattern]) -> NamePattern:
 def find_pattern(images: Collection[str], labels: Collection[str]) -> NamePattern | None:
     """The pattern by which at least two, and half, of these names would go together; None where there is none.
 
-    images, labels: names without suffix that have no partner.
+    images, labels: names without suffix that have no partner. Where images have several labels each, of several
+    observers say, half of the images have to find one, and the first pattern by name counts.
     """
     if min(len(images), len(labels)) < 2:
         return None
     (first, keys), (second, others) = (_around([same_name(n) for n in names]) for names in (images, labels))
     together = len(keys & others)
-    return NamePattern(((first, second),)) if together >= 2 and 2 * together >= max(len(keys), len(others)) else None
+    if together >= 2 and 2 * together >= max(len(keys), len(others)):
+        return NamePattern(((first, second),))
+    return _of_several([same_name(name) for name in images], [same_name(name) for name in labels])
+
+
+def _of_several(images: Sequence[str], labels: Sequence[str]) -> NamePattern | None:
+    """The pattern of labels that hold the image's whole name, where each image has several."""
+    around: Counter[tuple[str, str]] = Counter()
+    for image in images:
+        around.update(tuple(label.split(image, 1)) for label in labels if image in label)  # type: ignore[misc]
+    if not around:
+        return None
+    (before, after), together = min(around.items(), key=lambda found: (-found[1], found[0]))
+    return NamePattern((("*", f"{before}*{after}"),)) if together >= 2 and 2 * together >= len(images) else None
 
 
 def _around(names: Sequence[str]) -> tuple[str, set[str]]:

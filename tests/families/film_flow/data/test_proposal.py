@@ -138,6 +138,13 @@ def test_folders_and_names_of_published_sets_are_known(
     assert len(check_folders(layout, lambda *_: None)) == 6
 
 
+def test_labels_of_a_second_observer_are_named(tmp_path: Path) -> None:
+    fill(tmp_path, ["01L", "02L"], endings=(".png", "_1stHO.png"))
+    fill(tmp_path, ["01L", "02L"], endings=(".png", "_2ndHO.png"))
+    with pytest.raises(DataError, match=r"2 faults(?s:.*)02L_2ndHO.png': does not fit data.label_pattern '\*_1stHO'"):
+        propose(tmp_path, PRESET)
+
+
 def test_a_split_without_labels_is_left_out(tmp_path: Path) -> None:
     """So is the test half of a published set whose labels nobody gives away; masks of the camera are no labels."""
     for split in ("training", "test"):
