@@ -169,7 +169,7 @@ class Gate:
             self.close()
 
 
-def private_ca(folder: Path) -> tuple[Path, ssl.SSLContext]:
+def private_ca(folder: Path, *names: str) -> tuple[Path, ssl.SSLContext]:
     """A CA of our own: its PEM file, and what a server on loopback presents that this CA signed."""
     now = datetime.now(UTC)
     pem = serialization.Encoding.PEM
@@ -186,8 +186,8 @@ def private_ca(folder: Path) -> tuple[Path, ssl.SSLContext]:
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
         )
         if not ca:
-            address = x509.IPAddress(ip_address("127.0.0.1"))
-            builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)
+            subjects = [x509.IPAddress(ip_address("127.0.0.1")), *map(x509.DNSName, names)]
+            builder = builder.add_extension(x509.SubjectAlternativeName(subjects), critical=False)
         return builder.sign(signer, hashes.SHA256()).public_bytes(pem)
 
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())

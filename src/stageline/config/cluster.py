@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from stageline.config.addresses import link_local_fault
 from stageline.config.fields import SectionError, Settings
 from stageline.config.syntax import (
     Amounts,
@@ -97,6 +98,8 @@ class S3Config(Settings):
                 faults.append(f"{key} {value!r} is no http:// or https:// URL")
             elif parts.username or parts.password:
                 faults.append(f"{key} holds a user or password, which everybody who may see the job could read")
+            elif fault := link_local_fault(value):
+                faults.append(f"{key}: {fault}")
         if self.ca_config_map and self.ca_secret:
             faults.append("ca_config_map and ca_secret contradict each other; give one of them")
         if faults:

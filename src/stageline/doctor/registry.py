@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 import ssl
 import urllib.error
-import urllib.request
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
+from stageline.config.addresses import addresses_of, is_link_local, is_private
 from stageline.config.bounds import read_json
 from stageline.doctor.line import Line, ok, unknown, wrong
+from stageline.doctor.requests import REDIRECTS, RefusedAddressError, request
 
 MANIFESTS = ", ".join(
     (
@@ -24,6 +24,10 @@ MANIFESTS = ", ".join(
         "application/vnd.docker.distribution.manifest.v2+json",
     )
 )
+
+
+TOKEN = re.compile(r"[!-~]{1,65536}")
+"""What fits into a header."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ def check_image(name: str, reference: str, seconds: float) -> Line:
     image = parse_image(reference)
     try:
         status, digest = _head(image, seconds)
+    except RefusedAddressError as error:
+        return unknown(name, f"registry {image.host} is not asked further: {error}", f"crane digest {reference}")
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         return unknown(name, f"registry {image.host} does not answer from here: {reason}", f"crane digest {reference}")
@@ -102,37 +108,48 @@ def _head(image: ImageName, seconds: float) -> tuple[int, str]:
 
 def _ask(base: str, image: ImageName, seconds: float) -> tuple[int, str]:
     url = f"{base}/v2/{image.repository}/manifests/{image.version}"
-    status, headers = _request("HEAD", url, {"Accept": MANIFESTS}, seconds)[:2]
+    status, headers = request("HEAD", url, {"Accept": MANIFESTS}, seconds, is_link_local)[:2]
     challenge = str(headers.get("WWW-Authenticate") or "")
     if status == 401 and challenge.lower().startswith("bearer "):
         token = _anonymous_token(challenge, image, seconds)
         if token:
             accepted = {"Accept": MANIFESTS, "Authorization": f"Bearer {token}"}
-            status, headers = _request("HEAD", url, accepted, seconds)[:2]
-    return status, str(headers.get("Docker-Content-Digest") or "")
+            status, headers = request("HEAD", url, accepted, seconds, is_link_local)[:2]
+    digest = str(headers.get("Docker-Content-Digest") or "")
+    return status, digest if re.fullmatch(r"sha256:[0-9a-f]{64}", digest) else ""
 
 
 def _anonymous_token(challenge: str, image: ImageName, seconds: float) -> str:
+    """What the realm of a challenge gives for the asking; "" for nothing. RefusedAddressError for a realm elsewhere.
+
+    The realm gets no credentials, and what it gives goes to the registry alone.
+    """
     fields = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
-    if not fields.get("realm", "").startswith(("https://", "http://")):
-        return ""
-    query = {
-        "service": fields.get("service", ""),
-        "scope": fields.get("scope") or f"repository:{image.repository}:pull",
-    }
-    status, _, body = _request("GET", f"{fields['realm']}?{urlencode(query)}", {}, seconds)
+    realm = urlsplit(fields.get("realm", ""))
+    if realm.scheme != "https" or not realm.hostname or "@" in realm.netloc:
+        raise RefusedAddressError(f"its realm {fields.get('realm', '')!r:.200} is no plain https:// URL")
+    asked = [("service", fields.get("service", "")), ("scope", fields.get("scope") or _scope(image))]
+    url = realm._replace(query="&".join(part for part in (realm.query, urlencode(asked)) if part), fragment="").geturl()
+    refused = is_link_local if _is_private(image.host) else is_private
+    status, _, body = request("GET", url, {}, seconds, refused)
+    if status in REDIRECTS:
+        raise RefusedAddressError(f"its realm {realm.geturl()!r:.200} leads elsewhere, which is not followed")
     try:
         plain = read_json(body) if status == 200 else {}
     except ValueError:
         return ""
-    return str(plain.get("token") or plain.get("access_token") or "")
+    found = [plain.get(key) for key in ("token", "access_token")] if isinstance(plain, dict) else []
+    return next((text for text in found if isinstance(text, str) and TOKEN.fullmatch(text)), "")
 
 
-def _request(method: str, url: str, headers: dict[str, str], seconds: float) -> tuple[int, Any, bytes]:
-    request = urllib.request.Request(url, headers=headers, method=method)  # noqa: S310  # http and https only
+def _scope(image: ImageName) -> str:
+    return f"repository:{image.repository}:pull"
+
+
+def _is_private(host: str) -> bool:
+    """Whether a registry lies on a private address itself. One that only a proxy can find is taken as a public one."""
+    parts = urlsplit(f"//{host}")
     try:
-        with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310
-            return answer.status, answer.headers, answer.read(2**20)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.headers, b""
+        return any(map(is_private, addresses_of(parts.hostname or "", parts.port or 443)))
+    except OSError:
+        return False

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stageline.config.addresses import link_local_fault
 from stageline.config.bounds import read_json
 from stageline.errors import ClusterError, ClusterUnavailableError, ConfigError
 from stageline.kube.refusals import TRY_AGAIN
@@ -65,6 +66,8 @@ class Backend:
                 "no Kubeflow Pipelines endpoint given",
                 remedy=f"--endpoint https://… or {ENDPOINT_VARIABLE}; in the cluster http://ml-pipeline.kubeflow:8888",
             )
+        if fault := link_local_fault(endpoint):
+            raise ConfigError(fault, remedy="give the URL of a Kubeflow Pipelines API server")
         with warnings.catch_warnings(), _kfp_errors(endpoint, "reach"):
             warnings.simplefilter("ignore")
             from kfp import Client

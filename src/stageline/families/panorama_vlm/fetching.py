@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from stageline.config.addresses import addresses_of, is_link_local, link_local_fault
 from stageline.config.bounds import MAX_PIXELS
 from stageline.data.decoding import PHOTOGRAPHS, PictureError, open_picture
 from stageline.errors import BusyError, DataError, Faults, StagelineError
@@ -84,7 +85,19 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         old, new = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
         if new not in ("http", "https") or (old, new) == ("https", "http"):
             raise _FetchError(f"redirected from {old} to {newurl!r}, which is not followed")
+        _refuse_link_local(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _refuse_link_local(url: str) -> None:
+    """An address in a table, or of a server that was asked, is no reason to ask where a machine's identity is kept."""
+    if fault := link_local_fault(url):
+        raise _FetchError(fault)
+    parts = urlsplit(url)
+    proxied = parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(parts.hostname or "")
+    known = [] if proxied else addresses_of(parts.hostname or "", parts.port or 443)
+    if any(map(is_link_local, known)):
+        raise _FetchError(f"{url!r:.200} leads to a link-local address, where a machine's identity is kept")
 
 
 def _opener() -> urllib.request.OpenerDirector:
@@ -221,6 +234,7 @@ def _receive(url: str, path: Path, limits: Limits, seen: list[str]) -> bool:
 
     seen: gets the address that a redirect led to.
     """
+    _refuse_link_local(url)
     part, tag = _part_of(path)
     have = part.stat().st_size if part.is_file() and tag.is_file() else 0
     headers = {**AGENT, **({"Range": f"bytes={have}-", "If-Range": tag.read_text()} if have else {})}
