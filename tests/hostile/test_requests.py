@@ -208,7 +208,7 @@ def test_no_redirect_is_followed(internet: Internet, who: str) -> None:
     assert EVIL not in internet.hosts()
 
 
-def test_a_registry_that_asks_for_the_token_and_then_sends_it_on_is_not_followed(internet: Internet) -> None:
+def test_the_token_goes_to_nobody_but_the_registry(internet: Internet) -> None:
     internet.token = {"access_token": "other"}
     assert check().state == "unknown"
     assert {authorization for host, *_, authorization in internet.asked if host != HUB} == {""}

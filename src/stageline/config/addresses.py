@@ -64,7 +64,12 @@ def link_local_fault(url: str) -> str:
 
 
 def addresses_of(host: str, port: int) -> list[Address]:
-    """The addresses of a host as they are now, in the order in which they are tried. OSError where it has none."""
+    """The addresses of a host as they are now, in the order in which they are tried.
+
+    OSError where it has none; ValueError for what is no name of a host.
+    """
+    if not host or not host.isprintable() or " " in host:
+        raise ValueError(f"{host!r:.200} is no name of a host")
     address = plain_address(host)
     if address is not None:
         return [address]
