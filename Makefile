@@ -43,6 +43,10 @@ demo: env ## train, evaluate and report on made-up vessels and on a real picture
 demo-panorama: env ## questions about directions in made-up panoramas, with and without overlap (5 minutes)
 	@$(BIN)/python scripts/demo_panorama.py
 
+.PHONY: demo-scenes
+demo-scenes: env ## rooms of 3D objects, sampled one by one and as scenes (about 10 minutes)
+	@$(BIN)/python scripts/demo_scenes.py
+
 .PHONY: test
 test: env ## the default tests: CPU, no network (4 minutes)
 	@$(PYTEST) -m "not slow and not cluster" -n $(WORKERS) $(PARALLEL)
