@@ -44,7 +44,7 @@ demo-panorama: env ## questions about directions in made-up panoramas, with and 
 	@$(BIN)/python scripts/demo_panorama.py
 
 .PHONY: demo-scenes
-demo-scenes: env ## rooms of 3D objects, sampled one by one and as scenes (about 10 minutes)
+demo-scenes: env ## rooms of 3D objects, sampled one by one and as scenes
 	@$(BIN)/python scripts/demo_scenes.py
 
 .PHONY: test
