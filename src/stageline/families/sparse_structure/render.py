@@ -33,6 +33,8 @@ FINER = 2
 """Pixels drawn for one of the picture, along each side."""
 MAX_SAMPLES = 1 << 21
 """Pixels that are looked at together: about 150 MB."""
+EXACT = 16
+"""Triangles of at most so many pixels along a side are looked at with others of just that many."""
 INSIDE = 1e-9
 """What rounding may take away from a pixel's weights on the edge of a triangle."""
 
@@ -154,43 +156,29 @@ def _view(corners: Array, colours: Array, frame: Frame, size: int, azimuth_deg: 
 def _covered(flat: Array, depth: Array, size: int) -> Iterator[tuple[Array, Array, Array]]:
     """Pixels whose centre lies in a triangle: number of the triangle, of the pixel, and the depth there.
 
-    flat: (T, 3, 2) pixels.  depth: (T, 3).  Triangles whose boxes need equally many pixels are looked at together.
+    flat: (T, 3, 2) pixels.  depth: (T, 3).  Triangles whose boxes are about equally wide are looked at together.
     """
     low = np.clip(np.ceil(flat.min(1) - 0.5), 0, size).astype(np.int64)
     high = np.clip(np.floor(flat.max(1) - 0.5), -1, size - 1).astype(np.int64)
     side = (high - low + 1).max(1)
-    seen = ((high >= low).all(1)) & (_doubled_area(flat) != 0)
-    steps = 2 ** np.ceil(np.log2(np.maximum(side, 1))).astype(np.int64)
+    first, second = flat[:, 1] - flat[:, 0], flat[:, 2] - flat[:, 0]
+    area = first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]
+    seen = (high >= low).all(1) & (area != 0)
+    steps = np.where(side <= EXACT, side, 2 ** np.ceil(np.log2(np.maximum(side, 1))).astype(np.int64))
     for step in np.unique(steps[seen]):
         numbers = np.flatnonzero(seen & (steps == step))
-        offsets = np.stack(np.meshgrid(np.arange(step), np.arange(step), indexing="xy"), -1).reshape(-1, 2)
-        together = max(1, MAX_SAMPLES // len(offsets))
+        together = max(1, MAX_SAMPLES // int(step) ** 2)
         for begin in range(0, len(numbers), together):
             which = numbers[begin : begin + together]
-            pixels = low[which, None] + offsets
-            weights = _weights(flat[which], pixels + 0.5)
-            inside = (weights >= -INSIDE).all(-1) & (pixels <= high[which, None]).all(-1)
-            row, column = np.nonzero(inside)
-            at = (weights[row, column] * depth[which[row]]).sum(-1)
-            x, y = pixels[row, column].T
-            yield which[row], y * size + x, at
-
-
-def _doubled_area(flat: Array) -> Array:
-    first, second = flat[:, 1] - flat[:, 0], flat[:, 2] - flat[:, 0]
-    area: Array = first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]
-    return area
-
-
-def _weights(flat: Array, points: Array) -> Array:
-    """Barycentric weights. flat: (T, 3, 2).  points: (T, P, 2) -> (T, P, 3)."""
-    a, b, c = (flat[:, None, corner] for corner in range(3))
-    area = _doubled_area(flat)[:, None]
-
-    def of(p: Array, q: Array) -> Array:
-        value: Array = (
-            (p - points)[..., 0] * (q - points)[..., 1] - (p - points)[..., 1] * (q - points)[..., 0]
-        ) / area
-        return value
-
-    return np.stack([of(b, c), of(c, a), of(a, b)], axis=-1)
+            x, y = (low[which, None, axis] + np.arange(step) for axis in (0, 1))
+            # Weights of the second and third corner are affine in both coordinates, so rows and columns are summed.
+            px, py = (c + 0.5 - flat[which, 0, axis, None] for axis, c in enumerate((x, y)))
+            a, b, whole = first[which, :, None], second[which, :, None], area[which, None]
+            on_second = (px * (b[:, 1] / whole))[:, None, :] - (py * (b[:, 0] / whole))[:, :, None]
+            on_third = (py * (a[:, 0] / whole))[:, :, None] - (px * (a[:, 1] / whole))[:, None, :]
+            inside = (on_second >= -INSIDE) & (on_third >= -INSIDE) & (on_second + on_third <= 1 + INSIDE)
+            inside &= (x <= high[which, None, 0])[:, None, :] & (y <= high[which, None, 1])[:, :, None]
+            triangle, row, column = np.nonzero(inside)
+            d = depth[which[triangle]]
+            at = d[:, 0] + on_second[inside] * (d[:, 1] - d[:, 0]) + on_third[inside] * (d[:, 2] - d[:, 0])
+            yield which[triangle], y[triangle, row] * size + x[triangle, column], at
