@@ -50,7 +50,6 @@ objective:
 evaluate: {{steps: [1, 4, {MOST}], batch_size: 24}}
 trainer:
   accelerator: cpu
-  threads: 2
   accumulate_grad_batches: 1
   weight_decay: 0.01
   schedule: cosine
