@@ -15,7 +15,7 @@ from pathlib import Path
 from cluster import node, registry
 from cluster.errors import ClusterError
 from cluster.network import HEAD, PLACES
-from cluster.process import run, side_by_side
+from cluster.process import run, side_by_side, wait_until
 from cluster.progress import timed
 from cluster.state import State, write_json, write_text
 
@@ -27,6 +27,9 @@ COMPRESSION = ("--compression-format", "zstd", "--compression-level", "1")
 PARTS = {"pause": "pause", "coredns": "coredns", "training-operator": "training-operator"}
 """Image of ours to the program in it: FROM scratch, `images/<name>/Dockerfile`."""
 
+
+NOT_YET = "server is not initialized yet"
+"""What containerd says while its part for the kubelet is not there yet."""
 
 def storage(state: State) -> dict[str, str]:
     """The environment in which buildah keeps everything in the state directory."""
@@ -126,8 +129,24 @@ def pull(state: State, references: Iterable[str]) -> None:
 
 
 def pull_pause(state: State, name: str) -> None:
-    """Have a node pull the pause image under the fixed name that its configuration gives."""
-    run(state, [state.bin / "pull", node.socket(state, name), node.PAUSE], timeout_seconds=60)
+    """Have a node pull the pause image under the fixed name that its configuration gives.
+
+    containerd answers before the part of it that the kubelet talks to is initialised: until then it is asked again.
+    """
+    last = ""
+
+    def is_there() -> bool:
+        nonlocal last
+        try:
+            run(state, [state.bin / "pull", node.socket(state, name), node.PAUSE], timeout_seconds=60)
+        except ClusterError as error:
+            last = str(error)
+            if NOT_YET not in last:
+                raise
+            return False
+        return True
+
+    wait_until(is_there, f"the image service of {name}", seconds=60, advice=lambda: last)
 
 
 def short(image: str) -> str:
