@@ -31,6 +31,7 @@ PARTS = {"pause": "pause", "coredns": "coredns", "training-operator": "training-
 NOT_YET = "server is not initialized yet"
 """What containerd says while its part for the kubelet is not there yet."""
 
+
 def storage(state: State) -> dict[str, str]:
     """The environment in which buildah keeps everything in the state directory."""
     root = state.images / "storage"
