@@ -10,7 +10,7 @@ SHRUNK = (
     "data.num_val=2",
     "data.num_test=2",
     "trainer.batch_size=2",
-    "evaluate.num_panels=0",
+    "evaluate.num_panels=1",
 )
 """Overrides that make the preset `tiny` small enough for the suite."""
 STEPS = 4
