@@ -54,11 +54,10 @@ class Handler(BaseHTTPRequestHandler):
             gate.released.wait(120)
         address = urlsplit(self.path)
         path = f"{address.path}?{address.query}" if address.query else address.path
-        onward = http.client.HTTPConnection(address.netloc or gate.target, timeout=30)
-        onward.request(self.command, path, body=body, headers=dict(self.headers))
-        answer = onward.getresponse()
-        data = answer.read()
-        onward.close()
+        with contextlib.closing(http.client.HTTPConnection(address.netloc or gate.target, timeout=30)) as onward:
+            onward.request(self.command, path, body=body, headers=dict(self.headers))
+            answer = onward.getresponse()
+            data = answer.read()
         if gate.lose > 0 and self.command == "PUT":
             gate.lose -= 1
             self.close_connection = True
