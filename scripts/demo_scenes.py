@@ -27,51 +27,15 @@ CONFIG = FOLDER / "config.yaml"
 RUN = "rooms"
 MOST = 128
 """Steps of the usual mode."""
-TEXT = f"""\
-# Rooms of one style; see docs/sparse_structure.md.
-family: sparse_structure
-run: {RUN}
-root: {FOLDER}
-model:
-  resolution: 16
-  cond_channels: 32
-  cond_tokens: 2
-  vae: {{width: 32, kl_weight: 0.03, positive_weight: 2.0}}
-  sparse_flow: {{model_channels: 96, num_blocks: 3, num_heads: 4, mlp_ratio: 2.0}}
-  global_sparse_flow: {{model_channels: 96, num_blocks: 3, num_heads: 4, mlp_ratio: 2.0}}
-data: {{num_train: 600, num_val: 20, num_test: 24}}
-objective:
-  fm_eps_max: 0.0078125
-  time_mean: -1.5
-  time_std: 1.2
-  loss_weights: {{shape: 1.0, 6drotation_normalized: 0.1, translation: 0.1, scale: 0.1, translation_scale: 0.1}}
-  ratio_cfg_samples_in_self_consistency_target: 0.0
-  guidance: {{p_unconditional: 0.0}}
-evaluate: {{steps: [1, 4, {MOST}], batch_size: 24}}
-trainer:
-  accelerator: cpu
-  accumulate_grad_batches: 1
-  weight_decay: 0.01
-  schedule: cosine
-  warmup_steps: 30
-  ema_decay: 0.98
-stage_overrides:
-  shape_vae: {{trainer.max_steps: 650, trainer.batch_size: 32, trainer.learning_rate: 3.0e-3}}
-  sparse_flow: {{trainer.max_steps: 600, trainer.batch_size: 8, trainer.learning_rate: 2.0e-3}}
-  global_flow:
-    trainer.max_steps: 800
-    trainer.batch_size: 8
-    trainer.learning_rate: 2.0e-3
-    objective.time_mean: 0.0
-    objective.time_window: [0.02, 0.25]
-    objective.time_window_share: 0.6
-    objective.shared_draws_from: 0.55
-    objective.self_consistency_prob: 0.1
-"""
+SETTINGS = ("-c", str(CONFIG), f"root={FOLDER}", f"run={RUN}")
 STEPS = (
-    (("plan", "-c", str(CONFIG)), "What would be done?"),
     (
-        ("run", "-c", str(CONFIG)),
+        ("init", "--family", "sparse_structure", "--preset", "demo", "--output", str(CONFIG)),
+        "A starter config, with a comment for every key.",
+    ),
+    (("plan", *SETTINGS), "What would be done?"),
+    (
+        ("run", *SETTINGS),
         "Rooms are made up; an autoencoder learns shapes, a branch learns objects by themselves, a second one scenes.\n"
         "Then rooms of shapes that never occurred in training are sampled in 1, 4 and 128 steps.",
     ),
@@ -82,11 +46,10 @@ MEASURES = {"agreement": "one style", "interpenetration": "inside others", "faci
 
 
 def main() -> int:
-    """Write the config, run every command; returns the exit code of the first one to fail."""
+    """Run every command, the first where there is no config yet; returns the exit code of the first one to fail."""
     begin = time.monotonic()
     (ROOT / FOLDER).mkdir(parents=True, exist_ok=True)
-    (ROOT / CONFIG).write_text(TEXT, encoding="utf-8")
-    for words, text in STEPS:
+    for words, text in STEPS[(ROOT / CONFIG).exists() :]:
         code = run_command(words, text)
         if code:
             return code

@@ -35,8 +35,6 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds its namespace and token."""
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
-WATCH_SECONDS = 30
-"""A stream's length: a server that vanished without a word is noticed when the next one is due."""
 
 
 class Api:

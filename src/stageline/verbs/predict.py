@@ -6,6 +6,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,10 +215,12 @@ def written(results: Iterable[Mapping[str, Any]], folder: Path) -> Iterator[dict
 
     results: of JSON values and `PredictedFile`s.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    taken = {LIST}
-    with (folder / LIST).open("w", encoding="utf-8") as lines:
+    taken, lines = {LIST}, None
+    with ExitStack() as stack:
         for result in results:
+            if lines is None:  # nothing is there, and what was there stays, until there is a result
+                folder.mkdir(parents=True, exist_ok=True)
+                lines = stack.enter_context((folder / LIST).open("w", encoding="utf-8"))
             files = {key: value for key, value in result.items() if isinstance(value, PredictedFile)}
             for file in files.values():
                 if Path(file.name).name != file.name or file.name in taken:

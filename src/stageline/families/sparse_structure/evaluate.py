@@ -28,7 +28,7 @@ from stageline.families.sparse_structure.measures import agreement, facing_error
 from stageline.families.sparse_structure.model.scale import SceneScale
 from stageline.families.sparse_structure.model.shape_vae import voxel_iou
 from stageline.families.sparse_structure.render import Frame, draw, surfaces
-from stageline.families.sparse_structure.sampling import DecodedScene, SceneSampler
+from stageline.families.sparse_structure.sampling import DecodedScene, SceneGenerator
 from stageline.families.sparse_structure.styles import LEAST_ACCURACY, StyleReader
 from stageline.families.sparse_structure.words import ALONE, SAMPLED, TRUTH, mode_of
 from stageline.objectives.step import seeded
@@ -92,14 +92,14 @@ class _Evaluator:
         self, config: SparseStructureConfig, model: SparseModel | DualModel, data: PreparedData, emit: Emit
     ) -> None:
         self.config, self.model, self.emit = config, model, emit
-        self.sampler = SceneSampler(config, model)
+        self.sampler = SceneGenerator(config, model)
         self.scenes, self.training = (self._open(data, name) for name in (config.evaluate.split, "train"))
         self.numbers = range(len(self.scenes))[: config.evaluate.max_scenes]
         *fewer, most = config.evaluate.steps
         self.modes = [_Mode(mode_of(steps), steps) for steps in fewer] + [_Mode(SAMPLED, most)]
         if isinstance(model, DualModel):
             self.modes.append(_Mode(ALONE, most, alone=True))
-        self.alone = SceneSampler(config, model, alone=True)
+        self.alone = SceneGenerator(config, model, alone=True)
         self.has_poses = config.has_vae and set(POSE) <= set(config.model.modalities)
 
     def _open(self, data: PreparedData, name: str) -> PreparedScenes:

@@ -28,7 +28,7 @@ from stageline.families.sparse_structure.data.prepared_scenes import CONDITION_N
 from stageline.families.sparse_structure.data.scene_files import MAX_OBJECTS, SCENE_FILE, read_json
 from stageline.families.sparse_structure.data.voxels import Mesh
 from stageline.families.sparse_structure.render import Frame, draw, surfaces
-from stageline.families.sparse_structure.sampling import DecodedScene, SceneSampler
+from stageline.families.sparse_structure.sampling import DecodedScene, SceneGenerator
 from stageline.objectives.step import seeded
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def predict(
     assert isinstance(model, SparseModel | DualModel)
     paths = [given for given in inputs if isinstance(given, (str, Path))]
     scenes, steps = read_inputs(config, paths), config.evaluate.steps[-1]
-    sampler = SceneSampler(config, model.eval())
+    sampler = SceneGenerator(config, model.eval())
     for number, scene in enumerate(scenes):
         progress(number, len(scenes), f"sampling {scene.name}")
         rng = seeded("prediction", config.seed, scene.name)

@@ -35,7 +35,7 @@ class DecodedScene:
         return self.logits > 0
 
 
-class SceneSampler:
+class SceneGenerator:
     """Makes scenes with a model in eval mode. config: of its stage.  alone: leaves the branch of the scene out."""
 
     def __init__(self, config: SparseStructureConfig, model: FlowModel, *, alone: bool = False) -> None:

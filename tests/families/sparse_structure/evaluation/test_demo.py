@@ -9,9 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import yaml
 
-from stageline.families import family_config, parse_config
+from stageline.families import family_config, parse_config, raw_preset
 from stageline.stage import stage_config
 
 SCRIPT = Path(__file__).parents[4] / "scripts" / "demo_scenes.py"
@@ -28,7 +27,8 @@ def demo() -> ModuleType:
 
 
 def test_every_stage_of_the_demo_has_a_config(demo: ModuleType) -> None:
-    config, family = parse_config(yaml.safe_load(demo.TEXT), []), family_config("sparse_structure")
+    settings = demo.SETTINGS[2:]
+    config, family = parse_config(raw_preset("sparse_structure", "demo"), settings), family_config("sparse_structure")
     stages = {stage.name: stage_config(config, stage) for stage in family.selected(config)}
     assert list(stages) == ["shape_vae", "sparse_flow", "global_flow"]
     for stage in family.selected(config):

@@ -1,4 +1,4 @@
-"""Starter configs of sparse_structure: `tiny` trains in seconds, `demo` learns something in minutes, `public` has the
+"""Starter configs of sparse_structure: `tiny` trains in seconds, `demo` learns shapes in minutes, `public` has the
 published sizes.
 
 Raw mappings, as they would stand in a file; only what differs from the defaults.
@@ -36,49 +36,58 @@ _TINY: dict[str, Any] = {
     "trainer": {"ema_decay": 0.9, "learning_rate": 2e-3, "batch_size": 4, "accumulate_grad_batches": 1},
 }
 
+_BRANCH: dict[str, Any] = {"model_channels": 96, "num_blocks": 3, "num_heads": 4, "mlp_ratio": 2.0}
+
 _DEMO: dict[str, Any] = {
     "family": "sparse_structure",
-    "run": "demo",
+    "run": "rooms",
     "model": {
         **_SMALL,
-        "vae": {"width": 64},
-        "sparse_flow": {"model_channels": 96, "num_blocks": 3, "num_heads": 4, "mlp_ratio": 2.0},
-        "global_sparse_flow": {"model_channels": 96, "num_blocks": 2, "num_heads": 4, "mlp_ratio": 2.0},
+        "cond_tokens": 2,
+        "vae": {"width": 32, "kl_weight": 0.03, "positive_weight": 2.0},
+        "sparse_flow": _BRANCH,
+        "global_sparse_flow": _BRANCH,
     },
+    "data": {"num_train": 600, "num_val": 20, "num_test": 24},
     "objective": {
         "fm_eps_max": 1 / 128,
+        "time_mean": -1.5,
+        "time_std": 1.2,
         "ratio_cfg_samples_in_self_consistency_target": 0.0,
         "guidance": {"p_unconditional": 0.0},
         "loss_weights": {
             "shape": 1.0,
-            "6drotation_normalized": 0.2,
-            "translation": 0.2,
-            "scale": 0.2,
+            "6drotation_normalized": 0.1,
+            "translation": 0.1,
+            "scale": 0.1,
             "translation_scale": 0.1,
         },
     },
+    "evaluate": {"steps": [1, 4, 128], "batch_size": 24},
+    "trainer": {
+        "accelerator": "cpu",
+        "accumulate_grad_batches": 1,
+        "weight_decay": 0.01,
+        "schedule": "cosine",
+        "warmup_steps": 30,
+        "ema_decay": 0.98,
+        "learning_rate": 2e-3,
+    },
     "stage_overrides": {
-        "shape_vae": {"trainer": {"max_steps": 500, "batch_size": 32, "learning_rate": 2e-3}},
+        "shape_vae": {"trainer": {"max_steps": 650, "batch_size": 32, "learning_rate": 3e-3}},
         "sparse_flow": {"trainer": {"max_steps": 600, "batch_size": 8}},
         # The style of a scene shows at early times, and objects that are all equally noisy have nothing to tell.
         "global_flow": {
-            "trainer": {"max_steps": 700, "batch_size": 8},
+            "trainer": {"max_steps": 800, "batch_size": 8},
             "objective": {
-                "shared_draws_from": 0.6,
-                "shared_draws_prob": 0.5,
-                "time_window": [0.03, 0.4],
+                "time_mean": 0.0,
+                "time_window": [0.02, 0.25],
                 "time_window_share": 0.6,
+                "shared_draws_from": 0.55,
+                "self_consistency_prob": 0.1,
             },
         },
     },
-    "trainer": {
-        "accumulate_grad_batches": 1,
-        "learning_rate": 1e-3,
-        "warmup_fraction": 0.03,
-        "final_lr_fraction": 0.05,
-        "ema_decay": 0.98,
-    },
-    "evaluate": {"steps": [1, 4, 128]},
 }
 
 _PUBLIC: dict[str, Any] = {

@@ -147,11 +147,3 @@ def voxel_iou(first: Tensor, second: Tensor) -> Tensor:
     first, second = first.flatten(1).bool(), second.flatten(1).bool()
     union = (first | second).sum(1)
     return torch.where(union > 0, (first & second).sum(1) / union.clamp_min(1), torch.ones_like(union).float())
-
-
-def mean_shape(voxels: Tensor) -> Tensor:
-    """The baseline: voxels that are occupied in at least half of the shapes of a class, (R, R, R) bool.
-
-    voxels: (B, R, R, R).
-    """
-    return voxels.float().mean(0) >= 0.5

@@ -6,7 +6,7 @@ Arguments and the order of random draws are those of the generator of facebookre
 (shared draws, the grid, the anchor, guidance of the smallest step alone) is off where upstream has nothing of it.
 
 A batch is N objects. In scene mode (`batch_mode`) they are one scene, which takes one branch as a whole, and no
-condition is ever sliced. The trainer is given sums and counts (`ShortCutLoss.stage_loss`).
+condition is ever sliced. The trainer is given sums and counts (`ShortCutLoss`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from stageline.families.sparse_structure.shortcut.network import ConditionedNetw
 from stageline.families.sparse_structure.shortcut.target import mean_of_two_steps
 from stageline.families.sparse_structure.shortcut.terms import ShortCutLoss, assembled
 from stageline.objectives.states import State, map_state, tensors_of
-from stageline.objectives.step import StepContext, seeded
+from stageline.objectives.step import seeded
 
 Network = Callable[..., Any]
 _SHARING = ("shared_draws_from", "shared_draws_prob")
@@ -190,10 +190,9 @@ class ShortCut(FlowMatching):
         if rng is not None or not (several if self.sync_decisions is None else self.sync_decisions):
             return None
         if self._decision_seed is None:
-            seeds = [self.random_generator.initial_seed()]
+            self._decision_seed = self.random_generator.initial_seed()
             if several:
-                dist.broadcast_object_list(seeds, src=0)
-            self._decision_seed = seeds[0]
+                self._decision_seed = _of_first_rank(self._decision_seed)
         self._decided += 1
         return coin_of(seeded("decisions", self._decision_seed, self._decided))
 
@@ -205,18 +204,6 @@ class ShortCut(FlowMatching):
         """(total, details) of fresh draws; as `loss_from_draws`."""
         draws = self.sample_draws(x1, reverse_fn=reverse_fn)
         return self.loss_from_draws(x1, draws, *conditions, reverse_fn=reverse_fn, **keywords)
-
-    def step_loss(
-        self, x1: State, context: StepContext, *conditions: Any, reverse_fn: Network | None = None, **keywords: Any
-    ) -> ShortCutLoss:
-        """The loss of one micro-batch of the trainer: noise, times, steps from its rng, decisions from the shared one.
-
-        x1, conditions, keywords, reverse_fn: as of `loss_from_draws`.  context: where the loop stands.
-        """
-        draws = self.sample_draws(
-            x1, rng=context.rng, shared=context.shared, progress=context.progress, reverse_fn=reverse_fn
-        )
-        return self.loss_terms(x1, draws, *conditions, reverse_fn=reverse_fn, **keywords)
 
     def loss_from_draws(
         self,
@@ -340,6 +327,15 @@ class ShortCut(FlowMatching):
                 "few steps set rescale_t to 1",
             )
         return lambda device: {"d": self._scaled(d, device)}
+
+
+def _of_first_rank(seed: int) -> int:
+    """A seed of 64 bits, signed or not, as rank 0 has it: its bytes as a tensor, which nothing unpickles."""
+    data = torch.tensor(list((seed % 2**64).to_bytes(8, "little")), dtype=torch.uint8)
+    if dist.get_backend() == "nccl":
+        data = data.cuda()
+    dist.broadcast(data, src=0)
+    return int.from_bytes(bytes(data.tolist()), "little")
 
 
 def _take(state: Any, index: Tensor | None) -> Any:

@@ -8,15 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stageline.objectives.step import StageLoss
-
 
 @dataclass(frozen=True, kw_only=True)
 class ShortCutLoss:
     """One loss and what it is made of.
 
     total: scalar with a graph.  details: what `ShortCut.loss` returns beside it, detached.
-    weight: 1 for a scene, N for a batch of objects.
+    weight: what `StageLoss` divides by. 1 for a scene, whatever its number of objects, so that a step may be split in
+        any way; N for a batch of objects, so that a split step is a mean of its micro-batches' estimates.
     parts: name -> (sum, count): of scenes in scene mode, of objects otherwise; a part that the batch lacks has count 0.
     """
 
@@ -24,15 +23,6 @@ class ShortCutLoss:
     details: Mapping[str, Tensor]
     weight: float
     parts: Mapping[str, tuple[Tensor, float]] = field(default_factory=dict)
-
-    def stage_loss(self) -> StageLoss:
-        """What the trainer's loop divides over ranks and micro-batches.
-
-        Scenes weigh the same whatever their number of objects, so that a step may be split in any way. A batch of
-        objects weighs N: its two means are over the objects of either branch in it, so that a split step is a mean of
-        its micro-batches' estimates.
-        """
-        return StageLoss(self.total * self.weight, self.weight, self.parts)
 
 
 def assembled(
