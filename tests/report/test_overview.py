@@ -66,6 +66,17 @@ def test_no_effect_is_called_none(store: Store) -> None:
 def test_one_sample_shows_nothing(store: Store) -> None:
     page = evaluated(store, 0.1, samples=1)
     assert page.row("FiLM off")[2] == "one sample shows nothing"
+    assert "beyond noise" not in page.text
+
+
+def test_one_sample_is_no_claim_about_noise(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """It shows neither a gain nor that there is none, in the report and on the terminal."""
+    page = beside(store, 0.4, samples=1)
+    assert "beyond noise" not in page.text
+    assert "Better than the model" not in page.text
+    show_evaluation(evaluation_of(store), WORDS, limit=10)
+    said = [line for line in capsys.readouterr().out.splitlines() if "shows nothing" in line]
+    assert [line.split(" (")[0] for line in said] == ["effect against FiLM off", "gain against Otsu threshold"]
 
 
 def test_the_interval_holds_the_mean_and_narrows_with_samples() -> None:
@@ -156,6 +167,12 @@ def beside(store: Store, gain: float, *, samples: int = 24) -> Page:
     return report_of(store)[0]
 
 
+def evaluation_of(store: Store) -> EvaluationRecord:
+    folder = f"evaluations/{'a' * 64}"
+    plain = json.loads(store.get(f"{folder}/metrics.json"))
+    return EvaluationRecord(Reference(store.child(*folder.split("/")).uri, "0" * 64), plain)
+
+
 def put_baselines(store: Store, **fields: Any) -> None:
     plain = seal({"schema": BASELINES_SCHEMA, "family": "film_flow", **fields})
     store.put(f"evaluations/{'a' * 64}/baselines.json", json.dumps(plain).encode())
@@ -198,10 +215,7 @@ def test_a_record_of_trivial_methods_that_was_changed_is_a_line_of_the_report(st
 def test_the_end_of_a_run_says_the_same(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     """The table on the terminal: interval and method as columns, and a sentence where a difference may be noise."""
     beside(store, 0.0)
-    folder = f"evaluations/{'a' * 64}"
-    plain = json.loads(store.get(f"{folder}/metrics.json"))
-    record = EvaluationRecord(Reference(store.child(*folder.split("/")).uri, "0" * 64), plain)
-    show_evaluation(record, WORDS, limit=10)
+    show_evaluation(evaluation_of(store), WORDS, limit=10)
     head, row, *said = capsys.readouterr().out.splitlines()
     assert re.split(r" {2,}", head) == ["metric", "FiLM on", "95 % interval", "FiLM off", "Otsu threshold", "samples"]
     assert re.search(r"^dice +0\.\d{3} +0\.\d{3} to 0\.\d{3} +0\.\d{3} +0\.\d{3} +24", row)

@@ -179,9 +179,11 @@ class _Beside:
         ):
             for one in found:
                 what = f"{one.name} ({name} differs by {one.difference.mean:+.3f}; {one.difference.interval})"
-                if one.shows_nothing:
+                if one.difference.low is None:
+                    yield f"{kind} against {what}"
+                elif one.may_be_noise:
                     yield f"no {kind} beyond noise against {what}"
-                elif kind == "gain" and not one.is_better(metric, self.words):
+                elif kind == "gain" and one.is_worse(metric, self.words):
                     yield f"better than the model: {what}"
         if why := self.plain.get("off") or self.plain.get("failed"):
             yield f"no trivial methods: {why}"

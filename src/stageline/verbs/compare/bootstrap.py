@@ -19,6 +19,7 @@ from stageline.contract import Words
 from stageline.errors import ConfigError, Faults
 
 NO_DIFFERENCE = "no difference shown"
+ONE = "one sample shows nothing"
 ROUNDING = 1e-9
 """Relative difference of two numbers that is none: what adding in another order makes."""
 CHUNK = 2_000_000
@@ -116,7 +117,7 @@ def difference_of(name: str, mode: str, both: NDArray[np.float64], how: Bootstra
 def verdict_of(name: str, low: float | None, high: float | None, words: Words) -> str:
     """What an interval shows."""
     if low is None or high is None:
-        return "one sample shows nothing"
+        return ONE
     if low <= 0 <= high:
         return NO_DIFFERENCE
     larger = "B" if low > 0 else "A"

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from stageline.contract import Words
-from stageline.verbs.compare.bootstrap import Bootstrap, as_number
+from stageline.verbs.compare.bootstrap import ONE, Bootstrap, as_number
 
-ONE = "one sample shows nothing"
 AGREES = 1e-6
 """A mean over rows farther than this from the metric itself is another number, and has no interval here."""
 ByMode = Mapping[str, Mapping[str, float]]
@@ -51,13 +50,21 @@ class Contrast:
     difference: Estimate
 
     @property
-    def shows_nothing(self) -> bool:
-        """Whether the difference may be noise."""
-        return self.difference.low is None or self.difference.holds_zero
+    def may_be_noise(self) -> bool:
+        """Whether samples were compared, and what they differ by holds 0. One sample says neither this nor more."""
+        return self.difference.holds_zero
 
     def is_better(self, metric: str, words: Words) -> bool:
         """Whether the evaluation is the better one of both, beyond noise."""
-        return not self.shows_nothing and (self.difference.mean > 0) == (metric in words.higher_is_better)
+        return self._shows_something and (self.difference.mean > 0) == (metric in words.higher_is_better)
+
+    def is_worse(self, metric: str, words: Words) -> bool:
+        """Whether the other is the better one of both, beyond noise."""
+        return self._shows_something and not self.is_better(metric, words)
+
+    @property
+    def _shows_something(self) -> bool:
+        return self.difference.low is not None and not self.difference.holds_zero
 
 
 def estimate(values: Sequence[float]) -> Estimate:

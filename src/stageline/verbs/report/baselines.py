@@ -37,9 +37,8 @@ def baseline_part(evaluation: EvaluationRecord, metric: str, modes: ByMode, word
     ]
     name = words.metrics.get(metric, metric)
     heads = ["method", name, "gain", "95 % interval"]
-    better = [one.name for one in found if one.is_better(metric, words)]
-    noise = [one.name for one in found if one.shows_nothing]
-    worse = [one.name for one in found if one.name not in (*better, *noise)]
+    noise = [one.name for one in found if one.may_be_noise]
+    worse = [one.name for one in found if one.is_worse(metric, words)]
     said = [f"No gain beyond noise over: {', '.join(noise)}."] if noise else []
     said += [f"Better than the model: {', '.join(worse)}."] if worse else []
     shown = table(heads, rows, caption="Gain over trivial methods, sample by sample", class_="numbers")

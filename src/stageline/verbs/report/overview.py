@@ -10,8 +10,8 @@ from typing import Any
 
 from stageline.contract import Words
 from stageline.data.shown import notable, ranked
-from stageline.verbs.compare.bootstrap import as_number
-from stageline.verbs.compare.samples import ONE, contrasts, interval_of_metric, values_by_mode
+from stageline.verbs.compare.bootstrap import ONE, as_number
+from stageline.verbs.compare.samples import contrasts, interval_of_metric, values_by_mode
 from stageline.verbs.report.baselines import baseline_part, baselines_of
 from stageline.verbs.report.html import (
     Child,
@@ -105,7 +105,7 @@ def effect_card(evaluation: EvaluationRecord | None, words: Words) -> Markup | N
         [one.name, f"{one.difference.mean:+.3f}", interval_cell(one.difference.low, one.difference.interval)]
         for one in found
     ]
-    none_shown = [one.shows_nothing for one in found]
+    none_shown = [one.may_be_noise for one in found]
     usual = next(iter(modes), "")
     if not rows:
         return None
