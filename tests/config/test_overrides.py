@@ -267,6 +267,8 @@ def test_truth_has_two_words(text: str) -> None:
         pytest.param("trainer.bs=1", ("did you mean 'trainer.batch_size'?",), id="short"),
         pytest.param("trainer.gpus=1", ("did you mean 'trainer.processes'?",), id="word-of-others"),
         pytest.param("trainer.keep.lst=1", ("did you mean 'trainer.keep.last'?",), id="misspelt"),
+        pytest.param("model.lerning_rate=1", ("did you mean 'trainer.learning_rate'?",), id="misspelt-elsewhere"),
+        pytest.param("data.data_root=here", ("data.data_root: unknown key; known here: ",), id="of-another-family"),
         pytest.param("seed=18446744073709551616", ("seed", "18446744073709551615"), id="65-bits"),
         pytest.param("seed=1e30", ("seed", "18446744073709551615"), id="65-bits-in-short"),
         pytest.param("seed=-1", ("seed", "greater than or equal to 0"), id="negative-seed"),

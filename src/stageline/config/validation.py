@@ -50,10 +50,14 @@ SHORT = {
 """What other programs call a setting -> last part of our key; beginnings (`lr`) and single words need no entry."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
+NEAR, SAME = 0.6, 0.8
+"""Share of letters that a misspelt word shares with what it meant; with a word of another section it must be more."""
+
+
+def nearest(word: str, known: Iterable[str], share: float = NEAR) -> str | None:
     """The known word nearest to a misspelt one, or None if nothing is near."""
     names = sorted(set(known))
-    matches = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(word, names, n=1, cutoff=share)
     return matches[0] if matches else None
 
 
@@ -187,7 +191,7 @@ def _hint(model: type[BaseModel], path: Sequence[Any]) -> str:
         meant = [".".join([*parents, key]) for key in find(last, here)]
         if meant:
             return f"did you mean {' or '.join(map(repr, meant))}?"
-    for find in (_shortened, lambda word, known: [near] if (near := nearest(word, known)) else []):
+    for find in (_shortened, lambda word, known: [near] if (near := nearest(word, known, SAME)) else []):
         meant = [elsewhere[key] for key in find(last, elsewhere)]
         if meant:
             return f"did you mean {' or '.join(map(repr, meant))}?"
