@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import Any
 
@@ -64,4 +65,5 @@ def test_a_slow_board_delays_nobody_and_what_is_missing_is_counted(monkeypatch: 
     writer.close()  # it got here, though the board takes nothing
     board.free.set()
     (warning,) = warnings
-    assert "TensorBoard was too slow" in warning
+    # One is with the board, as many as fit wait, and the others were turned away.
+    assert re.search(r"TensorBoard was too slow: pictures of (29|30) validations", warning)

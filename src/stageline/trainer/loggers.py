@@ -11,17 +11,18 @@ import csv
 import io
 import math
 import queue
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Protocol
 
 from stageline.errors import ConfigError, Faults
 from stageline.store import NotFoundError, Store
 from stageline.telemetry import redact
+from stageline.trainer.handover import Handover
 
 CSV_NAME = "scalars.csv"
 CSV_SECONDS = 30.0
@@ -169,41 +170,30 @@ class Loggers:
 
     def __init__(self, names: Sequence[str], store: Store, tracked: Tracked, warn: Callable[[str], None]) -> None:
         self._warn = warn
-        self._queue: queue.Queue[tuple[Values, int] | None] = queue.Queue(QUEUE_LENGTH)
         self._faults: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._lost = 0
-        self._thread = threading.Thread(
-            target=self._run, args=(tuple(names), store, tracked), name="stageline-loggers", daemon=True
+        self._queue = Handover[tuple[Values, int]](
+            "stageline-loggers", partial(self._run, tuple(names), store, tracked), length=QUEUE_LENGTH
         )
-        self._thread.start()
 
     def log(self, values: Values, step: int) -> None:
         """Hand values on; returns at once. Values that are not finite are left out, the trackers refuse them."""
         finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
-        try:
-            self._queue.put_nowait((finite, step))
-        except queue.Full:
-            self._lost += 1
+        self._queue.put((finite, step))
         self._tell()
 
     def close(self) -> None:
         """Wait a little for what is queued; what is not through then is lost, and told."""
-        try:
-            self._queue.put(None, timeout=CLOSE_SECONDS)
-        except queue.Full:
-            self._lost += 1
-        self._thread.join(CLOSE_SECONDS)
+        lost = self._queue.close(CLOSE_SECONDS)
         self._tell()
-        left = self._queue.qsize() if self._thread.is_alive() else 0
-        if self._lost + left:
-            self._warn(f"loggers were too slow: {self._lost + left} steps are missing there")
+        if lost:
+            self._warn(f"loggers were too slow: {lost} steps are missing there")
 
-    def _run(self, names: Sequence[str], store: Store, tracked: Tracked) -> None:
+    def _run(self, names: Sequence[str], store: Store, tracked: Tracked, items: Iterator[tuple[Values, int]]) -> None:
         working: dict[str, Logger] = {}
         for name in names:
             with self._surviving(working, name, "did not start"):
                 working[name] = KINDS[name](store, tracked)
-        while (item := self._queue.get()) is not None:
+        for item in items:
             for name in list(working):
                 with self._surviving(working, name, "failed"):
                     working[name].log(*item)

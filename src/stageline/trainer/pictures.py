@@ -6,15 +6,14 @@ dropped and told, and a fault of TensorBoard's costs the pictures alone.
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stageline.telemetry import redact
+from stageline.trainer.handover import Handover
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -38,34 +37,23 @@ class PictureWriter:
 
     def __init__(self, writer: SummaryWriter, warn: Callable[[str], None]) -> None:
         self._writer, self._warn = writer, warn
-        self._queue: queue.Queue[tuple[Pictures, int] | None] = queue.Queue(QUEUE_LENGTH)
         self._fault = ""
-        self._lost = 0
-        self._thread = threading.Thread(target=self._run, name="stageline-pictures", daemon=True)
-        self._thread.start()
+        self._queue = Handover[tuple[Pictures, int]]("stageline-pictures", self._run, length=QUEUE_LENGTH)
 
     def put(self, pictures: Pictures, step: int) -> None:
         """Hand pictures on; returns at once. pictures: name -> (H, W) or (H, W, 3) uint8."""
-        try:
-            self._queue.put_nowait((pictures, step))
-        except queue.Full:
-            self._lost += 1
+        self._queue.put((pictures, step))
 
     def close(self) -> None:
         """Wait a little for what is queued; what is not through then is lost, and told."""
-        try:
-            self._queue.put(None, timeout=CLOSE_SECONDS)
-        except queue.Full:
-            self._lost += 1
-        self._thread.join(CLOSE_SECONDS)
-        left = self._queue.qsize() if self._thread.is_alive() else 0
+        lost = self._queue.close(CLOSE_SECONDS)
         if self._fault:
             self._warn(f"pictures in TensorBoard ended: {self._fault}")
-        elif self._lost + left:
-            self._warn(f"TensorBoard was too slow: pictures of {self._lost + left} validations are missing there")
+        elif lost:
+            self._warn(f"TensorBoard was too slow: pictures of {lost} validations are missing there")
 
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
+    def _run(self, items: Iterator[tuple[Pictures, int]]) -> None:
+        for item in items:
             try:
                 if not self._fault:
                     self._write(*item)
