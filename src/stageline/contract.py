@@ -85,6 +85,7 @@ class FamilyConfig:
         in while the stage trains; they are saved as they were.
     externals(config, stage): weights that are not ours and that the stage needs, read from nothing but the config;
         `encoders.copies.external_folder` gives their files.
+    needs(config, stage): optional roles without which a plan refuses this config -> why, without a full stop.
     default_stages(config): what `stages: null` means; opt-in stages never.
     variant(config): the word that tells runs of one stage apart in their directories; "" where there is none.
     run_name(config): the name of a run whose config gives none.
@@ -100,8 +101,7 @@ class FamilyConfig:
         config, stage: the checkpoint's own.  measured: by the evaluation, {} where nothing was.
     branches: name -> another run that the family's pipeline can have beside the main one, to compare the two.
     words: names of modes, metrics and pictures for people.
-    step_work(config, stage): what one optimizer step costs, in the unit of the family's rates; None where nobody
-        measured anything like it.
+    step_work(config, stage): what one optimizer step costs, in the unit of the family's rates; None where unknown.
     propose(folder, preset): a config for the pictures in a folder, from a raw preset (None: the family's own choice);
         reads headers and a few files, writes nothing. None where the family has no folders of pictures.
     """
@@ -120,6 +120,7 @@ class FamilyConfig:
     may_lack_gradient: Callable[[Any, Stage], tuple[str, ...]] = lambda _config, _stage: ()
     casts: Callable[[Any, Stage], Mapping[str, Cast]] = lambda _config, _stage: {}
     externals: Callable[[Any, Stage], tuple[External, ...]] = lambda _config, _stage: ()
+    needs: Callable[[Any, Stage], Mapping[str, str]] = lambda _config, _stage: {}
     default_stages: Callable[[Any], Collection[str]] | None = None
     variant: Callable[[Any], str] = lambda _config: ""
     run_name: Callable[[Any], str] | None = None

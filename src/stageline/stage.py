@@ -91,6 +91,8 @@ class Stage:
     parents: role -> stage. A role is `default` or one of the family's own words.
     optional_parents: roles without which the stage may start from scratch when that stage is not in the run.
     also_from: role -> further stages whose checkpoint `parents.<stage>.<role>` may name (fine-tuning from itself).
+    named_parents: further roles -> the stages whose checkpoint `parents.<stage>.<role>` may name, itself among them. No
+        stage of the run fills them: where nobody names one, the stage starts without it.
     defaults: dotted config keys and their values where the user's config does not state them.
     patch: dotted config keys this stage changes, whatever the user's config says; `stage_overrides` alone win over it.
     opt_in: trained only where `stages` names it.
@@ -111,6 +113,7 @@ class Stage:
     parents: Mapping[str, str] = field(default_factory=dict)
     optional_parents: frozenset[str] = frozenset()
     also_from: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    named_parents: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     patch: Mapping[str, Any] = field(default_factory=dict)
     opt_in: bool = False
@@ -125,9 +128,17 @@ class Stage:
         assert lengths[0] >= 1, f"stage {self.name} has no step"
         assert self.optional_parents <= set(self.parents), f"stage {self.name}: an optional parent is no role"
         assert set(self.also_from) <= set(self.parents), f"stage {self.name}: also_from names what is no role"
+        assert not set(self.named_parents) & set(self.parents), f"stage {self.name}: a role is declared twice"
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Every role in which it takes a parent."""
+        return (*self.parents, *self.named_parents)
 
     def accepted(self, role: str) -> tuple[str, ...]:
         """The stages a checkpoint in this role may be of."""
+        if role in self.named_parents:
+            return self.named_parents[role]
         return (self.parents[role], *self.also_from.get(role, ()))
 
 
@@ -207,9 +218,9 @@ class Stages:
                 if name not in self:
                     continue
                 stage, key = self[name], f"parents.{name}.{role}"
-                if role not in stage.parents:
-                    faults.add(f"parents.{name}: no role {role!r}; roles: {', '.join(stage.parents) or 'none'}")
-                elif given == FROM_SCRATCH and role not in stage.optional_parents:
+                if role not in stage.roles:
+                    faults.add(f"parents.{name}: no role {role!r}; roles: {', '.join(stage.roles) or 'none'}")
+                elif given == FROM_SCRATCH and role in set(stage.parents) - stage.optional_parents:
                     faults.add(
                         f"{key}: {FROM_SCRATCH}, but {name!r} cannot start from scratch; name a checkpoint of "
                         f"{' or '.join(map(repr, stage.accepted(role)))}"

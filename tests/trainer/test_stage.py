@@ -74,6 +74,20 @@ def test_frozen_parameters_stay_bitwise_and_have_no_gradient(train, tmp_path):
     assert seeded[0]["tensors"] == {"loaded": 7, "fresh": 0, "dropped": 0, "external": 0}
 
 
+def test_a_stage_is_tuned_from_a_checkpoint_of_its_own_kind(train, tmp_path):
+    base = train("base")
+    further = {"parents.base.before": "runs/r/base", "trainer.learning_rate": 1e-12}
+    tuned = train("base", run="further", **further)
+    start, end = (read_tensors(resolve(str(result.reference)), "ema") for result in (base, tuned))
+    for name, tensor in start.items():
+        torch.testing.assert_close(end[name], tensor, atol=1e-6, rtol=0)
+    meta = resolve(str(tuned.reference)).metadata
+    assert (meta.parents["before"].digest, meta.referenced) == (base.reference.digest, {})
+    assert train("base", run="further", **further).action == "reuse"
+    scratch = train("base", run="further", **{"trainer.learning_rate": 1e-12})
+    assert not torch.equal(read_tensors(resolve(str(scratch.reference)), "ema")["stem.weight"], end["stem.weight"])
+
+
 def test_a_frozen_part_may_be_held_in_bf16_and_is_saved_as_it_was(train):
     from toy_family import family
 

@@ -12,8 +12,10 @@ import pytest
 from stageline.checkpoint.layout import CheckpointRef, StageDir
 from stageline.checkpoint.metadata import METADATA_NAME
 from stageline.config import seal
-from stageline.errors import CheckpointError, PlanError
+from stageline.errors import CheckpointError, ConfigError, PlanError
+from stageline.families import family_config
 from stageline.plan import make_plan
+from stageline.pod.trial import with_parents
 from stageline.store import open_store
 from stageline.work.decision import decide, decide_evaluation, decide_stage, hand_on
 from stageline.work.given import Given, given_by, given_to_stage
@@ -82,6 +84,46 @@ def test_what_was_never_trained_is_from_scratch_or_missing(chain: Lab) -> None:
     last = stage(chain, "last", "stages=[last]")
     assert last.action == "blocked"
     assert "needs a checkpoint of 'middle' (role 'default')" in last.reasons[0]
+
+
+def test_an_optional_parent_that_the_config_needs_is_waited_for_and_missed(chain: Lab) -> None:
+    """Absent, said to be none, or handed on as nothing; the remedies offer no start from scratch."""
+    missing = "needs a checkpoint of 'base' (role 'default') and has none: needy"
+    for way in ("stages=[middle]", "parents.middle.default=none"):
+        work = stage(chain, "middle", way, "model.needy=true")
+        assert work.action == "blocked"
+        assert missing in work.reasons[0]
+    config = chain.config("model.needy=true")
+    assert "parent default: stage 'base' will be trained" in stage(chain, "middle", "model.needy=true").waiting
+    data = str(chain.prepare(config).reference)
+    with pytest.raises(PlanError, match="has none: needy"):
+        refuse_blocked(decide_stage(config, "middle", given=Given(data, {"default": ""})))
+    chain.commit(chain.config("trainer.learning_rate=0.5"), "base")
+    for needy, offered in (("true", False), ("false", True)):
+        (remedy,) = stage(chain, "middle", "stages=[middle]", f"model.needy={needy}").remedies
+        assert ("start from scratch" in remedy) == offered
+    assert with_parents(family_config("chain"), config, "middle") == ["base", "middle"]
+    assert with_parents(family_config("chain"), chain.config(), "middle") == ["middle"]
+
+
+def test_a_role_that_no_stage_of_the_run_fills_is_named_or_empty(chain: Lab) -> None:
+    """A stage may start from a checkpoint of its own kind; it is in its fingerprint and in the words of its job."""
+    config = chain.config()
+    data = str(chain.prepare(config).reference)
+    assert stage(chain, "base", "parents.base.before=none").fingerprint == stage(chain, "base").fingerprint
+    assert not stage(chain, "base").parents
+    other = chain.commit(chain.config("run=other"), "base", value=0.9)
+    named = chain.config("parents.base.before=runs/other/base")
+    for given in (None, Given(data), Given(data, {}), Given(data, {"before": str(other.reference)})):
+        work = decide_stage(named, "base", given=given)
+        assert refs(work.sources) == {"before": str(other.reference)}
+        assert work.fingerprint != stage(chain, "base").fingerprint
+        assert given_by(work.arguments()) == Given(data, {"before": str(other.reference)})
+    last = chain.commit(chain.config("run=other"), "last")
+    wrong = stage(chain, "base", f"parents.base.before={last.uri}")
+    assert "is a checkpoint of stage 'last', expected 'base' or 'middle'" in wrong.reasons[0]
+    with pytest.raises(ConfigError, match=r"parents\.base: no role 'default'; roles: before"):
+        stage(chain, "base", "parents.base.default=none")
 
 
 def test_given_references_are_never_filled_up_from_the_store(chain: Lab) -> None:

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stageline.errors import ConfigError, StagelineError
 from stageline.pod.attempt import Attempt, run_program, write_config
 from stageline.pod.settings import USAGE
 from stageline.telemetry import FailureRecord
+
+if TYPE_CHECKING:
+    from stageline.config import RunConfig
+    from stageline.contract import FamilyConfig
 
 PRESET = "tiny"
 """Every family has it: seconds of training on data it makes itself."""
@@ -34,8 +38,7 @@ def run_trial(attempt: Attempt) -> FailureRecord | None:
     config = trial_config(attempt.pod.config or raw_preset(family[-1], PRESET), root)
     typed = parse_config(config, where="the trial's config")
     declared = family_config(typed.family)
-    stages = declared.stages
-    wanted = _with_parents(stages, attempt.pod.stage)
+    wanted = with_parents(declared, typed, attempt.pod.stage)
     file = str(write_config(attempt.scratch, {**config, "stages": wanted}))  # an optional parent is not waited for
     own = replace(attempt, pod=replace(attempt.pod, nodes=1, processes=1))
     for words in (["prepare"], *(["train", name] for name in wanted)):
@@ -43,7 +46,7 @@ def run_trial(attempt: Attempt) -> FailureRecord | None:
         record = run_program(own, [*words, "-c", file], 1)
         if record is not None:
             return record
-    variant = declared.variant(stage_config(typed, stages[attempt.pod.stage]))
+    variant = declared.variant(stage_config(typed, declared.stages[attempt.pod.stage]))
     ref = StageDir(typed.root, typed.run, attempt.pod.stage, variant).newest()
     faults = ["there is none"] if ref is None else verify(ref)
     if ref is None or faults or not ref.metadata.final:
@@ -60,12 +63,15 @@ def trial_config(raw: Mapping[str, Any], root: Path) -> dict[str, Any]:
     return {**plain, "root": str(root), "run": "trial", "trainer": trainer}
 
 
-def _with_parents(stages: Any, name: str) -> list[str]:
-    """A stage and what it needs before it, in order."""
+def with_parents(family: FamilyConfig, config: RunConfig, name: str) -> list[str]:
+    """A stage and what it needs before it, in order. config: the run's."""
+    from stageline.stage import stage_config
+
     needed, wanted = {name}, list[str]()
-    for stage in reversed(list(stages)):
+    for stage in reversed(list(family.stages)):
         if stage.name in needed:
             wanted.insert(0, stage.name)
-            needed |= {parent for role, parent in stage.parents.items() if role not in stage.optional_parents}
-    stages[name]  # an unknown one is refused in words
+            optional = stage.optional_parents - set(family.needs(stage_config(config, stage), stage))
+            needed |= {parent for role, parent in stage.parents.items() if role not in optional}
+    family.stages[name]  # an unknown one is refused in words
     return wanted

@@ -2,7 +2,8 @@
 
 In this order: what is given or named; the run's own stage if it is selected; a stage that is not selected but finished
 under the very fingerprint that it would have. Work under another fingerprint blocks; nothing at all is from scratch for
-an optional role.
+an optional role, unless the family says that this config needs it. A role that no stage of a run fills is
+named or empty.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from stageline.checkpoint.layout import CheckpointRef, resolve_named
 from stageline.checkpoint.metadata import is_continuable
 from stageline.errors import CheckpointError, PlanError, StagelineError
-from stageline.stage import FROM_SCRATCH, Inheritance, Stage
+from stageline.stage import FROM_SCRATCH, Inheritance, Stage, stage_config
 from stageline.work.differences import changes, divergence, old_schema
 from stageline.work.seeding import check_seeds, is_stranger
 from stageline.work.work import ParentWork, StageWork
@@ -31,6 +32,7 @@ class Found:
     blocked: which cannot be had because their stage is blocked.
     named: role -> (key, word): where and how somebody named it.
     sections: role -> what becomes of each section of that parent.
+    needs: optional roles that this config cannot do without -> why.
     """
 
     parents: dict[str, ParentWork] = field(default_factory=dict)
@@ -42,18 +44,19 @@ class Found:
     blocked_faults: tuple[StagelineError, ...] = ()
     named: dict[str, tuple[str, str]] = field(default_factory=dict)
     sections: dict[str, tuple[Inheritance, ...]] = field(default_factory=dict)
+    needs: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_parents(run: RunDecision, work: StageWork) -> Found:
     """Every parent of a stage, and what is wrong with those that cannot be had. work: the stage, its config its own."""
-    found = Found()
+    found = Found(needs=run.family.needs(work.config, work.stage))
     given = run.given.parents if run.item == work.item else None
     stage = work.stage
-    strangers = sorted(set(given or {}) - set(stage.parents))
+    strangers = sorted(set(given or {}) - set(stage.roles))
     if strangers:
-        known = ", ".join(stage.parents) or "none"
+        known = ", ".join(stage.roles) or "none"
         found.faults.append(PlanError(f"stage {stage.name!r} has no parent {strangers[0]!r}; roles: {known}"))
-    for role in stage.parents:
+    for role in stage.roles:
         try:
             parent = _parent(run, work, role, given, found)
             if parent is not None:
@@ -81,7 +84,7 @@ def _parent(
     if named:
         found.named[role] = (key, named)
         return _at(run, work, role, "" if named == FROM_SCRATCH else named, found, named=True)
-    if given is not None:
+    if given is not None or role in stage.named_parents:
         return _absent(stage, role, found)
     return _of_run(run, stage, role, found)
 
@@ -91,7 +94,7 @@ def _at(run: RunDecision, work: StageWork, role: str, name: str, found: Found, *
     stage = work.stage
     if not name:
         return _absent(stage, role, found)
-    source = run.family.stages[stage.parents[role]]
+    source = run.family.stages[stage.accepted(role)[0]]
     ref = resolve_named(name, run.config.root, prefer=source.parent_checkpoint)
     diverged = "" if named or is_stranger(work, role, ref) else _diverged(run, ref)
     if diverged:
@@ -101,10 +104,13 @@ def _at(run: RunDecision, work: StageWork, role: str, name: str, found: Found, *
 
 def _absent(stage: Stage, role: str, found: Found) -> ParentWork | None:
     """No parent: None, from scratch, where the stage may."""
+    if role in stage.named_parents:
+        return None
     source = stage.parents[role]
-    if role not in stage.optional_parents:
+    if role not in stage.optional_parents or role in found.needs:
+        why = f": {found.needs[role]}" if role in found.needs else ""
         raise PlanError(
-            f"stage {stage.name!r} needs a checkpoint of {source!r} (role {role!r}) and has none",
+            f"stage {stage.name!r} needs a checkpoint of {source!r} (role {role!r}) and has none{why}",
             remedy=f"train {source} first, or set parents.{stage.name}.{role}=<checkpoint>",
         )
     found.notes.append(f"parent {role}: from scratch")
@@ -131,13 +137,13 @@ def _of_run(run: RunDecision, stage: Stage, role: str, found: Found) -> ParentWo
     if work.action == "blocked":
         raise PlanError(
             f"parent {role}: stage {source!r} is not selected and cannot be taken: {'; '.join(work.reasons)}",
-            remedy=" ".join((*work.remedies, _ways_out(run, stage, role))),
+            remedy=" ".join((*work.remedies, _ways_out(run, stage, role, found))),
         )
     if not work.fingerprint:
         sentence = f"parent {role}: stage {source!r} is not selected; whether it is finished with these settings is not"
         found.undecided = (*found.undecided, f"{sentence} known yet")
         return ParentWork(role, source, None, run.family.facts(work.config, work.stage), selected=False)
-    raise _refuse_other(run, stage, role, work)
+    raise _refuse_other(run, stage, role, work, found)
 
 
 def refuse_other(run: RunDecision, source: str) -> None:
@@ -151,7 +157,8 @@ def refuse_other(run: RunDecision, source: str) -> None:
     for stage in run.selected:
         for role, name in stage.parents.items():
             if name == source and not run.config.parents.get(stage.name, {}).get(role):
-                _of_run(run, stage, role, Found())
+                needs = run.family.needs(stage_config(run.config, stage), stage)
+                _of_run(run, stage, role, Found(needs=needs))
 
 
 def _taken(stage: Stage, role: str, work: StageWork) -> ParentWork:
@@ -183,7 +190,7 @@ def _diverged(run: RunDecision, ref: CheckpointRef) -> str:
     return divergence(ref.metadata, run.family.stages[name].metric)
 
 
-def _refuse_other(run: RunDecision, stage: Stage, role: str, work: StageWork) -> PlanError:
+def _refuse_other(run: RunDecision, stage: Stage, role: str, work: StageWork, found: Found) -> PlanError:
     """A stage that is not selected and was trained with something else, or not to its end."""
     recorded = work.recorded
     if work.action == "continue":
@@ -198,15 +205,16 @@ def _refuse_other(run: RunDecision, stage: Stage, role: str, work: StageWork) ->
         why = f"was trained otherwise: {'; '.join(lines)}"
     return PlanError(
         f"parent {role}: stage {work.item!r} is not selected, and what the run has of it {why}",
-        remedy=_ways_out(run, stage, role),
+        remedy=_ways_out(run, stage, role, found),
     )
 
 
-def _ways_out(run: RunDecision, stage: Stage, role: str) -> str:
+def _ways_out(run: RunDecision, stage: Stage, role: str, found: Found) -> str:
     source = stage.parents[role]
     names = [one.name for one in run.family.stages if one.name == source or run.is_selected(one.name)]
     key = f"parents.{stage.name}.{role}"
-    scratch = f", or start from scratch with {key}={FROM_SCRATCH}" if role in stage.optional_parents else ""
+    may = role in stage.optional_parents and role not in found.needs
+    scratch = f", or start from scratch with {key}={FROM_SCRATCH}" if may else ""
     return (
         f"train it too with stages=[{','.join(names)}], or take what is there with "
         f"{key}=runs/{run.config.run}/{source}{scratch}"

@@ -175,7 +175,8 @@ class StageWork(Work):
         if not self.fingerprint or self.data.reference is None:
             return ("train", self.item)
         refs = self.sources
-        words = [f"--parent={role}={refs[role].reference if role in refs else ''}" for role in self.stage.parents]
+        roles = (*self.stage.parents, *(role for role in self.stage.named_parents if role in refs))
+        words = [f"--parent={role}={refs[role].reference if role in refs else ''}" for role in roles]
         return ("train", self.item, f"--data={self.data.reference}", *words)
 
     def committed_step(self) -> int:

@@ -178,6 +178,7 @@ def test_flags_become_settings() -> None:
     assert objective.loss_weights["shape"] == 2
     assert objective.loss_weights["scale"] == 0
     assert objective.loss_weights["translation"] == 1  # the file's
+    assert config.parents["sparse_flow"] == config.parents["global_flow"]
     assert config.model.sparse_flow.use_checkpoint
     assert config.model.global_sparse_flow.use_checkpoint
 

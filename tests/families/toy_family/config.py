@@ -51,7 +51,15 @@ class ToyConfig(RunConfig):
 
 
 STAGES = Stages(
-    Stage("base", trains=("*",), objective="mse", steps=10, metric="error", direction="min"),
+    Stage(
+        "base",
+        trains=("*",),
+        objective="mse",
+        steps=10,
+        metric="error",
+        direction="min",
+        named_parents={"before": ("base",)},
+    ),
     Stage(
         "tune",
         trains=("body.*", "head.*"),

@@ -18,8 +18,8 @@ MADE = "made from "
 
 def inherit(parent: Parent, config: ToyConfig, stage: Stage) -> tuple[Inheritance, ...]:
     """A single parent gives everything; of two, `trunk` gives all but the head."""
-    roles = {"default": "load", "trunk": "load", "head": "drop"}
-    head = {"default": "fresh" if config.model.fresh_head else "load", "trunk": "drop", "head": "load"}[parent.role]
+    roles = {"default": "load", "before": "load", "trunk": "load", "head": "drop"}
+    head = {"trunk": "drop", "head": "load"}.get(parent.role, "fresh" if config.model.fresh_head else "load")
     trunk: Any = roles[parent.role]
     outcome: Any = head
     sections = [

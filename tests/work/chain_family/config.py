@@ -1,4 +1,5 @@
-"""Stages with an optional and a required parent, two roles, a variant, weights of others, a fact only reported."""
+"""Stages with an optional and a required parent, one that the config may need, one that is only named, two roles, a
+variant, weights of others, a fact only reported."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ class ChainModelConfig(Settings):
     shade: str = "light"
     word: str = ""
     tower: str = ""
+    needy: bool = False
+    """Whether no stage starts without its optional parent."""
 
 
 class ChainConfig(RunConfig):
@@ -20,7 +23,9 @@ class ChainConfig(RunConfig):
 
 
 STAGES = Stages(
-    Stage("base", trains=("*",), objective="mse", steps=10, metric="dice"),
+    Stage(
+        "base", trains=("*",), objective="mse", steps=10, metric="dice", named_parents={"before": ("base", "middle")}
+    ),
     Stage(
         "middle",
         trains=("head.*",),
@@ -67,6 +72,7 @@ FAMILY_CONFIG = FamilyConfig(
     fact_rules={"shade": {"resume": "equal", "seed": "report", "evaluate": "equal"}},
     inherit=inherit,
     externals=externals,
+    needs=lambda config, stage: dict.fromkeys(stage.optional_parents, "needy") if config.model.needy else {},
     splits=lambda _config, _stage: (),
     evaluation_splits=lambda _config: (),
     check=lambda _config, _stage: None,

@@ -140,7 +140,8 @@ def scene_config(
         "trainer": trainer,
     }
     if weights is not None:
-        config["parents"] = {"global_flow": {"sparse": f"runs/{weights.run}/{weights.stage}"}}
+        place = f"runs/{weights.run}/{weights.stage}"
+        config["parents"] = {stage: {"sparse": place} for stage in ("sparse_flow", "global_flow")}
     return config
 
 

@@ -59,9 +59,6 @@ def _sections(
     if parent.role == "vae":
         _refuse(parent, own, (*VAE,))
         yield section("vae", "load", "the run's autoencoder")
-        if stage.name == "sparse_flow":
-            yield section("sparse_flow", "fresh", "drawn anew")
-            yield section("scale", "fresh", "measured over the training split")
         return
     _refuse(parent, own, (*LATENTS, *FLOW, *SPARSE))
     if found.get("voxels"):
@@ -73,7 +70,10 @@ def _sections(
         outcome: Outcome = "fresh" if own["voxels"] else "drop"
         yield section("scale", outcome, "one of the two has latents, which are standardised already")
     theirs = found.get("global_sparse_flow.num_blocks")
-    if theirs:
+    if theirs and not has_global(stage):
+        yield section("global_sparse_flow", "drop", "this stage sees one object at a time")
+        yield section(FACTOR, "drop", "the same")
+    elif theirs:
         _refuse(parent, own, (*GLOBAL, *BOTH))
         yield section("global_sparse_flow", "load", f"of stage {parent.stage}")
         if own["combine_mode"] == "weighted":

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from stageline.contract import ParameterGroup, Parent, SampleKey, Samples, Workspace
 from stageline.data.prepared import PreparedData
-from stageline.errors import DataError, PlanError
+from stageline.errors import DataError
 from stageline.families.sparse_structure.assembly import DualModel, FlowModel, VaeModel, build_model
 from stageline.families.sparse_structure.config.model import SHAPE
 from stageline.families.sparse_structure.data.order import scene_order
@@ -175,12 +175,6 @@ class FlowTask(SceneTask):
 
     def derive(self, parents: Mapping[str, Parent]) -> None:
         """Blocks of the global branch from the sparse one, and the scale of latents, where they start fresh."""
-        if self.config.has_vae and "vae" not in parents:
-            raise PlanError(
-                f"stage {self.stage.name!r} encodes voxels and has no checkpoint in role 'vae'",
-                remedy="train stage shape_vae, or name its checkpoint: parents."
-                f"{self.stage.name}.vae; data.name: latents needs none",
-            )
         own = [parent for role, parent in parents.items() if role != "vae"]
         scale = self.flow.scale
         if isinstance(scale, SceneScale) and not any(parent.facts.get("voxels") for parent in own):

@@ -45,7 +45,7 @@ def admit_resume(work: StageWork, ref: CheckpointRef) -> None:
 
 def parent_weights(work: StageWork, role: str) -> Literal["raw", "ema"]:
     """Which weights of a parent are taken: what its stage declares; raw where it was trained without an average."""
-    declared = work.family.stages[work.stage.parents[role]].parent_weights
+    declared = work.family.stages[work.stage.accepted(role)[0]].parent_weights
     return declared if work.sources[role].metadata.has_weights(declared) else "raw"
 
 
@@ -96,7 +96,7 @@ def seed_from_parents(work: StageWork, model: nn.Module) -> Seeding:
     own = model.state_dict()
     where = "; ".join(ref.uri for ref in work.sources.values()) or f"stage {work.stage.name!r}"
     patterns = {external.name: external.patterns for external in work.family.externals(work.config, work.stage)}
-    partly = bool(set(work.stage.parents) - set(work.sources))
+    partly = bool(set(work.stage.roles) - set(work.sources))
     model_records = records_of(own)
     origins = find_origins(model_records, given, sections, patterns, where=where, partly=partly)
     for role, ref in work.sources.items():

@@ -146,7 +146,7 @@ def _train(session: Session, config: RunConfig, work: StageWork, data: str, stop
 def _again(config: RunConfig, work: StageWork) -> StageWork:
     """The decision about the same stage over the same data and parents, now."""
     refs = {role: str(ref.reference) for role, ref in work.sources.items()}
-    given = Given(str(work.data.reference), {role: refs.get(role, "") for role in work.stage.parents})
+    given = Given(str(work.data.reference), {role: refs.get(role, "") for role in work.stage.roles})
     again = decide_stage(config, work.item, work.root, given)
     refuse_blocked(again)
     return again

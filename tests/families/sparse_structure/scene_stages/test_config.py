@@ -77,7 +77,6 @@ def test_contradictions_are_refused(tmp_path: Any, overrides: list[str], words: 
     [
         ("shape_vae", ["data.name=latents", "data.data_root=x"], "nothing to encode"),
         ("sparse_flow", ["model.sparse_flow.freeze_shared_parameters=true"], "keep the blocks closed"),
-        ("sparse_flow", ["parents.sparse_flow.vae=none"], "are voxels to be encoded"),
         ("global_flow", ["objective.batch_mode=false"], "trainer.batch_size: 1"),
         ("global_flow", ["objective.batch_mode=false", "objective.shared_draws_from=0.5"], "need shared draws"),
     ],

@@ -14,9 +14,14 @@ from stageline.checkpoint.tensors import read_tensors
 from stageline.checkpoint.torch_files import write_torch_file
 from stageline.cli.exports import write_export
 from stageline.cli.imports import import_files
-from stageline.errors import CheckpointError
+from stageline.errors import CheckpointError, ConfigError
 from stageline.families import load_config, parse_config
 from stageline.families.sparse_structure.assembly import build_model
+from stageline.families.sparse_structure.checkpoint_utils import (
+    BRANCHES,
+    load_combined_checkpoint,
+    load_dual_backbone_from_checkpoints,
+)
 from stageline.families.sparse_structure.config import STAGES
 from stageline.families.sparse_structure.guide_data import demo_data
 from stageline.verbs.evaluate.evaluation import evaluate_checkpoint
@@ -69,7 +74,7 @@ def state(config: Any, stage: str, seed: int) -> dict[str, Tensor]:
 
 def test_the_published_layout_comes_in_trains_on_and_leaves(root: Path, tmp_path: Path) -> None:
     """945 tensors beside foreign ones: the frozen branch is bit-equal from the file through training and EMA to the
-    files that leave; what needs voxels has no value, with the reason."""
+    files that leave, as the guide's utilities read them; what needs voxels has no value, with the reason."""
     config = config_of(
         root, "run=scenes", "stages=[global_flow]", "parents.global_flow.sparse=runs/public/sparse_flow", *SHORT
     )
@@ -92,11 +97,54 @@ def test_the_published_layout_comes_in_trains_on_and_leaves(root: Path, tmp_path
     assert record.metrics["distance"] > 0
     assert "latents" in record.plain["reasons"]["iou"]
     write_export(trained.uri, tmp_path / "out", "ckpt", None)
+    read_back(config, tmp_path / "out", read_tensors(trained, "ema"))
     again = import_files([str(tmp_path / "out" / "sparse_flow.ckpt"), *words(root)], "again", config=yaml)
     assert equal(read_tensors(resolve(again["reference"])), read_tensors(resolve(answer["reference"])))
     (made,) = load(str(trained.reference)).predict([root / "data/scenes/test/scene_000"], tmp_path / "predicted")
     assert made["objects"] == 2
     assert Path(made["latents"]).is_file()
+
+
+def read_back(config: Any, folder: Path, expected: dict[str, Tensor]) -> None:
+    """The three files, by the guide's utilities, into networks with other weights: both branches, and the whole."""
+    assert {path.name for path in folder.iterdir()} == {f"{name}.ckpt" for name in (*BRANCHES, "combined_model")}
+    for way in ("branches", "combined"):
+        model = build_model(at_stage(config.model_copy(update={"seed": 9}), "global_flow"), STAGES["global_flow"])
+        assert not equal(model.state_dict(), expected)
+        if way == "combined":
+            load_combined_checkpoint(model, folder / "combined_model.ckpt")
+        else:
+            load_dual_backbone_from_checkpoints(model, *(folder / f"{branch}.ckpt" for branch in BRANCHES))
+        assert equal(model.state_dict(), expected)
+
+
+def test_a_published_branch_is_tuned_on_scenes_of_ones_own(root: Path, tmp_path: Path) -> None:
+    """Its time embedder and modulation stay the file's, the rest goes on from it, and the scene's branch from that."""
+    config = config_of(
+        root,
+        *("run=tuned", "stages=[sparse_flow,global_flow]", "parents.sparse_flow.sparse=runs/two/sparse_flow"),
+        *("model.sparse_flow.freeze_shared_parameters=true", "trainer.learning_rate=1e-3"),
+        blocks=2,
+    )
+    published = below(state(config, "global_flow", 7), "sparse_flow.")
+    file = tmp_path / "ss_generator.ckpt"
+    write_torch_file(file, {"state_dict": {**{f"{PUBLIC}{n}": x for n, x in published.items()}, **FOREIGN}})
+    import_files([str(file), *words(root, 2)], "two", config=root / "configs/default.yaml")
+    data = str(prepare_data(config).reference)
+    tuned, scene = (resolve(str(train_stage(config, s, data=data).reference)) for s in ("sparse_flow", "global_flow"))
+    found = below(read_tensors(tuned, "raw"), "sparse_flow.")
+    for name, tensor in published.items():
+        kept = "t_embedder" in name or "adaLN_modulation" in name or name.endswith("shape.pos_emb")
+        unweighted = name == "latent_mapping.translation_scale.out_layer.bias"
+        assert torch.equal(found[name], tensor) == (kept or unweighted), name
+        torch.testing.assert_close(found[name], tensor, atol=0.05, rtol=0, msg=name)
+    assert tuned.metadata.parents["sparse"].stage == "sparse_flow"
+    assert not tuned.metadata.referenced["sparse"].tensors.keys() - {f"sparse_flow.{name}" for name in published}
+    assert equal(below(read_tensors(scene, "raw"), "sparse_flow."), below(read_tensors(tuned, "ema"), "sparse_flow."))
+    write_export(scene.uri, tmp_path / "out", "ckpt", None)
+    read_back(config, tmp_path / "out", read_tensors(scene, "ema"))
+    with pytest.raises(ConfigError, match=r"name weights to start from in parents\.sparse_flow\.sparse"):
+        train_stage(config.model_copy(update={"parents": {}}), "sparse_flow", data=data)
 
 
 def test_both_branches_come_in_as_one_file_or_two(root: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from stageline.checkpoint.tensors import read_tensors
 from stageline.cli.exports import write_export
 from stageline.contract import Parent
 from stageline.data.prepared import PreparedData, open_prepared
-from stageline.errors import CheckpointError, InterruptedRunError, PlanError, StagelineError
+from stageline.errors import CheckpointError, InterruptedRunError, StagelineError
 from stageline.families.sparse_structure.assembly import DualModel, build_model
 from stageline.families.sparse_structure.checkpoint_utils import (
     load_combined_checkpoint,
@@ -72,6 +72,22 @@ def test_a_save_holds_what_its_stage_trains(chain: dict[str, CheckpointRef]) -> 
     assert set(joint.referenced) == {"global", "vae"}
 
 
+def test_a_save_costs_what_trains(root: Path, chain: dict[str, CheckpointRef]) -> None:
+    """In bytes on disk: weights at most 1.1 times the scene's branch, and the whole save, with average, optimizer and
+    all that is written about them, at most 1.1 times four such branches; the frozen ones would be three more."""
+    parents = (f"parents.global_flow.{r}={chain[s].uri}" for r, s in (("vae", "shape_vae"), ("sparse", "sparse_flow")))
+    wide = ("model.global_sparse_flow.start=fresh", "model.global_sparse_flow.model_channels=64")
+    config = small(root, "stages=[global_flow]", *parents, *wide, run="wide")
+    data = str(prepare_data(config).reference)
+    ref = resolve(str(train_stage(config, "global_flow", data=data).reference), prefer="last")
+    whole = read_tensors(ref, "raw")
+    branch = sum(tensor.nbytes for name, tensor in whole.items() if name.startswith("global_sparse_flow."))
+    files = {path.name: path.stat().st_size for path in Path(ref.uri).rglob("*") if path.is_file()}
+    assert {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "checkpoint_metadata.json"} <= set(files)
+    assert branch < files["model.safetensors"] <= 1.1 * branch
+    assert sum(files.values()) <= 1.1 * 4 * branch
+
+
 def test_a_fresh_branch_changes_nothing(root: Path, chain: dict[str, CheckpointRef], prepared: PreparedData) -> None:
     """Check 10, in the stage: blocks are the sparse branch's, the output is zero, the sum equals it bit for bit."""
     task = task_of(root, prepared, "global_flow", "model.global_sparse_flow.block_map=[1]")
@@ -108,18 +124,12 @@ def test_the_scale_is_that_of_the_training_latents(
     torch.testing.assert_close(torch.cat(poses).mean(0), torch.zeros(3), atol=1e-4, rtol=0)
 
 
-def test_voxels_without_an_autoencoder_are_refused(root: Path) -> None:
-    config = small(root, "stages=[sparse_flow]", run="alone")
-    with pytest.raises(PlanError, match="no checkpoint in role 'vae'"):
-        train_stage(config, "sparse_flow", data=str(prepare_data(config).reference))
-
-
-def blocked(root: Path, *overrides: str) -> str:
-    """Why the plan blocks `global_flow` of a run of its own; "" where it does not."""
+def blocked(root: Path, *overrides: str, stage: str = "global_flow") -> str:
+    """Why the plan blocks a stage of a run of its own; "" where it does not."""
     (item,) = [
         item
-        for item in make_plan(small(root, "stages=[global_flow]", *overrides, run="other")).items
-        if item.name == "global_flow"
+        for item in make_plan(small(root, f"stages=[{stage}]", *overrides, run="other")).items
+        if item.name == stage
     ]
     return "; ".join(item.reasons) if item.action == "blocked" else ""
 
@@ -130,6 +140,15 @@ def test_wrong_parents_are_refused_by_the_plan(root: Path, chain: dict[str, Chec
     right = (f"parents.global_flow.vae={vae}", f"parents.global_flow.sparse={sparse}")
     assert not blocked(root, *right)
     assert "sparse" in blocked(root, right[0])
+    for absent in ((), ("parents.global_flow.vae=none",)):
+        assert "(role 'vae') and has none: data.name 'made' are voxels" in blocked(root, right[1], *absent)
+    tuned = f"parents.sparse_flow.sparse={sparse}"
+    assert "(role 'vae') and has none" in blocked(root, tuned, stage="sparse_flow")
+    assert not blocked(root, tuned, f"parents.sparse_flow.vae={vae}", stage="sparse_flow")
+    both = f"parents.sparse_flow.sparse={chain['joint'].uri}"
+    assert not blocked(root, both, f"parents.sparse_flow.vae={vae}", stage="sparse_flow")
+    wrong = blocked(root, f"parents.sparse_flow.sparse={vae}", stage="sparse_flow")
+    assert "'shape_vae', expected 'sparse_flow'" in wrong
     assert "shape_vae" in blocked(root, right[0], f"parents.global_flow.sparse={vae}")
     assert "sparse_flow" in blocked(root, f"parents.global_flow.vae={sparse}", f"parents.global_flow.sparse={vae}")
     wide = ("model.sparse_flow.model_channels=64", "model.global_sparse_flow.model_channels=64")

@@ -6,7 +6,7 @@ what a checkpoint says in `facts.py`, what a parent hands on in `inheritance.py`
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Literal
 
 from pydantic import model_validator
@@ -22,6 +22,7 @@ from stageline.families.sparse_structure.facts import FACT_RULES, agree, asked, 
 from stageline.families.sparse_structure.inheritance import inherit, trains
 from stageline.families.sparse_structure.sources import evaluation_splits, num_samples, splits
 from stageline.families.sparse_structure.words import WORDS
+from stageline.stage import Stage
 
 __all__ = ["FAMILY_CONFIG", "STAGES", "SparseStructureConfig"]
 
@@ -67,6 +68,13 @@ def default_stages(config: SparseStructureConfig) -> Collection[str]:
     return [s.name for s in STAGES if not s.opt_in and (config.has_vae or s.name != "shape_vae")]
 
 
+def needs(config: SparseStructureConfig, stage: Stage) -> Mapping[str, str]:
+    """Voxels are encoded in every stage that has a flow. config: the stage's own."""
+    if "vae" in stage.parents and config.has_vae:
+        return {"vae": f"data.name {config.data.name!r} are voxels, which it encodes; latents need none"}
+    return {}
+
+
 FAMILY_CONFIG = FamilyConfig(
     name="sparse_structure",
     config=SparseStructureConfig,
@@ -79,6 +87,7 @@ FAMILY_CONFIG = FamilyConfig(
     evaluation_splits=evaluation_splits,
     check=check,
     trains=trains,
+    needs=needs,
     default_stages=default_stages,
     asked=lambda raw: asked(SparseStructureConfig, raw),
     agree=agree,

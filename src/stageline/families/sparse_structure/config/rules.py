@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from stageline.config import SectionError
 from stageline.errors import ConfigError, Faults
+from stageline.stage import FROM_SCRATCH
 
 if TYPE_CHECKING:
     from stageline.families.sparse_structure.config import SparseStructureConfig
@@ -164,10 +165,11 @@ def check(config: SparseStructureConfig, stage: Stage) -> None:
     model, objective = config.model, config.objective
     if stage.name == "shape_vae" and not config.has_vae:
         faults.add(f"data.name {config.data.name!r} already are latents: there is nothing to encode; leave it out")
-    if stage.name == "sparse_flow" and model.sparse_flow.freeze_shared_parameters:
+    scratch = config.parents.get(stage.name, {}).get("sparse", FROM_SCRATCH) == FROM_SCRATCH
+    if stage.name == "sparse_flow" and model.sparse_flow.freeze_shared_parameters and scratch:
         faults.add(
-            "model.sparse_flow.freeze_shared_parameters: this stage starts from scratch, where modulation is zero and "
-            "would keep the blocks closed; it is for stage joint and for published weights"
+            "model.sparse_flow.freeze_shared_parameters: from scratch modulation is zero and would keep the blocks "
+            "closed; name weights to start from in parents.sparse_flow.sparse, or say false"
         )
     shares = objective.batch_mode if objective.shared_draws is None else objective.shared_draws
     if not shares and (objective.shared_draws_from or objective.shared_draws_prob < 1):
@@ -179,6 +181,4 @@ def check(config: SparseStructureConfig, stage: Stage) -> None:
             f"trainer.batch_size {config.trainer.batch_size} scenes with objective.batch_mode: false: objects of "
             "different scenes cannot take different branches together; say trainer.batch_size: 1"
         )
-    if config.has_vae and config.parents.get(stage.name, {}).get("vae") == "none":
-        faults.add(f"parents.{stage.name}.vae is none, but data.name {config.data.name!r} are voxels to be encoded")
     faults.raise_if_any()

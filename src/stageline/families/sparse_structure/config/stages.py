@@ -58,6 +58,7 @@ STAGES = Stages(
         steps=20_000,
         parents={"vae": "shape_vae"},
         optional_parents=frozenset({"vae"}),
+        named_parents={"sparse": ("sparse_flow", "global_flow", "joint")},
         defaults={"trainer.learning_rate": 1e-4, "trainer.batch_size": 8, "trainer.weight_decay": 0.01},
         patch={**_NO_GLOBAL, "objective.batch_mode": False, "objective.shared_draws": None}
         | {"objective.shared_draws_from": 0.0, "objective.shared_draws_prob": 1.0},
