@@ -1,4 +1,5 @@
-"""Writes manifests/jobs: one ready PyTorchJob per stage of every family, as `stageline job render` prints them.
+"""Writes manifests/jobs: per stage of every family a ready PyTorchJob and its NetworkPolicy, as `stageline job render`
+prints them.
 
 Each stands for itself: its pod prepares the data where they are missing and starts from what its run has. Run by
 `make render`; a test holds the files equal to a fresh rendering.
@@ -10,8 +11,7 @@ from pathlib import Path
 
 from stageline import __version__
 from stageline.families import FAMILIES, parse_config, raw_preset
-from stageline.jobs.cluster.inspect.manifest import manifest_yaml
-from stageline.jobs.cluster.render.pytorchjob import render_job
+from stageline.jobs.cluster.inspect.manifest import objects_yaml
 from stageline.pipeline.items import free_job, item_names, place_config
 
 FOLDER = Path(__file__).resolve().parents[1] / "manifests" / "jobs"
@@ -28,7 +28,7 @@ SETTINGS = (
 HEAD = """\
 # Stage {stage} of {family}, preset {preset}; written by `make render` from `stageline job render`, change nothing here.
 # Apply it once the stage before has succeeded. It wants the claim stageline-data and the account stageline-trainer in
-# the namespace stageline, and its image where the nodes find it.
+# the namespace stageline, and its image where the nodes find it. `kubectl delete -f` takes job and NetworkPolicy.
 """
 
 
@@ -38,9 +38,8 @@ def job_texts() -> dict[str, str]:
     for family in FAMILIES:
         config = place_config(parse_config(raw_preset(family, PRESET), SETTINGS), {})
         for number, stage in enumerate(item_names(config)[1:-1], 1):
-            manifest = render_job(*free_job(config, stage))
             head = HEAD.format(stage=stage, family=family, preset=PRESET)
-            texts[f"{number}-{family.replace('_', '-')}-{stage}.yaml"] = head + manifest_yaml(manifest)
+            texts[f"{number}-{family.replace('_', '-')}-{stage}.yaml"] = head + objects_yaml(*free_job(config, stage))
     return texts
 
 

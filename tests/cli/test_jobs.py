@@ -16,13 +16,14 @@ PLACED = ["cluster.image=registry.example.org/trainer:1", "cluster.storage.claim
 def test_rendering_prints_every_stage_as_yaml(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["job", "render", *TINY, *PLACED]) == 0
     out, err = capsys.readouterr()
-    jobs = list(yaml.safe_load_all(out))
-    assert [job["metadata"]["name"] for job in jobs] == ["tiny-backbone", "tiny-film"]
+    made = [(item["kind"], item["metadata"]["name"]) for item in yaml.safe_load_all(out)]
+    assert made == [(kind, name) for name in ("tiny-backbone", "tiny-film") for kind in ("NetworkPolicy", "PyTorchJob")]
     assert "is a tag" in err
 
 
 def test_rendering_takes_items_and_settings_of_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
     own = ["stage_overrides.film.trainer.nodes=3", "stage_overrides.film.cluster.queue=research"]
+    own.append("cluster.network_policy=off")
     assert main(["job", "render", "prepare_data", "film", *TINY, *PLACED, *own]) == 0
     first, second = yaml.safe_load_all(capsys.readouterr().out)
     assert first["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"] == 1

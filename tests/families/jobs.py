@@ -11,8 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from stageline.families import FAMILIES, family_config, parse_config, raw_preset
-from stageline.jobs.cluster.inspect.manifest import manifest_yaml
-from stageline.jobs.cluster.render.pytorchjob import render_job
+from stageline.jobs.cluster.inspect.manifest import objects_yaml
 from stageline.pipeline.items import make_job, place_config
 from stageline.stage import stage_config
 from stageline.work.work import stage_places
@@ -41,7 +40,7 @@ def job_texts(name: str) -> str:
         ]
         data = f"--data=/stageline/cache/prepared/sets/4f1c@{DIGEST}"
         job = make_job(config, stage.name, ("train", stage.name, data, *parents), "3f9c1a2b" * 8, own)
-        texts.append(manifest_yaml(render_job(job, own.cluster)))
+        texts.append(objects_yaml(job, own.cluster))
     return "---\n".join(texts)
 
 

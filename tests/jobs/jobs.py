@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stageline.config import ClusterConfig, validate
-from stageline.jobs.cluster.inspect.manifest import manifest_yaml
-from stageline.jobs.cluster.render.pytorchjob import render_job
+from stageline.jobs.cluster.inspect.manifest import objects_yaml
 from stageline.jobs.job import Job, job_name
 
 GOLDENS = Path(__file__).parents[1] / "golden" / "pytorchjob"
@@ -140,7 +139,7 @@ JOBS: Mapping[str, tuple[Job, ClusterConfig]] = {
 
 def golden_text(name: str) -> str:
     """The YAML of a job as it stands in its golden."""
-    return manifest_yaml(render_job(*JOBS[name]))
+    return objects_yaml(*JOBS[name])
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ def test_the_ready_jobs_are_what_rendering_gives() -> None:
 
 def test_the_ready_jobs_are_legal_and_stand_for_themselves() -> None:
     for text in fresh().values():
-        job = yaml.safe_load(text)
+        policy, job = yaml.safe_load_all(text)
+        assert (policy["kind"], policy["metadata"]["name"]) == ("NetworkPolicy", job["metadata"]["name"])
         pod = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
         assert schema_faults(job) == []
         assert list(restricted_faults(pod)) == []

@@ -123,6 +123,15 @@ of the section and leaves out what only training pods need.
 {{- $_ := set $given "path_style" $s3.pathStyle -}}
 {{- $_ := set $storage "s3" $given -}}
 {{- end -}}
+{{- $policy := $values.networkPolicy -}}
+{{- $network := dict -}}
+{{- with $policy.metricsFrom }}{{ $_ := set $network "metrics_from" . }}{{ end -}}
+{{- if or $policy.limitEgress $policy.enabled -}}
+{{- $_ := set $network "limit_egress" true -}}
+{{- $_ := set $network "store_ports" $policy.storePorts -}}
+{{- with $policy.identityEndpoints }}{{ $_ := set $network "identity_endpoints" . }}{{ end -}}
+{{- with $policy.egress }}{{ $_ := set $network "egress" . }}{{ end -}}
+{{- end -}}
 {{- $cluster := dict
     "namespace" .namespace
     "image" (include "stageline.image" (dict "root" .root "image" $values.images.trainer))
@@ -132,6 +141,7 @@ of the section and leaves out what only training pods need.
     "defaults" $values.nameOverride
     "queue" $values.localQueue.name
     "priority_class" $values.priorityClass.name
+    "network" $network
     "storage" $storage -}}
 {{- $section := dict -}}
 {{- range $key, $value := $cluster }}{{ if $value }}{{ $_ := set $section $key $value }}{{ end }}{{ end -}}

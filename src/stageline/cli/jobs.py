@@ -48,13 +48,13 @@ def render(
         typer.Option("-o", "--output", help="Folder for one file per job; none prints.", show_default=False),
     ] = None,
 ) -> None:
-    """Print jobs as YAML for `kubectl apply`; asks neither cluster nor store.
+    """Print jobs as YAML for `kubectl apply`, each behind its NetworkPolicy; asks neither cluster nor store.
 
     Such a job stands for itself: its pod prepares the data where they are missing and takes the parents of its run.
+    Its NetworkPolicy belongs to nobody: `kubectl delete -f` takes both.
     """
     from stageline.cli.configuration import split_overrides
-    from stageline.jobs.cluster.inspect.manifest import manifest_yaml
-    from stageline.jobs.cluster.render.pytorchjob import render_job
+    from stageline.jobs.cluster.inspect.manifest import objects_yaml
     from stageline.jobs.job import EVALUATE_ITEM, PREPARE_ITEM
     from stageline.pipeline.items import free_job, item_names, place_config
 
@@ -65,7 +65,7 @@ def render(
     texts = {}
     for item in items or [name for name in item_names(own) if name not in (PREPARE_ITEM, EVALUATE_ITEM)]:
         job, cluster = free_job(own, item)
-        texts[item] = manifest_yaml(render_job(job, cluster))
+        texts[item] = objects_yaml(job, cluster)
     if output is None:
         print("---\n".join(texts.values()), end="")
         return

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stageline.config.addresses import link_local_fault
 from stageline.config.fields import SectionError, Settings
+from stageline.config.network import NetworkConfig
 from stageline.config.syntax import (
     Amounts,
     Annotations,
@@ -170,14 +171,18 @@ class ClusterConfig(Settings):
     queue: Name = ""
     """Kueue's LocalQueue; empty starts pods at once."""
     labels: Labels = Field(default_factory=dict)
-    """Added to the job and its pods."""
+    """Added to the job, its pods and its NetworkPolicy."""
     annotations: Annotations = Field(default_factory=dict)
-    """Added to the job and its pods."""
+    """Added to the job, its pods and its NetworkPolicy."""
     env: Environment = Field(default_factory=dict)
     """Environment of the training process (NCCL_*, GLOO_*, …). Never credentials."""
     storage: StorageConfig = StorageConfig()
     mounts: tuple[MountConfig, ...] = ()
     """Further Secrets, ConfigMaps and claims as folders."""
+    network_policy: Literal["prefer", "require", "off"] = "prefer"
+    """A NetworkPolicy of each job, by which only its own pods reach each other. Where the launcher may not make one,
+    `prefer` says so and goes on, `require` makes no job; `off` makes none."""
+    network: NetworkConfig = NetworkConfig()
     shared_memory: Bytes = "1Gi"
     """Size of /dev/shm, which data loaders and NCCL use; counts as memory of the pod."""
     scratch: Bytes = "10Gi"

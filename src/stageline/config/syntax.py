@@ -42,6 +42,13 @@ OWN_PREFIX, OPERATOR_PREFIX = "stageline.dev/", "training.kubeflow.org/"
 NAME_KEY, MANAGER_KEY = "app.kubernetes.io/name", "app.kubernetes.io/managed-by"
 QUEUE_KEY = "kueue.x-k8s.io/queue-name"
 """Keys of labels and annotations that stageline and the training-operator set themselves; `kube.keys` has the rest."""
+_TRACKING = re.compile(
+    r"app\.kubernetes\.io/instance|config\.k8s\.io/owning-inventory"
+    r"|(argocd\.argoproj\.io|(meta\.)?helm\.sh|([a-z]+\.)?toolkit\.fluxcd\.io|kustomize\.config\.k8s\.io|kapp\.k14s\.io"
+    r"|config(sync|management)\.gke\.io|(objectset\.rio|fleet)\.cattle\.io)/.*"
+)
+"""Keys by which tools that keep a cluster as a repository says (Argo CD, helm, Flux, kapp, Config Sync, Fleet) know
+what is theirs, and delete what the repository does not hold."""
 
 
 def quantity_value(text: str) -> Decimal:
@@ -173,6 +180,11 @@ def _not_ours(key: str, _: str) -> str:
     return f"{key!r} is set by stageline itself" if own else ""
 
 
+def _not_tracked(key: str, _: str) -> str:
+    tracked = "a tool that deploys from a repository would take the job for one of its objects, and delete it"
+    return f"{key!r}: {tracked}" if _TRACKING.fullmatch(key) else ""
+
+
 def _env_fault(name: str, value: str) -> str:
     if not _ENV_NAME.fullmatch(name):
         return f"{name!r} is no name of an environment variable"
@@ -208,10 +220,12 @@ NodeLabels = Annotated[
 Labels = Annotated[
     dict[str, str],
     BeforeValidator(_rejoin),
-    AfterValidator(_each(lambda key, _: _key_fault(key), _label_fault, _not_ours)),
+    AfterValidator(_each(lambda key, _: _key_fault(key), _label_fault, _not_ours, _not_tracked)),
 ]
 Annotations = Annotated[
-    dict[str, str], BeforeValidator(_rejoin), AfterValidator(_each(lambda key, _: _key_fault(key), _not_ours))
+    dict[str, str],
+    BeforeValidator(_rejoin),
+    AfterValidator(_each(lambda key, _: _key_fault(key), _not_ours, _not_tracked)),
 ]
 Environment = Annotated[
     dict[str, Annotated[str, BeforeValidator(_text), WithJsonSchema({"type": ["string", "number"]})]],

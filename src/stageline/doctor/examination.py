@@ -51,7 +51,7 @@ def examine(setup: Setup, seconds: float = SECONDS, kubeconfig: str = "") -> lis
     except StagelineError as error:
         missing = [unknown("cluster", error.message, error.remedy)]
     else:
-        checks += server_checks(api, setup.jobs, setup.launcher, setup.cluster.defaults)
+        checks += server_checks(api, setup.jobs, setup.launcher, setup.cluster)
         checks += namespace_checks(api, setup.cluster, setup.nodes)
     lines = run_checks(checks, seconds) + missing
     if any(line.name == "namespace" and line.state == "wrong" for line in lines):

@@ -12,6 +12,7 @@ from typing import Any
 from stageline.config import ClusterConfig
 from stageline.config.syntax import quantity_value
 from stageline.doctor.line import Check, Line, ok, unknown, wrong
+from stageline.doctor.network import policy_line
 from stageline.errors import ClusterUnavailableError, StagelineError
 from stageline.jobs.cluster.render.pytorchjob import render_job
 from stageline.jobs.job import Job
@@ -35,7 +36,9 @@ from stageline.kube.keys import (
 from stageline.kube.refusals import AbsentError, is_silent_webhook
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-NAMESPACED = frozenset({"job admission", "pod security", "service account", "claim", "secrets", "queue"})
+NAMESPACED = frozenset(
+    {"job admission", "pod security", "service account", "claim", "secrets", "queue", "network policy"}
+)
 """Lines about what lies in the namespace."""
 PLACEHOLDER = "image.invalid/none:none"
 """Stands in dry runs where no image is set; nobody pulls it."""
@@ -45,9 +48,8 @@ OWN_LINES = ("serviceAccountName", "priorityClassName", "runtimeClassName")
 
 def namespace_checks(api: Api, cluster: ClusterConfig, nodes: int) -> list[Check]:
     """nodes: pods of the largest stage."""
-    manifest = render_job(
-        _trial(nodes), cluster if cluster.image else cluster.model_copy(update={"image": PLACEHOLDER})
-    )
+    trial = _trial(nodes)
+    manifest = render_job(trial, cluster if cluster.image else cluster.model_copy(update={"image": PLACEHOLDER}))
     checks: list[tuple[str, Callable[[str], Line]]] = [
         ("namespace", lambda name: _namespace(name, api)),
         ("job admission", lambda name: _job_admission(name, api, manifest)),
@@ -57,6 +59,7 @@ def namespace_checks(api: Api, cluster: ClusterConfig, nodes: int) -> list[Check
         ("secrets", lambda name: _secrets(name, api, cluster)),
         ("queue", lambda name: _queue(name, api, cluster.queue)),
         ("classes", lambda name: _classes(name, api, cluster)),
+        ("network policy", lambda name: policy_line(name, api, trial, cluster)),
         ("accelerators", lambda name: _accelerators(name, api, cluster, nodes)),
     ]
     return [Check(name, lambda name=name, call=call: call(name)) for name, call in checks]  # type: ignore[misc]

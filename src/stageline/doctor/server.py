@@ -6,6 +6,7 @@ import re
 import time
 from email.utils import parsedate_to_datetime
 
+from stageline.config import ClusterConfig
 from stageline.doctor.line import Check, Line, ok, unknown, wrong
 from stageline.errors import StagelineError
 from stageline.kube.client import Api
@@ -25,11 +26,9 @@ OPTIONAL_KINDS = {
 }
 
 
-def server_checks(api: Api, jobs: str, launcher: str, defaults: str) -> list[Check]:
-    """jobs: `plural.group/version` of the jobs.  launcher: service account of the pipeline's steps.
-
-    defaults: ConfigMap with those of the namespace.
-    """
+def server_checks(api: Api, jobs: str, launcher: str, cluster: ClusterConfig) -> list[Check]:
+    """jobs: `plural.group/version` of the jobs.  launcher: service account of the pipeline's steps."""
+    defaults = cluster.defaults
     return [
         Check("api", lambda: _version(api)),
         Check("clock", lambda: _clock(api)),
@@ -38,7 +37,7 @@ def server_checks(api: Api, jobs: str, launcher: str, defaults: str) -> list[Che
         Check("optional kinds", lambda: _optional(api)),
         Check("rights", lambda: _own_rights(api, "launch", defaults)),
         Check("rights of kfp steps", lambda: _own_rights(api, "kfp", defaults)),
-        Check("rights of the launcher", lambda: _launcher_rights(api, launcher, defaults)),
+        Check("rights of the launcher", lambda: _launcher_rights(api, launcher, cluster)),
     ]
 
 
@@ -111,22 +110,30 @@ def _own_rights(api: Api, part: Part, defaults: str) -> Line:
     )
 
 
-def _launcher_rights(api: Api, launcher: str, defaults: str) -> Line:
+def _launcher_rights(api: Api, launcher: str, cluster: ClusterConfig) -> Line:
     """The same for the account that pipeline steps run under, as far as we may ask."""
     name, user = "rights of the launcher", f"system:serviceaccount:{api.namespace}:{launcher}"
     if api.user() == user:
         return ok(name, "the account we are, see `rights`")
     groups = ("system:serviceaccounts", f"system:serviceaccounts:{api.namespace}", "system:authenticated")
-    needed = rules_of("launch", defaults)
-    missing = missing_rules(
-        needed, lambda verb, rule: api.review(verb, rule.what, name=rule.name, user=user, groups=groups)
-    )
+
+    def lacking(needed: list[Rule]) -> list[Rule]:
+        return missing_rules(
+            needed, lambda verb, rule: api.review(verb, rule.what, name=rule.name, user=user, groups=groups)
+        )
+
+    needed = rules_of("launch", cluster.defaults)
+    missing = lacking(needed)
     if missing and len(missing) == len(needed):
         text = f"service account {launcher!r} may do nothing in {api.namespace!r}; steps of a pipeline run under it"
         return unknown(name, text, f"helm upgrade --install stageline helm/stageline -n {api.namespace}")
-    if missing:
-        text = f"{launcher!r} may not {_words(missing)} in {api.namespace!r}"
-        return wrong(name, text, grant_command(missing, api.namespace, user))
+    policies = [] if cluster.network_policy == "off" else lacking(rules_of("network"))
+    if missing or policies:
+        text = f"{launcher!r} may not {_words([*missing, *policies])} in {api.namespace!r}"
+        command = grant_command([*missing, *policies], api.namespace, user)
+        if missing or cluster.network_policy == "require":
+            return wrong(name, text, command)
+        return unknown(name, f"{text}: jobs of pipelines have no NetworkPolicy", command)
     return ok(name, f"{launcher!r} may do all that is needed in {api.namespace!r}")
 
 

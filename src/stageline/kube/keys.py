@@ -14,8 +14,8 @@ from stageline.config.syntax import MANAGER_KEY, NAME_KEY, OPERATOR_PREFIX, OWN_
 Plain = Mapping[str, Any]
 """An object as the API server gives it."""
 
-KUBEFLOW, KUEUE = "kubeflow.org", "kueue.x-k8s.io"
-"""API groups of the training-operator and of the queues."""
+KUBEFLOW, KUEUE, NETWORKING = "kubeflow.org", "kueue.x-k8s.io", "networking.k8s.io"
+"""API groups of the training-operator, of the queues, and of NetworkPolicies."""
 API_VERSION, KIND = f"{KUBEFLOW}/v1", "PyTorchJob"
 CONTAINER = "pytorch"
 """Of a job's pods: the training-operator insists on this name."""
@@ -24,6 +24,7 @@ JOBS = f"pytorchjobs.{KUBEFLOW}/v1"
 PODS = "pods/v1"
 EVENTS = "events/v1"
 LEASES = "leases.coordination.k8s.io/v1"
+POLICIES = f"networkpolicies.{NETWORKING}/v1"
 NODES = "nodes/v1"
 NAMESPACES = "namespaces/v1"
 CLAIMS, SECRETS, CONFIG_MAPS = "persistentvolumeclaims/v1", "secrets/v1", "configmaps/v1"
@@ -33,7 +34,7 @@ PRIORITIES, RUNTIMES = "priorityclasses.scheduling.k8s.io/v1", "runtimeclasses.n
 
 MANAGER = "stageline"
 OWN_LABELS = {NAME_KEY: "stageline", MANAGER_KEY: MANAGER}
-"""On every job of ours, its pods and its Lease."""
+"""On every job of ours, its pods, its NetworkPolicy and its Lease."""
 SELECTOR = ",".join(f"{key}={value}" for key, value in OWN_LABELS.items())
 """Finds every job of ours."""
 LABEL_RUN, LABEL_STAGE = f"{OWN_PREFIX}run", f"{OWN_PREFIX}stage"
@@ -48,6 +49,8 @@ LABEL_REPLICA_TYPE, LABEL_REPLICA_INDEX = f"{OPERATOR_PREFIX}replica-type", f"{O
 """Which worker of which job a pod is, as the training-operator says."""
 LABEL_KFP_POD = "pipeline/runid"
 """KFP's run id on the pods of its steps."""
+LABEL_NAMESPACE = "kubernetes.io/metadata.name"
+"""A namespace's own name, which the API server sets on it."""
 LABEL_SECURITY = "pod-security.kubernetes.io/enforce"
 
 ANNOTATION_FINGERPRINT = f"{OWN_PREFIX}fingerprint"

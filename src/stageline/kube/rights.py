@@ -10,17 +10,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from stageline.kube.keys import KUBEFLOW, KUEUE
+from stageline.kube.keys import KUBEFLOW, KUEUE, NETWORKING
 
-Part = Literal["launch", "doctor", "kfp"]
+Part = Literal["launch", "network", "doctor", "kfp"]
 
 
 @dataclass(frozen=True)
 class Rule:
     """Verbs on one resource of one API group.
 
-    part: who needs it.  name: of the one object it is for.  once_made: those of its verbs that are first used when the
-    job is there already, so that a launcher asks for them before it makes one.
+    part: who needs it; `network` is what a launcher needs for NetworkPolicies.  name: of the one object it is for.
+    once_made: those of its verbs that are first used when the job is there already, so that a launcher asks for them
+    before it makes one.
     """
 
     part: Part
@@ -58,6 +59,8 @@ RULES = (
     Rule("launch", "", "events", ("get", "list", "watch")),
     Rule("launch", "coordination.k8s.io", "leases", ("create", "get", "update", "delete")),
     Rule("launch", "", "configmaps", ("get",), DEFAULTS),
+    Rule("network", NETWORKING, "networkpolicies", ("create", "get", "patch", "delete"), once_made=("patch", "delete")),
+    Rule("doctor", NETWORKING, "networkpolicies", ("list",)),
     Rule("doctor", "", "persistentvolumeclaims", ("get",)),
     Rule("doctor", "", "serviceaccounts", ("get",)),
     Rule("doctor", "", "namespaces", ("get",)),
@@ -66,7 +69,7 @@ RULES = (
     Rule("kfp", "argoproj.io", "workflowtaskresults", ("create", "patch")),
 )
 """KFP also reads the Secret of its artifact store, whose name is the installation's own. Without events less can be
-explained, and all else goes on."""
+explained, without NetworkPolicies jobs have none (`cluster.network_policy`), and all else goes on."""
 
 
 def rules_of(part: Part, defaults: str = DEFAULTS) -> list[Rule]:
@@ -74,9 +77,9 @@ def rules_of(part: Part, defaults: str = DEFAULTS) -> list[Rule]:
     return [replace(rule, name=defaults if rule.name == DEFAULTS else rule.name) for rule in RULES if rule.part == part]
 
 
-def rules_of_following() -> list[Rule]:
+def rules_of_following(part: Part = "launch") -> list[Rule]:
     """What a launcher asks for before it makes a job: the rest was used by then, and would have been refused."""
-    return [replace(rule, verbs=rule.once_made, once_made=()) for rule in RULES if rule.once_made]
+    return [replace(rule, verbs=rule.once_made, once_made=()) for rule in RULES if rule.part == part and rule.once_made]
 
 
 def missing_rules(rules: Iterable[Rule], may: Callable[[str, Rule], bool]) -> list[Rule]:

@@ -2,6 +2,7 @@
 
 The name is the identity, the fingerprint says whether what runs is what is wanted (`adoption`), a Lease says who
 follows it (`job_lease`). Nothing is created before the Lease is ours, and a creation whose answer is lost is looked up.
+The job's NetworkPolicy is there before the job, and goes with it (`job_policy`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from stageline.jobs.cluster.follow.adoption import adoption_patch, decide
 from stageline.jobs.cluster.follow.deletion import Cancellation, JobDeletion, was_moved
 from stageline.jobs.cluster.follow.follower import FollowedJob, Follower, Message
 from stageline.jobs.cluster.follow.job_lease import Holder, JobLease, this_holder
+from stageline.jobs.cluster.follow.job_policy import JobPolicy
 from stageline.jobs.cluster.follow.permission import refuse_without_permission
 from stageline.jobs.cluster.follow.results import JobResult, ask_store
 from stageline.jobs.cluster.render.pytorchjob import render_job, stamp
@@ -76,6 +78,7 @@ class ClusterJob:
         self._sent = threading.Event()
         self._sent.set()
         self._cancellation = Cancellation(self._fire)
+        self._job_policy = JobPolicy(self.api, job, cluster, self.holder.owner, say, self._is_cancelled)
         self._job_lease = JobLease(self.api, job.name, self.holder, self._labels(), self._lost)
 
     def _labels(self) -> dict[str, str]:
@@ -109,6 +112,8 @@ class ClusterJob:
         decision = decide(live, self.manifest, finished=ask_store(self.result.finished, self._is_cancelled))
         where = f"{self.api.namespace}/{self.job.name}"
         if decision.action == "nothing":
+            if live is None:
+                self._job_policy.clear()
             self.say(f"job {where} need not start: {decision.why}")
             return True
         if live is None:
@@ -166,17 +171,32 @@ class ClusterJob:
             kfp_run_id=self._kfp_run_id(),
         )
         manifest["metadata"]["annotations"] |= {ANNOTATION_LAUNCHER: self.holder.name, ANNOTATION_NONCE: nonce}
-        self._begin()
-        try:
-            live = self._create_once(manifest, nonce)
-        finally:
-            self._sent.set()
+        live = self._create_behind_policy(manifest, nonce)
         if live is None:
             return False
         self._take(live)
         nodes = f"{self.job.nodes} pods" if self.job.nodes > 1 else "one pod"
         self.say(f"submitted job {self.api.namespace}/{self.job.name}: {nodes}, image {self.cluster.image}")
         return True
+
+    def _create_behind_policy(self, manifest: dict[str, Any], nonce: str) -> dict[str, Any] | None:
+        """Create the NetworkPolicy, then the job; without the job no policy is left."""
+        self._job_policy.make()
+        live = None
+        try:
+            self._begin()
+            try:
+                live = self._create_once(manifest, nonce)
+            finally:
+                self._sent.set()
+        except ClusterUnavailableError:
+            raise  # there may be a job
+        except BaseException:
+            self._job_policy.withdraw()
+            raise
+        if live is None:
+            self._job_policy.withdraw()
+        return live
 
     def _create_once(self, manifest: dict[str, Any], nonce: str) -> dict[str, Any] | None:
         """Create the job; None where another one is there by now.
@@ -222,6 +242,7 @@ class ClusterJob:
 
     def _take(self, live: dict[str, Any]) -> None:
         self.live = live
+        self._job_policy.give(live)  # also if the job is being deleted already: the policy is collected with it
         self._refuse_cancelled()
 
     def _kfp_run_id(self) -> str:

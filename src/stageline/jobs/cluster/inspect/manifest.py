@@ -7,8 +7,11 @@ from typing import Any
 
 import yaml
 
+from stageline.config import ClusterConfig
 from stageline.errors import ConfigError
+from stageline.jobs.cluster.render.network_policy import render_objects
 from stageline.jobs.environment import CONFIG_VARIABLE, DEADLINE_VARIABLE
+from stageline.jobs.job import Job
 
 SUBMISSION_ONLY = (
     *("ownerReferences", "resourceVersion", "uid", "generation", "creationTimestamp", "managedFields", "selfLink"),
@@ -43,6 +46,11 @@ _Dumper.add_representer(str, _text)
 def manifest_yaml(manifest: Mapping[str, Any]) -> str:
     """A manifest as YAML that `kubectl apply -f -` takes."""
     return yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def objects_yaml(job: Job, cluster: ClusterConfig) -> str:
+    """What `kubectl apply` makes a job of: its NetworkPolicy, if any, and the PyTorchJob, as YAML documents."""
+    return "---\n".join(manifest_yaml(manifest) for manifest in render_objects(job, cluster))
 
 
 def manifest_difference(live: Mapping[str, Any], rendered: Mapping[str, Any]) -> list[str]:
