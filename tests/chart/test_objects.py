@@ -149,24 +149,30 @@ def test_nothing_in_the_chart_runs_unless_it_is_a_test(render: Render) -> None:
 
 def rights(role: dict[str, Any]) -> dict[tuple[str, str, str], list[str]]:
     """(group, resource, name) -> verbs."""
-    return {
-        (group, resource, name): sorted(rule["verbs"])
-        for rule in role["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for name in rule.get("resourceNames", [""])
-    }
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for rule in role["rules"]:
+        for group in rule["apiGroups"]:
+            for resource in rule["resources"]:
+                for name in rule.get("resourceNames", [""]):
+                    key = (group, resource, name)
+                    found[key] = sorted([*found.get(key, []), *rule["verbs"]])
+    return found
 
 
 def table(*parts: str) -> dict[tuple[str, str, str], list[str]]:
     """The list of rights of some parts; a new one needs its reason in templates/roles.yaml."""
-    return {(rule.group, rule.resource, rule.name): sorted(rule.verbs) for rule in RULES if rule.part in parts}
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for rule in RULES:
+        if rule.part in parts:
+            key = (rule.group, rule.resource, rule.name)
+            found[key] = sorted([*found.get(key, []), *rule.verbs])
+    return found
 
 
 def test_the_launcher_has_exactly_the_rights_that_it_uses(render: Render) -> None:
     secret = {("", "secrets", "mlpipeline-minio-artifact"): ["get"]}
-    assert rights(pick(render(), "Role")) == {**table("launch", "doctor", "kfp"), **secret}
-    assert rights(pick(render("bare"), "Role")) == table("launch")
+    assert rights(pick(render(), "Role")) == {**table("launch", "network", "doctor", "kfp"), **secret}
+    assert rights(pick(render("bare"), "Role")) == table("launch", "network")
     clusterwide = {values for values in SETS for d in render(values) if d["kind"].startswith("Cluster")}
     assert clusterwide == {"company"}, "only where it is asked for"
     assert not [d for d in render("cloud-identity") if d["kind"] in ("Role", "RoleBinding")]
@@ -304,15 +310,31 @@ def test_objects_of_others_appear_only_where_their_kind_is_served(render: Render
     assert monitor["spec"]["podMetricsEndpoints"] == [{"port": "metrics", "path": "/metrics", "interval": "30s"}]
 
 
-def test_the_network_policy_lets_ranks_talk_among_themselves_and_to_the_store(render: Render) -> None:
-    spec = pick(render("made"), "NetworkPolicy")["spec"]
-    job = {"matchLabels": {"app.kubernetes.io/name": "stageline", "app.kubernetes.io/managed-by": "stageline"}}
-    assert spec["podSelector"] == job
-    assert spec["ingress"][0] == {"from": [{"podSelector": job}]}
-    assert spec["ingress"][1]["ports"] == [{"port": "metrics", "protocol": "TCP"}]
-    ports = [[port["port"] for port in rule.get("ports", [])] for rule in spec["egress"]]
-    assert ports == [[], [53, 53], [443, 7070], [2049]]
-    assert not [d for d in render() if d["kind"] == "NetworkPolicy"]
+def test_no_policy_of_the_chart_admits_anybody_to_a_job(render: Render) -> None:
+    """Policies add up: what one of the chart admits, no job's own could refuse."""
+    policies = [d for values in SETS for d in render(values) if d["kind"] == "NetworkPolicy"]
+    assert policies
+    for policy in policies:
+        assert set(policy["spec"]) == {"podSelector", "policyTypes"}
+        assert policy["spec"]["policyTypes"] == ["Ingress"]
+    trial = pick(render(), "Pod")["metadata"]["labels"]
+    (expression,) = pick(render(), "NetworkPolicy")["spec"]["podSelector"]["matchExpressions"]
+    assert trial[expression["key"]] in expression["values"]
+    assert not [d for d in render("", "--set", "cluster.network_policy=off") if d["kind"] == "NetworkPolicy"]
+
+
+def test_what_a_jobs_policy_admits_is_a_default_of_the_namespace(render: Render) -> None:
+    assert defaults(render("made"))["cluster"]["network"] == {
+        "limit_egress": True,
+        "store_ports": [443, 7070],
+        "metrics_from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+        "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 2049, "protocol": "TCP"}]}],
+    }
+    named = defaults(render("", "--set", "networkPolicy.metricsFrom={monitoring},networkPolicy.identityEndpoints=true"))
+    assert named["cluster"]["network"] == {"metrics_from": ["monitoring"]}, "egress is not limited"
+    limited = "networkPolicy.limitEgress=true,networkPolicy.identityEndpoints=true,cluster.network_policy=require"
+    cluster = validate(defaults(render("", "--set", limited))["cluster"], ClusterConfig, "cluster")
+    assert (cluster.network_policy, cluster.network.identity_endpoints) == ("require", True)
 
 
 def test_limits_are_made_from_values(render: Render) -> None:

@@ -282,3 +282,19 @@ def test_an_upgrade_from_the_previous_values_changes_only_what_is_new(
     assert result.returncode == 0, result.stderr
     assert [d for d in yaml.safe_load_all(result.stdout) if d] == render()
     assert str(ROOT) not in result.stdout
+
+
+def test_an_upgrade_from_a_limited_network_takes_the_rule_for_all_jobs_away_and_limits_each(
+    render: Render, tmp_path: Path
+) -> None:
+    """The one difference that is meant: `networkPolicy.enabled` made a rule by which all jobs reached each other."""
+    old = yaml.safe_load(PREVIOUS.read_text())
+    old["networkPolicy"]["enabled"] = True
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(old))
+    before, after = render(), render("", "-f", str(tmp_path / "values.yaml"))
+    differing = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
+    assert [a["kind"] for a, _ in differing] == ["ConfigMap"]
+    for key in ("cluster.yaml", "trial.yaml"):
+        usual, limited = plain_defaults(before, key)["cluster"], plain_defaults(after, key)["cluster"]
+        assert limited == {**usual, "network": {"limit_egress": True, "store_ports": [443]}}
+    assert pick(after, "NetworkPolicy")["metadata"]["name"] == "stageline-launchers"

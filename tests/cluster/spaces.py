@@ -18,7 +18,7 @@ from tests.cluster.trivial import FOREVER, FileResult, TrivialJob, trivial_clust
 
 Kubectl = Callable[..., str]
 Starter = Callable[..., TrivialJob]
-SWEPT = "pytorchjobs,leases.coordination.k8s.io,resourcequotas,configmaps,roles,rolebindings"
+SWEPT = "pytorchjobs,networkpolicies,leases.coordination.k8s.io,resourcequotas,configmaps,roles,rolebindings"
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +97,8 @@ def until(true: Callable[[], Any], what: str, seconds: float = 40) -> None:
 
 
 def nothing_left(kubectl: Kubectl, namespace: str) -> None:
-    """No job, no lease; pods end by themselves."""
-    kinds = ("pytorchjobs", "leases.coordination.k8s.io", "pods")
+    """No job, no policy, no lease; pods end by themselves."""
+    kinds = ("pytorchjobs", "networkpolicies", "leases.coordination.k8s.io", "pods")
     until(
         lambda: not any(kubectl("-n", namespace, "get", kind, "-o", "name").strip() for kind in kinds),
         f"nothing left in {namespace}",

@@ -96,12 +96,13 @@ class Drill:
 
 
 def nothing_left(api: client.ApiClient, namespace: str) -> None:
-    """No job, no pod and no lease of ours, at the latest after a few seconds."""
+    """No job, no pod, no policy and no lease of ours, at the latest after a few seconds."""
     end = time.monotonic() + 30
     while True:
         left = [
             *client.CustomObjectsApi(api).list_namespaced_custom_object(*JOBS, namespace, "pytorchjobs")["items"],
             *client.CoreV1Api(api).list_namespaced_pod(namespace).items,
+            *client.NetworkingV1Api(api).list_namespaced_network_policy(namespace).items,
             *client.CoordinationV1Api(api).list_namespaced_lease(namespace).items,
         ]
         if not left:
@@ -149,14 +150,15 @@ def killed_replacing(number: int, moment: str) -> Case:
 
 
 MOMENTS = ("before", "after")
-REQUESTS = (1, 2, 3, 4, 5, *range(10, 21))
-"""Lease, look, six questions about permission (5-10), creation (11), lists and watches, notes (18), logs."""
+REQUESTS = (1, 2, 3, 4, 5, *range(10, 24))
+"""Lease, look, six questions about permission (5-10), two about policies (11, 12), policy (13), job (14), the policy's
+owner (15), lists and watches, notes (21), logs."""
 CASES = [
     *(killed_at(number, moment) for number in REQUESTS for moment in MOMENTS),
-    *(killed_adopting(number, moment) for number in range(1, 5) for moment in MOMENTS),
+    *(killed_adopting(number, moment) for number in range(1, 7) for moment in MOMENTS),
     *(killed_stopping("DELETE", "pytorchjobs/{}-film", moment) for moment in MOMENTS),
     *(killed_stopping("DELETE", "leases/{}-film", moment) for moment in MOMENTS),
-    *(killed_replacing(number, moment) for number in (4, 5, 7, 9, 16) for moment in MOMENTS),
+    *(killed_replacing(number, moment) for number in (4, 5, 7, 9, 17, 19) for moment in MOMENTS),
 ]
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from stageline.errors import ClusterError, ConfigError
+from stageline.errors import ClusterError, ConfigError, StagelineError
 from stageline.jobs.cluster.explain.describe import pod_phase
 from stageline.jobs.cluster.follow.adoption import outcome
 from stageline.jobs.cluster.follow.logs import LogFollower
@@ -18,7 +18,17 @@ from stageline.jobs.cluster.inspect.manifest import manifest_difference
 from stageline.jobs.cluster.inspect.rows import Row, list_rows
 from stageline.jobs.cluster.render.pytorchjob import label_value
 from stageline.kube.client import Api
-from stageline.kube.keys import ANNOTATION_FINGERPRINT, JOBS, LABEL_JOB, LABEL_RUN, PODS, SELECTOR, annotation, is_ours
+from stageline.kube.keys import (
+    ANNOTATION_FINGERPRINT,
+    JOBS,
+    LABEL_JOB,
+    LABEL_RUN,
+    PODS,
+    POLICIES,
+    SELECTOR,
+    annotation,
+    is_ours,
+)
 from stageline.kube.refusals import AbsentError, ConflictError
 from stageline.kube.watches import Watch
 
@@ -51,9 +61,18 @@ def cancel_jobs(api: Api, names: Sequence[str], run: str) -> list[tuple[str, int
         name = str(job["metadata"]["name"])
         with suppress(AbsentError, ConflictError):  # it ended, or was replaced, this very moment
             api.delete(JOBS, name, uid=str(job["metadata"]["uid"]))
+        _delete_policy(api, name)
         pod = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
         done.append((name, int(pod.get("terminationGracePeriodSeconds") or 30)))
     return done
+
+
+def _delete_policy(api: Api, name: str) -> None:
+    """Delete the NetworkPolicy of a deleted job that was applied by hand: no owner takes it along."""
+    with suppress(StagelineError):
+        policy = api.get(POLICIES, name)
+        if is_ours(policy) and not policy["metadata"].get("ownerReferences"):
+            api.delete(POLICIES, name, uid=str(policy["metadata"]["uid"]))
 
 
 def _own_job(api: Api, name: str) -> dict[str, Any]:
