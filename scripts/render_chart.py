@@ -37,13 +37,14 @@ metadata:
     pod-security.kubernetes.io/warn: restricted
 """
 OPTIONAL = {
+    "kfp-role": ("", ("kfp.enabled=true",)),
     "pod-monitor": ("monitoring.coreos.com/v1/PodMonitor", ("podMonitor.enabled=true",)),
     "local-queue": (
         "kueue.x-k8s.io/v1beta1/LocalQueue",
         ("localQueue.create=true", "localQueue.name=stageline", "localQueue.clusterQueue=cluster-queue"),
     ),
 }
-"""Template -> the API it needs and the values that ask for it."""
+"""Template -> the API of others that it needs, if any, and the values that ask for it."""
 
 
 def template(*arguments: str) -> dict[str, str]:
@@ -67,7 +68,7 @@ def manifests() -> dict[Path, str]:
     files |= {folder / f"{name}.yaml": text for name, text in template().items()}
     for name, (api, values) in OPTIONAL.items():
         sets = [part for value in values for part in ("--set", value)]
-        text = template("--api-versions", api, "--show-only", f"templates/{name}.yaml", *sets)[name]
+        text = template(*(("--api-versions", api) if api else ()), "--show-only", f"templates/{name}.yaml", *sets)[name]
         files[folder / f"optional/{name}.yaml"] = text
     return {path: HEADER + text for path, text in files.items()}
 

@@ -27,14 +27,17 @@ SERVED = (
 )
 COST_CENTERS = {"existing": ("imaging",), "company": ("imaging", "platform")}
 """Value set -> values of the label that it gives."""
+CLUSTER_WIDE = (*("PriorityClass", "ClusterRole", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"),)
 COMPONENT = "app.kubernetes.io/component"
 Documents = list[dict[str, Any]]
 Render = Callable[..., Documents]
 
 
-def pick(documents: Documents, kind: str, namespace: str = "stageline") -> dict[str, Any]:
-    """The chart's only object of that kind, in that namespace where it has one."""
-    own = [d for d in documents if d["kind"] == kind and d["metadata"]["labels"][COMPONENT] != "extra"]
+def pick(documents: Documents, kind: str, namespace: str = "stageline", component: str = "") -> dict[str, Any]:
+    """The chart's only object of that kind, in that namespace where it has one. component: "" for any but kfp's."""
+    kinds = [d for d in documents if d["kind"] == kind]
+    parts = [(d, d["metadata"]["labels"][COMPONENT]) for d in kinds]
+    own = [d for d, part in parts if (part == component if component else part not in ("extra", "kfp"))]
     found = [d for d in own if d["metadata"].get("namespace", namespace) == namespace]
     assert len(found) == 1, [(d["kind"], d["metadata"]["name"]) for d in found]
     return found[0]
@@ -92,7 +95,7 @@ def test_objects_are_labelled_and_lie_in_the_job_namespaces(render: Render, valu
         )
         assert all(re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", value) for value in labels.values())
         assert labels.get("cost-center") in COST_CENTERS.get(values, (None,))
-        anywhere = document["kind"] in ("PriorityClass", "ClusterRole") or labels[COMPONENT] == "extra"
+        anywhere = document["kind"] in CLUSTER_WIDE or labels[COMPONENT] == "extra"
         assert document["metadata"].get("namespace") in ({None} if anywhere else spaces)
         names.append((document["kind"], document["metadata"]["name"], document["metadata"].get("namespace")))
     assert len(set(names)) == len(names)
@@ -170,9 +173,11 @@ def table(*parts: str) -> dict[tuple[str, str, str], list[str]]:
 
 
 def test_the_launcher_has_exactly_the_rights_that_it_uses(render: Render) -> None:
-    secret = {("", "secrets", "mlpipeline-minio-artifact"): ["get"]}
-    assert rights(pick(render(), "Role")) == {**table("launch", "network", "doctor", "kfp"), **secret}
+    assert rights(pick(render(), "Role")) == table("launch", "network", "doctor")
     assert rights(pick(render("bare"), "Role")) == table("launch", "network")
+    secret = {("", "secrets", "artifacts"): ["get"]}
+    assert rights(pick(render("made"), "Role", component="kfp")) == {**table("kfp"), **secret}
+    assert not [d for d in render() if d["metadata"]["labels"][COMPONENT] == "kfp"], "only where it is asked for"
     clusterwide = {values for values in SETS for d in render(values) if d["kind"].startswith("Cluster")}
     assert clusterwide == {"company"}, "only where it is asked for"
     assert not [d for d in render("cloud-identity") if d["kind"] in ("Role", "RoleBinding")]
@@ -180,7 +185,8 @@ def test_the_launcher_has_exactly_the_rights_that_it_uses(render: Render) -> Non
 
 def test_no_right_is_wide(render: Render) -> None:
     """No stars, nothing that makes pods or reads Secrets at large, and nothing that changes rights."""
-    for group, resource, name in (found := rights(pick(render(), "Role"))):
+    found = {**rights(pick(render("made"), "Role")), **rights(pick(render("made"), "Role", component="kfp"))}
+    for group, resource, name in found:
         assert "*" not in (group, resource, *found[group, resource, name])
         assert resource != "secrets" or name
         assert group != "rbac.authorization.k8s.io"
@@ -188,12 +194,11 @@ def test_no_right_is_wide(render: Render) -> None:
 
 
 def test_every_rule_says_why() -> None:
-    lines = (CHART / "templates/roles.yaml").read_text().splitlines()
-    rules = [number for number, line in enumerate(lines) if line.startswith("  - apiGroups:")]
-    assert len(rules) >= 10
-    shared = {"secrets", "workflowtaskresults"}  # these follow the comment of the rule before
-    for number in rules:
-        if not any(word in lines[number + 1] for word in shared):
+    for name, least in (("roles", 8), ("kfp-role", 3)):
+        lines = (CHART / f"templates/{name}.yaml").read_text().splitlines()
+        rules = [number for number, line in enumerate(lines) if line.startswith("  - apiGroups:")]
+        assert len(rules) >= least
+        for number in rules:
             assert lines[number - 1].startswith("  # "), lines[number + 1]
 
 

@@ -22,6 +22,8 @@ from stageline.jobs.defaults import parse_defaults
 
 from .test_objects import CHART, COMPONENT, ROOT, SERVED, SETS, Documents, Render, pick
 
+KFP_OBJECTS = [("Role", "stageline-kfp"), ("RoleBinding", "stageline-kfp")]
+"""What an installation with the values of before has beyond the defaults of now."""
 Helm = Callable[..., subprocess.CompletedProcess[str]]
 PREVIOUS = Path(__file__).parent / "previous-values.yaml"
 """values.yaml as the chart had it before."""
@@ -280,7 +282,10 @@ def test_an_upgrade_from_the_previous_values_changes_only_what_is_new(
     values = ("-f", PREVIOUS) if way == "given anew" else ()
     result = helm("template", "stageline", chart, "-n", "stageline", *values)
     assert result.returncode == 0, result.stderr
-    assert [d for d in yaml.safe_load_all(result.stdout) if d] == render()
+    made = [d for d in yaml.safe_load_all(result.stdout) if d]
+    assert made == render("", "--set", "kfp.enabled=true")
+    more = [d for d in made if d not in render()]
+    assert [(d["kind"], d["metadata"]["name"]) for d in more] == KFP_OBJECTS, "off by default now, as the notes say"
     assert str(ROOT) not in result.stdout
 
 
@@ -291,10 +296,32 @@ def test_an_upgrade_from_a_limited_network_takes_the_rule_for_all_jobs_away_and_
     old = yaml.safe_load(PREVIOUS.read_text())
     old["networkPolicy"]["enabled"] = True
     (tmp_path / "values.yaml").write_text(yaml.safe_dump(old))
-    before, after = render(), render("", "-f", str(tmp_path / "values.yaml"))
+    before, after = render("", "--set", "kfp.enabled=true"), render("", "-f", str(tmp_path / "values.yaml"))
     differing = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
     assert [a["kind"] for a, _ in differing] == ["ConfigMap"]
     for key in ("cluster.yaml", "trial.yaml"):
         usual, limited = plain_defaults(before, key)["cluster"], plain_defaults(after, key)["cluster"]
         assert limited == {**usual, "network": {"limit_egress": True, "store_ports": [443]}}
     assert pick(after, "NetworkPolicy")["metadata"]["name"] == "stageline-launchers"
+
+
+def test_no_policy_of_names_where_kubernetes_has_none_and_the_notes_say_so(helm: Helm, render: Render) -> None:
+    asked = ("--set", "namePolicy.enabled=true")
+    assert not [d for d in render("", *asked, "--kube-version", "1.29.4") if d["kind"].startswith("Validating")]
+    assert [d for d in render("", *asked, "--kube-version", "1.30.0") if d["kind"].startswith("Validating")]
+    assert "No ValidatingAdmissionPolicy" not in notes(helm, *asked)
+    said = '{{- if and (.Values.namePolicy).enabled (not (include "stageline.namePolicy" .)) }}\n\nNo Validating'
+    assert said in (CHART / "templates/NOTES.txt").read_text(), (
+        "helm takes no version of Kubernetes where it shows notes"
+    )
+    assert "name_prefix" not in plain_defaults(render())["cluster"]
+
+
+def test_whoever_upgrades_is_told_that_steps_of_pipelines_lack_rights_now(helm: Helm) -> None:
+    """The default turned: with `--reset-then-reuse-values` nobody typed it."""
+    command = "--reset-then-reuse-values --set kfp.enabled=true"
+    said = notes(helm)
+    assert "Steps of Kubeflow Pipelines lack the rights that KFP itself needs" in said
+    assert command in said
+    assert "Steps of Kubeflow" not in notes(helm, "--set", "kfp.enabled=true")
+    assert "`kfp.enabled` is off by default" in (ROOT / "CHANGELOG.md").read_text()

@@ -78,6 +78,7 @@ CONTRADICTIONS = {
     "localQueue.create=true": "localQueue.create needs localQueue.name",
     "priorityClass.create=true": "priorityClass.create needs priorityClass.name",
     "trainer.serviceAccount.name=stageline-launcher": "share one service account",
+    "namePolicy.enabled=true,cluster.name_prefix=own-": "namePolicy.enabled needs a cluster.name_prefix",
 }
 
 
@@ -88,6 +89,11 @@ def test_contradictions_are_told_in_words_and_all_at_once(helm: Helm) -> None:
         assert sentence in result.stderr, setting
     result = helm("template", "stageline", "helm/stageline", *(p for s in CONTRADICTIONS for p in ("--set", s)))
     assert result.stderr.count("\n  - ") == len(CONTRADICTIONS)
+
+
+def test_steps_of_pipelines_and_training_pods_have_two_accounts(helm: Helm) -> None:
+    setting = "kfp.enabled=true,kfp.serviceAccount=stageline-trainer"
+    assert "training pods share one service account" in helm("template", "s", "helm/stageline", "--set", setting).stderr
 
 
 def test_the_defaults_fit_the_schema_and_the_schema_knows_every_value() -> None:

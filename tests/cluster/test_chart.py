@@ -167,11 +167,11 @@ def test_the_trial_passes_in_a_restricted_namespace(
     told = helm("test", "stageline", "-n", namespace, "--logs", "--timeout", "10m", seconds=700)
     assert "Succeeded" in told
     assert "backbone trained 80 steps; its checkpoint is sound" in told
-    assert kubectl("get", "pytorchjobs,leases", "-n", namespace, "-o", "name") == ""
+    nothing_left(kubectl, namespace)
     assert kubectl("get", "pod", "stageline-trial", "-n", namespace, "--ignore-not-found", "-o", "name") == ""
 
 
-RIGHTS = {
+LAUNCHING = {
     ("create", "kubeflow.org/pytorchjobs"): True,
     ("delete", "kubeflow.org/pytorchjobs"): True,
     ("patch", "kubeflow.org/pytorchjobs"): True,
@@ -185,18 +185,16 @@ RIGHTS = {
     ("create", "/pods/exec"): False,
     ("watch", "/events"): True,
     ("create", "/events"): False,
+    ("create", "coordination.k8s.io/leases"): True,
     ("update", "coordination.k8s.io/leases"): True,
-    ("delete", "coordination.k8s.io/leases"): True,
+    ("delete", "coordination.k8s.io/leases"): False,
     ("list", "coordination.k8s.io/leases"): False,
     ("get", "/configmaps=stageline"): True,
-    ("get", "/configmaps=kfp-launcher"): True,
     ("get", "/configmaps=other"): False,
     ("update", "/configmaps=stageline"): False,
     ("list", "/configmaps"): False,
-    ("get", "/secrets=mlpipeline-minio-artifact"): True,
     ("get", "/secrets=stageline-s3"): False,
     ("list", "/secrets"): False,
-    ("create", "argoproj.io/workflowtaskresults"): True,
     ("get", "argoproj.io/workflows"): False,
     ("get", "/persistentvolumeclaims"): True,
     ("list", "/persistentvolumeclaims"): False,
@@ -208,11 +206,20 @@ RIGHTS = {
     ("update", "rbac.authorization.k8s.io/roles"): False,
     ("get", "/nodes"): False,
 }
-"""(verb, group/resource[/subresource][=name]) -> whether the launcher may, in its own namespace."""
+"""(verb, group/resource[/subresource][=name]) -> whether whoever starts jobs may, in their own namespace."""
+OF_KFP = (
+    ("get", "/configmaps=kfp-launcher"),
+    ("get", "/secrets=mlpipeline-minio-artifact"),
+    ("create", "argoproj.io/workflowtaskresults"),
+    ("patch", "argoproj.io/workflowtaskresults"),
+)
+STARTS_JOBS = {**LAUNCHING, **dict.fromkeys(OF_KFP, False)}
+RUNS_STEPS = {**LAUNCHING, **dict.fromkeys(OF_KFP, True)}
+NOTHING = dict.fromkeys(STARTS_JOBS, False)
 
 
-def review(account: str, home: str, asked: tuple[str, str], where: str) -> dict[str, Any]:
-    """The question whether an account of `home` may do something in `where`."""
+def review(user: str, groups: list[str], asked: tuple[str, str], where: str) -> dict[str, Any]:
+    """The question whether a user with these groups may do something in `where`."""
     group, _, rest = asked[1].partition("/")
     resource, _, name = rest.partition("=")
     resource, _, subresource = resource.partition("/")
@@ -221,32 +228,79 @@ def review(account: str, home: str, asked: tuple[str, str], where: str) -> dict[
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SubjectAccessReview",
         "spec": {
-            "user": f"system:serviceaccount:{home}:stageline-{account}",
-            "groups": ["system:serviceaccounts", f"system:serviceaccounts:{home}", "system:authenticated"],
+            "user": user,
+            "groups": [*groups, "system:authenticated"],
             "resourceAttributes": {"verb": asked[0], "namespace": where, **attributes},
         },
     }
 
 
-def test_accounts_may_do_what_the_table_says_and_only_in_their_namespace(
+def account(name: str, home: str) -> tuple[str, list[str]]:
+    """A service account as its requests say who it is."""
+    return f"system:serviceaccount:{home}:{name}", ["system:serviceaccounts", f"system:serviceaccounts:{home}"]
+
+
+def test_subjects_may_do_what_the_table_says_and_only_in_their_namespace(
     kubectl: Kubectl, helm: Helm, spaces: Callable[[], str]
 ) -> None:
     release, first, second = spaces(), spaces(), spaces()
-    helm("install", "stageline", CHART, "-n", release, "--set", f"jobNamespaces={{{first},{second}}}")
+    values = [f"jobNamespaces={{{first},{second}}}", "kfp.enabled=true", "kfp.serviceAccount=pipeline-runner"]
+    subjects = [f"rbac.subjects[{i}].{key}" for i, key in ((0, "kind=Group"), (0, "name=imaging"), (1, "kind=User"))]
+    people = [*subjects, "rbac.subjects[1].name=jane"]
+    helm("install", "stageline", CHART, "-n", release, "--set", ",".join([*values, *people]))
 
-    def answers(account: str, home: str, where: str) -> dict[tuple[str, str], bool]:
-        asked = "\n---\n".join(json.dumps(review(account, home, question, where)) for question in RIGHTS)
+    def answers(who: tuple[str, list[str]], where: str) -> dict[tuple[str, str], bool]:
+        asked = "\n---\n".join(json.dumps(review(*who, question, where)) for question in STARTS_JOBS)
         told = kubectl("create", "-f", "-", "-o", 'jsonpath={.status.allowed}{"\\n"}', text=asked).split()
-        return {question: answer == "true" for question, answer in zip(RIGHTS, told, strict=True)}
+        return {question: answer == "true" for question, answer in zip(STARTS_JOBS, told, strict=True)}
 
-    assert answers("launcher", first, first) == RIGHTS
-    assert answers("launcher", second, second) == RIGHTS
+    for home in (first, second):
+        assert answers(account("stageline-launcher", home), home) == STARTS_JOBS
+        assert answers(account("pipeline-runner", home), home) == RUNS_STEPS
+        assert answers(account("stageline-trainer", home), home) == NOTHING
+        assert answers(account("default", home), home) == NOTHING
+        assert answers(("jane", []), home) == STARTS_JOBS
+        assert answers(("somebody", ["imaging"]), home) == STARTS_JOBS
+        found = get(kubectl, "configmap", "stageline", home)["data"]
+        assert yaml.safe_load(found["cluster.yaml"])["cluster"]["namespace"] == home
+        assert found["launcher_service_account"] == "pipeline-runner"
     for elsewhere in (second, release, "default"):
-        assert not any(answers("launcher", first, elsewhere).values())
-    assert not any(answers("trainer", first, first).values())
-    for name in (first, second):
-        found = get(kubectl, "configmap", "stageline", name)["data"]["cluster.yaml"]
-        assert yaml.safe_load(found)["cluster"]["namespace"] == name
+        for name in ("stageline-launcher", "pipeline-runner"):
+            assert answers(account(name, first), elsewhere) == NOTHING
+        assert elsewhere == second or answers(("jane", []), elsewhere) == NOTHING
+
+
+def test_the_policy_of_names_keeps_launchers_from_what_is_not_theirs(
+    kubectl: Kubectl, helm: Helm, spaces: Callable[[], str]
+) -> None:
+    """A controller's lock can be neither taken over nor made; jobs are called as the policy wants; others are free."""
+    space = spaces()
+    helm("install", f"names-{space}", CHART, "-n", space, "--set", "namePolicy.enabled=true")
+    launcher = f"--as=system:serviceaccount:{space}:stageline-launcher"
+
+    def lease(name: str) -> str:
+        spec = {"holderIdentity": "somebody", "leaseDurationSeconds": 15}
+        metadata = {"name": name, "namespace": space}
+        return json.dumps({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec})
+
+    kubectl("create", "-f", "-", text=lease("any-controller"))
+    locked = json.loads(kubectl("-n", space, "get", "lease", "any-controller", "-o", "json"))
+    locked["spec"]["holderIdentity"] = "thief"
+    end = time.monotonic() + 60
+    while "may use names" not in (
+        told := kubectl("replace", "-f", "-", launcher, text=json.dumps(locked), check=False)
+    ):
+        assert time.monotonic() < end, f"a policy counts some seconds after it was made: {told}"
+        locked = json.loads(kubectl("-n", space, "get", "lease", "any-controller", "-o", "json"))
+        time.sleep(1)
+    assert "may use names" in kubectl("create", "-f", "-", launcher, text=lease("another"), check=False)
+    job = running_job("none", space, "none")
+    assert "may use names" in kubectl("create", "-f", "-", launcher, text=json.dumps(job), check=False)
+    kubectl("create", "-f", "-", launcher, text=lease("stageline-octa"))
+    job["metadata"]["name"] = "stageline-octa"
+    kubectl("create", "--dry-run=server", "-f", "-", launcher, text=json.dumps(job))
+    kubectl("create", "-f", "-", text=lease("another"))
+    helm("uninstall", f"names-{space}", "-n", space)
 
 
 def test_the_role_suffices_to_make_a_job_and_to_end_it(
@@ -266,8 +320,15 @@ def test_the_role_suffices_to_make_a_job_and_to_end_it(
     assert "submitted job" in done.stdout
     assert "image localhost:1/none" in done.stdout  # the defaults of the namespace were read
     assert "forbidden" not in done.stdout + done.stderr
-    left = kubectl("get", "pytorchjobs,leases", "-n", namespace, "-o", "name")
-    assert left == ""
+    nothing_left(kubectl, namespace)
+
+
+def nothing_left(kubectl: Kubectl, namespace: str) -> None:
+    """No job and no lease, once the collector has taken what belonged to a job."""
+    end = time.monotonic() + 60
+    while left := kubectl("get", "pytorchjobs,leases", "-n", namespace, "-o", "name"):
+        assert time.monotonic() < end, left
+        time.sleep(0.5)
 
 
 # Life of a release -------------------------------------------------------------------------------------------------
@@ -339,7 +400,7 @@ def test_upgrade_rollback_and_uninstall_touch_no_job_and_no_data(
         return get(kubectl, "pvc", "stageline", namespace)
 
     claim = untouched()
-    changed = ["--set", "labels.team=imaging,kfp.enabled=false,images.trainer.tag=9.9.9,cluster.shared_memory=2Gi"]
+    changed = ["--set", "labels.team=imaging,kfp.enabled=true,images.trainer.tag=9.9.9,cluster.shared_memory=2Gi"]
     helm("upgrade", "stageline", CHART, "-n", namespace, *made, *changed)
     assert "9.9.9" in get(kubectl, "configmap", "stageline", namespace)["data"]["cluster.yaml"]
     assert untouched()["metadata"]["uid"] == claim["metadata"]["uid"]

@@ -64,8 +64,8 @@ def place(
     folder = tmp_path_factory.mktemp("doctor")
     for account in ("stageline-trainer", "stageline-launcher"):
         kubectl("-n", name, "create", "serviceaccount", account)
-    roles = [d for d in yaml.safe_load_all((ROOT / "manifests/roles.yaml").read_text()) if d]
-    for document in roles:
+    files = (ROOT / "manifests/roles.yaml", ROOT / "manifests/optional/kfp-role.yaml")
+    for document in (d for file in files for d in yaml.safe_load_all(file.read_text()) if d):
         document["metadata"]["namespace"] = name
         for subject in document.get("subjects", []):
             subject["namespace"] = name

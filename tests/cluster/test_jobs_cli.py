@@ -135,7 +135,7 @@ def test_a_job_that_stands_there_is_listed_compared_left_and_cancelled(program: 
 @pytest.mark.slow
 def test_a_job_is_followed_left_by_ctrl_c_adopted_and_reused(program: Program, kubectl: Kubectl) -> None:
     """prepare_data: the shortest real work there is."""
-    leases = ("-n", program.namespace, "get", "leases", "-o", "name")
+    leases = ("-n", program.namespace, "get", "leases", "cli-prepare-data", "-o", "json")
     stuck = subprocess.Popen(
         program.configured("job", "submit", "prepare_data", "--follow", NOWHERE),
         stdout=subprocess.PIPE,
@@ -145,7 +145,9 @@ def test_a_job_is_followed_left_by_ctrl_c_adopted_and_reused(program: Program, k
         cwd=program.folder,
     )
     until(lambda: any("waits for a node" in row["state"] for row in program.rows()))
-    assert "cli-prepare-data" in kubectl(*leases)
+    lease = json.loads(kubectl(*leases))
+    assert lease["spec"]["holderIdentity"]
+    assert [owner["kind"] for owner in lease["metadata"]["ownerReferences"]] == ["PyTorchJob"]
     stuck.send_signal(signal.SIGINT)
     _, err = stuck.communicate(timeout=30)
     assert stuck.returncode == 130, err
@@ -154,7 +156,7 @@ def test_a_job_is_followed_left_by_ctrl_c_adopted_and_reused(program: Program, k
     assert f"stageline job cancel cli-prepare-data -n {program.namespace}" in err
     (row,) = program.rows()
     assert row["launcher"] == "detached"
-    assert "cli-prepare-data" not in kubectl(*leases)
+    assert not json.loads(kubectl(*leases))["spec"]["holderIdentity"], "given back, and there as long as its job"
 
     again = program.call("job", "submit", "prepare_data", configured=True, more=(NOWHERE,))
     assert "with the same fingerprint" in again.stderr  # adopted, and left at once

@@ -157,7 +157,6 @@ CASES = [
     *(killed_at(number, moment) for number in REQUESTS for moment in MOMENTS),
     *(killed_adopting(number, moment) for number in range(1, 7) for moment in MOMENTS),
     *(killed_stopping("DELETE", "pytorchjobs/{}-film", moment) for moment in MOMENTS),
-    *(killed_stopping("DELETE", "leases/{}-film", moment) for moment in MOMENTS),
     *(killed_replacing(number, moment) for number in (4, 5, 7, 9, 17, 19) for moment in MOMENTS),
 ]
 

@@ -22,10 +22,10 @@ ROOT = Path(__file__).parents[2]
 Granted = set[tuple[str, str, str, str]]
 
 
-def granted() -> Granted:
-    """(group, resource, verb, name of the one object) that the launcher's Role in the manifests gives."""
-    documents = yaml.safe_load_all((ROOT / "manifests/roles.yaml").read_text())
-    (role,) = [d for d in documents if d["kind"] == "Role" and d["metadata"]["name"] == "stageline-launcher"]
+def granted(file: str = "roles.yaml") -> Granted:
+    """(group, resource, verb, name of the one object) that the only Role of a file of the manifests gives."""
+    documents = yaml.safe_load_all((ROOT / "manifests" / file).read_text())
+    (role,) = [d for d in documents if d and d["kind"] == "Role"]
     return {
         (group, resource, verb, name)
         for rule in role["rules"]
@@ -75,9 +75,13 @@ def answering(role: Granted, folder: Path) -> Iterator[Api]:
 
 def test_the_manifests_grant_exactly_what_the_list_names() -> None:
     """But for the Secret of KFP's artifact store, which is read under a name of the installation's."""
-    given = {entry for entry in granted() if entry[1] != "secrets"}
-    assert given == {(rule.group, rule.resource, verb, rule.name) for rule in RULES for verb in rule.verbs}
-    assert {entry[2:] for entry in granted() - given} == {("get", "mlpipeline-minio-artifact")}
+    launcher, steps = granted(), granted("optional/kfp-role.yaml")
+    of_kfp = [rule for rule in RULES if rule.part == "kfp"]
+    others = [rule for rule in RULES if rule.part != "kfp"]
+    assert launcher == {(rule.group, rule.resource, verb, rule.name) for rule in others for verb in rule.verbs}
+    given = {entry for entry in steps if entry[1] != "secrets"}
+    assert given == {(rule.group, rule.resource, verb, rule.name) for rule in of_kfp for verb in rule.verbs}
+    assert {entry[2:] for entry in steps - given} == {("get", "mlpipeline-minio-artifact")}
 
 
 def test_what_is_asked_for_before_a_job_is_made_stands_in_the_list() -> None:

@@ -13,6 +13,17 @@ because a config may name them; where `nameOverride` gives another name, a confi
 {{ .Values.launcher.serviceAccount.name | default (printf "%s-launcher" (include "stageline.name" .)) }}
 {{- end }}
 
+{{/* The account under which the steps of a pipeline run: the launcher's, unless KFP has one of its own. */}}
+{{- define "stageline.stepsAccount" -}}
+{{- $own := ternary .Values.kfp.serviceAccount "" .Values.kfp.enabled -}}
+{{ $own | default (include "stageline.launcherAccount" .) }}
+{{- end }}
+
+{{/* Whether names are limited; empty: no. Not before Kubernetes 1.30, which NOTES say. */}}
+{{- define "stageline.namePolicy" -}}
+{{- if and (.Values.namePolicy).enabled (semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version) }}yes{{ end -}}
+{{- end }}
+
 {{/* The account of training pods. */}}
 {{- define "stageline.trainerAccount" -}}
 {{ .Values.trainer.serviceAccount.name | default (printf "%s-trainer" (include "stageline.name" .)) }}
@@ -139,6 +150,7 @@ of the section and leaves out what only training pods need.
     "pull_secrets" (include "stageline.pullSecrets" .root | fromJsonArray)
     "service_account" (include "stageline.trainerAccount" .root)
     "defaults" $values.nameOverride
+    "name_prefix" (ternary "stageline-" "" (($values.namePolicy).enabled | default false))
     "queue" $values.localQueue.name
     "priority_class" $values.priorityClass.name
     "network" $network
@@ -181,6 +193,12 @@ cluster:
 {{- end -}}
 {{- if eq (include "stageline.launcherAccount" .) (include "stageline.trainerAccount" .) -}}
 {{- $faults = append $faults "launcher and trainer share one service account, which would give training pods the launcher's rights; name two" -}}
+{{- end -}}
+{{- if and .Values.kfp.enabled (eq (.Values.kfp.serviceAccount | default "") (include "stageline.trainerAccount" .)) -}}
+{{- $faults = append $faults "kfp.serviceAccount and training pods share one service account; name two" -}}
+{{- end -}}
+{{- if and (.Values.namePolicy).enabled (hasKey .Values.cluster "name_prefix") (not (hasPrefix "stageline-" .Values.cluster.name_prefix)) -}}
+{{- $faults = append $faults "namePolicy.enabled needs a cluster.name_prefix that begins with stageline-" -}}
 {{- end -}}
 {{- if $faults }}{{ fail (printf "\n  - %s" (join "\n  - " $faults)) }}{{ end -}}
 {{- end }}

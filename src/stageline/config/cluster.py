@@ -146,6 +146,9 @@ class ClusterConfig(Settings):
     """Context of the kubeconfig; empty takes its current one. Pods use their service account."""
     defaults: Annotated[Name, Field(min_length=1)] = "stageline"
     """ConfigMap with the namespace's defaults, on which this section is put: the chart's `nameOverride`."""
+    name_prefix: str = Field(default="", pattern=r"^([a-z][-a-z0-9]{0,19})?$")
+    """In front of the names of jobs, for the chart's `namePolicy`. Part of their identity: with another one a job that
+    runs already is not found."""
     image: str = ""
     """Trainer image of this version, best by digest (name@sha256:…): a tag may mean something else tomorrow."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
 from stageline.config.fields import SectionError
+from stageline.config.variables import env_fault
 
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 """RFC 1123 label, at most 63 characters: namespaces, pull secrets' parts."""
@@ -27,17 +28,6 @@ _FACTORS = {
 }
 LEAST_BYTES = 2**20
 """Chosen here: no process starts in less than a mebibyte, so that a smaller amount lacks its unit."""
-_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET_WORDS = {
-    *("SECRET", "SECRETS", "PASSWORD", "PASSWD", "PASSPHRASE", "PWD", "TOKEN", "TOKENS", "APIKEY", "BEARER"),
-    *("CREDENTIAL", "CREDENTIALS", "KEY", "KEYS", "COOKIE"),
-}
-_SECRET_VALUE = re.compile(
-    r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\b(?:hf_|ghp_|gho_|glpat-|xox[bp]-)[A-Za-z0-9_-]{8,}|://[^/\s:@]+:[^/\s@]+@"
-)
-_OWN_ENV = re.compile(
-    r"(PET|STAGELINE|TORCHELASTIC)_.*|POD_NAME|POD_UID|NODE_NAME|RANK|LOCAL_RANK|WORLD_SIZE|MASTER_(ADDR|PORT)"
-)
 OWN_PREFIX, OPERATOR_PREFIX = "stageline.dev/", "training.kubeflow.org/"
 NAME_KEY, MANAGER_KEY = "app.kubernetes.io/name", "app.kubernetes.io/managed-by"
 QUEUE_KEY = "kueue.x-k8s.io/queue-name"
@@ -106,11 +96,6 @@ def _bytes(text: str) -> str:
     if fault:
         raise ValueError(fault)
     return text
-
-
-def is_secret_name(name: str) -> bool:
-    """Whether an environment variable of this name looks like a credential."""
-    return bool(_SECRET_WORDS & set(re.split(r"[_.-]", name.upper())))
 
 
 def _named(pattern: re.Pattern[str], longest: int, what: str) -> Callable[[str], str]:
@@ -185,19 +170,6 @@ def _not_tracked(key: str, _: str) -> str:
     return f"{key!r}: {tracked}" if _TRACKING.fullmatch(key) else ""
 
 
-def _env_fault(name: str, value: str) -> str:
-    if not _ENV_NAME.fullmatch(name):
-        return f"{name!r} is no name of an environment variable"
-    if _OWN_ENV.fullmatch(name):
-        return f"{name} is set by stageline or torchrun itself"
-    if is_secret_name(name) or _SECRET_VALUE.search(value):
-        return (
-            f"{name} looks like a credential, and what stands in env is readable by everybody who may see the job; "
-            "keep it in a Secret (cluster.storage.s3.secret, or cluster.mounts for other files)"
-        )
-    return ""
-
-
 def _text(value: Any) -> Any:
     """Numbers in env are texts; true and false are spelled differently by every program, so they are refused."""
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
@@ -229,5 +201,5 @@ Annotations = Annotated[
 ]
 Environment = Annotated[
     dict[str, Annotated[str, BeforeValidator(_text), WithJsonSchema({"type": ["string", "number"]})]],
-    AfterValidator(_each(_env_fault)),
+    AfterValidator(_each(env_fault)),
 ]

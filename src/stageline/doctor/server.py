@@ -12,7 +12,7 @@ from stageline.errors import StagelineError
 from stageline.kube.client import Api
 from stageline.kube.keys import KUBEFLOW, QUEUES
 from stageline.kube.refusals import INSTALL_OPERATOR, AbsentError
-from stageline.kube.rights import Part, Rule, grant_command, missing_rules, rules_of
+from stageline.kube.rights import Rule, grant_command, missing_rules, rules_of
 
 OLDEST = (1, 29)
 SKEW_SECONDS = 20.0
@@ -35,9 +35,9 @@ def server_checks(api: Api, jobs: str, launcher: str, cluster: ClusterConfig) ->
         Check("pytorchjob", lambda: _jobs(api, jobs)),
         Check("operator", lambda: _operator(api)),
         Check("optional kinds", lambda: _optional(api)),
-        Check("rights", lambda: _own_rights(api, "launch", defaults)),
-        Check("rights of kfp steps", lambda: _own_rights(api, "kfp", defaults)),
+        Check("rights", lambda: _own_rights(api, defaults)),
         Check("rights of the launcher", lambda: _launcher_rights(api, launcher, cluster)),
+        Check("rights of kfp steps", lambda: _kfp_rights(api, launcher)),
     ]
 
 
@@ -97,37 +97,26 @@ def _optional(api: Api) -> Line:
     return ok("optional kinds", "; ".join(words))
 
 
-def _own_rights(api: Api, part: Part, defaults: str) -> Line:
-    name = "rights" if part == "launch" else "rights of kfp steps"
-    missing = missing_rules(rules_of(part, defaults), lambda verb, rule: api.review(verb, rule.what, name=rule.name))
+def _own_rights(api: Api, defaults: str) -> Line:
+    missing = _missing(api, rules_of("launch", defaults))
     user = api.user()
     if not missing:
-        return ok(name, f"{user} may do all that is needed in {api.namespace!r}")
+        return ok("rights", f"{user} may do all that is needed in {api.namespace!r}")
     text = f"{user} may not {_words(missing)} in {api.namespace!r}"
-    command = grant_command(missing, api.namespace, user)
-    return (
-        wrong(name, text, command) if part == "launch" else unknown(name, f"{text}; only steps of KFP need it", command)
-    )
+    return wrong("rights", text, grant_command(missing, api.namespace, user))
 
 
 def _launcher_rights(api: Api, launcher: str, cluster: ClusterConfig) -> Line:
     """The same for the account that pipeline steps run under, as far as we may ask."""
-    name, user = "rights of the launcher", f"system:serviceaccount:{api.namespace}:{launcher}"
+    name, user = "rights of the launcher", _account_user(api, launcher)
     if api.user() == user:
         return ok(name, "the account we are, see `rights`")
-    groups = ("system:serviceaccounts", f"system:serviceaccounts:{api.namespace}", "system:authenticated")
-
-    def lacking(needed: list[Rule]) -> list[Rule]:
-        return missing_rules(
-            needed, lambda verb, rule: api.review(verb, rule.what, name=rule.name, user=user, groups=groups)
-        )
-
     needed = rules_of("launch", cluster.defaults)
-    missing = lacking(needed)
+    missing = _missing(api, needed, user)
     if missing and len(missing) == len(needed):
         text = f"service account {launcher!r} may do nothing in {api.namespace!r}; steps of a pipeline run under it"
         return unknown(name, text, f"helm upgrade --install stageline helm/stageline -n {api.namespace}")
-    policies = [] if cluster.network_policy == "off" else lacking(rules_of("network"))
+    policies = [] if cluster.network_policy == "off" else _missing(api, rules_of("network"), user)
     if missing or policies:
         text = f"{launcher!r} may not {_words([*missing, *policies])} in {api.namespace!r}"
         command = grant_command([*missing, *policies], api.namespace, user)
@@ -135,6 +124,32 @@ def _launcher_rights(api: Api, launcher: str, cluster: ClusterConfig) -> Line:
             return wrong(name, text, command)
         return unknown(name, f"{text}: jobs of pipelines have no NetworkPolicy", command)
     return ok(name, f"{launcher!r} may do all that is needed in {api.namespace!r}")
+
+
+def _kfp_rights(api: Api, launcher: str) -> Line:
+    """What KFP itself does under that account: nobody else needs it."""
+    name, user = "rights of kfp steps", _account_user(api, launcher)
+    missing = _missing(api, rules_of("kfp"), "" if api.user() == user else user)
+    if not missing:
+        return ok(name, f"{launcher!r} may do what KFP does in a step")
+    text = f"{launcher!r} may not {_words(missing)} in {api.namespace!r}; only steps of KFP need it"
+    remedy = (
+        f"helm upgrade stageline helm/stageline -n {api.namespace} --reset-then-reuse-values --set kfp.enabled=true"
+    )
+    return unknown(name, text, remedy)
+
+
+def _account_user(api: Api, account: str) -> str:
+    return f"system:serviceaccount:{api.namespace}:{account}"
+
+
+def _missing(api: Api, needed: list[Rule], user: str = "") -> list[Rule]:
+    """Which of these rules lack. user: of a service account in the namespace; "" is oneself."""
+    all_accounts = ("system:serviceaccounts", f"system:serviceaccounts:{api.namespace}", "system:authenticated")
+    groups = all_accounts if user else ()
+    return missing_rules(
+        needed, lambda verb, rule: api.review(verb, rule.what, name=rule.name, user=user, groups=groups)
+    )
 
 
 def _words(rules: list[Rule]) -> str:

@@ -181,10 +181,12 @@ class Api:
             content_type="application/merge-patch+json",
         )
 
-    def replace(self, resource: str, manifest: Plain) -> Plain:
+    def replace(self, resource: str, manifest: Plain, *, seconds: float = ANSWER_SECONDS) -> Plain:
         """Put an object in place of the one with its name and resourceVersion."""
         name = str(manifest["metadata"]["name"])
-        return self.ask("PUT", self.path(resource, name), "update", _what(resource, name), body=manifest)
+        return self.ask(
+            "PUT", self.path(resource, name), "update", _what(resource, name), body=manifest, seconds=seconds
+        )
 
     def delete(
         self,

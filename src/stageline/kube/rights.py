@@ -57,7 +57,7 @@ RULES = (
     Rule("launch", "", "pods", ("get", "list", "watch"), once_made=("watch",)),
     Rule("launch", "", "pods/log", ("get",), once_made=("get",)),
     Rule("launch", "", "events", ("get", "list", "watch")),
-    Rule("launch", "coordination.k8s.io", "leases", ("create", "get", "update", "delete")),
+    Rule("launch", "coordination.k8s.io", "leases", ("create", "get", "update")),
     Rule("launch", "", "configmaps", ("get",), DEFAULTS),
     Rule("network", NETWORKING, "networkpolicies", ("create", "get", "patch", "delete"), once_made=("patch", "delete")),
     Rule("doctor", NETWORKING, "networkpolicies", ("list",)),

@@ -115,7 +115,7 @@ def make_job(
     trainer = own.trainer if own else None
     variant = family_config(config.family).variant(own) if own else ""
     return Job(
-        name=job_name(config.run, item, variant),
+        name=job_name((own or config).cluster.name_prefix + config.run, item, variant),
         arguments=arguments,
         config=plain_config(config),
         run=config.run,

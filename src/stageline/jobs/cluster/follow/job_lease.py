@@ -2,6 +2,10 @@
 
 Of two launchers of one job the one with the Lease goes on. Its holder is named so that another can tell whether it is
 dead: a pod by its uid, a process by its marks on the same machine; of other machines only the Lease's age tells.
+
+No Lease is deleted from here: whoever may delete Leases may delete the locks of controllers. It is given back by an
+update and belongs to its job, with which Kubernetes collects it; where no job came it belongs to nothing that is there,
+and is collected too.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from typing import Any, Literal
 from stageline.config.bounds import read_json
 from stageline.errors import BusyError, ClusterError, ClusterUnavailableError, InterruptedRunError, StagelineError
 from stageline.kube.client import Api, own_namespace
-from stageline.kube.keys import ANNOTATION_HOLDER, LEASES, PODS, annotation
+from stageline.kube.keys import ANNOTATION_HOLDER, API_VERSION, KIND, LEASES, PODS, annotation
 from stageline.kube.refusals import AbsentError, ConflictError, ExistsError
 from stageline.store.holder import is_dead, this_process
 
@@ -53,14 +57,7 @@ def this_holder(namespace: str, environ: Mapping[str, str] = os.environ) -> Hold
         marks = this_process()
         return Holder(f"{socket.gethostname()}/{marks['pid']}-{nonce}", marks)
     where = own_namespace()
-    owner = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "name": pod,
-        "uid": uid,
-        "controller": False,
-        "blockOwnerDeletion": False,
-    }
+    owner = reference("v1", "Pod", pod, uid)
     marks = {**this_process(), "pod": pod, "uid": uid, "namespace": where}
     return Holder(f"{pod}/{uid}/{nonce}", marks, owner if where == namespace else None, pod, where)
 
@@ -103,6 +100,12 @@ def _seconds(text: str) -> float:
         return 0.0
 
 
+def reference(version: str, kind: str, name: str, uid: str) -> dict[str, Any]:
+    """An ownerReference that neither controls nor holds back its owner."""
+    shown = {"apiVersion": version, "kind": kind, "name": name, "uid": uid}
+    return {**shown, "controller": False, "blockOwnerDeletion": False}
+
+
 def micro_time(seconds: float) -> str:
     """A wall-clock time as Kubernetes writes a MicroTime."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -136,7 +139,11 @@ class JobLease:
         self._on_lost = on_lost
         self._ttl_seconds = ttl_seconds
         self._lease: dict[str, Any] = {}
+        self._owner = holder.owner
+        self._heir: Mapping[str, Any] = reference("v1", "Pod", name, str(uuid.uuid4()))
+        """Owner of the Lease once it is given back: a job that was there, else a pod that never was."""
         self._ended = threading.Event()
+        self._woken = threading.Event()
         self._thread: threading.Thread | None = None
 
     def acquire(self, say: Callable[[str], None], is_cancelled: Callable[[], bool]) -> None:
@@ -183,16 +190,27 @@ class JobLease:
         except AbsentError:
             return None
 
-    def _manifest(self, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    def belong_to(self, job: Mapping[str, Any] | None) -> None:
+        """Have the Lease collected with this job from now on; None: the job goes, and the Lease outlives it."""
+        if job is None:
+            self._owner = self._holder.owner
+        else:
+            metadata = job["metadata"]
+            self._owner = self._heir = reference(API_VERSION, KIND, metadata["name"], metadata["uid"])
+        self._woken.set()
+
+    def _manifest(
+        self, before: Mapping[str, Any] | None, owner: Mapping[str, Any] | None, holder: str
+    ) -> dict[str, Any]:
         now = micro_time(time.time())
         spec = (before or {}).get("spec") or {}
-        same = spec.get("holderIdentity") == self._holder.name
+        same = spec.get("holderIdentity") == holder
         metadata: dict[str, Any] = {
             "name": self._name,
             "namespace": self._api.namespace,
             "labels": self._labels,
             "annotations": {ANNOTATION_HOLDER: json.dumps(self._holder.marks)},
-            "ownerReferences": [dict(self._holder.owner)] if self._holder.owner else [],
+            "ownerReferences": [dict(owner)] if owner else [],
         }
         if before:
             metadata |= {key: before["metadata"][key] for key in ("resourceVersion", "uid")}
@@ -201,7 +219,7 @@ class JobLease:
             "kind": "Lease",
             "metadata": metadata,
             "spec": {
-                "holderIdentity": self._holder.name,
+                "holderIdentity": holder,
                 "leaseDurationSeconds": self._ttl_seconds,
                 "acquireTime": spec.get("acquireTime") if same else now,
                 "renewTime": now,
@@ -211,13 +229,13 @@ class JobLease:
 
     def _create(self) -> bool:
         with suppress(ExistsError):
-            self._lease = self._api.create(LEASES, self._manifest(None))
+            self._lease = self._api.create(LEASES, self._manifest(None, self._owner, self._holder.name))
             return True
         return False
 
     def _replace(self, found: Mapping[str, Any]) -> bool:
         with suppress(ConflictError, AbsentError):
-            self._lease = self._api.replace(LEASES, self._manifest(found))
+            self._lease = self._api.replace(LEASES, self._manifest(found, self._owner, self._holder.name))
             return True
         return False
 
@@ -247,12 +265,17 @@ class JobLease:
         )
 
     def _keep(self) -> None:
-        while not self._ended.wait(self._ttl_seconds / RENEWALS_PER_TTL):
+        while True:
+            self._woken.wait(self._ttl_seconds / RENEWALS_PER_TTL)
+            self._woken.clear()
+            if self._ended.is_set():
+                return
             try:
                 if self._replace(self._lease):
                     continue
                 found = self._read()  # our own renewal whose answer got lost, a collected Lease, or another launcher
-                if found is None:
+                if found is None:  # collected with its job, which somebody deleted
+                    self._owner = self._holder.owner
                     self._create()
                 elif (found.get("spec") or {}).get("holderIdentity") == self._holder.name:
                     self._replace(found)
@@ -266,14 +289,12 @@ class JobLease:
                 return
 
     def release(self) -> None:
-        """Give the Lease back, if it is still ours; never fails."""
+        """Give the Lease back, if it is still ours: it has no holder from then on; never fails."""
         self._ended.set()
+        self._woken.set()
         if self._thread is None:
             return
         self._thread.join(timeout=5.0)
-        metadata = self._lease.get("metadata") or {}
-        if metadata:
+        if self._lease:
             with suppress(StagelineError):
-                self._api.delete(
-                    LEASES, self._name, uid=metadata["uid"], version=metadata["resourceVersion"], seconds=5.0
-                )
+                self._api.replace(LEASES, self._manifest(self._lease, self._heir, ""), seconds=5.0)

@@ -243,6 +243,7 @@ class ClusterJob:
     def _take(self, live: dict[str, Any]) -> None:
         self.live = live
         self._job_policy.give(live)  # also if the job is being deleted already: the policy is collected with it
+        self._job_lease.belong_to(live)
         self._refuse_cancelled()
 
     def _kfp_run_id(self) -> str:
@@ -327,6 +328,7 @@ class ClusterJob:
                 self._messages.put(("error", error))
                 return
             break
+        self._job_lease.belong_to(None)
         self._messages.put(("cancelled", False))
 
 
