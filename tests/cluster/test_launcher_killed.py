@@ -150,9 +150,9 @@ def killed_replacing(number: int, moment: str) -> Case:
 
 
 MOMENTS = ("before", "after")
-REQUESTS = (1, 2, 3, 4, 5, *range(10, 24))
+REQUESTS = (1, 2, 3, 4, 5, *range(10, 25))
 """Lease, look, six questions about permission (5-10), two about policies (11, 12), policy (13), job (14), the policy's
-owner (15), lists and watches, notes (21), logs."""
+owner (15), lists and watches, pods as its owners and notes (21, 22), logs."""
 CASES = [
     *(killed_at(number, moment) for number in REQUESTS for moment in MOMENTS),
     *(killed_adopting(number, moment) for number in range(1, 7) for moment in MOMENTS),

@@ -44,18 +44,21 @@ def test_a_policy_is_there_before_its_job_and_a_left_one_is_taken_away_with_the_
     assert owners(left) == []
     assert kubectl("-n", namespace, "get", "pytorchjobs", "-o", "name") == ""
 
-    started = starter()
+    started = starter(script="trap 'sleep 3; exit 143' TERM; while true; do sleep 0.2; done")
     started.start()
-    thread, _ = in_thread(started, starts=False)
-    made = api.get(POLICIES, NAME)
+    made, job = api.get(POLICIES, NAME), api.get(JOBS, NAME)
     assert made["metadata"]["uid"] != left["metadata"]["uid"]
-    assert owners(made) == [("PyTorchJob", api.get(JOBS, NAME)["metadata"]["uid"])]
+    assert owners(made) == [("PyTorchJob", job["metadata"]["uid"])]
+    thread, _ = in_thread(started, starts=False)
     until(lambda: "runs on" in " ".join(started.said), "the job runs")
     (pod,) = json.loads(kubectl("-n", namespace, "get", "pods", "-o", "json"))["items"]
     wanted = made["spec"]["podSelector"]["matchLabels"]
     assert {key: pod["metadata"]["labels"].get(key) for key in wanted} == wanted
+    both = [("PyTorchJob", job["metadata"]["uid"]), ("Pod", pod["metadata"]["uid"])]
+    until(lambda: owners(api.get(POLICIES, NAME)) == both, "it outlives the job's pods")
     kubectl("-n", namespace, "delete", "pytorchjob", NAME)
-    until(lambda: kubectl("-n", namespace, "get", "networkpolicies", "-o", "name") == "", "collected with the job")
+    while (found := kubectl("-n", namespace, "get", "networkpolicies,pods", "-o", "name")).strip():
+        assert f"networkpolicy.networking.k8s.io/{NAME}" in found or "pod/" not in found, "collected with the last pod"
     thread.join(40)
     nothing_left(kubectl, namespace)
 

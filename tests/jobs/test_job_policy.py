@@ -87,6 +87,22 @@ def test_the_policy_is_there_before_the_job_and_goes_with_it(place: Place) -> No
     assert not [text for text in place.said if "NetworkPolicy" in text]
 
 
+def test_the_policy_outlives_a_deleted_jobs_pods_which_end_within_their_grace(place: Place) -> None:
+    started = place.launcher()
+    started.start()
+    pods = [place.server.put("pods", {"metadata": {"name": f"{NAME}-worker-{index}"}}) for index in (0, 1)]
+    started._job_policy.keep(pods[:1])
+    started._job_policy.keep(pods)
+    started.detach()
+    del place.server.objects[JOBS, NAME]
+    for pod in pods:
+        place.server.collect()
+        assert place.server.of(POLICIES) == [NAME]
+        del place.server.objects["pods", pod["metadata"]["name"]]
+    place.server.collect()
+    assert place.server.of(POLICIES) == []
+
+
 def test_before_the_job_is_there_the_policy_belongs_to_the_launchers_pod(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +54,7 @@ class FollowedJob:
     live: the job's object, as it was created or adopted.
     launcher: name of our holder of its Lease.
     is_cancelled: whether somebody asked us to delete it.
+    keep_policy: told which pods live, since the job's NetworkPolicy must outlive them.
     """
 
     job: Job
@@ -63,6 +64,7 @@ class FollowedJob:
     live: dict[str, Any]
     launcher: str
     is_cancelled: Callable[[], bool]
+    keep_policy: Callable[[Iterable[Mapping[str, Any]]], None]
 
     @property
     def uid(self) -> str:
@@ -219,6 +221,7 @@ class Follower:
         ended = outcome(self.observed.job)
         if ended:
             return self._conclude(ended)
+        self._task.keep_policy(self.observed.living_pods())
         self._keep_notes()
         now = time.time()
         error = self.observed.over_limit(now) or self._silent_node(now)

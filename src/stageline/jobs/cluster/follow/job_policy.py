@@ -1,13 +1,14 @@
 """The NetworkPolicy of a job: made before the job, and then owned by it, so that it goes when the job goes.
 
 In between it belongs to the launcher's pod where there is one, and to nobody on a laptop: a launcher that is killed
-there leaves it behind; the next launch of the job takes it away, and `doctor` shows it.
+there leaves it behind; the next launch of the job takes it away, and `doctor` shows it. Pods outlive a deleted job by
+their grace: while a launcher follows, they own the policy too, so that it outlives them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -54,6 +55,7 @@ class JobPolicy:
         self._is_cancelled = is_cancelled
         self._wanted = render_policy(job, cluster)
         self._made: Plain = {}
+        self._owners: list[dict[str, Any]] = []
 
     def make(self) -> None:
         """Make it anew, before the job. ClusterError where it is required and may not be made."""
@@ -86,6 +88,16 @@ class JobPolicy:
                 else:
                     self._lack(error)
             return
+
+    def keep(self, pods: Iterable[Plain]) -> None:
+        """Have these pods own it beside the job; an object goes when the last of its owners has gone. Never fails."""
+        if not self._owners:
+            return
+        owners = [self._owners[0], *(_reference("v1", "Pod", pod) for pod in pods)]
+        if owners != self._owners:
+            with suppress(StagelineError):
+                self._api.patch(POLICIES, self._name, {"metadata": {"ownerReferences": owners}})
+                self._owners = owners
 
     def withdraw(self) -> None:
         """Take away what `make` made, where no job came of it; never fails."""
@@ -153,23 +165,17 @@ class JobPolicy:
         return self._api.create(POLICIES, {**wanted, "metadata": metadata})
 
     def _give(self, wanted: Plain, job: Plain) -> None:
-        owner = {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
-            "name": self._name,
-            "uid": job["metadata"]["uid"],
-            "controller": False,
-            "blockOwnerDeletion": False,
-        }
+        owner = _reference(API_VERSION, KIND, job)
         while True:
             self._made = self._made or self._read()
             with suppress(AbsentError, ConflictError, ExistsError):
                 if not self._made:
                     self._made = self._create(wanted, [owner])
-                    return
-                metadata = {"uid": self._made["metadata"]["uid"], "ownerReferences": [owner]}
-                spec = {"egress": None, **wanted["spec"]}  # rules that are no longer wanted go
-                self._api.patch(POLICIES, self._name, {"metadata": metadata, "spec": spec})
+                else:
+                    metadata = {"uid": self._made["metadata"]["uid"], "ownerReferences": [owner]}
+                    spec = {"egress": None, **wanted["spec"]}  # rules that are no longer wanted go
+                    self._api.patch(POLICIES, self._name, {"metadata": metadata, "spec": spec})
+                self._owners = [owner]
                 return
             self._made = {}  # somebody took it away, or made another one, this very moment
 
@@ -185,3 +191,9 @@ class JobPolicy:
             ) from error
         self._wanted = None
         self._say(f"warning: the job has no NetworkPolicy, so that {UNFENCED}: {error.message} ({error.remedy})")
+
+
+def _reference(version: str, kind: str, item: Plain) -> dict[str, Any]:
+    metadata = item["metadata"]
+    own = {"apiVersion": version, "kind": kind, "name": metadata["name"], "uid": metadata["uid"]}
+    return {**own, "controller": False, "blockOwnerDeletion": False}

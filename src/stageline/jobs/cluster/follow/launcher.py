@@ -260,9 +260,8 @@ class ClusterJob:
         try:
             if not self.live:
                 return Verdict(0)
-            followed = FollowedJob(
-                self.job, self.cluster, self.result, self.say, self.live, self.holder.name, self._is_cancelled
-            )
+            task = (self.job, self.cluster, self.result, self.say, self.live, self.holder.name, self._is_cancelled)
+            followed = FollowedJob(*task, self._job_policy.keep)
             return Follower(self.api, followed, self._messages, on_line).run()
         finally:
             self._close()
