@@ -199,6 +199,17 @@ def test_somebody_elses_policy_of_that_name_is_left_alone(place: Place) -> None:
     assert [text for text in place.said if text.startswith("warning")]
 
 
+def test_metrics_that_nobody_may_read_are_said(place: Place) -> None:
+    served = stage_job("film_flow", "film", config={"root": "/stageline", "trainer": {"metrics_port": 9400}})
+    for network, notes in (({}, 1), ({"metrics_from": ["monitoring"]}, 0)):
+        place.said.clear()
+        started = ClusterJob(served, cluster({"network": network}), place.result, place.said.append, api=place.api)
+        started.start()
+        started.detach()
+        place.server.objects.clear()
+        assert len([text for text in place.said if "cluster.network.metrics_from" in text]) == notes
+
+
 def test_switched_off_nothing_is_asked_about_policies(place: Place) -> None:
     place.start(network_policy="off")
     assert place.server.asked(POLICIES) == []

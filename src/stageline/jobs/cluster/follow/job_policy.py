@@ -15,6 +15,7 @@ from typing import Any
 from stageline.config import ClusterConfig
 from stageline.errors import ClusterError, ClusterUnavailableError, StagelineError
 from stageline.jobs.cluster.render.network_policy import render_policy
+from stageline.jobs.cluster.render.pytorchjob import metrics_port
 from stageline.jobs.job import Job
 from stageline.kube.client import Api
 from stageline.kube.keys import API_VERSION, KIND, POLICIES, Plain, is_ours
@@ -26,6 +27,11 @@ OWNER_SECONDS = 60.0
 DELETE_SECONDS = 10.0
 """How long a leftover may take to go."""
 UNFENCED = "whoever reaches the ports of its pods can take part in it as a rank"
+
+UNREAD = (
+    "note: the job's NetworkPolicy lets no Prometheus read its metrics: name its namespace in "
+    "cluster.network.metrics_from (chart: networkPolicy.metricsFrom)"
+)
 
 
 class JobPolicy:
@@ -53,6 +59,7 @@ class JobPolicy:
         self._launcher = [dict(launcher)] if launcher else []
         self._say = say
         self._is_cancelled = is_cancelled
+        self._unread = bool(metrics_port(job)) and not cluster.network.metrics_from
         self._wanted = render_policy(job, cluster)
         self._made: Plain = {}
         self._owners: list[dict[str, Any]] = []
@@ -64,6 +71,8 @@ class JobPolicy:
         try:
             self._refuse_without_owner()
             self._made = self._create_anew(self._wanted)
+            if self._unread:
+                self._say(UNREAD)
         except ClusterUnavailableError:
             raise
         except StagelineError as error:
