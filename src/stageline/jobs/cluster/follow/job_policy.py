@@ -27,7 +27,6 @@ OWNER_SECONDS = 60.0
 DELETE_SECONDS = 10.0
 """How long a leftover may take to go."""
 UNFENCED = "whoever reaches the ports of its pods can take part in it as a rank"
-
 UNREAD = (
     "note: the job's NetworkPolicy lets no Prometheus read its metrics: name its namespace in "
     "cluster.network.metrics_from (chart: networkPolicy.metricsFrom)"
@@ -102,11 +101,17 @@ class JobPolicy:
         """Have these pods own it beside the job; an object goes when the last of its owners has gone. Never fails."""
         if not self._owners:
             return
-        owners = [self._owners[0], *(_reference("v1", "Pod", pod) for pod in pods)]
-        if owners != self._owners:
-            with suppress(StagelineError):
-                self._api.patch(POLICIES, self._name, {"metadata": {"ownerReferences": owners}})
-                self._owners = owners
+        by_name = sorted((_reference("v1", "Pod", pod) for pod in pods), key=lambda owner: str(owner["name"]))
+        owners = [self._owners[0], *by_name]
+        if owners == self._owners:
+            return
+        try:
+            self._api.patch(POLICIES, self._name, {"metadata": {"ownerReferences": owners}})
+        except ClusterUnavailableError:
+            return  # asked again with the next look at the pods
+        except StagelineError:
+            pass
+        self._owners = owners
 
     def withdraw(self) -> None:
         """Take away what `make` made, where no job came of it; never fails."""
