@@ -241,6 +241,16 @@ def test_the_notes_say_the_name_to_whoever_submits(helm: Helm) -> None:
     assert "cluster.defaults" not in notes(helm)
 
 
+def test_the_notes_say_what_network_policies_ask_for(helm: Helm) -> None:
+    metrics, renamed = "name its namespace in networkPolicy.metricsFrom", "has the name networkPolicy.limitEgress"
+    said = notes(helm, "--set", "podMonitor.enabled=true,networkPolicy.enabled=true")
+    assert metrics in said
+    assert renamed in said
+    said = notes(helm, "--set", "podMonitor.enabled=true,networkPolicy.metricsFrom={monitoring}")
+    assert metrics not in said
+    assert renamed not in said
+
+
 # Metrics -----------------------------------------------------------------------------------------------------------
 
 

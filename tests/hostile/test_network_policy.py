@@ -243,9 +243,9 @@ WAYS = {
         [(Peer(address="203.0.113.7"), 80)],
     ),
     "a claim": ({}, LAB, {}, [], [(Peer(address="203.0.113.7"), 443), (Peer("other"), 80)]),
-    "endpoints of the environment": (
-        {"env": {"AWS_ENDPOINT_URL": "https://s3.example.org:8333", "https_proxy": "proxy:8080"}},
-        LAB,
+    "proxies and endpoints of the environment": (
+        {"env": {"https_proxy": "proxy:8080"}},
+        replace(LAB, environment={"AWS_ENDPOINT_URL": "https://s3.example.org:8333"}),
         {},
         [(Peer(address="203.0.113.7"), 8333), (Peer(address="203.0.113.7"), 8080)],
         [(Peer(address="203.0.113.7"), 443)],

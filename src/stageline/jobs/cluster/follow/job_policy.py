@@ -14,6 +14,7 @@ from typing import Any
 
 from stageline.config import ClusterConfig
 from stageline.errors import ClusterError, ClusterUnavailableError, StagelineError
+from stageline.jobs.cluster.follow.job_lease import reference
 from stageline.jobs.cluster.render.network_policy import render_policy
 from stageline.jobs.cluster.render.pytorchjob import metrics_port
 from stageline.jobs.job import Job
@@ -101,8 +102,8 @@ class JobPolicy:
         """Have these pods own it beside the job; an object goes when the last of its owners has gone. Never fails."""
         if not self._owners:
             return
-        by_name = sorted((_reference("v1", "Pod", pod) for pod in pods), key=lambda owner: str(owner["name"]))
-        owners = [self._owners[0], *by_name]
+        living = sorted((pod["metadata"]["name"], pod["metadata"]["uid"]) for pod in pods)
+        owners = [self._owners[0], *(reference("v1", "Pod", name, uid) for name, uid in living)]
         if owners == self._owners:
             return
         try:
@@ -179,7 +180,7 @@ class JobPolicy:
         return self._api.create(POLICIES, {**wanted, "metadata": metadata})
 
     def _give(self, wanted: Plain, job: Plain) -> None:
-        owner = _reference(API_VERSION, KIND, job)
+        owner = reference(API_VERSION, KIND, self._name, job["metadata"]["uid"])
         while True:
             self._made = self._made or self._read()
             with suppress(AbsentError, ConflictError, ExistsError):
@@ -205,9 +206,3 @@ class JobPolicy:
             ) from error
         self._wanted = None
         self._say(f"warning: the job has no NetworkPolicy, so that {UNFENCED}: {error.message} ({error.remedy})")
-
-
-def _reference(version: str, kind: str, item: Plain) -> dict[str, Any]:
-    metadata = item["metadata"]
-    own = {"apiVersion": version, "kind": kind, "name": metadata["name"], "uid": metadata["uid"]}
-    return {**own, "controller": False, "blockOwnerDeletion": False}
