@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from stageline import __version__
+from stageline.printing import json_text, say_block
 
 BUILD_VARIABLE = "STAGELINE_BUILD"
 IMAGE_VARIABLE = "STAGELINE_IMAGE"
@@ -139,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--base-image", default="", help="what the image is made from")
     chosen = parser.parse_args(arguments)
     if chosen.write is None:
-        print(json.dumps(find_build().to_json(), indent=1))
+        say_block(json_text(find_build().to_json()))
         return
     if chosen.version != __version__:
         sys.exit(

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
+from stageline.printing import escaped, one_line, quoted_block, remedy_lines
+
 EXIT_FAULT = 1
 """An error without a kind of its own: a fault in our code."""
 EXIT_CTRL_C = 130
@@ -19,7 +21,7 @@ EXIT_INTERRUPTED = 143
 
 
 class StagelineError(Exception):
-    """A fault with a sentence for its reader.
+    """A fault with a sentence for its reader. What others wrote in its texts is made visible (`printing`).
 
     message: what was found and where, and what was expected.
     remedy: what to do about it, one sentence; shown on a line of its own.
@@ -31,13 +33,17 @@ class StagelineError(Exception):
 
     def __init__(self, message: str, *, remedy: str = "", code: str = "") -> None:
         super().__init__(message)
-        self.message = message
-        self.remedy = remedy
-        self.code = code
+        self.message = escaped(message)
+        self.remedy = escaped(remedy)
+        self.code = one_line(code)
 
     def __str__(self) -> str:
-        head = f"{self.code}: {self.message}" if self.code else self.message
-        return f"{head}\n  -> {self.remedy}" if self.remedy else head
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """As it is shown: the message, whose own lines are indented, and the remedy last."""
+        shown = quoted_block(f"{self.code}: {self.message}" if self.code else self.message)
+        return [*shown, *remedy_lines(self.remedy)]
 
 
 class ConfigError(StagelineError):
@@ -218,7 +224,7 @@ class Faults:
 
     def add(self, fault: str, *, code: str = "") -> None:
         """Note one fault; the first code given becomes the error's."""
-        self.found.append(fault)
+        self.found.append(escaped(fault).replace("\n", "\n    "))
         self.code = self.code or code
 
     def extend(self, faults: Iterable[str]) -> None:

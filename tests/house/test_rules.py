@@ -77,6 +77,21 @@ def test_no_text_of_the_tree_names(what: str) -> None:
     assert found == []
 
 
+def test_everything_is_shown_through_one_door() -> None:
+    """What others wrote is made visible in `printing`; rich's own drawing gets texts that were."""
+    door = ROOT / "src/stageline/printing.py"
+    found = []
+    for file in OURS:
+        for call in calls(file, "print", "echo", "secho", "write", "writelines", "log"):
+            text = ast.unparse(call.func)
+            shown = text in ("print", "typer.echo", "typer.secho", "click.echo") or re.match(
+                r"sys\.(stdout|stderr)", text
+            )
+            if shown and file != door:
+                found.append(f"{file.relative_to(ROOT)}:{call.lineno}: {text}")
+    assert found == []
+
+
 def test_modules_are_nouns_of_the_domain() -> None:
     named = [file for file in OURS if {file.stem, *file.relative_to(ROOT).parts[:-1]} & EMPTY_NAMES]
     assert named == []

@@ -146,7 +146,7 @@ def test_warnings_are_said_once_and_only_those_of_this_job():
 def test_a_failure_is_told_by_the_pod_that_caused_it():
     followed = observed()
     record = {"exit_code": 7, "sentence": "loss is nan", "kind": "training", "log_tail": ["x"]}
-    list(followed.take_pod("added", pod(1, phase="Failed", message=json.dumps(record)), -1))
+    list(followed.take_pod("added", pod(1, phase="Failed", message=json.dumps(record), code=7), -1))
     found = followed.failure("Failed", None)
     assert (found.sentence, found.exit_code, found.pod, found.node) == (
         "loss is nan",

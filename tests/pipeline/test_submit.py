@@ -24,6 +24,7 @@ from stageline.pipeline.backend import Backend
 from stageline.pipeline.submission import SubmittedRun, make_submission, namespace_defaults
 from stageline.store import open_store
 from stageline.telemetry import EventLog, write_failure
+from stageline.telemetry.remedies import REMEDIES
 
 from .backend_server import RUN_ID, BackendServer, backend_server, run_state
 
@@ -101,7 +102,7 @@ def test_a_failed_run_ends_with_the_failed_steps_own_record(backend: BackendServ
     backend.states = [run_state("FAILED", prepare_data="FAILED")]
     error = follow.follow()
     assert error is not None
-    assert (error.exit_code, error.message, error.remedy) == (3, "a.png is empty", "mend it")
+    assert (error.exit_code, error.message, error.remedy) == (3, "a.png is empty", REMEDIES["data"])
     assert "  film: running: training 2 steps" in lines
 
 

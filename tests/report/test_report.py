@@ -263,7 +263,7 @@ def test_failed_run_says_what_happened_and_what_to_do(store: Store) -> None:
     assert "Stage film failed after step 70; its last checkpoint stands at step 50 of 250." in page.text
     for words in (
         "the device ran out of memory in step 61",
-        "lower trainer.batch_size from 8 to 4",
+        "lower trainer.batch_size and raise trainer.accumulate_grad_batches",
         "Exit code 8 on rank 1 (fix it first",
         "RuntimeError: out of memory",
     ):

@@ -9,6 +9,7 @@ one that takes its place waits (`await_free`) until the lease has run out.
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
@@ -54,8 +55,9 @@ def _read(store: Store) -> tuple[dict[str, Any], str] | None:
         return None
     try:
         plain = read_json(data)
-        usable = {"holder", "id", "host", "pid", "born", "expires"} <= set(plain)
-    except (ValueError, TypeError):
+        texts = all(isinstance(plain[name], str) for name in ("holder", "id", "host"))
+        usable = texts and type(plain["pid"]) is int and "born" in plain and 0 <= plain["expires"] < math.inf
+    except (ValueError, TypeError, KeyError):
         usable = False
     if not usable:
         raise BusyError(

@@ -17,9 +17,9 @@ guiding         guide
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,8 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from stageline.errors import EXIT_CTRL_C, EXIT_INTERRUPTED, MissingPartError, StagelineError
+from stageline.errors import EXIT_CTRL_C, EXIT_FAULT, EXIT_INTERRUPTED, MissingPartError, StagelineError
+from stageline.printing import json_text, say, say_block
 
 OPTIONAL_PARTS = {
     "torch": "train",
@@ -67,7 +68,7 @@ def options(
         from stageline.build import find_build
 
         build = find_build()
-        typer.echo(json.dumps(build.to_json(), indent=1) if as_json else build.to_text())
+        say_block(json_text(build.to_json()) if as_json else build.to_text())
         raise typer.Exit
     if as_json:
         raise typer.BadParameter("it belongs to --version, or behind a command that has it", param_hint="--json")
@@ -91,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         _command()(arguments, standalone_mode=True)
     except SystemExit as end:
         if end.code == EXIT_CTRL_C:  # typer's own code for it, without a word
-            print("stopped by Ctrl-C", file=sys.stderr, flush=True)
+            say("stopped by Ctrl-C", error=True)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except StagelineError as error:
         return _tell(error)
@@ -106,24 +107,23 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return _tell(missing)
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr, flush=True)
+        say("stopped by Ctrl-C", error=True)
         return EXIT_CTRL_C
     except BrokenPipeError:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # nobody reads any more
         return EXIT_INTERRUPTED
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # a fault of ours: told as Python tells it, made visible
         _leave_record(error)
-        raise
+        say_block(traceback.format_exc().rstrip("\n"), error=True)
+        return EXIT_FAULT
     return 0
 
 
 def _tell(error: StagelineError) -> int:
     from stageline.telemetry import redact
 
-    text = str(redact(str(error)))
-    for note in getattr(error, "__notes__", ()):
-        text += f"\n  {note}"
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    first, *rest = str(redact(str(error))).split("\n")
+    say(f"error: {first}", *rest, *(f"  {note}" for note in getattr(error, "__notes__", ())), error=True)
     _leave_record(error)
     return error.exit_code
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stageline.cli.configuration import AsJson, ConfigFile, FamilyName, Overrides, PresetName, read_config
+from stageline.printing import json_text, say, say_block
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +46,7 @@ def doctor(
 
     lines = examine(_setup(config, family, preset, overrides, launcher_account), seconds)
     if as_json:
-        print(json.dumps([line.to_json() for line in lines], indent=1, ensure_ascii=False), flush=True)
+        say_block(json_text([line.to_json() for line in lines]))
     else:
         _show(lines)
     raise_if_wrong(lines)
@@ -103,6 +103,6 @@ def _largest(config: RunConfig) -> int:
 def _show(lines: Sequence[Line]) -> None:
     width = max(len(line.name) for line in lines)
     for line in lines:
-        print(f"{MARKS[line.state]}  {line.name:<{width}}  {line.text}")
+        say(f"{MARKS[line.state]}  {line.name:<{width}}  {line.text}")
         if line.remedy and line.state != "ok":
-            print(f"{'':<{width + 11}}-> {line.remedy}")
+            say(f"{'':<{width + 11}}-> {line.remedy}")

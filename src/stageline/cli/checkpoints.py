@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from stageline.cli.configuration import AsJson, ConfigFile, FamilyName, PresetName
+from stageline.printing import json_text, say, say_block
 
 Target = Annotated[str, typer.Argument(help="Step directory, stage directory, run of one stage, or pointer file.")]
 
@@ -28,13 +29,12 @@ def register(app: typer.Typer) -> None:
 
 def show(target: Target, as_json: AsJson = False) -> None:
     """What a checkpoint is."""
-    import json
 
     from stageline.checkpoint.lineage import describe
 
     plain = describe(target)
     if as_json:
-        print(json.dumps(plain, indent=1, ensure_ascii=False))
+        say_block(json_text(plain))
     else:
         _print_nested(plain)
 
@@ -42,10 +42,10 @@ def show(target: Target, as_json: AsJson = False) -> None:
 def _print_nested(value: Mapping[str, Any], pad: str = "") -> None:
     for key, item in value.items():
         if isinstance(item, Mapping) and item:
-            print(f"{pad}{key}:")
+            say(f"{pad}{key}:")
             _print_nested(item, pad + "  ")
         else:
-            print(f"{pad}{key}: {item}")
+            say(f"{pad}{key}: {item}")
 
 
 def verify(
@@ -61,25 +61,24 @@ def verify(
     faults = Faults(CheckpointError, ref.uri, "use another checkpoint; the last good one is never touched by a save")
     faults.extend(faults_of(ref, hashes=not fast))
     faults.raise_if_any()
-    print(f"whole: {ref.reference}")
+    say(f"whole: {ref.reference}")
 
 
 def lineage(target: Target, as_json: AsJson = False) -> None:
     """A checkpoint and all it descends from."""
-    import json
 
     from stageline.checkpoint.lineage import lineage as chain_of
 
     chain = chain_of(target)
     if as_json:
-        print(json.dumps(chain, indent=1, ensure_ascii=False))
+        say_block(json_text(chain))
         return
     for entry in chain:
         pad = "  " * int(entry.get("depth", 0))
         role = f"{entry['role']}: " if entry.get("role") else ""
         status = entry.get("status", "present")
         mark = "" if status == "present" else f"  [{status}]"
-        print(f"{pad}{role}{entry.get('stage')} step {entry.get('step')}  {entry.get('uri')}{mark}")
+        say(f"{pad}{role}{entry.get('stage')} step {entry.get('step')}  {entry.get('uri')}{mark}")
 
 
 def import_(
@@ -94,16 +93,15 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Bring in files of another program as one finished checkpoint; nothing in them is executed."""
-    import json
 
     from stageline.cli.imports import import_files
 
     answer = import_files(words, to, stage=stage, config=config, family=family, preset=preset)
     if as_json:
-        print(json.dumps(answer, indent=1, ensure_ascii=False, default=str))
+        say_block(json_text(answer, default=str))
         return
     _print_nested(answer["report"])
-    print(answer["reference"])
+    say(answer["reference"])
 
 
 def export(
@@ -120,7 +118,7 @@ def export(
         raise ConfigError(
             f"--weights {weights!r}: expected raw or ema", remedy="leave it out for ema where there is one"
         )
-    print(write_export(target, to, kind, weights))  # type: ignore[arg-type]  # checked above
+    say(write_export(target, to, kind, weights))  # type: ignore[arg-type]  # checked above
 
 
 def prune(
@@ -160,13 +158,13 @@ def prune(
         own = directory.uri.removeprefix(f"{store.uri}/") if directory.uri != store.uri else store.uri.split("/")[-1]
         rows += [(own, decision.name, decision.action, decision.reason) for decision in decisions]
     if directories and not rows:
-        print(f"{store.uri} holds nothing superseded" if superseded else f"{store.uri} holds nothing to prune")
+        say(f"{store.uri} holds nothing superseded" if superseded else f"{store.uri} holds nothing to prune")
         return
     if not rows:
         raise CheckpointError(f"{store.uri} holds no checkpoints", remedy="name a run or stage directory")
     show_rows(("stage", "checkpoint", "action", "why"), rows)
     if not yes:
-        print("nothing was deleted; add --yes")
+        say("nothing was deleted; add --yes")
 
 
 def set_aside(
@@ -179,5 +177,5 @@ def set_aside(
 
     store = open_store(target)
     reason = set_aside_step(store, "stageline checkpoint set-aside")
-    print(f"set aside: {store.uri}: {reason}")
-    print(f"once it is whole again, delete {ASIDE_NAME} in it")
+    say(f"set aside: {store.uri}: {reason}")
+    say(f"once it is whole again, delete {ASIDE_NAME} in it")

@@ -12,6 +12,7 @@ import typer
 
 import stageline
 from stageline.errors import ConfigError, Faults
+from stageline.printing import say
 
 
 def register(app: typer.Typer) -> None:
@@ -29,8 +30,8 @@ def guide(
     """Lay out a family's guide: the folder of scripts and configs in which the guide's own commands run unchanged."""
     written = lay_out(family, folder, demo_data=demo_data)
     for name in written:
-        print(f"written: {folder / name}")
-    print(f"{len(written)} {'file' if len(written) == 1 else 'files'}; go on in {folder}")
+        say(f"written: {folder / name}")
+    say(f"{len(written)} {'file' if len(written) == 1 else 'files'}; go on in {folder}")
 
 
 def lay_out(family: str, folder: Path, *, demo_data: bool = False) -> list[str]:

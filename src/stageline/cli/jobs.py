@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stageline.cli.configuration import AsJson, ConfigFile, FamilyName, Overrides, PresetName, read_config
+from stageline.printing import json_text, say, say_block
 
 if TYPE_CHECKING:
     from stageline.config import RunConfig
@@ -61,19 +61,19 @@ def render(
     items, overrides = split_overrides(words or [])
     own = place_config(read_config(config, family, preset, overrides), {})
     for note in own.cluster.notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}", error=True)
     texts = {}
     for item in items or [name for name in item_names(own) if name not in (PREPARE_ITEM, EVALUATE_ITEM)]:
         job, cluster = free_job(own, item)
         texts[item] = objects_yaml(job, cluster)
     if output is None:
-        print("---\n".join(texts.values()), end="")
+        say_block("---\n".join(texts.values()).rstrip("\n"))
         return
     output.mkdir(parents=True, exist_ok=True)
     for item, text in texts.items():
         file = output / f"{item}.yaml"
         file.write_text(text, encoding="utf-8")
-        print(f"wrote {file}")
+        say(f"wrote {file}")
 
 
 def submit(
@@ -107,8 +107,8 @@ def submit(
     _start(prospect, follow=follow)
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _say(*lines: str) -> None:
+    say(*lines, error=True)
 
 
 def _prospect(config: RunConfig, item: str, *, after_prepare: bool = False) -> Prospect:
@@ -143,8 +143,8 @@ def _start(prospect: Prospect, *, follow: bool) -> None:
 
     job = prospect.job
     if prospect.reference:
-        print(f"{job.item}: finished already")
-        print(prospect.reference)
+        say(f"{job.item}: finished already")
+        say(prospect.reference)
         return
     if prospect.why:
         _say(f"{job.item}: {prospect.why}")
@@ -152,30 +152,31 @@ def _start(prospect: Prospect, *, follow: bool) -> None:
 
     def line(text: str) -> None:
         body.tail.append(text)
-        print(text, flush=True)
+        say(f"{job.item} | {text}")
 
     started: list[ClusterJob] = []
     try:
         running = start_on_cluster(job, prospect.cluster, prospect.result, _say, announce=started.append)
         if not follow:
             running.detach()
-            _say(_hints(running))
+            _say(*_hints(running))
             return
         verdict = running.follow(line)
     except KeyboardInterrupt:
         for one in started:
             one.detach()
-            _say(f"\nno longer followed; the job runs on\n{_hints(one)}" if one.live else "\nnothing was submitted")
+            runs_on = ("no longer followed; the job runs on", *_hints(one))
+            _say("", *(runs_on if one.live else ("nothing was submitted",)))
         raise
     if verdict.exit_code:
         raise verdict_error(body, job.name, verdict)
     _say(f"{job.name}: done")
 
 
-def _hints(running: ClusterJob) -> str:
+def _hints(running: ClusterJob) -> tuple[str, str]:
     """How to go on with a job that nobody follows."""
     place = f"{running.job.name} -n {running.api.namespace}"
-    return f"follow it: stageline job logs {place} --follow\nend it:    stageline job cancel {place}"
+    return f"follow it: stageline job logs {place} --follow", f"end it:    stageline job cancel {place}"
 
 
 def logs(
@@ -191,9 +192,7 @@ def logs(
     from stageline.jobs.cluster.inspect.namespace_jobs import hand_over_logs
     from stageline.kube.client import Api
 
-    hand_over_logs(
-        Api.connect(namespace, context), job, lambda line: print(line, flush=True), _say, since, follow=follow
-    )
+    hand_over_logs(Api.connect(namespace, context), job, say, _say, since, follow=follow)
 
 
 def cancel(
@@ -213,9 +212,9 @@ def cancel(
         raise ConfigError("cancel which jobs?", remedy="name jobs, or give --all-of-run RUN; one of the two")
     cancelled = cancel_jobs(Api.connect(namespace, context), jobs or (), run)
     for name, seconds in cancelled:
-        print(f"{name}: deleted; its pods may take up to {seconds} s to commit and end")
+        say(f"{name}: deleted; its pods may take up to {seconds} s to commit and end")
     if not cancelled:
-        print(f"run {run!r} has no job that has not ended")
+        say(f"run {run!r} has no job that has not ended")
 
 
 def list_jobs(
@@ -225,7 +224,6 @@ def list_jobs(
     as_json: AsJson = False,
 ) -> None:
     """The jobs of a namespace: their stages, states, pods and restarts."""
-    import json
 
     from stageline.cli.tables import duration, show_rows
     from stageline.jobs.cluster.inspect.namespace_jobs import find_rows
@@ -234,10 +232,10 @@ def list_jobs(
     api = Api.connect(namespace, context)
     rows = find_rows(api, run)
     if as_json:
-        print(json.dumps([row.to_json() for row in rows], indent=1, ensure_ascii=False))
+        say_block(json_text([row.to_json() for row in rows]))
         return
     if not rows:
-        print(f"no jobs in namespace {api.namespace}")
+        say(f"no jobs in namespace {api.namespace}")
         return
     columns = ("job", "run", "stage", "state", "pods", "restarts", "age", "fingerprint")
     cells = [
@@ -296,13 +294,13 @@ def compare_jobs(own: RunConfig) -> list[dict[str, Any]]:
 def show_comparison(jobs: Sequence[Mapping[str, Any]]) -> None:
     """What `compare_jobs` found, a line per job and one per field that differs."""
     if jobs:
-        print("\njobs on the cluster")
+        say("", "jobs on the cluster")
     for job in jobs:
         lines = list(job["differences"])
         word = "would be submitted" if job["state"] == "absent" else job["state"]
         same = f"; {len(lines)} fields differ" if lines else "; the same" if job["state"] != "absent" else ""
-        print(f"  {job['job']}: {word}{same}")
+        say(f"  {job['job']}: {word}{same}")
         for line in lines:
-            print(f"      {line}")
+            say(f"      {line}")
         if job.get("inputs_unknown"):
-            print(f"      (its inputs are not compared: {job['inputs_unknown']})")
+            say(f"      (its inputs are not compared: {job['inputs_unknown']})")

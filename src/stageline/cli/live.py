@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from stageline.printing import one_line
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 REFERENCE = re.compile(r"\S+@sha256:[0-9a-f]{64}")
 """What a step prints for the next one; no person reads it."""
-COUNTED = re.compile(r"(?P<what>.*?)\b(?P<done>\d+)/(?P<total>\d+)\b(?P<rest>.*)")
+COUNTED = re.compile(r"(?P<what>.*?)\b(?P<done>\d{1,15})/(?P<total>\d{1,15})\b(?P<rest>.*)")
 """`step 5/80  loss 1.2`, `evaluating (FiLM off) 48/192`: work whose end is known."""
 ENDS = {"done": "green", "reused": "green", "skipped": "dim", "stopped": "yellow", "failed": "red"}
 BAR, COUNT, CLOCK = 12, 9, 7
@@ -60,7 +62,7 @@ class RunView:
         names = max(len(item.name) for item in plan.items)
         said = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # the one that gives way on a narrow terminal
         columns = (
-            TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=names)),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, min_width=names)),
             BarColumn(bar_width=BAR, table_column=Column(min_width=BAR)),
             MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=COUNT)),
             TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=CLOCK)),
@@ -69,7 +71,9 @@ class RunView:
         self._progress = Progress(*columns, console=self.console, expand=True)
         for item in plan.items:
             selected = item.action != "not selected"
-            task = self._progress.add_task(item.name, total=item.steps, start=False, said="waiting", visible=selected)
+            task = self._progress.add_task(
+                one_line(item.name), total=item.steps, start=False, said="waiting", visible=selected
+            )
             self._tasks[item.name] = task
         self._progress.start()
 
@@ -93,10 +97,11 @@ class RunView:
         else:
             what, rest = counted["what"].strip(), counted["rest"].strip()
             said = rest if UNIT.fullmatch(counted["what"]) else "  ".join(word for word in (what, rest) if word)
-            self._progress.update(task, completed=int(counted["done"]), total=int(counted["total"]), said=said)
+            done, total = int(counted["done"]), int(counted["total"])
+            self._progress.update(task, completed=done, total=total, said=one_line(said))
 
     def _state(self, item: str, event: Mapping[str, Any]) -> None:
-        state, text = str(event["state"]), shortened(str(event["text"]))
+        state, text = str(event["state"]), one_line(shortened(str(event["text"])))
         took = f"  ({event['seconds']:.1f} s)" if state in ("done", "reused") else ""
         task = self._tasks.get(item)
         if self._progress is None or task is None:
@@ -113,7 +118,7 @@ class RunView:
             self._progress.stop_task(task)
 
     def _print(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(one_line(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def shortened(text: str) -> str:

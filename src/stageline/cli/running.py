@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +20,7 @@ from stageline.cli.configuration import (
 )
 from stageline.cli.runs import register_runs
 from stageline.cli.submitting import submit
+from stageline.printing import json_text, say, say_block
 
 if TYPE_CHECKING:
     from stageline.pipeline.driver import RunResult
@@ -58,13 +58,13 @@ def run(
 
     own = read_config(config, family, preset, overrides)
     for note in replaced_notes(config, family, preset, overrides):
-        print(note, flush=True)
+        say(note)
     with RunView() as view:
         result = run_pipeline(own, view.event, view.plan, launcher=launcher, branch=branch)
     if result.error is not None:
         if result.report:
-            print(f"report: {result.report}")
-        print(f"run: {result.uri}", flush=True)
+            say(f"report: {result.report}")
+        say(f"run: {result.uri}")
         raise result.error
     _show_result(result)
 
@@ -75,15 +75,15 @@ def _show_result(result: RunResult) -> None:
     from stageline.families import family_config
 
     if result.evaluation is not None:
-        print()
+        say("")
         show_evaluation(result.evaluation, family_config(result.plan.family).words, limit=MAIN_METRICS)
     states = [event["state"] for event in result.events]
     reused = states.count("reused")
     skipped = sum(event["state"] == "skipped" and not event["item"].endswith("evaluate") for event in result.events)
     made = states.count("done")
     parts = [f"{made} made", f"{reused} reused", *([f"{skipped} not selected"] if skipped else [])]
-    print(f"\n{', '.join(parts)} in {duration(result.seconds)}")
-    print(f"report: {result.report}", flush=True)
+    say("", f"{', '.join(parts)} in {duration(result.seconds)}")
+    say(f"report: {result.report}")
 
 
 def compare(
@@ -98,7 +98,6 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare two evaluations sample by sample: differences with their 95 % intervals."""
-    import json
 
     from stageline.cli.tables import show_comparison
     from stageline.families import family_words
@@ -106,10 +105,10 @@ def compare(
 
     made = compare_evaluations(a, b, root=root, bootstrap=Bootstrap(resamples, seed), intersect=intersect)
     if as_json:
-        print(json.dumps({"uri": made.uri, **made.plain}, indent=1, ensure_ascii=False))
+        say_block(json_text({"uri": made.uri, **made.plain}))
         return
     show_comparison(made, family_words(made.family))
-    print(f"written: {made.uri}")
+    say(f"written: {made.uri}")
 
 
 def report(
@@ -125,7 +124,7 @@ def report(
     if run_uri is None:
         own = read_config(config, family, preset, [])
         run_uri = open_store(own.root).child("runs", own.run).uri
-    print(build_report(run_uri))
+    say(build_report(run_uri))
 
 
 def compile_(
@@ -146,4 +145,4 @@ def compile_(
     variant = claim if claim or with_claim else None
     target = output or Path(f"{pipeline_name(family, branch, with_claim=variant is not None)}.yaml")
     compile_pipeline(family, target, claim=variant, image=image, branch=branch)
-    print(target, file=sys.stdout)
+    say(target)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stageline.cli.configuration import AsJson, Root
+from stageline.printing import json_text, quoted_block, remedy_lines, say, say_block
 
 if TYPE_CHECKING:
     from stageline.store import Store
@@ -27,7 +28,6 @@ def register_runs(app: typer.Typer) -> None:
 
 def list_command(root: Root = ".", as_json: AsJson = False) -> None:
     """Every run below a root: how far it is, what came out, in which settings it differs from the others."""
-    import json
 
     from stageline.cli.tables import duration, show_rows
     from stageline.store import open_store
@@ -36,10 +36,10 @@ def list_command(root: Root = ".", as_json: AsJson = False) -> None:
     store = open_store(root)
     found = list_runs(store)
     if as_json:
-        print(json.dumps([run.to_json() for run in found], indent=1, ensure_ascii=False))
+        say_block(json_text([run.to_json() for run in found]))
         return
     if not found:
-        print(f"no runs at {store.uri}")
+        say(f"no runs at {store.uri}")
         return
     several = len({run.family for run in found} - {""}) > 1
     columns = ("run", *(["family"] if several else []), "state", "stages", "result", "differs in", "created", "trained")
@@ -59,7 +59,7 @@ def list_command(root: Root = ".", as_json: AsJson = False) -> None:
     show_rows(columns, rows)
     for run in found:
         if run.state.endswith("damaged") or run.state == "failed":
-            print(f"{run.run}: {run.sentence} `stageline runs show {run.run} --root {root}` tells more")
+            say(f"{run.run}: {run.sentence} `stageline runs show {run.run} --root {root}` tells more")
 
 
 def _stage_line(stage: Mapping[str, Any]) -> str:
@@ -78,7 +78,6 @@ def show_command(
     run: Annotated[str, typer.Argument(help="Name of the run.")], root: Root = ".", as_json: AsJson = False
 ) -> None:
     """A run: its stages and checkpoints, its evaluations, its failure."""
-    import json
 
     from stageline.checkpoint.identity import read_run
     from stageline.cli.tables import show_evaluation, show_rows
@@ -92,9 +91,9 @@ def show_command(
         raise PlanError(f"there is no run {run!r} at {store.uri}", remedy="`stageline runs list` shows those there are")
     summary = _details(store, run)
     if as_json:
-        print(json.dumps(summary, indent=1, ensure_ascii=False))
+        say_block(json_text(summary))
         return
-    print(f"run {run} ({summary['family']}) at {summary['uri']}, created {summary['created']}")
+    say(f"run {run} ({summary['family']}) at {summary['uri']}, created {summary['created']}")
     rows = [(c["stage"], str(c["step"]), c["state"], c["best"], c["reference"]) for c in summary["checkpoints"]]
     show_rows(("stage", "step", "state", "best", "checkpoint"), rows)
     words = family_words(summary["family"])
@@ -104,9 +103,10 @@ def show_command(
         )
         show_evaluation(found, words, f"\nevaluation of {where}: {found.reference.uri}")
     if summary["failure"]:
-        print(f"\nfailed: {summary['failure'].get('sentence')}\n  -> {summary['failure'].get('remedy')}")
+        failure = summary["failure"]
+        say("", *quoted_block(f"failed: {failure['sentence']}"), *remedy_lines(failure["remedy"]))
     if summary["report"]:
-        print(f"\nreport: {summary['report']}")
+        say("", f"report: {summary['report']}")
 
 
 def _details(store: Store, name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stageline.cli.configuration import BranchName, ConfigFile, FamilyName, Overrides, PresetName, read_config
+from stageline.printing import quoted_block, say
 
 if TYPE_CHECKING:
     from stageline.pipeline.submission import Submission
@@ -45,14 +46,14 @@ def submit(
     from stageline.pipeline.submission import SERVICE_ACCOUNT, make_submission, namespace_map
 
     own = read_config(config, family, preset, overrides)
-    found = namespace_map(own, print)
+    found = namespace_map(own, say)
     defaults = parse_defaults(found.get(KEY, ""), f"ConfigMap {own.cluster.defaults!r}")
     submission = make_submission(own, launcher_image or found.get("launcher_image", ""), defaults, branch)
     _show_plan(submission)
     if dry_run:
-        print(f"\nwould submit {submission.pipeline} with")
+        say("", f"would submit {submission.pipeline} with")
         for name, value in submission.arguments.items():
-            print(f"  {name}={value}")
+            say(f"  {name}={value}")
         return
     from stageline.checkpoint.usercode import keep_code, named_code, with_code_of
     from stageline.pipeline.backend import Backend
@@ -71,15 +72,15 @@ def submit(
         experiment=experiment,
         service_account=service_account or found.get(ACCOUNT_KEY) or SERVICE_ACCOUNT,
     )
-    print(f"submitted as KFP run {run_id} (experiment {experiment!r})", flush=True)
+    say(f"submitted as KFP run {run_id} (experiment {experiment!r})")
     if not follow:
         return
-    error = SubmittedRun(backend, run_id, submission, lambda text: print(text, flush=True)).follow()
+    error = SubmittedRun(backend, run_id, submission, say).follow()
     where = f"{submission.config.root.rstrip('/')}/runs/{submission.config.run}"
     if error is not None:
-        print(f"run: {where}", flush=True)
+        say(f"run: {where}")
         raise error
-    print(f"report: {where}/report.html", flush=True)
+    say(f"report: {where}/report.html")
 
 
 def _show_plan(submission: Submission) -> None:
@@ -92,10 +93,11 @@ def _show_plan(submission: Submission) -> None:
     try:
         plan = plan_from_here(submission.config)
     except StagelineError as error:
-        print(f"no plan from here: {error.message}\n  the pipeline's first step makes it, and ends there if blocked")
+        told = quoted_block(f"no plan from here: {error.message}")
+        say(*told, "  the pipeline's first step makes it, and ends there if blocked")
         return
     show_plan(plan)
     if plan.blocked:
         raise blocked_error(plan)
     for note in submission.config.cluster.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")

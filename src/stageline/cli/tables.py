@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from stageline.printing import one_line, say
+
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from stageline.contract import Words
     from stageline.plan import Plan
@@ -33,19 +36,26 @@ def console() -> Console:
     return wide if wide.is_terminal else Console(highlight=False, emoji=False, width=160)
 
 
+def cell(text: object) -> Text:
+    """A text of others in a table, without markup and on one line."""
+    from rich.text import Text
+
+    return Text(one_line(text))
+
+
 def show_plan(plan: Plan) -> None:
     """One row per item: action, steps, size, expected time, reasons."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("step", "action", "steps", "parameters", "expected"):
+    for name in ("step", "action", "steps", "parameters", "expected"):  # names of ours: no markup in them
         table.add_column(name, no_wrap=True)
     table.add_column("why", overflow="fold")
     for item in plan.items:
-        why = Text("\n".join((*item.reasons, *(f"-> {remedy}" for remedy in item.remedies))))
+        why = Text("\n".join(map(one_line, (*item.reasons, *(f"-> {remedy}" for remedy in item.remedies)))))
         table.add_row(
-            item.name,
+            cell(item.name),
             Text(item.action, style=COLOURS[item.action]),
             _steps(item.steps, item.from_step),
             _parameters(item.parameters),
@@ -53,14 +63,13 @@ def show_plan(plan: Plan) -> None:
             why,
         )
     out = console()
-    out.print(Text(f"plan of run {plan.run} ({plan.family}) at {plan.uri}"))
+    out.print(cell(f"plan of run {plan.run} ({plan.family}) at {plan.uri}"))
     out.print(table)
 
 
 def show_notes(plan: Plan) -> None:
     """What stages take from their parents, section by section, and what the family says about the model."""
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("stage", "parent", "section", "outcome"):
@@ -69,12 +78,12 @@ def show_notes(plan: Plan) -> None:
     for item in plan.items:
         for role, sections in item.sections.items():
             for section in sections:
-                table.add_row(item.name, role, section.section, section.outcome, Text(section.reason))
+                table.add_row(*map(cell, (item.name, role, section.section, section.outcome, section.reason)))
     if table.row_count:
-        print()
+        say("")
         console().print(table)
     if plan.notes:
-        print("\n" + "\n".join(plan.notes))
+        say("", *plan.notes)
 
 
 def _steps(steps: int | None, start: int) -> str:
@@ -131,11 +140,11 @@ def show_evaluation(record: EvaluationRecord, words: Words, title: str = "", lim
     titles = [usual, *(["95 % interval"] if intervals else []), *(words.modes[mode] for mode in modes)]
     show_rows(("metric", *titles, *beside.names, "samples"), rows, title)
     if len(ordered) < len(bases):
-        print(f"{len(bases) - len(ordered)} more in the report")
+        say(f"{len(bases) - len(ordered)} more in the report")
     for sentence in beside.sentences(next((name for name in first if metrics[name] is not None), "")):
-        print(sentence)
+        say(sentence)
     if record.labels:
-        print(f"measured against {record.labels}")
+        say(f"measured against {record.labels}")
 
 
 class _Beside:
@@ -201,7 +210,7 @@ def show_comparison(comparison: ComparisonRecord, words: Words) -> None:
         rows.append((title, *map(_number, numbers), str(found.rows), found.verdict))
     for side in ("a", "b"):
         told = comparison.plain[side]
-        print(f"{side.upper()}: run {told['run']}, {told['stage']} at step {told['step']}: {told['evaluation']}")
+        say(f"{side.upper()}: run {told['run']}, {told['stage']} at step {told['step']}: {told['evaluation']}")
     plain = comparison.plain
     known = values_of(plain["a"], plain["b"])
     if known:
@@ -212,12 +221,12 @@ def show_comparison(comparison: ComparisonRecord, words: Words) -> None:
         show_rows(("", "A", "B", "B / A"), told_rows)
     for side in ("a", "b"):
         for sentence in plain[side]["unknown"]:
-            print(f"not known of {side.upper()}: {sentence}")
+            say(f"not known of {side.upper()}: {sentence}")
     show_rows(("metric", "A", "B", "B - A", "from", "to", "samples", "what is shown"), rows)
     settings, left_out = comparison.plain["settings"], comparison.plain["left_out"]
-    print(f"from, to: {settings['level']:.0%} interval, paired bootstrap, {settings['resamples']} draws")
+    say(f"from, to: {settings['level']:.0%} interval, paired bootstrap, {settings['resamples']} draws")
     if any(left_out.values()):
-        print(f"left out, since only one has them: {left_out['a']} rows of A, {left_out['b']} of B")
+        say(f"left out, since only one has them: {left_out['a']} rows of A, {left_out['b']} of B")
 
 
 def _told(value: Any, absent: str = "none") -> str:
@@ -239,16 +248,15 @@ def _number(value: float | None, reason: str = "", digits: int = 4) -> str:
 
 
 def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """A plain table."""
+    """A plain table. No cell, heading or title is read as markup, and each is one line."""
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column)
+        table.add_column(cell(column))
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*map(cell, row))
     out = console()
-    if title:
-        out.print(Text(title))
+    for line in title.split("\n") if title else ():
+        out.print(cell(line))
     out.print(table)

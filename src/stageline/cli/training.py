@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +20,7 @@ from stageline.cli.configuration import (
     split_overrides,
 )
 from stageline.errors import ConfigError
+from stageline.printing import json_text, say, say_block
 
 if TYPE_CHECKING:
     from stageline.config import RunConfig
@@ -65,8 +65,8 @@ def init(
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(starter_yaml(config, origin), encoding="utf-8")
     for line in told:
-        print(line)
-    print(f"wrote {output}; next: stageline plan -c {output}")
+        say(line)
+    say(f"wrote {output}; next: stageline plan -c {output}")
 
 
 def plan(
@@ -81,7 +81,6 @@ def plan(
     ] = False,
 ) -> None:
     """Show what a run would do, and why. Writes nothing."""
-    import json
     from dataclasses import replace
 
     from stageline.cli.jobs import compare_jobs, placed_config, show_comparison
@@ -98,7 +97,7 @@ def plan(
         made = _counted(own, made)
     jobs = compare_jobs(own) if cluster else None
     if as_json:
-        print(json.dumps(made.to_json() | ({} if jobs is None else {"jobs": jobs}), indent=1, ensure_ascii=False))
+        say_block(json_text(made.to_json() | ({} if jobs is None else {"jobs": jobs})))
     else:
         show_plan(made)
         show_notes(made)
@@ -143,10 +142,10 @@ def prepare(
     with ending_on_signals():
         made = prepare_data(own, _progress)
     for line in describe_externals(own):
-        print(line, file=sys.stderr)
+        say(line, error=True)
     word = "reused" if made.reused else "prepared"
-    print(f"{word} {made.num_files} files, {made.num_bytes} bytes", file=sys.stderr)
-    print(made.reference)
+    say(f"{word} {made.num_files} files, {made.num_bytes} bytes", error=True)
+    say(made.reference)
 
 
 def train(
@@ -187,8 +186,8 @@ def train(
     result = train_stage(own, stage, data=reference, parents=parents, job=job_words(os.environ))
     if os.environ.get("RANK", "0") == "0":
         words = {"reuse": "reused", "run": "trained", "continue": "continued"}[result.action]
-        print(f"{stage}: {words}, step {result.step} of {result.steps}")
-        print(result.reference)
+        say(f"{stage}: {words}, step {result.step} of {result.steps}")
+        say(result.reference)
 
 
 def _train_as_job(config: RunConfig, stage: str, data: str | None, parents: dict[str, str] | None) -> None:
@@ -225,7 +224,6 @@ def evaluate(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the reference only.")] = False,
 ) -> None:
     """Measure a checkpoint, or reuse its evaluation; prints metrics with their sample counts."""
-    import json
 
     from stageline.checkpoint.layout import name_typed
     from stageline.cli.tables import show_evaluation
@@ -240,15 +238,15 @@ def evaluate(
         reference = data or str(prepare_data(own, _progress).reference)
         record = evaluate_checkpoint(own, named, reference, _progress)
     if quiet:
-        print(record.reference)
+        say(record.reference)
         return
     if as_json:
-        print(json.dumps({"reference": str(record.reference), **record.plain}, indent=1, ensure_ascii=False))
+        say_block(json_text({"reference": str(record.reference), **record.plain}))
         return
     show_evaluation(record, family_config(own.family).words)
     for note in record.plain.get("notes", ()):
-        print(f"note: {note}")
-    print(f"{'reused' if record.reused else 'written'}: {record.reference.uri}/metrics.json")
+        say(f"note: {note}")
+    say(f"{'reused' if record.reused else 'written'}: {record.reference.uri}/metrics.json")
 
 
 def predict(
@@ -300,8 +298,8 @@ def predict(
 
             results = load(uri, overrides, run_code=True).predict(named, output, _progress)
     for result in results:
-        print("  ".join(f"{key} {value}" for key, value in result.items()))
-    print(f"{len(results)} {'result' if len(results) == 1 else 'results'} in {output}")
+        say("  ".join(f"{key} {value}" for key, value in result.items()))
+    say(f"{len(results)} {'result' if len(results) == 1 else 'results'} in {output}")
 
 
 def schema(
@@ -311,14 +309,13 @@ def schema(
     ] = None,
 ) -> None:
     """Print the JSON schema of a family's config, for editors."""
-    import json
 
     from stageline.config import json_schema
     from stageline.families import family_config
 
-    text = json.dumps(json_schema(family_config(family).config), indent=1, ensure_ascii=False)
+    text = json_text(json_schema(family_config(family).config))
     if output is None:
-        print(text)
+        say_block(text)
     else:
         output.write_text(text + "\n", encoding="utf-8")
 
@@ -326,7 +323,7 @@ def schema(
 def _progress(done: int, total: int, what: str) -> None:
     """A few lines per item of work, whatever its length."""
     if total and (done == total or done % max(1, total // 4) == 0):
-        print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
+        say(f"{what} {done}/{total}", error=True)
 
 
 def ending_on_signals(remedy: str = "run again; nothing half-made is kept") -> CaughtSignals:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from stageline.cli.configuration import ConfigFile, Overrides
+from stageline.printing import say
 
 
 def register(app: typer.Typer) -> None:
@@ -37,9 +38,6 @@ def trial(
     from stageline.jobs.trial import run_trial
     from stageline.pipeline.submission import namespace_defaults
 
-    def say(text: str) -> None:
-        print(text, flush=True)
-
     given = read_yaml(config) if config else {}
     family = family or str(given.get("family") or "")
     if not family:
@@ -51,5 +49,5 @@ def trial(
     cluster = validate(with_defaults(raw, defaults), RunConfig, where).cluster
     for note in cluster.notes:
         say(f"note: {note}")
-    run_trial(cluster, family, stage, say, say)
+    run_trial(cluster, family, stage, say, lambda text: say(f"{stage} | {text}"))
     say(f"the trial succeeded: stage {stage} of {family} was trained on the cluster and its checkpoint verified")

@@ -47,7 +47,9 @@ class LocalProcess:
         assert self.process.stdout is not None
         with self._scratch:
             returncode = self._wait(self.process.stdout, on_line)
-            return judge(returncode, read_failure(self._failure_dir), cancelled=self._cancelled)
+            code = returncode if returncode > 0 else 128 - returncode
+            record = read_failure(self._failure_dir, exit_code=code)
+            return judge(returncode, record, cancelled=self._cancelled)
 
     def _wait(self, output: IO[str], on_line: Callable[[str], None]) -> int:
         """Hand over every line; returns the exit status. Whatever interrupts that ends the job first."""

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from stageline.printing import say
+
 
 class Artifact(Protocol):
     """What the library needs of a KFP artifact."""
@@ -45,4 +47,4 @@ def log_metrics(artifact: MetricsArtifact, answer: Mapping[str, Any]) -> None:
         if isinstance(value, (int, float)) and math.isfinite(value):
             artifact.log_metric(name, float(value))
         else:
-            print(f"metric {name} has no value ({value}): not logged", flush=True)
+            say(f"metric {name} has no value ({value}): not logged")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -29,9 +28,10 @@ from stageline.jobs.environment import without_ranks
 from stageline.jobs.local import KILL_AFTER_SECONDS
 from stageline.jobs.placement import check_on_cluster
 from stageline.jobs.processes import adopt_orphans, die_with_parent, kill_marked
-from stageline.jobs.step_lines import DRIVER_VARIABLE, FOLLOWED_VARIABLE, event_text, parse_event
+from stageline.jobs.step_lines import DRIVER_VARIABLE, FOLLOWED_VARIABLE, event_lines, parse_event
 from stageline.pipeline.compiled import compiled_pipeline
 from stageline.plan import PLAN, Plan, blocked_error, make_plan, plan_branch
+from stageline.printing import one_line, without_colours
 from stageline.signals import REPEAT_SECONDS, CaughtSignals, signal_word
 from stageline.store import Store, open_store
 from stageline.store.scratch import scratch_folder
@@ -48,7 +48,6 @@ from stageline.work.evaluations import EvaluationRecord, find_evaluation
 from stageline.work.work import stage_places
 
 FAILURES = "failures"
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 LOG_LINES = 2000
 """Last lines of the pipeline's raw output kept as `pipeline/log.txt`."""
 
@@ -266,7 +265,7 @@ def _start_host(scratch: Path) -> subprocess.Popen[str]:
 def _take_line(running: _RunningPipeline, line: str, on_event: OnEvent) -> None:
     """Pass on what our steps say; keep the rest, which is the pipeline software's own, for the log."""
     event = parse_event(line)
-    running.raw.append(COLOURS.sub("", line) if event is None else event_text(event))
+    running.raw.extend([one_line(without_colours(line))] if event is None else event_lines(event))
     if event is None:
         return
     if "line" not in event:

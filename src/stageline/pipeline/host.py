@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+from stageline.printing import say, without_colours
 
 
 def load_kfp() -> tuple[Any, Callable[[str], Callable[..., object]]]:
@@ -58,7 +57,7 @@ def main() -> int:
     try:
         load_pipeline(request["pipeline"])(**request["arguments"])
     except RuntimeError as error:
-        print(COLOURS.sub("", str(error)), file=sys.stderr)
+        say(*without_colours(str(error)).split("\n"), error=True)
         return 1
     return 0
 

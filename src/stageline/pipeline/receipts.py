@@ -10,12 +10,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from stageline import __version__
 from stageline.config import is_sealed, seal
 from stageline.config.bounds import read_json
 from stageline.errors import StoreError
+from stageline.printing import one_line
 from stageline.store import NotFoundError, Store
 
 
@@ -46,12 +47,23 @@ def read_receipt(root: Store, run: str, item: str, asked: str) -> Receipt | None
         return None
     if not is_sealed(plain) or plain.get("question") != asked:
         return None
-    receipt = Receipt(plain["answer"], plain["hashes"])
+    answer, hashes = plain.get("answer"), plain.get("hashes")
+    if not (_is_answer(answer) and isinstance(hashes, dict) and all(isinstance(h, str) for h in hashes.values())):
+        return None  # of another form than ours: the step decides by itself
+    receipt = Receipt(answer, hashes)
     try:
         changed = any(_hash(root, key) != sha256 for key, sha256 in receipt.hashes.items())
     except (NotFoundError, StoreError):  # gone, or a name that is none: the step decides by itself
         return None
     return None if changed else receipt
+
+
+def _is_answer(answer: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a step can go on with it: a reference on one line, and two mappings."""
+    if not isinstance(answer, dict) or not isinstance(answer.get("reference"), str):
+        return False
+    named = one_line(answer["reference"]) == answer["reference"]
+    return named and isinstance(answer.get("metadata"), dict) and isinstance(answer.get("metrics", {}), dict)
 
 
 def _hash(root: Store, key: str) -> str:

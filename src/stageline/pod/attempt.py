@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from stageline.pod.rank import RANK_PREFIX
 from stageline.pod.settings import Pod
 from stageline.pod.sinks import LogSegments
 from stageline.pod.verdict import is_rendezvous_failure, judge
+from stageline.printing import one_line, quoted_block, say
 from stageline.signals import CaughtSignals
 from stageline.store import Store
 from stageline.telemetry import FAILURE_DIR_VARIABLE, FailureRecord, redact
@@ -36,6 +38,8 @@ LEASE_WAIT_SECONDS = 120
 process group: for so long a writer that was cut off from its peers alone goes on renewing it."""
 RENDEZVOUS_SECONDS = 900.0
 """How long the pods of a job may take to find each other; as long as the launcher lets pods wait for a node."""
+OWN_PREFIX = "[stageline-entry]"
+"""How lines of the entry itself begin, and no others."""
 AGAIN_SECONDS = 2.0
 """Between attempts at a rendezvous."""
 
@@ -54,16 +58,20 @@ class Output:
             segments.add(text)
 
     def line(self, text: str) -> None:
-        """One line of a rank."""
-        try:
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()
-        except (OSError, ValueError):  # nobody reads the log any more; the stage goes on
-            pass
-        self.aside(text)
+        """One line of a rank; one that looks like a line of ours is indented."""
+        self._write(_indented(text))
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # nobody reads the log any more; the stage goes on
+            say(text)
+        self._store(text)
 
     def aside(self, text: str) -> None:
-        """One line for the log in the store alone."""
+        """One line of a rank or of torchrun for the log in the store alone."""
+        self._store(_indented(text))
+
+    def _store(self, text: str) -> None:
+        text = one_line(text)
         if self.segments is not None:
             self.segments.add(text)
         else:
@@ -78,7 +86,12 @@ class Output:
 
     def say(self, text: str) -> None:
         """One line of our own."""
-        self.line(f"[stageline-entry] {redact(text)}")
+        for line in quoted_block(f"{OWN_PREFIX} {redact(text)}"):
+            self._write(line)
+
+
+def _indented(text: str) -> str:
+    return f" {text}" if text.startswith(OWN_PREFIX) else text
 
 
 @dataclass

@@ -12,12 +12,13 @@ from contextlib import ExitStack
 from stageline.build import find_build
 from stageline.errors import StagelineError
 from stageline.jobs.processes import adopt_orphans
-from stageline.pod.attempt import Attempt, Output, check_result, run_program, write_config
+from stageline.pod.attempt import OWN_PREFIX, Attempt, Output, check_result, run_program, write_config
 from stageline.pod.finished import check_ranks, find_finished
 from stageline.pod.memory import count_oom_kills
 from stageline.pod.settings import Pod, read_pod
 from stageline.pod.sinks import LogSegments, clear_record, job_store, leave_record
 from stageline.pod.trial import run_trial
+from stageline.printing import say
 from stageline.signals import CaughtSignals
 from stageline.store import Store
 from stageline.store.scratch import scratch_folder
@@ -47,7 +48,7 @@ def run_entry(
             store = job_store(pod)
             if store is not None:
                 folder = store.child("logs", pod.label)
-                output.keep(LogSegments(folder, lambda text: print(f"[stageline-entry] {text}", flush=True)))
+                output.keep(LogSegments(folder, lambda text: say(f"{OWN_PREFIX} {text}")))
             scratch = stack.enter_context(scratch_folder("entry"))
             attempt = Attempt(pod, output, asked, scratch, python, command, store, count_kills)
             record = run_pod(attempt)

@@ -16,8 +16,13 @@ def this_process() -> dict[str, Any]:
 
 
 def is_dead(marks: Mapping[str, Any]) -> bool:
-    """Whether the marked process ran on this machine and is gone; False for other machines, of which nobody knows."""
-    return bool(marks["host"] == _host() and _born(marks["pid"]) != marks["born"])
+    """Whether the marked process ran on this machine and is gone; False for other machines, of which nobody knows.
+
+    marks: as somebody wrote them down; ValueError for what are none.
+    """
+    if not (isinstance(marks, Mapping) and type(marks.get("pid")) is int and isinstance(marks.get("host"), str)):
+        raise ValueError(f"marks of a process are host, pid and born, found {marks!r:.200}")
+    return bool(marks["host"] == _host() and _born(marks["pid"]) != marks.get("born"))
 
 
 def _host() -> str:

@@ -9,9 +9,9 @@ from stageline.telemetry.events import EVENTS_FILE, EventLog, EventStore, parse_
 from stageline.telemetry.failures import (
     FAILURE_DIR_VARIABLE,
     FAILURE_FILE,
+    TRY_AGAIN,
     FailureRecord,
     asked_by,
-    clean_text,
     clear_failures,
     failure_name,
     first_cause,
@@ -21,21 +21,22 @@ from stageline.telemetry.failures import (
     read_failures,
     write_failure,
 )
-from stageline.telemetry.metrics import METRICS, Metric, MetricsEndpoint
+from stageline.telemetry.metrics import LONGEST_LABEL, METRICS, Metric, MetricsEndpoint
 from stageline.telemetry.redaction import finite_json, hide_remembered, redact, remember_secret
 
 __all__ = [
     "EVENTS_FILE",
     "FAILURE_DIR_VARIABLE",
     "FAILURE_FILE",
+    "LONGEST_LABEL",
     "METRICS",
+    "TRY_AGAIN",
     "EventLog",
     "EventStore",
     "FailureRecord",
     "Metric",
     "MetricsEndpoint",
     "asked_by",
-    "clean_text",
     "clear_failures",
     "failure_name",
     "finite_json",

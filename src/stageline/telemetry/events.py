@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from stageline.config.bounds import read_json
 from stageline.errors import StagelineError
+from stageline.printing import escaped_values, one_line
 from stageline.telemetry.redaction import finite_json, redact
 
 EVENTS_FILE = "events.jsonl"
@@ -62,8 +63,9 @@ class EventLog:
             self.had_lines = self._segment > 0
 
     def emit(self, event: str, **fields: Any) -> dict[str, Any]:
-        """Append one line. fields: JSON values; credentials in texts are redacted. Returns the event."""
-        line: dict[str, Any] = {"time": round(time.time(), 3), "event": event, **redact(finite_json(fields))}
+        """Append one line. fields: JSON values; their texts are redacted and made visible. Returns the event."""
+        told = escaped_values(redact(finite_json(fields)))
+        line: dict[str, Any] = {"time": round(time.time(), 3), "event": event, **told}
         self._pending.append(json.dumps(line, ensure_ascii=False))
         if self._path is not None or time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
             self.flush()
@@ -117,18 +119,33 @@ def read_events(store: EventStore, prefix: str = "") -> list[dict[str, Any]]:
     return parse_events(block.decode("utf-8", errors="replace") for block in blocks)
 
 
+def _read_event(line: str) -> dict[str, Any]:
+    """One line, its texts as they may be shown; StagelineError for one that is no event."""
+    try:
+        event = read_json(line)
+    except ValueError as error:
+        raise StagelineError(f"an event line is not JSON: {one_line(line, 80)}") from error
+    is_event = isinstance(event, dict) and isinstance(event.get("event"), str)
+    if not is_event or not _is_time(event.get("time", 0.0)) or not isinstance(event.get("step"), int | None):
+        raise StagelineError(f"a line is no event with a time and a step: {one_line(line, 80)}")
+    found: dict[str, Any] = escaped_values(event)
+    return found
+
+
+def _is_time(value: Any) -> bool:
+    """Whether a value is seconds since 1970 that a calendar has."""
+    return type(value) in (int, float) and 0 <= value < 1e11
+
+
 def parse_events(blocks: Iterable[str]) -> list[dict[str, Any]]:
     """Texts of JSON lines -> events without void ones. A torn last line of a block is no event."""
     events: list[dict[str, Any]] = []
     validated: set[Any] = set()
     for block in blocks:
         for line in block.split("\n")[:-1]:
-            try:
-                event = read_json(line)
-            except ValueError as error:
-                raise StagelineError(f"an event line is not JSON: {line[:80]!r}") from error
+            event = _read_event(line)
             if event.get("event") == "resumed":
-                step = event.get("step", 0)
+                step = event.get("step") or 0
                 events = [e for e in events if not isinstance(e.get("step"), int) or e["step"] <= step]
             if event.get("event") == "validation":
                 if event.get("step") in validated:

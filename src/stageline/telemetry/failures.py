@@ -13,14 +13,16 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from stageline.config.bounds import read_json
 from stageline.errors import EXIT_FAULT, InterruptedRunError, PeerLostError, StagelineError, StepFailedError
+from stageline.printing import escaped, one_line
 from stageline.telemetry.events import EventStore
 from stageline.telemetry.redaction import finite_json, redact
+from stageline.telemetry.remedies import REMEDIES
 
 FAILURE_FILE = "failure.json"
 _FAILURE_NAME = re.compile(r"^failure(-rank-\d+)?\.json$")
@@ -39,17 +41,15 @@ LONGEST_TEXT = 20_000
 """Characters of a line, of a kind, code or name, and of a sentence or remedy; what is longer is cut when it is read."""
 LARGEST_BYTES = 1 << 20
 """Of a record's JSON form; more is not ours."""
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?", re.DOTALL)
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""What could move a terminal's cursor or turn the order of letters; line ends and tabs stay."""
-
-
-_TEXTS = ("kind", "sentence", "remedy", "code", "pod", "node", "uid")
+_WORDS = ("kind", "code", "pod", "node", "uid")
+_TEXTS = ("sentence", "remedy", *_WORDS)
+_FOUND_CHARACTERS = 40
+"""What is shown of a value that is wrong."""
 
 
 @dataclass(frozen=True)
 class FailureRecord:
-    """How something ended badly, in words and in a code.
+    """How something ended badly, in words and in a code. Its texts are bounded and may be shown, whoever wrote them.
 
     kind: one word for the fault, `data`, `peer_lost`; `fault` for an error without a kind of its own.
     sentence: what was found and where, and what was expected.
@@ -74,6 +74,14 @@ class FailureRecord:
     node: str = ""
     uid: str = ""
 
+    def __post_init__(self) -> None:
+        for name in _WORDS:
+            object.__setattr__(self, name, one_line(getattr(self, name), LONGEST_WORD))
+        for name in ("sentence", "remedy"):
+            object.__setattr__(self, name, escaped(getattr(self, name), LONGEST_TEXT))
+        tail = tuple(one_line(line, LONGEST_LINE) for line in self.log_tail[-TAIL_LINES:])
+        object.__setattr__(self, "log_tail", tail)
+
     @classmethod
     def of(
         cls, error: BaseException, *, rank: int = 0, log_tail: Sequence[str] = (), pod: str = "", node: str = ""
@@ -97,27 +105,21 @@ class FailureRecord:
     def from_json(cls, plain: Any) -> FailureRecord:
         """The record of its JSON form, made by any version of ours; fields it does not have take their defaults.
 
-        plain: what was parsed, trusted in nothing: types are checked, texts are cut, redacted and cleaned of what a
-        terminal would obey.
-        Raises ValueError naming what is wrong.
+        plain: what was parsed, trusted in nothing: keys and types are checked, texts cut, redacted and made visible.
+        Raises ValueError naming what is wrong; what was found is shown in it, bounded.
         """
         faults = list(_json_faults(plain))
         if faults:
             raise ValueError("; ".join(faults))
-        lines = tuple(clean_text(str(line), LONGEST_LINE) for line in (plain.get("log_tail") or ())[-TAIL_LINES:])
-        words = {name: _word(plain, name) for name in ("kind", "code", "pod", "node", "uid")}
+        texts = {name: plain.get(name, "") for name in _TEXTS}
+        texts["kind"] = texts["kind"] or "fault"
+        texts["sentence"] = texts["sentence"] or "its record says nothing more"
         return cls(
-            kind=words["kind"] or "fault",
-            sentence=_text(plain, "sentence") or "its record says nothing more",
-            remedy=_text(plain, "remedy"),
             exit_code=plain.get("exit_code", EXIT_FAULT),
-            code=words["code"],
             rank=plain.get("rank", 0),
             time=float(plain.get("time", 0.0)),
-            log_tail=lines,
-            pod=words["pod"],
-            node=words["node"],
-            uid=words["uid"],
+            log_tail=tuple(plain.get("log_tail", ())),
+            **texts,
         ).redacted()
 
     @classmethod
@@ -139,6 +141,10 @@ class FailureRecord:
     def to_bytes(self) -> bytes:
         """Its JSON form as a file."""
         return (json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n").encode()
+
+    def with_own_remedy(self) -> FailureRecord:
+        """The same with what we say about its kind: a remedy is not taken from whoever can write a record."""
+        return replace(self, remedy=REMEDIES.get(self.kind, ""))
 
     def redacted(self) -> FailureRecord:
         """The same without credentials in its texts."""
@@ -176,35 +182,24 @@ def first_cause(records: Iterable[FailureRecord]) -> FailureRecord | None:
     return min(records, key=order, default=None)
 
 
-def clean_text(text: str, longest: int = LONGEST_TEXT) -> str:
-    """A text that may be printed: without escape sequences and control characters, and cut at `longest` characters."""
-    text = _CONTROLS.sub("", _ESCAPES.sub("", text.replace("\r\n", "\n")))
-    return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
 def _json_faults(plain: Any) -> Iterator[str]:
     """What keeps a parsed text from being a record: every field that is there must be of its type and in its range."""
     if not isinstance(plain, Mapping):
         yield f"a failure record is a mapping, found {type(plain).__name__}"
         return
+    known = {field.name for field in fields(FailureRecord)}
+    yield from (f"{one_line(key, _FOUND_CHARACTERS)!r} is no key of it" for key in plain if key not in known)
     numbers = (("exit_code", int, 1, 255), ("rank", int, 0, 2**31), ("time", (int, float), 0, 1e11))
     for name, kind, least, most in numbers:
         value = plain.get(name, least)
         if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:
-            yield f"{name} {str(value)[:40]!r}: expected a number from {least} to {most:.0f}"
+            yield f"{name} {one_line(repr(value), _FOUND_CHARACTERS)}: expected a number from {least} to {most:.0f}"
     for name in _TEXTS:
-        if not isinstance(plain.get(name) or "", str):
+        if not isinstance(plain.get(name, ""), str):
             yield f"{name}: expected text, found {type(plain[name]).__name__}"
-    if not isinstance(plain.get("log_tail") or [], list):
-        yield f"log_tail: expected a list of lines, found {type(plain['log_tail']).__name__}"
-
-
-def _text(plain: Mapping[str, Any], name: str) -> str:
-    return clean_text(plain.get(name) or "")
-
-
-def _word(plain: Mapping[str, Any], name: str) -> str:
-    return clean_text(_text(plain, name), LONGEST_WORD).replace("\n", " ")
+    lines = plain.get("log_tail", [])
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        yield "log_tail: expected a list of lines"
 
 
 def note_asked(folder: Path, word: str) -> None:
@@ -255,28 +250,36 @@ def put_failure(target: EventStore | Path, record: FailureRecord) -> None:
         target.put(name, record.to_bytes())
 
 
-def read_failure(target: EventStore | Path, num_ranks: int = 0) -> FailureRecord | None:
+def read_failure(target: EventStore | Path, num_ranks: int = 0, exit_code: int = EXIT_FAULT) -> FailureRecord | None:
     """The record of the first cause among those that lie in a directory; None where nobody left one.
 
     target: as for `write_failure`.
     num_ranks: records of ranks from this one on are not looked at; 0 looks at all.
-    Where no record can be read, the one returned says so.
+    exit_code: with which the process ended. Where no record can be read, the one returned has it, and says so.
     """
-    found, damaged = read_failures(target)
+    found, damaged = read_failures(target, exit_code)
     if num_ranks:
         found = [record for record in found if record.rank < num_ranks]
     return first_cause(found or damaged)
 
 
-def read_failures(target: EventStore | Path) -> tuple[list[FailureRecord], list[FailureRecord]]:
-    """(the records in a directory, one for each file that should be a record and is none)."""
+def read_failures(
+    target: EventStore | Path, exit_code: int = EXIT_FAULT
+) -> tuple[list[FailureRecord], list[FailureRecord]]:
+    """(the records in a directory, one for each file that should be a record and is none).
+
+    target: as for `write_failure`. Remedies are taken from a local folder alone, which our own processes share.
+    exit_code: of records that can't be read.
+    """
     found, damaged = [], []
     for name, data in _failure_files(target):
         try:
-            found.append(FailureRecord.from_bytes(data))
+            record = FailureRecord.from_bytes(data)
         except ValueError as error:
-            sentence = f"the failure record {name} is damaged: {clean_text(str(error), LONGEST_WORD)}"
-            damaged.append(FailureRecord("fault", sentence, "look at the log beside it"))
+            sentence = f"unreadable record {one_line(name, LONGEST_WORD)}: {one_line(error, LONGEST_WORD)}"
+            damaged.append(FailureRecord("fault", sentence, "look at the log beside it", exit_code))
+        else:
+            found.append(record if isinstance(target, Path) else record.with_own_remedy())
     return found, damaged
 
 

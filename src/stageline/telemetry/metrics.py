@@ -10,6 +10,8 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from stageline.printing import one_line
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -31,6 +33,8 @@ SAVING_BUCKETS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 120
 """Seconds, from what a local disk takes to what a large model in a far store does: up to an hour. Chosen here."""
 
 
+LONGEST_LABEL = 200
+"""Characters of a label's value and of a tag: names of loss parts may come from code of the user."""
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -113,7 +117,7 @@ class MetricsEndpoint:
     ) -> None:
         self.warning = ""
         self.port = 0
-        self._labels = {"family": family, "stage": stage}
+        self._labels = {"family": one_line(family, LONGEST_LABEL), "stage": one_line(stage, LONGEST_LABEL)}
         self._values: dict[str, Any] = {}
         self._server: Any = None
         if not port:
@@ -143,7 +147,8 @@ class MetricsEndpoint:
         metric = METRICS[name]
         if name not in self._values:
             return
-        child = self._values[name].labels(**self._labels, **({"part": part or "total"} if metric.by_part else {}))
+        own = {"part": one_line(part or "total", LONGEST_LABEL)} if metric.by_part else {}
+        child = self._values[name].labels(**self._labels, **own)
         if metric.kind == "gauge":
             child.set(value)
         elif metric.kind == "counter":

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stageline.telemetry import redact
+from stageline.printing import one_line
+from stageline.telemetry import LONGEST_LABEL, redact
 from stageline.trainer.handover import Handover
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class PictureWriter:
             small = np.asarray(pixels[::stride, ::stride])
             if small.dtype != np.uint8:
                 raise ValueError(f"picture {name!r} is of {small.dtype}, expected uint8")
-            self._writer.add_image(f"validation/{name}", small, step, dataformats="HWC" if small.ndim == 3 else "HW")
+            tag = one_line(f"validation/{name}", LONGEST_LABEL)
+            self._writer.add_image(tag, small, step, dataformats="HWC" if small.ndim == 3 else "HW")
 
 
 class Album:

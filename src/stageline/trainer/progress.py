@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from stageline.printing import one_line
+
 SMOOTHING = 0.05
 """Weight of the newest step in the mean step time that the time left is computed from; chosen for a mean over about
 twenty steps."""
@@ -51,10 +53,10 @@ class ProgressView:
         self._job: Any = None
         if self._console.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[said]}"),
+                TextColumn("{task.fields[said]}", markup=False),
             )
             self._bar = Progress(*columns, console=self._console, transient=False)
             self._job = self._bar.add_task(stage, total=steps, said="")
@@ -62,12 +64,13 @@ class ProgressView:
 
     def line(self, text: str) -> None:
         """One line of its own, above the bar where there is one."""
-        self.lines.append(text)
-        self._console.print(f"{self.stage}: {text}", markup=False, highlight=False)
+        shown = one_line(text)
+        self.lines.append(shown)
+        self._console.print(f"{self.stage}: {shown}", markup=False, highlight=False)
 
     def step(self, step: int, values: Mapping[str, float], left_seconds: float, *, log: bool) -> None:
         """Move to `step` finished steps; on logged steps also show the values."""
-        said = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        said = "  ".join(f"{one_line(name)} {value:.4g}" for name, value in values.items())
         said = f"{said}  {clock_text(left_seconds)} left" if step < self.steps else said
         if self._bar is not None:
             self._bar.update(self._job, completed=step)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stageline.telemetry import EventLog, MetricsEndpoint
+from stageline.printing import one_line
+from stageline.telemetry import LONGEST_LABEL, EventLog, MetricsEndpoint
 from stageline.trainer.loggers import Loggers
 from stageline.trainer.pictures import Album, PictureWriter
 from stageline.trainer.progress import ProgressView, StepClock
@@ -203,6 +204,7 @@ class Recorder:
             self._metrics.record(name, value, part)
 
     def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        values = {one_line(name, LONGEST_LABEL): value for name, value in values.items()}
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -28,6 +27,7 @@ from stageline.data.told import note_told
 from stageline.encoders.copies import lock_external
 from stageline.errors import DiskFullError
 from stageline.families import family_config, load_family
+from stageline.printing import say
 from stageline.store import NotFoundError, Store, open_store
 from stageline.store.holder import is_dead, this_process
 from stageline.store.scratch import scratch_folder
@@ -75,7 +75,7 @@ def _prepare_splits(config: RunConfig, store: Store, progress: Progress) -> Prep
     _list_rows(store, config, {name: split.set_aside for name, split in prepared.splits.items()})
     if not _is_of_another(store, config):
         for line in note_told(store.child("runs", config.run), prepared.facts["splits"]):
-            print(f"prepare: {line}", file=sys.stderr, flush=True)
+            say(f"prepare: {line}", error=True)
     return prepared
 
 
@@ -101,7 +101,7 @@ def _list_rows(root: Store, config: RunConfig, splits: Mapping[str, Sequence[Set
         return []
     told = list_set_aside(root.child("runs", config.run), splits)
     for line in told:
-        print(f"prepare: {line}", file=sys.stderr, flush=True)
+        say(f"prepare: {line}", error=True)
     return told
 
 

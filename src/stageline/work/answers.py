@@ -44,7 +44,10 @@ def read_answer(root: Store, config: RunConfig) -> PreparedAnswer | None:
         return None
     if not is_sealed(plain):
         return None
-    return PreparedAnswer(str(plain["reference"]), bool(plain["reused"]), str(plain["serial"]))
+    reference, reused, serial = (plain.get(name) for name in ("reference", "reused", "serial"))
+    if not (isinstance(reference, str) and isinstance(reused, bool) and isinstance(serial, str)):
+        return None
+    return PreparedAnswer(reference, reused, serial)
 
 
 def _key(config: RunConfig) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -27,6 +26,7 @@ from stageline.config.bounds import MAX_PIXELS
 from stageline.data.decoding import PHOTOGRAPHS, PictureError, open_picture
 from stageline.errors import BusyError, DataError, Faults, StagelineError
 from stageline.families.panorama_vlm.data.rows import cached_name, read_rows
+from stageline.printing import quoted_block, say
 
 CHUNK_BYTES = 1 << 18
 RETRIED_STATUS = (408, 429, 500, 502, 503, 504)
@@ -326,14 +326,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             addresses_in(asked.csv), asked.cache_dir, limits, workers=max(1, asked.workers), report=_print_line
         )
         counts = {status: sum(r.status == status for r in results) for status in ("there", "fetched", "continued")}
-        print(", ".join(f"{count} {status}" for status, count in counts.items()), f"of {len(results)}")
+        say(", ".join(f"{count} {status}" for status, count in counts.items()) + f" of {len(results)}")
         check_fetched(results)
     except StagelineError as error:
-        print(error, file=sys.stderr)
+        say(*quoted_block(str(error)), error=True)
         return error.exit_code
     return 0
 
 
 def _print_line(result: Fetched) -> None:
     moved = f" (redirected to {result.redirected_to})" if result.redirected_to else ""
-    print(f"{result.status:9} {result.num_bytes:>11,} bytes  {result.url}{moved}")
+    say(f"{result.status:9} {result.num_bytes:>11,} bytes  {result.url}{moved}")

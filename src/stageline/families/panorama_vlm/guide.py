@@ -24,6 +24,7 @@ from stageline.families.panorama_vlm.config import FAMILY_CONFIG, PanoramaVlmCon
 from stageline.families.panorama_vlm.config.spellings import ALIASES
 from stageline.families.panorama_vlm.config.stages import STAGES
 from stageline.families.panorama_vlm.data.made import write_made
+from stageline.printing import say
 from stageline.signals import CaughtSignals
 
 SIBLING = "__ov000"
@@ -170,7 +171,7 @@ def run_stageline(words: Sequence[str], *, output: IO[str] | None = None, log: l
 
     A request to stop is the command's: it finishes what it is at, and this process waits for it.
     """
-    print(f"$ stageline {shlex.join(words)}", file=sys.stderr, flush=True)
+    say(f"$ stageline {shlex.join(words)}", error=True)
     program = Path(sys.executable).with_name("stageline")
     errors = None if log is None else subprocess.PIPE
     with subprocess.Popen([str(program), *words], stdout=output, stderr=errors, text=True) as process:
@@ -181,7 +182,7 @@ def run_stageline(words: Sequence[str], *, output: IO[str] | None = None, log: l
 
         with CaughtSignals(pass_on):
             for line in process.stderr or ():
-                print(line, end="", file=sys.stderr, flush=True)
+                say(line.rstrip("\n"), error=True)
                 assert log is not None
                 log.append(line)
             return process.wait()
@@ -196,7 +197,7 @@ def told(command: Callable[[], int]) -> int:
     try:
         return command()
     except StagelineError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        say(*f"error: {error}".split("\n"), error=True)
         return error.exit_code
 
 

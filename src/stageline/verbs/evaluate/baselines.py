@@ -8,7 +8,6 @@ the record and on standard error: an evaluation that was made stands.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from stageline.config import RunConfig, fingerprint, seal
 from stageline.data.prepared import PreparedData, read_prepared, refuse_incomplete
 from stageline.errors import InterruptedRunError, StagelineError
 from stageline.families import load_family
+from stageline.printing import say
 from stageline.store import NotFoundError, Store, open_store
 from stageline.telemetry import finite_json, redact
 from stageline.verbs.evaluate.rows import as_json
@@ -51,7 +51,7 @@ def keep_baselines(config: RunConfig, record: EvaluationRecord, data: str) -> No
         raise
     except Exception as error:  # noqa: BLE001  # told, and the evaluation stands
         sentence = redact(error.message if isinstance(error, StagelineError) else f"{type(error).__name__}: {error}")
-        print(f"evaluate: no baselines: {sentence}", file=sys.stderr, flush=True)
+        say(f"evaluate: no baselines: {sentence}", error=True)
         _try(lambda: beside.put(BASELINES, _sealed({"family": config.family, "failed": sentence})))
 
 
@@ -59,7 +59,7 @@ def _try(action: Callable[[], None]) -> None:
     try:
         action()
     except StagelineError as error:
-        print(f"evaluate: that could not be noted: {error.message}", file=sys.stderr, flush=True)
+        say(f"evaluate: that could not be noted: {error.message}", error=True)
 
 
 def _scored(config: RunConfig, baselines: Baselines, data: str) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _scored(config: RunConfig, baselines: Baselines, data: str) -> dict[str, Any
     names = [name for name in baselines.splits(config) if name in prepared.splits]
     opened = PreparedData(prepared, names, config.data.cache_bytes)
     if why := baselines.off(config, opened):
-        print(f"evaluate: no baselines: {why}", file=sys.stderr, flush=True)
+        say(f"evaluate: no baselines: {why}", error=True)
         return {"off": why}
     depends = {
         "family": config.family,

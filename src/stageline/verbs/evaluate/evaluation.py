@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -22,6 +21,7 @@ from stageline.contract import Evaluation, Row
 from stageline.data.prepared import PreparedData, Progress, open_prepared, silent
 from stageline.errors import CheckpointError, ConfigError, Faults, PlanError
 from stageline.families import load_family
+from stageline.printing import say
 from stageline.store import Reference, Store, open_store
 from stageline.telemetry import finite_json
 from stageline.verbs.admitted import admit_model, stated
@@ -74,13 +74,13 @@ def _evaluated(
         return found
     store = run.child(EVALUATIONS, name)
     place = StageDir.at(store)
-    await_free(place, lease_wait_seconds(), lambda text: print(f"evaluate: {text}", flush=True), lambda: False)
+    await_free(place, lease_wait_seconds(), lambda text: say(f"evaluate: {text}"), lambda: False)
     with StageLease.acquire(place, f"{config.run}/evaluate") as lease:
         if found := _reused(run, name):  # made by whoever had the lease before
             return found
         with RowLog(store, lease.check) as log:
             if log.num_found:
-                print(f"evaluate: {log.num_found} rows are there already", file=sys.stderr, flush=True)
+                say(f"evaluate: {log.num_found} rows are there already", error=True)
             load_code(keep_code(config), sections=load_family(config.family).code_sections)
             opened = open_prepared(reference, evaluation_names(config), config.data.cache_bytes)
             parts = {key: _Part(config, ref, opened, log, key).make(progress) for key, ref in refs.items()}

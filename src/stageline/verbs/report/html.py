@@ -12,6 +12,9 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
+from urllib.parse import quote
+
+from stageline.printing import escaped
 
 
 class Markup(str):
@@ -24,16 +27,14 @@ Child = str | Markup | Iterable["Child"] | None
 MAX_TEXT = 300
 """Characters that are shown of one text of a row."""
 VOID_ELEMENTS = frozenset({"meta", "br", "hr", "img", "col"})
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
 _NO_SPACE_AROUND = re.compile(r"[^a-zA-Z0-9]+")
 
 
 def escape(text: object) -> Markup:
-    """Any value as HTML text; control characters and lone surrogates become U+FFFD."""
+    """Any value as HTML text; what `printing` makes visible is so here."""
     if isinstance(text, Markup):
         return text
-    plain = str(text).encode("utf-8", "replace").decode("utf-8")
-    return Markup(html.escape(_CONTROL.sub("\ufffd", plain), quote=True))
+    return Markup(html.escape(escaped(str(text)), quote=True))
 
 
 def join(children: Child) -> Markup:
@@ -57,6 +58,11 @@ def tag(name: str, /, *children: Child, **attributes: object) -> Markup:
     if name in VOID_ELEMENTS:
         return Markup(opening)
     return Markup(f"{opening}{join(children)}</{name}>")
+
+
+def link(path: str) -> Markup:
+    """A file beside the report: its name, and an address that says nothing else, whatever it is called."""
+    return tag("a", path, href="./" + quote(path.encode("utf-8", "surrogateescape"), safe="/"))
 
 
 def anchor(text: str) -> str:

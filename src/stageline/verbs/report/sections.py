@@ -11,7 +11,7 @@ from stageline.checkpoint.layout import CheckpointRef
 from stageline.data.quarantine import QUARANTINE
 from stageline.telemetry import FailureRecord
 from stageline.verbs.report.curves import stage_curves
-from stageline.verbs.report.html import Child, Markup, count, fold, number, plain, size, table, tag
+from stageline.verbs.report.html import Child, Markup, count, fold, link, number, plain, size, table, tag
 from stageline.verbs.report.lineage import Edge, Node, Outcome, lineage_graph
 from stageline.verbs.report.measurements import PSEUDO, is_pseudo
 from stageline.verbs.report.record import RunRecord, mapping
@@ -161,7 +161,7 @@ def quarantine_part(lists: Mapping[str, Sequence[Mapping[str, str]]]) -> list[Ch
         kinds = [row.get("class") or "?" for row in listed]
         told = ", ".join(f"{kind} {kinds.count(kind)}" for kind in sorted(set(kinds)))
         file = f"{QUARANTINE}/{name}.csv"
-        rows.append([name, number(len(listed)), told, tag("a", file, href=file)])
+        rows.append([name, number(len(listed)), told, link(file)])
     return [table(["split", "rows", "classes", "list"], rows, caption="Rows that could not be used and were set aside")]
 
 

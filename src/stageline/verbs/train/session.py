@@ -22,6 +22,7 @@ from stageline.checkpoint.steps import Damaged, set_aside
 from stageline.checkpoint.usercode import code_digests
 from stageline.config import to_yaml
 from stageline.errors import InterruptedRunError, StagelineError
+from stageline.printing import say
 from stageline.stage import stage_settings
 from stageline.telemetry import (
     FAILURE_DIR_VARIABLE,
@@ -69,7 +70,7 @@ class Session:
 
         def say(text: str) -> None:
             if self.rank == 0:
-                print(f"{work.stage.name}: {text}", flush=True)
+                say(f"{work.stage.name}: {text}")
 
         await_free(work.stage_dir, limit, say, lambda: bool(stop.signal_name))
         if limit > 0 and stop.signal_name:
@@ -92,7 +93,7 @@ class Session:
         for damaged in found:
             self.lease.check()
             set_aside(damaged.store, damaged.reason, f"stage {self.lease.holder}")
-            print(f"set aside, damaged: {damaged.uri}: {damaged.reason}", flush=True)
+            say(f"set aside, damaged: {damaged.uri}: {damaged.reason}")
             self.aside.append(damaged)
 
     def open_records(self, work: StageWork, ref: CheckpointRef | None, steps: int) -> None:
@@ -120,7 +121,7 @@ class Session:
         port = work.config.trainer.metrics_port
         metrics = MetricsEndpoint(port, family=work.family.name, stage=work.stage.name, is_first=False)
         if metrics.warning:
-            print(f"{work.stage.name}: warning: {metrics.warning}", flush=True)
+            say(f"{work.stage.name}: warning: {metrics.warning}")
         self.recorder = Recorder(metrics=metrics)
 
     def fail(self, error: BaseException) -> None:
@@ -137,7 +138,7 @@ class Session:
                 keys = ("kind", "code", "sentence", "remedy", "exit_code")
                 self.recorder.event("failed", **{key: told[key] for key in keys})
         except (StagelineError, OSError) as second:
-            sys.stderr.write(f"the failure record could not be written: {redact(str(second))}\n")
+            say(*f"the failure record could not be written: {redact(str(second))}".split("\n"), error=True)
 
     def close(self) -> None:
         """Give back what is held."""

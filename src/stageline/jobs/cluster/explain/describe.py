@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime
 
 from stageline.config.bounds import read_json
 from stageline.jobs.cluster.follow.adoption import is_suspended
-from stageline.kube.keys import LABEL_QUEUE, LABEL_REPLICA_INDEX, LABEL_REPLICA_TYPE, Plain, label
-from stageline.telemetry import FailureRecord, first_cause
+from stageline.kube.keys import CONTAINER, LABEL_QUEUE, LABEL_REPLICA_INDEX, LABEL_REPLICA_TYPE, Plain, label
+from stageline.printing import one_line
+from stageline.telemetry import TRY_AGAIN, FailureRecord, first_cause
 
 DISRUPTIONS = {
     "EvictionByEvictionAPI": "evicted (a drain, or somebody's request)",
@@ -18,6 +19,10 @@ DISRUPTIONS = {
     "DeletionByPodGC": "collected because its node is gone",
     "TerminationByKubelet": "ended by its node (shutdown, or too little memory or disk)",
 }
+SHORT_TEXT = 300
+"""Characters that are shown of a text of others within a sentence."""
+LONGEST_TEXT = 2_000
+"""Of what Kubernetes says in an event or a status; such texts are at most a KiB where they follow its rules."""
 _PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 
 
@@ -102,7 +107,8 @@ def describe_pod(pod: Plain) -> str:
         if reason in _PULL:
             return f"cannot get its image {container.get('image') or ''}{on}"
         if reason and reason not in ("ContainerCreating", "PodInitializing"):
-            return f"cannot start{on}: {reason}: {waiting.get('message') or 'no reason given'}"
+            message = one_line(waiting.get("message") or "no reason given", LONGEST_TEXT)
+            return f"cannot start{on}: {reason}: {message}"
     return f"starts{on} (volumes, image)" if node else "waits for a node"
 
 
@@ -116,7 +122,8 @@ def ending(pod: Plain) -> str:
         if ended:
             reason = ended.get("reason") or ""
             note = f" ({reason})" if reason and reason not in ("Error", "Completed") else ""
-            own = f": {record.sentence}" if record else ""
+            said = one_line(record.sentence, LONGEST_TEXT) if record else unreadable_record(pod)
+            own = f": {said}" if said else ""
             return f"exit code {ended.get('exitCode')}{note}" + (f", {why}" if why else "") + own
     return why or "nobody says how"
 
@@ -124,21 +131,53 @@ def ending(pod: Plain) -> str:
 def pod_failure(pod: Plain) -> FailureRecord | None:
     """The failure record in a pod's termination message, None where it left none; with the pod's name and node.
 
-    A record without a time gets that of its container's end.
+    What happened is the pod's word, what to do about it ours. A record without a time gets that of its container's end.
     """
-    for container in (pod.get("status") or {}).get("containerStatuses") or []:
-        for state in (container.get("state") or {}, container.get("lastState") or {}):
-            ended = state.get("terminated") or {}
-            try:
-                plain = read_json(ended.get("message") or "")
-                if not (isinstance(plain, dict) and plain.get("exit_code") and plain.get("sentence")):
-                    continue  # JSON of somebody else's: the last lines of a log
-                record = FailureRecord.from_json(plain)
-            except ValueError:
-                continue
+    for ended in _ends(pod):
+        record = _read_record(ended)
+        if isinstance(record, FailureRecord):
             time = record.time or timestamp(ended.get("finishedAt")) or 0.0
-            return replace(record, time=time, pod=str(pod["metadata"]["name"]), node=pod_node(pod))
+            own = record.with_own_remedy()
+            return replace(own, time=time, pod=str(pod["metadata"]["name"]), node=pod_node(pod))
     return None
+
+
+def unreadable_record(pod: Plain) -> str:
+    """What is wrong with a termination message that looks like a record and is none, "" where there is no such one."""
+    found = (_read_record(ended) for ended in _ends(pod))
+    return next((text for text in found if isinstance(text, str) and text), "")
+
+
+def _ends(pod: Plain) -> Iterator[Plain]:
+    """How its container ended, this time and the time before; what others put beside it has no say."""
+    own = [c for c in (pod.get("status") or {}).get("containerStatuses") or [] if c.get("name", CONTAINER) == CONTAINER]
+    for container in own:
+        for state in (container.get("state") or {}, container.get("lastState") or {}):
+            if state.get("terminated"):
+                yield state["terminated"]
+
+
+def _read_record(ended: Plain) -> FailureRecord | str | None:
+    """The record of a container's end, a sentence where it is none, None where the message is none of a record's form.
+
+    A container that ended well has no failure, whatever it says; one that ended by itself has the code of its record.
+    """
+    message = str(ended.get("message") or "")
+    if not message.lstrip().startswith("{"):
+        return None  # the last lines of a log
+    code = ended.get("exitCode")
+    try:
+        plain = read_json(message)
+        record = FailureRecord.from_json(plain)
+        absent = [name for name in ("exit_code", "sentence") if not plain.get(name)]
+        fault = f"{' and '.join(absent)} missing" if absent else ""
+    except ValueError as error:
+        fault = str(error)
+    if not fault and code != record.exit_code and not (type(code) is int and code >= TRY_AGAIN):
+        fault = f"exit_code {record.exit_code}, and the container ended with {code}"
+    if fault:
+        return f"unreadable record: {one_line(fault, SHORT_TEXT)}; found {one_line(message, SHORT_TEXT)}"
+    return record
 
 
 def job_failure(pods: Iterable[Plain]) -> FailureRecord | None:
@@ -169,5 +208,5 @@ def describe_event(event: Plain) -> str:
     name = str(about.get("name") or "")
     if about.get("kind") == "Pod":
         name = "-".join(name.split("-")[-2:])
-    message = str(event.get("message") or "").strip()
-    return f"{name}: {event.get('reason')}: {message}"
+    message = one_line(str(event.get("message") or "").strip(), LONGEST_TEXT)
+    return f"{one_line(name, SHORT_TEXT)}: {one_line(event.get('reason'), SHORT_TEXT)}: {message}"

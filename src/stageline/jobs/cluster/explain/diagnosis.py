@@ -19,6 +19,7 @@ from stageline.jobs.cluster.explain.describe import (
     pod_node,
     pod_phase,
     timestamp,
+    unreadable_record,
 )
 from stageline.jobs.cluster.explain.signatures import (
     IMAGE,
@@ -31,6 +32,7 @@ from stageline.jobs.cluster.explain.signatures import (
     match,
 )
 from stageline.kube.keys import CONTAINER, LABEL_QUEUE, Plain, label
+from stageline.printing import one_line
 from stageline.telemetry import FailureRecord
 
 TRY_AGAIN_REMEDY = "start it again to continue from the last checkpoint"
@@ -87,8 +89,7 @@ def _say(found: tuple[Signature, str, str], pod: Plain | None = None, before: st
 
 
 def _tidy(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 600 else text[:597] + "..."
+    return one_line(" ".join(text.split()), 600)
 
 
 def _status(pod: Plain) -> Plain:
@@ -120,7 +121,7 @@ def _ended(pods: Sequence[Plain], *, permanent: bool) -> Iterator[FailureRecord]
             continue
         if is_start:
             start = match(text, STARTING)
-            yield _say(start, pod) if start else _found("entrypoint", f"{pod_label(pod)} cannot start", text)
+            yield _say(start, pod) if start else _found("entrypoint", f"{pod_label(pod)} cannot start", "")
         elif is_memory:
             yield _memory(pod)
         else:
@@ -143,11 +144,12 @@ def _memory(pod: Plain) -> FailureRecord:
 def _by_code(pod: Plain, code: int, text: str) -> FailureRecord:
     """By the exit code, and the last lines of the log where the program left no record."""
     label = pod_label(pod)
-    known = match(text, LAST_LINES)
+    unreadable = unreadable_record(pod)
+    known = None if unreadable else match(text, LAST_LINES)
     if known:
         return _say(known, pod)
     last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
-    tail = f"; its last line: {_tidy(last)}" if last else ""
+    tail = f"; {unreadable}" if unreadable else f"; its last line: {_tidy(last)}" if last else ""
     if code >= 128:
         name, remedy = _SIGNALS.get(code, (f"signal {code - 128}", TRY_AGAIN_REMEDY))
         gone = disruption(pod)
@@ -295,7 +297,7 @@ def _unschedulable(pods: Sequence[Plain]) -> Iterator[FailureRecord]:
 
 def _scarcities(text: str) -> Iterator[tuple[str, str]]:
     """(what the nodes lack, what to do) of a scheduler's message, `0/4 nodes are available: 3 Insufficient cpu, …`."""
-    for count, name in re.findall(r"(\d+) Insufficient ([^\s,]+?)[.,]?(?:\s|$)", text):
+    for count, name in re.findall(r"(\d+) Insufficient ([\w./-]+?)[.,]?(?:\s|$)", text):
         yield f"{count} have too little {name} free", f"ask for less {name} (cluster.resources), or wait for other work"
     if found := re.search(r"(\d+) node\(s\) didn't match Pod's node affinity/selector", text):
         yield f"{found[1]} do not match its selector", "change cluster.node_selector or cluster.affinity"

@@ -72,7 +72,7 @@ REFUSED = (
         141,
     ),
     _sign(
-        r"service account [^/\s]+/(?P<name>\S+): serviceaccount .* not found",
+        r"service account [^/\s]+/(?P<name>[\w.-]+): serviceaccount .* not found",
         "service_account",
         "there is no service account {name!r}, as which the pods should run",
         "kubectl create serviceaccount {name}, install the chart, or set cluster.service_account",

@@ -7,6 +7,7 @@ events are merged and expire, and the operator's own `backoffLimit` does not sto
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -30,12 +31,17 @@ class SeenPods:
 
     @classmethod
     def read(cls, text: str) -> SeenPods:
-        """From the annotation; what is not one counts as empty."""
+        """From the annotation; what is not one counts as empty, as whoever may write it could have it anyway."""
         try:
             plain = read_json(text)
-            return cls(int(plain["step"]), {str(k): tuple(map(str, v)) for k, v in plain["pods"].items()})
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except ValueError:
             return cls()
+        if not isinstance(plain, dict) or set(plain) != {"step", "pods"} or type(plain["step"]) is not int:
+            return cls()
+        pods = plain["pods"]
+        if not isinstance(pods, dict) or not all(_are_uids(uids) for uids in pods.values()):
+            return cls()
+        return cls(plain["step"], {index: tuple(uids) for index, uids in pods.items()})
 
     def text(self) -> str:
         """For the annotation."""
@@ -59,6 +65,19 @@ class SeenPods:
     def restarts(self) -> int:
         """How often the gang was started again without progress: one restart replaces every pod once."""
         return max((len(uids) for uids in self.pods.values()), default=1) - 1
+
+
+def _are_uids(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(uid, str) and len(uid) <= UID_CHARACTERS for uid in value)
+
+
+def read_deadline(text: str) -> float | None:
+    """Seconds since 1970 of the annotation, None where it is empty or no time."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def over_budget(seen_pods: SeenPods, budget: int, why: str) -> RestartBudgetError | None:

@@ -17,6 +17,7 @@ from stageline.jobs.cluster.explain.describe import pod_label
 from stageline.kube.keys import CONTAINER, PODS, Plain
 from stageline.kube.log_cursor import Gap, LogCursor
 from stageline.kube.refusals import NO_LOG, AbsentError
+from stageline.printing import one_line
 
 RETRY_SECONDS = 0.2
 LONGEST_RETRY_SECONDS = 3.0
@@ -108,7 +109,7 @@ class LogFollower:
         """One line to whoever reads them."""
         with self._mutex:
             if not self.closed.is_set():
-                self._on_line(f"[{label}] {text}" if self._prefixed else text)
+                self._on_line(one_line(f"[{label}] {text}" if self._prefixed else text))
 
     def refuse(self, error: StagelineError) -> None:
         """Say once why logs cannot be read."""
@@ -116,7 +117,7 @@ class LogFollower:
             if error.message in self._refused:
                 return
             self._refused.add(error.message)
-        self._say(f"logs cannot be read: {error}")
+        self._say(f"logs cannot be read: {error.message}")
 
 
 class _Reader(threading.Thread):

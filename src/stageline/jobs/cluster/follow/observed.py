@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stageline.errors import ClusterError, StagelineError
 from stageline.jobs.cluster.explain.describe import (
+    LONGEST_TEXT,
     condition,
     describe_event,
     describe_job,
@@ -25,9 +26,17 @@ from stageline.jobs.cluster.explain.describe import (
 from stageline.jobs.cluster.explain.diagnosis import diagnose
 from stageline.jobs.cluster.explain.silent_nodes import SilentPods
 from stageline.jobs.cluster.follow.adoption import executed_parts, is_suspended, spec_digest
-from stageline.jobs.cluster.follow.budget import SeenPods, StartClock, deadline_error, over_budget, pending_error
+from stageline.jobs.cluster.follow.budget import (
+    SeenPods,
+    StartClock,
+    deadline_error,
+    over_budget,
+    pending_error,
+    read_deadline,
+)
 from stageline.jobs.job import Job
 from stageline.kube.keys import ANNOTATION_DEADLINE, ANNOTATION_PODS_SEEN, ANNOTATION_SPEC, annotation
+from stageline.printing import one_line
 from stageline.telemetry import FailureRecord
 
 if TYPE_CHECKING:
@@ -63,6 +72,7 @@ class ObservedJob:
         self.silent_seconds = 0.0
         self._executed_parts = executed_parts(live)
         self._edited = self.submitted
+        self._bad_deadline = ""
         self._clock = StartClock(ran=condition(live, "Running") != {})
         self._created = timestamp(live["metadata"].get("creationTimestamp")) or time.time()
         self._silent = SilentPods()
@@ -80,6 +90,10 @@ class ObservedJob:
         if text and text != self._state:
             yield text
         self._state = text
+        deadline = annotation(job, ANNOTATION_DEADLINE)
+        if deadline and read_deadline(deadline) is None and deadline != self._bad_deadline:
+            self._bad_deadline = deadline
+            yield f"the job's annotation of its deadline is no time, and counts as none: {one_line(deadline, 80)}"
         digest = spec_digest(job)
         if digest != self._edited:
             self._edited = digest
@@ -167,18 +181,18 @@ class ObservedJob:
         if error:
             found = self._diagnose(None, failed=True)
             if found:
-                error.remedy = f"{found.sentence}: {found.remedy}" if found.remedy else found.sentence
+                error.message, error.remedy = f"{error.message}; {found.sentence}", found.remedy or error.remedy
             return error
         return self._over_deadline(now) or self._over_start(now)
 
     def _over_deadline(self, now: float) -> StagelineError | None:
-        deadline = annotation(self.job, ANNOTATION_DEADLINE)
-        if not deadline:
+        deadline = read_deadline(annotation(self.job, ANNOTATION_DEADLINE))
+        if deadline is None:
             return None
         # The entry ends running pods at the deadline itself, with a commit and a record of its own.
         running = any(pod_phase(pod) == "Running" for pod in self.pods.values())
         margin = self._cluster.grace_for(self._wanted.shutdown_timeout_seconds) if running else 0
-        past = now - float(deadline)
+        past = now - deadline
         return deadline_error(past) if past > margin else None
 
     def _over_start(self, now: float) -> StagelineError | None:
@@ -237,7 +251,7 @@ class ObservedJob:
         found = self._diagnose(nodes, failed=True)
         if found:
             return self.place(replace(found, time=time.time())).redacted()
-        message = condition(self.job, "Failed").get("message") or "no reason given"
+        message = one_line(condition(self.job, "Failed").get("message") or "no reason given", LONGEST_TEXT)
         ends = "; ".join(f"{pod_label(pod)} {ending(pod)}" for pod in every if pod_phase(pod) == "Failed")
         error = ClusterError(
             f"the job {self._wanted.name!r} failed: {ends or message}",

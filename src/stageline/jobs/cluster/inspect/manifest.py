@@ -12,6 +12,7 @@ from stageline.errors import ConfigError
 from stageline.jobs.cluster.render.network_policy import render_objects
 from stageline.jobs.environment import CONFIG_VARIABLE, DEADLINE_VARIABLE
 from stageline.jobs.job import Job
+from stageline.printing import escaped
 
 SUBMISSION_ONLY = (
     *("ownerReferences", "resourceVersion", "uid", "generation", "creationTimestamp", "managedFields", "selfLink"),
@@ -37,15 +38,16 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    style = '"' if escaped(text) != text else "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _text)
 
 
 def manifest_yaml(manifest: Mapping[str, Any]) -> str:
-    """A manifest as YAML that `kubectl apply -f -` takes."""
-    return yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    """A manifest as YAML that `kubectl apply -f -` takes; what may not be shown as it is stands escaped in quotes."""
+    return escaped(yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000))
 
 
 def objects_yaml(job: Job, cluster: ClusterConfig) -> str:

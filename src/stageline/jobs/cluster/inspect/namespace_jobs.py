@@ -119,8 +119,7 @@ def hand_over_logs(
     """Hand over what the pods of a job wrote; with `follow` until the job has ended or is gone."""
     start = since_time(since)
     job = _own_job(api, name)
-    wanted = int(job["spec"]["pytorchReplicaSpecs"]["Worker"].get("replicas") or 1)
-    logs = LogFollower(api, on_line, prefixed=wanted > 1, say=say, since=start, follow=follow)
+    logs = LogFollower(api, on_line, prefixed=True, say=say, since=start, follow=follow)
     try:
         if follow:
             _follow(api, job, logs, say)
