@@ -7,7 +7,7 @@ import pytest
 from stageline.errors import InterruptedRunError
 from stageline.jobs.environment import process_environment
 from stageline.jobs.job import Job, Verdict, judge, render_command
-from stageline.jobs.step_lines import MARK, event_text, parse_event
+from stageline.jobs.step_lines import MARK, event_lines, parse_event
 from stageline.telemetry import FAILURE_DIR_VARIABLE, FailureRecord
 
 FAULT = FailureRecord("data", "image a.png is empty", exit_code=3)
@@ -65,7 +65,7 @@ def test_events_survive_the_pipelines_indentation_and_nasty_text() -> None:
 
     assert parse_event("    " + MARK + json.dumps(event, ensure_ascii=False)) == event
     assert parse_event("16:09 - INFO - Executing task") is None
-    assert event_text({"item": "film", "state": "reused", "text": "digest 12"}) == "film: reused: digest 12"
+    assert event_lines({"item": "film", "state": "reused", "text": "digest 12"}) == ["film: reused: digest 12"]
 
 
 def test_the_error_of_a_job_is_its_own_record_and_without_one_its_last_line() -> None:

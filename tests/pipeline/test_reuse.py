@@ -32,7 +32,7 @@ def root(tmp_path: Path) -> Store:
 
 def test_a_receipt_holds_for_its_question_while_its_objects_do(root: Store) -> None:
     root.put("data/a", b"a")
-    receipt = Receipt({"reference": "data@sha256:0"}, {"data/a": sha256(b"a")})
+    receipt = Receipt({"reference": "data@sha256:0", "metadata": {}}, {"data/a": sha256(b"a")})
     write_receipt(root, "run", "film", "q", receipt)
     assert read_receipt(root, "run", "film", "q") == receipt
     assert read_receipt(root, "run", "film", "another") is None
