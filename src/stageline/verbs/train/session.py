@@ -68,11 +68,11 @@ class Session:
         """Where the environment says how long: wait until a former attempt's lease has run out."""
         limit = lease_wait_seconds()
 
-        def say(text: str) -> None:
+        def tell(text: str) -> None:
             if self.rank == 0:
                 say(f"{work.stage.name}: {text}")
 
-        await_free(work.stage_dir, limit, say, lambda: bool(stop.signal_name))
+        await_free(work.stage_dir, limit, tell, lambda: bool(stop.signal_name))
         if limit > 0 and stop.signal_name:
             raise InterruptedRunError(
                 f"stage {work.stage.name!r} was stopped by {stop.signal_name} before it began; nothing was changed",
