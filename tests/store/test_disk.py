@@ -21,19 +21,19 @@ def test_a_write_is_synced_before_it_gets_its_name_and_its_folder_after(
 ) -> None:
     """The order is what survives a power cut; only the calls can show it."""
     order: list[str] = []
-    fsync, replace = os.fsync, Path.replace
+    fsync, replace = os.fsync, os.replace
 
     def noted_fsync(handle: int) -> None:
         order.append("sync folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "sync file")
         fsync(handle)
 
-    def noted_replace(self: Path, target: Path) -> Path:
+    def noted_replace(*names: str, **folders: int) -> None:
         order.append("name")
-        return replace(self, target)
+        replace(*names, **folders)
 
     store = open_store(tmp_path)
     monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(Path, "replace", noted_replace)
+    monkeypatch.setattr(os, "replace", noted_replace)
     store.put("file", b"x")
     assert order == ["sync file", "name", "sync folder"]
     order.clear()
@@ -117,7 +117,7 @@ print(sum(store.create(f"claims/{{i}}", sys.argv[1].encode()) for i in range(200
 
 
 def test_creation_works_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "no links here")
 
     monkeypatch.setattr(os, "link", refuse)

@@ -34,7 +34,7 @@ from stageline.checkpoint.steps import (
     step_order,
 )
 from stageline.errors import CheckpointError, ConfigError, StoreError
-from stageline.store import Reference, Store, open_store
+from stageline.store import Reference, Store, open_below, open_store
 
 __all__ = [
     "CHECKPOINTS",
@@ -103,13 +103,13 @@ def resolve(name: str | Reference, prefer: Pointer = "best") -> CheckpointRef:
     folder, _, last = uri.rpartition("/")
     if last in (f"{p}.ckpt" for p in POINTERS):
         pointer: Pointer = "best" if last == "best.ckpt" else "last"
-        ref = _pointed(StageDir.at(open_store(folder or ("/" if uri.startswith("/") else "."))), pointer)
-    elif last.endswith((".ckpt", ".pt", ".pth", ".bin")) and not open_store(uri).list():
+        ref = _pointed(StageDir.at(open_below(folder or ("/" if uri.startswith("/") else "."))), pointer)
+    elif last.endswith((".ckpt", ".pt", ".pth", ".bin")) and not open_below(uri).list():
         raise CheckpointError(
             f"{uri!r} is a file of another program", remedy="bring it in once with `stageline checkpoint import`"
         )
     else:
-        store = open_store((folder or ".") if last == METADATA_NAME else uri)
+        store = open_below((folder or ".") if last == METADATA_NAME else uri)
         if STEP_PATTERN.fullmatch(store.uri.rsplit("/", 1)[-1]):
             return open_checkpoint(store, digest)
         directories = stage_dirs_in(store)

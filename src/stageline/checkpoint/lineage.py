@@ -9,7 +9,7 @@ from stageline.checkpoint.layout import CheckpointRef, open_checkpoint, resolve
 from stageline.checkpoint.metadata import CONFIG_FILE, ParentRecord
 from stageline.config import parse_yaml
 from stageline.errors import CheckpointError, StoreError
-from stageline.store import NotFoundError, Reference, Store, open_store
+from stageline.store import NotFoundError, Reference, Store, open_below
 
 MAX_DEPTH = 64
 """Chosen here: no family has so many stages; a longer chain is a loop."""
@@ -105,7 +105,7 @@ def find_parent(ref: CheckpointRef, parent: ParentRecord) -> tuple[CheckpointRef
 def _places(ref: CheckpointRef, parent: ParentRecord) -> list[Store]:
     """Where a parent may lie: a link of schema `stageline/1` is whole, and its tree may have been moved or copied."""
     if "://" not in parent.uri and not parent.uri.startswith("/"):
-        return [] if ref.root is None else [open_store(ref.locate(parent.uri))]
+        return [] if ref.root is None else [open_below(ref.locate(parent.uri))]
     _, mark, rest = parent.uri.rpartition("/runs/")
     own = [ref.root.child("runs", *rest.split("/"))] if ref.root is not None and mark else []
-    return [*own, *([] if own and own[0].uri == parent.uri else [open_store(parent.uri)])]
+    return [*own, *([] if own and own[0].uri == parent.uri else [open_below(parent.uri)])]

@@ -34,7 +34,7 @@ from stageline.checkpoint.steps import look, set_aside
 from stageline.checkpoint.verify import verify
 from stageline.config import RetentionConfig
 from stageline.errors import CheckpointError
-from stageline.store import Store, open_store
+from stageline.store import Store, open_below
 
 NEVER_COMMITTED = "never committed"
 
@@ -245,7 +245,7 @@ def set_aside_step(ref: Store, by: str) -> str:
     stage, _, name = ref.uri.rpartition(f"/{CHECKPOINTS}/")
     if not stage or not STEP_PATTERN.fullmatch(name):
         raise CheckpointError(f"{ref.uri!r} is no step directory", remedy="name <stage directory>/checkpoints/step-…")
-    directory = StageDir.at(open_store(stage))
+    directory = StageDir.at(open_below(stage))
     with StageLease.acquire(directory, "stageline checkpoint set-aside") as lease:
         found = look(ref)
         if found is None:

@@ -8,9 +8,11 @@ checked here before it is asked. All functions are collective: every rank of the
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,9 +30,11 @@ from stageline.checkpoint.layout import CheckpointRef, StageDir, open_checkpoint
 from stageline.checkpoint.metadata import FileRecord
 from stageline.checkpoint.tensors import CHUNK_BYTES, DAMAGED, records_of
 from stageline.errors import CheckpointError, DiskFullError, PeerLostError, StagelineError
-from stageline.store import Store
-from stageline.store.disk import FULL, sync_folder
+from stageline.store import NotFoundError, Store
+from stageline.store.below import open_local
+from stageline.store.disk import FULL
 from stageline.store.keys import path_below
+from stageline.store.local import path_of
 from stageline.store.scratch import scratch_folder
 
 T = TypeVar("T")
@@ -70,6 +74,13 @@ def _together(work: Callable[[], T], group: Group) -> list[T]:
     if others:
         raise PeerLostError(f"a checkpoint failed on another rank: {'; '.join(others)}")
     return [item for item, _ in told]
+
+
+def _own(work: Callable[[], T], group: Group) -> T:
+    """The same for what is this rank's own; it is not told to the others."""
+    made: list[T] = []
+    _together(lambda: made.append(work()), group)
+    return made[0]
 
 
 def _unwrapped(error: CheckpointException, group: Group) -> StagelineError:
@@ -165,9 +176,14 @@ def _write_shards(store: Store, folder: str, tensors: Mapping[str, Tensor], grou
     The parts are done together one by one: a rank that failed before the distributed writer's own collectives would
     leave the others waiting in them.
     """
-    local = store.local_path(folder)
+    rank, local = _rank(group), store.child(folder).local
     with ExitStack() as stack:
-        target = _together(lambda: stack.enter_context(_working_folder(local)), group)[_rank(group)]
+
+        def open_scratch() -> Path:
+            purpose = f"shards-{rank}"
+            return stack.enter_context(scratch_folder(purpose) if local is None else local.scratch(purpose))
+
+        target = _own(open_scratch, group)
 
         def write() -> None:
             storage = HuggingFaceStorageWriter(str(target), save_distributed=True)
@@ -175,14 +191,14 @@ def _write_shards(store: Store, folder: str, tensors: Mapping[str, Tensor], grou
                 save_distributed(dict(tensors), storage_writer=storage, process_group=group)
 
         def finish() -> dict[str, FileRecord]:
-            own = sorted(target.glob(f"shard-{_rank(group) + 1:05d}-*.safetensors"))
-            records = {f"{folder}/{path.name}": _record(path) for path in own}
-            if local is None:
-                for path in own:
+            records = {}
+            for path in sorted(target.glob(f"shard-{rank + 1:05d}-*.safetensors")):
+                with os.fdopen(open_local(path), "rb") as file:
+                    records[f"{folder}/{path.name}"] = _record(file)
+                if local is None:
                     store.put(f"{folder}/{path.name}", path)
-            else:
-                sync_folder(target)
-                sync_folder(target.parent)
+                else:
+                    local.adopt(path, path.name)
             return records
 
         _together(write, group)
@@ -197,23 +213,12 @@ def _alone_is_meant() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _working_folder(local: Path | None) -> Iterator[Path]:
-    """Where shards are written: in place on local disk, in scratch space for other stores."""
-    if local is not None:
-        local.mkdir(parents=True, exist_ok=True)
-        yield local
-        return
-    with scratch_folder("shards") as scratch:
-        yield scratch
-
-
-def _record(path: Path) -> FileRecord:
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            total.update(chunk)
-    return FileRecord(bytes=path.stat().st_size, sha256=total.hexdigest())
+def _record(file: BufferedReader) -> FileRecord:
+    total, size = hashlib.sha256(), 0
+    while chunk := file.read(CHUNK_BYTES):
+        total.update(chunk)
+        size += len(chunk)
+    return FileRecord(bytes=size, sha256=total.hexdigest())
 
 
 def load_sharded(ref: CheckpointRef, folder: str, tensors: Mapping[str, Tensor], group: Group = None) -> None:
@@ -230,10 +235,9 @@ def load_sharded(ref: CheckpointRef, folder: str, tensors: Mapping[str, Tensor],
         account(records_of(tensors), ref.metadata.tensors.get(folder, {}), where=f"{ref.uri}/{folder}")
 
     _together(check, group)
-    local = ref.store.local_path(folder)
     with ExitStack() as stack:
-        source = _together(lambda: stack.enter_context(_working_folder(local)), group)[_rank(group)]
-        _together(lambda: _fetch_verified(ref, names, source, in_place=local is not None), group)
+        source = _own(lambda: stack.enter_context(scratch_folder("shards")), group)
+        _together(lambda: _verify(ref, folder, names, source, stack), group)
 
         def load() -> None:
             storage = HuggingFaceStorageReader(str(source))
@@ -243,14 +247,27 @@ def load_sharded(ref: CheckpointRef, folder: str, tensors: Mapping[str, Tensor],
         _together(load, group)
 
 
-def _fetch_verified(ref: CheckpointRef, names: list[str], source: Path, *, in_place: bool) -> None:
-    """Bring shards to local disk and compare every byte with the metadata; strangers among them are refused."""
+def _verify(ref: CheckpointRef, folder: str, names: list[str], source: Path, stack: ExitStack) -> None:
+    """Bring shards into a folder of ours and compare every byte with the metadata; strangers among them are refused.
+
+    On local disk nothing is copied: the names there lead to the opened files that were compared.
+    """
+    local = ref.store.local
     for name in names:
         path = path_below(source, name.rsplit("/", 1)[-1])
-        if not in_place:
-            ref.store.download(name, path)
-        if not path.is_file() or not _record(path).is_same(ref.metadata.files[name]):
-            raise CheckpointError(f"{ref.uri}/{name}: missing, truncated or changed", remedy=DAMAGED)
-    strangers = {path.name for path in source.glob("*.safetensors")} - {name.rsplit("/", 1)[-1] for name in names}
+        try:
+            if local is None:
+                ref.store.download(name, path)
+                file = stack.enter_context(path.open("rb"))
+            else:
+                file = stack.enter_context(local.open(name))
+                path.symlink_to(path_of(file, local.path(name)))
+            record = _record(file)
+        except NotFoundError as error:
+            raise CheckpointError(f"{ref.uri}/{name}: missing", remedy=DAMAGED) from error
+        if not record.is_same(ref.metadata.files[name]):
+            raise CheckpointError(f"{ref.uri}/{name}: truncated or changed", remedy=DAMAGED)
+    there = {info.key for info in ref.store.files(folder)} if local is not None else set()
+    strangers = {name for name in there if name.endswith(".safetensors")} - set(names)
     if strangers:
         raise CheckpointError(f"{ref.uri}: shards the metadata does not know: {sorted(strangers)}", remedy=DAMAGED)

@@ -17,8 +17,8 @@ from functools import cached_property
 from stageline.checkpoint.metadata import METADATA_NAME, CheckpointMetadata, digest_of, is_fence, parse_metadata
 from stageline.config.bounds import read_json
 from stageline.errors import CheckpointError, StoreError
-from stageline.store import NotFoundError, Reference, Store, open_store
-from stageline.store.keys import check_key
+from stageline.store import NotFoundError, Reference, Store, open_below, open_store
+from stageline.store.keys import NO_FILE, check_key
 
 STEP_PATTERN = re.compile(r"step-(\d{8,})(?:-(\d+))?")
 CHECKPOINTS = "checkpoints"
@@ -55,7 +55,7 @@ class CheckpointRef:
     def root(self) -> Store | None:
         """The root it lies below; None where it lies in no run."""
         stage, mark, _ = self.uri.rpartition(f"/{CHECKPOINTS}/")
-        return find_root(open_store(stage)) if mark else None
+        return find_root(open_below(stage)) if mark else None
 
     def locate(self, uri: str) -> str:
         """The whole URI of what its metadata names, relative to its own root or not."""
@@ -107,7 +107,7 @@ def find_root(stage: Store) -> Store | None:
     for depth in (1, 2):
         if len(parts) > depth + 1 and parts[-depth - 2] == "runs":
             root, run = "/".join(parts[: -depth - 2]) or "/", "/".join(parts[:-depth])
-            if not root.endswith(":/") and open_store(run).exists(RUN_FILE):
+            if not root.endswith(":/") and open_below(run).exists(RUN_FILE):
                 return open_store(root)
     match = re.fullmatch(r"(?P<root>.+?)/runs/[^/]+/[^/]+(?:/[^/]+)?", stage.uri)
     return open_store(match["root"]) if match else None
@@ -183,7 +183,7 @@ def open_owner(ref: CheckpointRef, role: str) -> CheckpointRef:
     owner = ref.metadata.referenced[role]
     uri = ref.locate(owner.uri)
     try:
-        return open_checkpoint(open_store(uri), owner.digest)
+        return open_checkpoint(open_below(uri), owner.digest)
     except CheckpointError as error:
         raise CheckpointError(
             f"{ref.uri!r} needs {len(owner.tensors)} tensors of its parent {role!r}, {uri}@sha256:{owner.digest}: "
@@ -225,6 +225,8 @@ def size_faults(metadata: CheckpointMetadata, sizes: Mapping[str, int]) -> list[
     for name, record in sorted(metadata.files.items()):
         if name not in sizes:
             faults.append(f"{name}: missing")
+        elif sizes[name] == NO_FILE:
+            faults.append(f"{name}: a link, a pipe or the like, expected a regular file")
         elif sizes[name] != record.bytes:
             faults.append(f"{name}: {sizes[name]} bytes, expected {record.bytes}")
     return faults

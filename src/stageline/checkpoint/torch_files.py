@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stageline.store.disk import sync_folder
+from stageline.store.below import sync_folder
 
 PLAIN = (str, bytes, int, float, bool, type(None), torch.Size, torch.dtype, torch.device)
 """Values beside tensors, lists, tuples and mappings that `weights_only=True` reads back."""

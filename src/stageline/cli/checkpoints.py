@@ -144,10 +144,10 @@ def prune(
     from stageline.cli.tables import show_rows
     from stageline.config import RetentionConfig, validate
     from stageline.errors import CheckpointError
-    from stageline.store import open_store
+    from stageline.store import open_below
 
     numbers = validate({"last": last, "best": best, "every_steps": every}, RetentionConfig, "retention")
-    store = open_store(target)
+    store = open_below(target)
     directories = stage_dirs_in(store)
     rows = []
     for directory in directories:
@@ -173,9 +173,9 @@ def set_aside(
     """Take a damaged checkpoint out of use, so that its stage goes on from the one before it; deletes nothing."""
     from stageline.checkpoint.retention import set_aside_step
     from stageline.checkpoint.steps import ASIDE_NAME
-    from stageline.store import open_store
+    from stageline.store import open_below
 
-    store = open_store(target)
+    store = open_below(target)
     reason = set_aside_step(store, "stageline checkpoint set-aside")
     say(f"set aside: {store.uri}: {reason}")
     say(f"once it is whole again, delete {ASIDE_NAME} in it")

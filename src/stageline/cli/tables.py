@@ -153,10 +153,10 @@ class _Beside:
     def __init__(self, record: EvaluationRecord, words: Words) -> None:
         from stageline.data.tables import csv_rows
         from stageline.errors import DataError
-        from stageline.store import open_store
+        from stageline.store import open_below
         from stageline.work.evaluations import ROWS, find_baselines
 
-        self.words, store = words, open_store(record.reference.uri)
+        self.words, store = words, open_below(record.reference.uri)
         # Rows of several checkpoints belong to metrics of other names.
         several = any(record.checkpoints)
         self.rows = csv_rows(store.get(ROWS).decode()) if store.exists(ROWS) and not several else []

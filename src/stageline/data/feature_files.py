@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from stageline.config import canonical_json
 from stageline.config.bounds import MAX_AXES, is_count, read_json, shape_fault
 from stageline.data.splits import DIGEST
 from stageline.errors import DataError
+from stageline.store.below import open_local, open_new
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,7 +132,7 @@ class OpenShard:
     def add(self, name: str, layout: Layout, data: Array) -> None:
         """Add an entry. name: its id.  data: (N,) uint8."""
         if self._file is None:
-            self._file = (self.folder / "unfinished").open("wb")
+            self._file = open_new(self.folder / "unfinished")
         self._file.write(data.data)
         self.places[name] = Place(layout, self.size, hashlib.sha256(data.data).hexdigest())
         self.size += data.nbytes
@@ -152,7 +154,7 @@ class OpenShard:
         text += b" " * (-len(text) % 8)
         head = len(text).to_bytes(8, "little") + text
         digest, unfinished, path = hashlib.sha256(head), self.folder / "unfinished", self.folder / "finished"
-        with unfinished.open("rb") as source, path.open("wb") as target:
+        with os.fdopen(open_local(unfinished), "rb") as source, open_new(path) as target:
             target.write(head)
             while chunk := source.read(COPY_BYTES):
                 digest.update(chunk)

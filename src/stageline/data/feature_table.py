@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from io import BufferedReader
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from stageline.data.feature_files import FILE_NAME, INDEX, Array, Layout, ShardI
 from stageline.data.pod_cache import StoredFiles
 from stageline.data.reading import OPEN_SHARDS, mapped
 from stageline.errors import DataError
-from stageline.store import Store
+from stageline.store import NotFoundError, Store
 
 LARGE_BYTES = 2**20
 """Entries of this size and more are fetched alone from an object store. Chosen here: a request costs less than that."""
@@ -77,7 +78,8 @@ class FeatureTable:
 
     def _read_index(self, name: str, size: int) -> ShardIndex:
         if not self.files.in_place:
-            return parse_index(self.files.local(name, size).read_bytes())
+            with self.files.open(name, size) as file:
+                return parse_index(file.read())
         data = self.folder.get(name)
         if hashlib.sha256(data).hexdigest() != name.partition(".")[0]:
             raise self.files.fault(name, "its hash is not its name")
@@ -140,7 +142,7 @@ class FeatureTable:
             return np.empty(0, np.uint8)
         if not self.files.in_place and layout.size >= LARGE_BYTES:
             part = f"{sha256}.feature"
-            return mapped(lambda: self.files.local_part(part, layout.size, arrays, start), layout.size)
+            return mapped(lambda: self.files.open_part(part, layout.size, arrays, start), layout.size, part)
         data = self._mapped(shard, arrays, size)[start : start + layout.size]
         if self._state[row] != SOUND:
             if hashlib.sha256(data.data).hexdigest() != sha256:
@@ -150,17 +152,22 @@ class FeatureTable:
 
     def _mapped(self, shard: int, arrays: str, size: int) -> Array:
         if shard not in self._open:
-            self._open[shard] = mapped(lambda: self._local(arrays, size), size)
+            self._open[shard] = mapped(lambda: self._open_whole(arrays, size), size, arrays)
             if len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)
         self._open.move_to_end(shard)
         return self._open[shard]
 
-    def _local(self, arrays: str, size: int) -> Path:
-        path = self.folder.local_path(arrays)
-        if path is None:
-            return self.files.local(arrays, size)
-        found = path.stat().st_size if path.is_file() else -1
+    def _open_whole(self, arrays: str, size: int) -> BufferedReader:
+        local = self.folder.local
+        if local is None:
+            return self.files.open(arrays, size)
+        try:
+            file = local.open(arrays)
+        except NotFoundError:
+            raise self.files.fault(arrays, "missing") from None
+        found = os.fstat(file.fileno()).st_size
         if found != size:
-            raise self.files.fault(arrays, "missing" if found < 0 else f"{found} bytes, expected {size}")
-        return path
+            file.close()
+            raise self.files.fault(arrays, f"{found} bytes, expected {size}")
+        return file

@@ -37,7 +37,7 @@ from stageline.data.feature_files import (
 )
 from stageline.data.feature_table import FeatureTable
 from stageline.errors import DataError, DiskFullError
-from stageline.store import NotFoundError, Store, open_store
+from stageline.store import NotFoundError, Store, open_below
 from stageline.store.scratch import scratch_folder
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class FeatureStore:
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         place, _, _ = state["uri"].rpartition("/")
-        self.__init__(open_store(place), state["parts"], state["cache_bytes"])  # type: ignore[misc]
+        self.__init__(open_below(place), state["parts"], state["cache_bytes"])  # type: ignore[misc]
 
     def __len__(self) -> int:
         """How many entries there are; looks at the store."""
@@ -148,10 +148,9 @@ class FeatureStore:
         shard_bytes: most bytes of one shard.
         """
         self.refuse_full(num_bytes)
-        local = self.folder.local_path()
-        if local is not None:
-            local.mkdir(parents=True, exist_ok=True)
-        with scratch_folder("features", local) as scratch, FeatureWriter(self, scratch, shard_bytes) as writer:
+        local = self.folder.local
+        place = scratch_folder("features") if local is None else local.scratch("features")
+        with place as scratch, FeatureWriter(self, scratch, shard_bytes) as writer:
             yield writer
 
     def refuse_full(self, num_bytes: int) -> None:

@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 
 from stageline.data.splits import CHUNK_BYTES, REMEDY
 from stageline.errors import DataError, DiskFullError
 from stageline.store import NotFoundError, Store
 from stageline.store.keys import HIDDEN
+from stageline.store.local import Local
 from stageline.store.locks import LOCK, hold_if_free, hold_lock, sweep_locks
 from stageline.store.scratch import pod_folder
 
@@ -47,47 +49,50 @@ class StoredFiles:
     @property
     def in_place(self) -> bool:
         """Whether the files are used where they lie."""
-        return self.store.local_path() is not None
+        return self.store.local is not None
 
-    def local(self, name: str, size: int) -> Path:
-        """A local file with exactly these bytes; DataError that names a missing or damaged one.
+    def open(self, name: str, size: int) -> BufferedReader:
+        """A local file with exactly these bytes, opened; DataError that names a missing or damaged one.
 
-        size: bytes it must have.
+        size: bytes it must have. FileNotFoundError where another process made room in the cache at this moment.
         """
         self._refuse_name(name)
-        path = self.store.local_path(name)
-        if path is not None:
-            return self._in_place(path, name, size)
-        return self._fetched(name, size, lambda: self.store.stream(name))
+        if self.store.local is not None:
+            return self._in_place(self.store.local, name, size)
+        return self._fetched(name, size, lambda: self.store.stream(name)).open("rb")
 
-    def local_part(self, name: str, size: int, key: str, start: int) -> Path:
+    def open_part(self, name: str, size: int, key: str, start: int) -> BufferedReader:
         """The same for bytes that are a part of an object and are fetched alone.
 
         name: `<sha256 of the part>.<kind>`.  size: bytes of the part.  key: the object.  start: where it begins there.
         """
         self._refuse_name(name)
-        return self._fetched(name, size, lambda: self.store.stream(key, start=start, size=size))
+        return self._fetched(name, size, lambda: self.store.stream(key, start=start, size=size)).open("rb")
 
     def _refuse_name(self, name: str) -> None:
         """Names come out of manifests: one that is no hash names no file of ours, and is never made a path."""
         if not NAME.fullmatch(name):
             raise self.fault(f"{name!r:.100}", "no name of a file here, expected <sha256>.<kind>")
 
-    def _in_place(self, path: Path, name: str, size: int) -> Path:
+    def _in_place(self, local: Local, name: str, size: int) -> BufferedReader:
         try:
-            stamp = _stamp(path)
-        except FileNotFoundError:
+            file = local.open(name)
+        except NotFoundError:
             raise self.fault(name, "missing") from None
-        if self._checked.get(name) == stamp:
-            return path
-        marker = _marker(path)
-        with self._locked(name):
-            if _read(marker) != stamp:
-                self._check(name, size, self.store.stream(name), None)
-                with suppress(OSError):  # a folder that is read-only: then each process checks by itself
-                    marker.write_text(stamp, encoding="ascii")
-        self._checked[name] = stamp
-        return path
+        try:
+            stamp = stamp_of(os.fstat(file.fileno()))
+            if self._checked.get(name) != stamp:
+                with self._locked(name):
+                    if local.noted(f"checked-{name}") != stamp:
+                        self._check(name, size, iter(lambda: file.read(CHUNK_BYTES), b""), None)
+                        with suppress(OSError):  # a folder that is read-only: then each process checks by itself
+                            local.note(f"checked-{name}", stamp)
+                        file.seek(0)
+                self._checked[name] = stamp
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     def _fetched(self, name: str, size: int, chunks: Callable[[], Iterator[bytes]]) -> Path:
         path = self.cache / name
@@ -204,8 +209,11 @@ class StoredFiles:
 
 
 def _stamp(path: Path) -> str:
+    return stamp_of(path.stat())
+
+
+def stamp_of(status: os.stat_result) -> str:
     """What changes whenever a file is written again."""
-    status = path.stat()
     return f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
 
 

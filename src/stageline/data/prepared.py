@@ -29,7 +29,7 @@ from stageline.data.splits import (
     silent,
 )
 from stageline.errors import DataError, Faults
-from stageline.store import NotFoundError, Reference, Store, open_store
+from stageline.store import NotFoundError, Reference, Store, open_below
 
 if TYPE_CHECKING:
     from stageline.data.reading import SplitReader
@@ -139,7 +139,7 @@ def read_prepared(reference: Reference | str) -> Prepared:
     """The set that a reference names; DataError where there is none, it is another one or it lacks a split."""
     ref = reference if isinstance(reference, Reference) else Reference.parse(reference)
     try:
-        data = open_store(ref.uri).get(SET_NAME)
+        data = open_below(ref.uri).get(SET_NAME)
     except NotFoundError as error:
         raise DataError(f"there are no prepared data at {ref.uri!r}", remedy="`stageline prepare`") from error
     found = hashlib.sha256(data).hexdigest()
@@ -158,7 +158,7 @@ def read_prepared(reference: Reference | str) -> Prepared:
 
 def _splits_beside(ref: Reference) -> Store:
     """The folder of all splits: a set lies two folders below it, wherever its root was moved to."""
-    return open_store(ref.uri.rsplit("/", 2)[0])
+    return open_below(ref.uri.rsplit("/", 2)[0])
 
 
 def _read(data: bytes, ref: Reference, splits: Store) -> Prepared:

@@ -11,7 +11,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
+from io import BufferedReader
 from typing import Any
 
 import numpy as np
@@ -34,17 +34,17 @@ LINE_PARTS = ("arrays", "divided", "fields")
 Array = NDArray[Any]
 
 
-def mapped(fetch: Callable[[], Path], size: int) -> Array:
-    """All bytes of a local file, mapped read-only. fetch: makes it local again each time.  size: its bytes."""
+def mapped(fetch: Callable[[], BufferedReader], size: int, name: str) -> Array:
+    """All bytes of a local file, mapped read-only.
+
+    fetch: makes it local again each time, and opens it.  size: its bytes.  name: for messages.
+    """
     for _ in range(ATTEMPTS):
-        path = fetch()
-        if size == 0:
-            return np.empty(0, np.uint8)
-        with suppress(FileNotFoundError):  # another process made room in the cache at this moment
-            return np.asarray(np.memmap(path, dtype=np.uint8, mode="r", shape=(size,)))
-    raise DataError(
-        f"{str(path)!r} goes away as soon as it is fetched", remedy="raise data.cache_bytes: it is too small"
-    )
+        with suppress(FileNotFoundError), fetch() as file:  # another process made room in the cache at this moment
+            return (
+                np.asarray(np.memmap(file, dtype=np.uint8, mode="r", shape=(size,))) if size else np.empty(0, np.uint8)
+            )
+    raise DataError(f"{name} goes away as soon as it is fetched", remedy="raise data.cache_bytes: it is too small")
 
 
 class SplitReader:
@@ -221,7 +221,7 @@ class SplitReader:
     def _mapped(self, name: str) -> Array:
         """All bytes of a file, mapped read-only."""
         size = self.manifest.sizes[name]
-        return mapped(lambda: self.files.local(name, size), size)
+        return mapped(lambda: self.files.open(name, size), size, name)
 
     def _fault(self, what: str) -> DataError:
         return DataError(f"the split {self.name!r} at {self.files.store.uri!r} is damaged: {what}", remedy=REMEDY)

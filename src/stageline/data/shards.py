@@ -26,6 +26,7 @@ from stageline.config.bounds import MAX_AXES
 from stageline.data.quarantine import SetAside
 from stageline.data.splits import NAME
 from stageline.errors import DataError
+from stageline.store.below import open_new
 
 SHARD_BYTES = 256 * 2**20
 ALIGNMENT = 64
@@ -54,7 +55,7 @@ class _HashedFile:
         self.kind = kind
         self.size = 0
         self._digest = hashlib.sha256()
-        self._file: BinaryIO = self.path.open("wb")
+        self._file: BinaryIO = open_new(self.path)
 
     def write(self, data: bytes | memoryview) -> None:
         self._file.write(data)

@@ -12,8 +12,8 @@ import os
 import shutil
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from uuid import uuid4
 
 from stageline.config import RunConfig, canonical_json
 from stageline.encoders.external import External, generated_digest
@@ -26,14 +26,16 @@ from stageline.encoders.lock import (
     read_lock,
     write_locked,
 )
-from stageline.encoders.sources import fetch_source, find_source, hash_file, read_files
+from stageline.encoders.sources import fetch_source, find_source, hash_open, read_files
 from stageline.errors import DataError, DiskFullError, Faults, MissingPartError
 from stageline.store import NotFoundError, Store, open_store
 from stageline.store.keys import HIDDEN, path_below
+from stageline.store.local import Local
 from stageline.store.locks import hold_lock
 from stageline.store.scratch import pod_folder
 
-CHECKED = f"{HIDDEN}checked"
+NOTE = "checked"
+CHECKED = f"{HIDDEN}{NOTE}"
 """Beside the files of a copy: their sizes and times when they were last compared with the lock."""
 
 
@@ -107,8 +109,9 @@ def external_folder(config: RunConfig, external: External) -> Path:
     """A local folder with the files of an external, verified against the lock of the config's root.
 
     config: any with the run's `root`.  external: with files; a single file lies in its folder under its own name.
-    The root's own copy where that is on disk; fetched once per node from an object store; the source on this machine
-    where the root has no copy of it. Before anything is locked there is nothing to verify against.
+    The root's own copy where that is on disk, without a link in it when it was compared (what reads it opens it by
+    path); fetched once per node from an object store; the source on this machine where the root has no copy of it.
+    Before anything is locked there is nothing to verify against.
     MissingPartError where it is nowhere; DataError where its files are not what was locked.
     """
     return open_external(open_store(config.root), external)
@@ -121,12 +124,16 @@ def open_external(root: Store, external: External) -> Path:
     if locked is None:
         return find_source(external).folder
     store = root.child(EXTERNALS, locked.digest)
-    place = store.local_path()
+    place = store.local
     fetched = pod_folder() / "externals" / locked.digest
     if place is None and fetched.is_dir():
         return _checked(fetched, locked, external)
     if has_copy(root, locked):
-        return _fetched(store, locked, external, fetched) if place is None else _checked(place, locked, external)
+        return (
+            _fetched(store, locked, external, fetched)
+            if place is None
+            else _checked(place.path(), locked, external, place)
+        )
     try:
         source = find_source(external)
     except (MissingPartError, DataError) as error:
@@ -144,8 +151,8 @@ def _copy(store: Store, folder: Path, locked: Locked) -> None:
         info = store.stat(file.name)
         if info is not None and info.size == file.bytes:
             continue
-        path, target = (folder / file.name).resolve(), store.local_path(file.name)
-        if target is not None and _link(path, target):
+        path = (folder / file.name).resolve()  # hub caches are made of links
+        if store.local is not None and store.local.link(path, file.name):
             continue
         if free is not None and free < file.bytes:
             raise DiskFullError(
@@ -154,26 +161,19 @@ def _copy(store: Store, folder: Path, locked: Locked) -> None:
         store.put(file.name, path)
 
 
-def _link(path: Path, target: Path) -> bool:
-    """Make a file appear below another name without a copy; False where the file system has no such links."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{HIDDEN}{uuid4().hex}")
-    try:
-        os.link(path, temporary)
-    except OSError:
-        return False
-    temporary.replace(target)
-    return True
+def _checked(
+    folder: Path, locked: Locked, external: External, local: Local | None = None, *, remember: bool = True
+) -> Path:
+    """A folder whose files are those of the lock.
 
-
-def _checked(folder: Path, locked: Locked, external: External, *, remember: bool = True) -> Path:
-    """A folder whose files are those of the lock. remember: leave a note there, for the next one who asks."""
-    marker = folder / CHECKED
-    stamps = _stamps(folder, locked)
+    local: where it lies below a root; then none of its files may be a link.  remember: leave a note there, for the next
+    one who asks.
+    """
+    stamps = _stamps(folder, locked, local)
     if _seen.get(str(folder)) == stamps:
         return folder
     with _alone(locked):
-        if not (remember and _read(marker) == stamps):
+        if not (remember and (_read(folder / CHECKED) if local is None else local.noted(NOTE)) == stamps):
             faults = Faults(
                 DataError,
                 f"{external} in {str(folder)!r} is not what was locked (digest {locked.digest[:12]})",
@@ -182,17 +182,24 @@ def _checked(folder: Path, locked: Locked, external: External, *, remember: bool
                 else "restore the files, or run `stageline prepare` to take what is there now",
             )
             for file in locked.files:
-                path = path_below(folder, file.name)
-                if not path.is_file():
+                try:
+                    opened = _open(folder, file.name, local)
+                except (NotFoundError, FileNotFoundError, IsADirectoryError):
                     faults.add(f"{file.name}: missing")
-                elif path.stat().st_size != file.bytes:
-                    faults.add(f"{file.name}: {path.stat().st_size} bytes, expected {file.bytes}")
-                elif hash_file(path, file.name) != file:
-                    faults.add(f"{file.name}: its hash differs")
+                    continue
+                with opened:
+                    size = os.fstat(opened.fileno()).st_size
+                    if size != file.bytes:
+                        faults.add(f"{file.name}: {size} bytes, expected {file.bytes}")
+                    elif hash_open(opened, file.name) != file:
+                        faults.add(f"{file.name}: its hash differs")
             faults.raise_if_any()
             if remember:
                 with suppress(OSError):  # a root that is read-only: then each process checks by itself
-                    marker.write_text(stamps, encoding="utf-8")
+                    if local is None:
+                        (folder / CHECKED).write_text(stamps, encoding="utf-8")
+                    else:
+                        local.note(NOTE, stamps)
     _seen[str(folder)] = stamps
     return folder
 
@@ -244,9 +251,14 @@ def _download(store: Store, path: Path, name: str, sha256: str, size: int) -> No
         raise DataError(f"{store.uri}/{name} is not what was locked: its size or hash differs", remedy=remedy)
 
 
-def _stamps(folder: Path, locked: Locked) -> str:
+def _open(folder: Path, name: str, local: Local | None) -> BufferedReader:
+    """A file of a copy; below a root no link is followed, in a hub cache they are by nature."""
+    return path_below(folder, name).open("rb") if local is None else local.open(name)
+
+
+def _stamps(folder: Path, locked: Locked, local: Local | None = None) -> str:
     """What changes whenever one of the files is written again."""
-    return canonical_json([[file.name, *_stamp(path_below(folder, file.name))] for file in locked.files])
+    return canonical_json([[file.name, *_stamp(folder, file.name, local)] for file in locked.files])
 
 
 def _alone(locked: Locked) -> AbstractContextManager[None]:
@@ -254,10 +266,11 @@ def _alone(locked: Locked) -> AbstractContextManager[None]:
     return hold_lock(pod_folder() / f"external-{locked.digest}.lock")
 
 
-def _stamp(path: Path) -> list[int]:
+def _stamp(folder: Path, name: str, local: Local | None) -> list[int]:
     try:
-        status = path.stat()
-    except OSError:
+        with _open(folder, name, local) as file:
+            status = os.fstat(file.fileno())
+    except (NotFoundError, OSError):
         return []
     return [status.st_ino, status.st_size, status.st_mtime_ns]
 

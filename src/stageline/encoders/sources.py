@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import NoReturn
 
@@ -198,8 +199,13 @@ def read_files(external: External, source: Source) -> tuple[ExternalFile, ...]:
 def hash_file(path: Path, name: str) -> ExternalFile:
     """What is known of a file. name: relative, as it is to be called."""
     with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return ExternalFile(name, sha256, file.tell())
+        return hash_open(file, name)
+
+
+def hash_open(file: BufferedReader, name: str) -> ExternalFile:
+    """The same of an open file."""
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return ExternalFile(name, sha256, file.tell())
 
 
 def name_fault(name: str) -> str:

@@ -147,12 +147,12 @@ def run_pipeline(
         if branch:
             _tell_branch(config, branch, on_event)
         with _claimed(config, plan, command) as run:
-            local = run.local_path("pipeline/steps")
+            local = run.local
             text = config.model_dump_json(exclude_unset=True, by_alias=True)
             request = {
                 "pipeline": str(pipeline),
                 "arguments": {"config": text, "launcher": launcher},
-                "pipeline_root": str(local if local is not None else scratch / "steps"),
+                "pipeline_root": str(scratch / "steps" if local is None else local.checked("pipeline/steps")),
             }
             grace = config.trainer.shutdown_timeout_seconds + 2 * KILL_AFTER_SECONDS
             running = _RunningPipeline(process, EventLog(run), grace, scratch / FAILURES)

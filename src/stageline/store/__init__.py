@@ -7,6 +7,6 @@ through obstore. What holds on every store: a key appears whole or not at all, `
 
 from __future__ import annotations
 
-from stageline.store.door import NotFoundError, ObjectInfo, Reference, Store, open_store
+from stageline.store.door import NotFoundError, ObjectInfo, Reference, Store, open_below, open_store
 
-__all__ = ["NotFoundError", "ObjectInfo", "Reference", "Store", "open_store"]
+__all__ = ["NotFoundError", "ObjectInfo", "Reference", "Store", "open_below", "open_store"]

@@ -1,7 +1,8 @@
 """Local disk as a store: every write is fsynced (file, then directory) before it is reported done.
 
 A file appears by rename or link of a finished temporary, so no reader meets half of one. obstore is not used here: it
-syncs nothing, has no conditional replacement for local files, and its threads do not survive a fork.
+syncs nothing, has no conditional replacement for local files, and its threads do not survive a fork. How a file is
+reached without following links is `below`'s; what only disks can do is in `local`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import sys
 import time
 import uuid
@@ -20,17 +22,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stageline.errors import DiskFullError, StoreError
-from stageline.store.keys import HIDDEN, Data, Names, NotFoundError, ObjectInfo
+from stageline.store.below import PLAIN, Below, followed_links, open_local
+from stageline.store.keys import HIDDEN, NO_FILE, Data, Infos, Names, NotFoundError, ObjectInfo
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 CHUNK_BYTES = 4 * 2**20
 STALE_SECONDS = 24 * 3600
 """Chosen here: no unfinished write is that old and still alive."""
 
 
 @contextmanager
-def _speaking(path: Path) -> Iterator[None]:
+def speaking(path: Path) -> Iterator[None]:
     """Turn the system's refusals into ours, with path and remedy."""
     try:
         yield
@@ -47,15 +50,6 @@ def _speaking(path: Path) -> Iterator[None]:
         ) from error
 
 
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def token_of(status: os.stat_result) -> str:
     """Cheap token of a file: what the file system says about it."""
     return f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
@@ -70,65 +64,90 @@ class Disk:
     """A folder as a store. Needs no other process or service; several processes may use it at once."""
 
     def __init__(self, root: Path) -> None:
+        followed_links()  # what the environment names wrongly is told at once
         self.root = root
+        self.below = Below(root)
 
-    def _path(self, key: str) -> Path:
-        return self.root / key if key else self.root
+    def path(self, key: str) -> Path:
+        """Where something lies, for messages and for names that people type; nothing is opened by it."""
+        return self.below.path(key)
 
     def put(self, key: str, data: Data) -> None:
-        path = self._path(key)
-        with _speaking(path), self._finished_temporary(path, data) as temporary:
-            temporary.replace(path)
+        with speaking(self.path(key)), self._finished_temporary(key, data) as (folder, temporary, name):
+            os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
 
     def copy(self, source: str, target: str) -> None:
-        """By a link: no file of a store is ever written into."""
-        old, new = self._path(source), self._path(target)
-        temporary = new.parent / f"{HIDDEN}{uuid.uuid4().hex}"
-        with _speaking(old):
-            _make_folder(new.parent)
+        """By a hard link: no file of a store is ever written into."""
+        with (
+            speaking(self.path(source)),
+            self.below.place(source) as (place, old),
+            os.fdopen(self.below.open_in(place, old, source), "rb") as file,
+        ):
+            if not self._linked((place, old), target, os.fstat(file.fileno())):
+                self.put(target, iter(lambda: file.read(CHUNK_BYTES), b""))
+
+    def link(self, path: Path, key: str) -> bool:
+        """Make a local file appear under a key without a copy; False where the file system has no such links.
+
+        path: of a regular file, no link. It may lie outside of the root.
+        """
+        with speaking(path):
+            status = path.lstat()
+            self.below.refuse_kind(status.st_mode, key)
+            return self._linked((None, str(path)), key, status)
+
+    def _linked(self, source: tuple[int | None, str], target: str, expected: os.stat_result) -> bool:
+        """Link a file under a key. source: a folder and a name in it.  expected: facts of the file that is meant."""
+        with self.below.place(target, make=True, readable=True) as (folder, name):
+            temporary = f"{HIDDEN}{uuid.uuid4().hex}"
             try:
-                os.link(old, temporary)
-                temporary.replace(new)
+                os.link(source[1], temporary, src_dir_fd=source[0], dst_dir_fd=folder, follow_symlinks=False)
+                if not os.path.samestat(os.stat(temporary, dir_fd=folder, follow_symlinks=False), expected):
+                    raise StoreError(
+                        f"{source[1]!r} was exchanged while it was copied to {str(self.path(target))!r}",
+                        remedy="find out who writes there at the same time",
+                    )
+                os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
             except OSError as error:
                 if error.errno not in NO_LINKS:
                     raise
-                self.put(target, old)
+                return False
             finally:
-                temporary.unlink(missing_ok=True)  # still there where both names were one file already
-            sync_folder(new.parent)
+                with suppress(FileNotFoundError):  # still there where both names were one file already
+                    os.unlink(temporary, dir_fd=folder)
+            os.fsync(folder)
+        return True
 
     def create(self, key: str, data: bytes) -> bool:
-        path = self._path(key)
-        with _speaking(path), self._finished_temporary(path, data) as temporary:
+        with speaking(self.path(key)), self._finished_temporary(key, data) as (folder, temporary, name):
             try:
-                os.link(temporary, path)
+                os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
             except FileExistsError:
                 return False
             except OSError as error:
                 if error.errno not in NO_LINKS:
                     raise
-                return _create_without_links(path, data)
+                return _create_without_links(folder, name, data)
             return True
 
     def replace(self, key: str, data: bytes, token: str) -> bool:
-        path = self._path(key)
-        if not path.parent.is_dir():
+        try:
+            with speaking(self.path(key)), self.below.place(key) as (folder, name), self._locked(folder, key):
+                with os.fdopen(self.below.open_in(folder, name, key), "rb") as file:
+                    if token not in (token_of(os.fstat(file.fileno())), content_token(file.read())):
+                        return False
+                self.put(key, data)
+        except NotFoundError:
             return False
-        with _speaking(path), _locked(path.parent):
-            if not path.is_file() or token not in (token_of(path.stat()), content_token(path.read_bytes())):
-                return False
-            self.put(key, data)
         return True
 
     def get(self, key: str) -> tuple[bytes, str]:
-        path = self._path(key)
-        with _speaking(path):
-            data = path.read_bytes()
+        with speaking(self.path(key)), os.fdopen(self.below.open(key), "rb") as file:
+            data = file.read()
         return data, content_token(data)
 
     def stream(self, key: str, chunk_bytes: int, start: int, size: int | None) -> Iterator[bytes]:
-        path = self._path(key)
-        with _speaking(path), path.open("rb") as file:
+        with speaking(self.path(key)), os.fdopen(self.below.open(key), "rb") as file:
             file.seek(start)
             left = sys.maxsize if size is None else size
             while chunk := file.read(min(chunk_bytes, left)):
@@ -136,10 +155,14 @@ class Disk:
                 yield chunk
 
     def stat(self, key: str) -> ObjectInfo | None:
-        path = self._path(key)
         try:
-            with _speaking(path):
-                status = path.stat()
+            with speaking(self.path(key)), self.below.place(key) as (folder, name):
+                status = os.stat(name or ".", dir_fd=folder, follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    return None
+                if stat.S_ISLNK(status.st_mode):
+                    raise self.below.link(folder, name, key, "a regular file")
+                self.below.refuse_kind(status.st_mode, key)
         except NotFoundError:
             return None
         except StoreError as error:
@@ -147,85 +170,105 @@ class Disk:
             if isinstance(error.__cause__, NotADirectoryError):
                 return None
             raise
-        return ObjectInfo(key, status.st_size, token_of(status)) if path.is_file() else None
+        return ObjectInfo(key, status.st_size, token_of(status))
 
-    def list(self, prefix: str) -> list[ObjectInfo]:
-        found = []
-        for path in _files_below(self._path(prefix)):
-            info = self.stat(path.relative_to(self.root).as_posix())
-            if info is not None:
-                found.append(info)
-        return sorted(found, key=lambda info: info.key)
+    def list(self, prefix: str) -> Infos:
+        return self._listed(prefix, deep=True)
+
+    def files(self, prefix: str) -> Infos:
+        return self._listed(prefix, deep=False)
+
+    def _listed(self, prefix: str, *, deep: bool) -> Infos:
+        with _nothing_is_empty(), speaking(self.path(prefix)):
+            files = self.below.files(prefix, deep=deep)
+            found = [ObjectInfo(key, _size(status), token_of(status)) for key, status in files]
+            return sorted(found, key=lambda info: info.key)
+        return []
 
     def folders(self, prefix: str) -> Names:
-        top = self._path(prefix)
-        if not top.is_dir():
-            return []
-        with _speaking(top):
-            inner = [entry for entry in top.iterdir() if entry.is_dir()]
-        return sorted(entry.name for entry in inner if any(True for _ in _files_below(entry)))
+        with _nothing_is_empty(), speaking(self.path(prefix)):
+            return self.below.folders(prefix)
+        return []
 
     def delete(self, keys: Iterable[str]) -> None:
-        folders = set()
         for key in keys:
-            path = self._path(key)
-            with suppress(NotFoundError), _speaking(path):
-                path.unlink()
-                folders.add(path.parent)
-        for folder in folders:
-            with suppress(NotFoundError), _speaking(folder):
-                sync_folder(folder)
+            with (
+                suppress(NotFoundError),
+                speaking(self.path(key)),
+                self.below.place(key, readable=True) as (folder, name),
+            ):
+                os.unlink(name, dir_fd=folder)
+                os.fsync(folder)
 
     def delete_tree(self, prefix: str) -> None:
-        path = self._path(prefix)
-        with suppress(NotFoundError), _speaking(path):
-            shutil.rmtree(path)
-            sync_folder(path.parent)
+        with suppress(NotFoundError), speaking(self.path(prefix)):
+            self.below.remove_tree(prefix)
 
     def tidy(self, prefix: str) -> None:
-        path = self._path(prefix)
         eldest = time.time() - STALE_SECONDS
-        with suppress(NotFoundError), _speaking(path):
-            for entry in path.iterdir():
-                if re.fullmatch(rf"{re.escape(HIDDEN)}[0-9a-f]{{32}}", entry.name) and entry.stat().st_mtime < eldest:
-                    entry.unlink()
-
-    def local_path(self, key: str) -> Path | None:
-        return self._path(key)
+        with suppress(NotFoundError), speaking(self.path(prefix)), self.below.folder(prefix, readable=True) as folder:
+            with os.scandir(folder) as entries:
+                left = [entry for entry in entries if re.fullmatch(rf"{re.escape(HIDDEN)}[0-9a-f]{{32}}", entry.name)]
+                stale = [entry.name for entry in left if entry.stat(follow_symlinks=False).st_mtime < eldest]
+            for name in stale:
+                os.unlink(name, dir_fd=folder)
 
     def free_bytes(self, key: str) -> int | None:
-        path = self._path(key)
-        while not path.is_dir():
-            path = path.parent
-        with _speaking(path):
-            room = os.statvfs(path)
+        while True:
+            with suppress(NotFoundError), speaking(self.path(key)), self.below.folder(key) as folder:
+                room = os.fstatvfs(folder)
+                break
+            if not key:
+                room = _room_above(self.root)
+                break
+            key = key.rpartition("/")[0]
         return room.f_bavail * room.f_frsize
 
     @contextmanager
-    def _finished_temporary(self, path: Path, data: Data) -> Iterator[Path]:
-        """A synced file beside `path` with the data in it; afterwards the folder is synced and the file gone."""
-        _make_folder(path.parent)
-        temporary = path.parent / f"{HIDDEN}{uuid.uuid4().hex}"
+    def _finished_temporary(self, key: str, data: Data) -> Iterator[tuple[int, str, str]]:
+        """(folder, name of a synced file in it with the data, the key's own name); afterwards the folder is synced and
+        the file gone."""
+        with self.below.place(key, make=True, readable=True) as (folder, name):
+            temporary = f"{HIDDEN}{uuid.uuid4().hex}"
+            try:
+                made = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | PLAIN, 0o666, dir_fd=folder)
+                with os.fdopen(made, "wb") as file:
+                    if isinstance(data, Path):
+                        with os.fdopen(open_local(data), "rb") as source:
+                            shutil.copyfileobj(source, file, CHUNK_BYTES)
+                    else:
+                        for chunk in [data] if isinstance(data, bytes) else data:
+                            file.write(chunk)
+                    file.flush()
+                    os.fsync(file.fileno())
+                yield folder, temporary, name
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary, dir_fd=folder)
+            os.fsync(folder)
+
+    @contextmanager
+    def _locked(self, folder: int, key: str) -> Iterator[None]:
+        """One conditional replacement at a time in a folder, over processes and threads."""
+        name = f"{HIDDEN}lock"
+        above = key.rpartition("/")[0]
+        own = f"{above}/{name}" if above else name
+        handle = self.below.open_in(folder, name, own, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
-            with temporary.open("wb") as file:
-                if isinstance(data, Path):
-                    with data.open("rb") as source:
-                        shutil.copyfileobj(source, file, CHUNK_BYTES)
-                else:
-                    for chunk in [data] if isinstance(data, bytes) else data:
-                        file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-            yield temporary
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
         finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+            os.close(handle)
 
 
-def _create_without_links(path: Path, data: bytes) -> bool:
+def _size(status: os.stat_result) -> int:
+    return status.st_size if stat.S_ISREG(status.st_mode) else NO_FILE
+
+
+def _create_without_links(folder: int, name: str, data: bytes) -> bool:
     """Exclusive creation where the file system has no hard links; a reader may briefly meet an empty file."""
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | PLAIN, 0o666, dir_fd=folder)
     except FileExistsError:
         return False
     with os.fdopen(handle, "wb") as file:
@@ -235,30 +278,24 @@ def _create_without_links(path: Path, data: bytes) -> bool:
     return True
 
 
-def _make_folder(path: Path) -> None:
-    """Create a folder and its parents durably."""
-    missing = []
+def _room_above(path: Path) -> os.statvfs_result:
+    """Room where a root that is not there yet would lie."""
     while not path.is_dir():
-        missing.append(path)
         path = path.parent
-    for folder in reversed(missing):
-        folder.mkdir(exist_ok=True)
-        sync_folder(folder.parent)
+    with speaking(path):
+        return os.statvfs(path)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One conditional replacement at a time in a folder, over processes and threads."""
-    with (folder / f"{HIDDEN}lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _nothing_is_empty() -> Iterator[None]:
+    """Where there is no folder to list, or a file in its place, nothing is found."""
+    try:
         yield
-
-
-def _files_below(top: Path) -> Iterator[Path]:
-    for folder, _, names in os.walk(top):
-        for name in names:
-            if not name.startswith(HIDDEN):
-                yield Path(folder) / name
+    except NotFoundError:
+        pass
+    except StoreError as error:
+        if not isinstance(error.__cause__, NotADirectoryError):
+            raise
 
 
 LFS_MARK = b"version https://git-lfs.github.com/spec/"

@@ -10,14 +10,17 @@ from uuid import uuid4
 
 from stageline.errors import StoreError
 from stageline.store.disk import Disk
-from stageline.store.keys import HIDDEN, Backend, Data, Names, NotFoundError, ObjectInfo, check_key
+from stageline.store.keys import HIDDEN, Backend, Data, Infos, Names, NotFoundError, ObjectInfo, check_key
+from stageline.store.local import Local
 from stageline.store.objects import open_gs, open_memory
 from stageline.store.s3 import open_s3
 
-__all__ = ["NotFoundError", "ObjectInfo", "Reference", "Store", "open_store"]
+__all__ = ["NotFoundError", "ObjectInfo", "Reference", "Store", "open_below", "open_store"]
 
 CHUNK_BYTES = 8 * 2**20
 
+RUN_NAME = "run.json"
+"""What tells a run among the folders of a path; what it says is `checkpoint.identity`'s."""
 OPENERS = {"s3": open_s3, "gs": open_gs, "memory": open_memory}
 
 
@@ -120,9 +123,13 @@ class Store:
         finally:
             unfinished.unlink(missing_ok=True)
 
-    def list(self, prefix: str = "") -> list[ObjectInfo]:
+    def list(self, prefix: str = "") -> Infos:
         """Every object in and below the folder `prefix`, sorted by key."""
         return [self._own(info) for info in self._backend.list(self._key(prefix, empty=True))]
+
+    def files(self, prefix: str = "") -> Infos:
+        """Every object directly in the folder `prefix`, sorted by key."""
+        return [self._own(info) for info in self._backend.files(self._key(prefix, empty=True))]
 
     def folders(self, prefix: str = "") -> Names:
         """Names of the folders directly in `prefix` that hold at least one object, sorted."""
@@ -148,8 +155,16 @@ class Store:
         return Store(self._backend, f"{self.uri.rstrip('/')}/{key}", self._key(key))
 
     def local_path(self, key: str = "") -> Path | None:
-        """Where an object lies on local disk; None for other stores."""
-        return self._backend.local_path(self._key(key, empty=True))
+        """Where an object lies on local disk, for messages and for names that people type; None for other stores.
+
+        Nothing is opened by it: that would follow links. What only disks can do is `local`'s.
+        """
+        return self._backend.path(self._key(key, empty=True)) if isinstance(self._backend, Disk) else None
+
+    @property
+    def local(self) -> Local | None:
+        """What can be done with a folder on local disk; None for other stores."""
+        return Local(self._backend, self._prefix) if isinstance(self._backend, Disk) else None
 
     def free_bytes(self) -> int | None:
         """Room left on local disk; None where nobody can say."""
@@ -157,7 +172,10 @@ class Store:
 
 
 def open_store(uri: str | Path) -> Store:
-    """The store of a path, file://, s3://bucket/…, gs://bucket/… or memory://name/…; nothing is created or asked."""
+    """The store of a path, file://, s3://bucket/…, gs://bucket/… or memory://name/…; nothing is created or asked.
+
+    On local disk the path is a root: links on the way to it are followed, those below it are not.
+    """
     text = str(uri)
     scheme, sign, rest = text.partition("://")
     if not sign or scheme == "file":
@@ -176,6 +194,25 @@ def open_store(uri: str | Path) -> Store:
     check_key(prefix, empty=True)
     clean_uri = f"{scheme}://{bucket}" + (f"/{prefix}" if prefix else "")
     return Store(OPENERS[scheme](bucket), clean_uri, prefix)
+
+
+def open_below(uri: str | Path) -> Store:
+    """The same for what lies below a root: a run, a stage, a step, an evaluation, a prepared set.
+
+    On local disk its root is the folder that its `runs` or `cache` lies in: from there on links are not followed. Where
+    several folders of these names are on the way, it is the one whose run is there, else the last.
+    """
+    store = open_store(uri)
+    path = store.local_path()
+    if path is None:
+        return store
+    parts = path.parts
+    places = [at for at in range(len(parts) - 2, 0, -1) if parts[at] in ("runs", "cache")]
+    if not places:
+        return store
+    found = (at for at in places if parts[at] == "runs" and Path(*parts[: at + 2], RUN_NAME).is_file())
+    at = next(found, places[0])
+    return Store(Disk(Path(*parts[:at])), store.uri, "/".join(parts[at:]))
 
 
 def _shown(uri: str) -> str:

@@ -12,6 +12,9 @@ from stageline.errors import StoreError
 HIDDEN = ".stageline-"
 """File names a store keeps for itself on local disk (unfinished writes, locks); no listing shows them."""
 
+NO_FILE = -1
+"""Size of what a listing of local disk names though it is no file: a link, a pipe. Whoever opens it is told."""
+
 Names = list[str]
 
 Data = bytes | Path | Iterable[bytes | memoryview]
@@ -23,11 +26,14 @@ class NotFoundError(StoreError):
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """key: relative to the store that was asked.  size: bytes.  token: changes whenever the object does."""
+    """key: relative to the store that was asked.  size: bytes, or NO_FILE.  token: changes whenever the object does."""
 
     key: str
     size: int
     token: str
+
+
+Infos = list[ObjectInfo]
 
 
 class Backend(Protocol):
@@ -40,12 +46,12 @@ class Backend(Protocol):
     def get(self, key: str) -> tuple[bytes, str]: ...
     def stream(self, key: str, chunk_bytes: int, start: int, size: int | None) -> Iterator[bytes]: ...
     def stat(self, key: str) -> ObjectInfo | None: ...
-    def list(self, prefix: str) -> list[ObjectInfo]: ...
+    def list(self, prefix: str) -> Infos: ...
+    def files(self, prefix: str) -> Infos: ...
     def folders(self, prefix: str) -> Names: ...
     def delete(self, keys: Iterable[str]) -> None: ...
     def delete_tree(self, prefix: str) -> None: ...
     def tidy(self, prefix: str) -> None: ...
-    def local_path(self, key: str) -> Path | None: ...
     def free_bytes(self, key: str) -> int | None: ...
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stageline.store.below import open_local
+
 LOCK = ".lock"
 """How the names of lock files end."""
 
@@ -51,7 +53,7 @@ def _lock(path: Path, how: int) -> int | None:
     lock counts only while the path leads to the locked file itself.
     """
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = open_local(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(handle, how)
         except BlockingIOError:
@@ -74,6 +76,6 @@ def _unlock(path: Path, handle: int) -> None:
 
 def _leads_to(path: Path, handle: int) -> bool:
     try:
-        return os.path.samestat(path.stat(), os.fstat(handle))
+        return os.path.samestat(path.lstat(), os.fstat(handle))
     except FileNotFoundError:
         return False

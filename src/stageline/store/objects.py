@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stageline.errors import StoreError, StoreUnavailableError
-from stageline.store.keys import Data, Names, NotFoundError, ObjectInfo
+from stageline.store.keys import Data, Infos, Names, NotFoundError, ObjectInfo
 from stageline.telemetry import hide_remembered
 
 if TYPE_CHECKING:
@@ -205,10 +205,17 @@ class Objects:
         self._bucket_seen = True
         return ObjectInfo(key, meta["size"], _token(meta))
 
-    def list(self, prefix: str) -> list[ObjectInfo]:
+    def list(self, prefix: str) -> Infos:
         import obstore
 
         metas = self._do(prefix, lambda: obstore.list(self.store, prefix or None).collect())
+        self._bucket_seen = True
+        return sorted((ObjectInfo(m["path"], m["size"], _token(m)) for m in metas), key=lambda info: info.key)
+
+    def files(self, prefix: str) -> Infos:
+        import obstore
+
+        metas = self._do(prefix, lambda: obstore.list_with_delimiter(self.store, prefix or None))["objects"]
         self._bucket_seen = True
         return sorted((ObjectInfo(m["path"], m["size"], _token(m)) for m in metas), key=lambda info: info.key)
 
@@ -235,9 +242,6 @@ class Objects:
 
     def tidy(self, prefix: str) -> None:
         """Nothing to do: an object appears whole. Uploads in parts that were cut off are the bucket's to expire."""
-
-    def local_path(self, key: str) -> Path | None:  # noqa: ARG002
-        return None
 
     def free_bytes(self, key: str) -> int | None:  # noqa: ARG002
         return None

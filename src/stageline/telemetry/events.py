@@ -16,7 +16,6 @@ import json
 import re
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 from stageline.config.bounds import read_json
@@ -30,15 +29,22 @@ FLUSH_SECONDS = 10.0
 lost process loses little of the curve."""
 
 
+class EventFolder(Protocol):
+    """What this module needs of a folder on local disk."""
+
+    def append(self, key: str, data: bytes) -> None: ...
+
+
 class EventStore(Protocol):
     """What this module needs of a store."""
 
     def put(self, key: str, data: bytes) -> None: ...
     def get(self, key: str) -> bytes: ...
     def exists(self, key: str) -> bool: ...
-    def list(self, prefix: str = "") -> Iterable[Any]: ...
+    def files(self, prefix: str = "") -> Iterable[Any]: ...
     def delete(self, key: str) -> None: ...
-    def local_path(self, key: str = "") -> Path | None: ...
+    @property
+    def local(self) -> EventFolder | None: ...
 
 
 class EventLog:
@@ -50,14 +56,12 @@ class EventLog:
     def __init__(self, store: EventStore, prefix: str = "") -> None:
         self._store = store
         self._prefix = f"{prefix}/" if prefix else ""
-        self._path = store.local_path(self._prefix + EVENTS_FILE)
+        self._local = store.local
         self._pending: list[str] = []
         self._flushed_at = time.monotonic()
         self._segment = 0
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            _drop_torn_line(self._path)
-            self.had_lines = self._path.exists() and self._path.stat().st_size > 0
+        if self._local is not None:
+            self.had_lines = _drop_torn_line(store, self._prefix + EVENTS_FILE)
         else:
             self._segment = max((number for number, _ in _segments(store, self._prefix)), default=0)
             self.had_lines = self._segment > 0
@@ -67,7 +71,7 @@ class EventLog:
         told = escaped_values(redact(finite_json(fields)))
         line: dict[str, Any] = {"time": round(time.time(), 3), "event": event, **told}
         self._pending.append(json.dumps(line, ensure_ascii=False))
-        if self._path is not None or time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
+        if self._local is not None or time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
             self.flush()
         return line
 
@@ -78,9 +82,8 @@ class EventLog:
         block = "\n".join(self._pending) + "\n"
         self._pending.clear()
         self._flushed_at = time.monotonic()
-        if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(block)
+        if self._local is not None:
+            self._local.append(self._prefix + EVENTS_FILE, block.encode())
             return
         self._segment += 1
         self._store.put(f"{self._prefix}events-{self._segment:08d}.jsonl", block.encode())
@@ -89,19 +92,20 @@ class EventLog:
         self.flush()
 
 
-def _drop_torn_line(path: Path) -> None:
-    """Cut a last line without its newline: the writer died in the middle of it."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(data.rfind(b"\n") + 1)
+def _drop_torn_line(store: EventStore, key: str) -> bool:
+    """Cut a last line without its newline: the writer died in the middle of it. Returns whether lines are left."""
+    if not store.exists(key):
+        return False
+    data = store.get(key)
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        store.put(key, whole)
+    return bool(whole)
 
 
 def _segments(store: EventStore, prefix: str) -> Iterator[tuple[int, str]]:
     pattern = re.compile(rf"^{re.escape(prefix)}events-(\d{{8}})\.jsonl$")
-    for info in store.list(prefix.rstrip("/")):
+    for info in store.files(prefix.rstrip("/")):
         match = pattern.match(info.key)
         if match:
             yield int(match[1]), info.key
@@ -112,7 +116,7 @@ def read_events(store: EventStore, prefix: str = "") -> list[dict[str, Any]]:
     head = f"{prefix}/" if prefix else ""
     if store.exists(head + EVENTS_FILE):
         blocks = [store.get(head + EVENTS_FILE)]
-    elif store.local_path() is not None:
+    elif store.local is not None:
         blocks = []
     else:
         blocks = [store.get(key) for _, key in sorted(_segments(store, head))]

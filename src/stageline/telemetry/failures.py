@@ -284,21 +284,17 @@ def read_failures(
 
 
 def _failure_files(target: EventStore | Path) -> list[tuple[str, bytes]]:
-    folder = target if isinstance(target, Path) else target.local_path()
-    if folder is not None:
-        return [(path.name, path.read_bytes()) for path in sorted(folder.glob("failure*.json"))]
-    assert not isinstance(target, Path)
-    return [(info.key, target.get(info.key)) for info in target.list() if _FAILURE_NAME.match(info.key)]
+    if isinstance(target, Path):
+        return [(path.name, path.read_bytes()) for path in sorted(target.glob("failure*.json"))]
+    return [(info.key, target.get(info.key)) for info in target.files() if _FAILURE_NAME.match(info.key)]
 
 
 def clear_failures(target: EventStore | Path) -> None:
     """Remove the records of an earlier attempt. target: as for `write_failure`."""
-    folder = target if isinstance(target, Path) else target.local_path()
-    if folder is not None:
-        for path in folder.glob("failure*.json"):
+    if isinstance(target, Path):
+        for path in target.glob("failure*.json"):
             path.unlink(missing_ok=True)
         return
-    assert not isinstance(target, Path)
-    for info in list(target.list()):
+    for info in list(target.files()):
         if _FAILURE_NAME.match(info.key):
             target.delete(info.key)

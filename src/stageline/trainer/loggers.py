@@ -126,14 +126,14 @@ class WandbLogger:
     def __init__(self, store: Store, tracked: Tracked) -> None:
         import wandb
 
-        local = store.local_path()
+        local = store.local
         self._run = wandb.init(
             project=f"stageline-{tracked.family}",
             name=f"{tracked.run}/{tracked.stage}",
             id=tracked.fingerprint[:16],
             resume="allow",
             config=dict(tracked.settings),
-            dir=None if local is None else str(local),
+            dir=None if local is None else str(local.checked()),  # of a process of its own
         )
 
     def log(self, values: Values, step: int) -> None:

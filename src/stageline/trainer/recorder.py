@@ -212,11 +212,8 @@ class Recorder:
             self._loggers.log(values, step)
 
 
-def open_tensorboard(folder: Path | None, step: int) -> SummaryWriter | None:
-    """A TensorBoard writer in a local folder that voids what came after `step`; None where there is no folder."""
-    if folder is None:
-        return None
+def open_tensorboard(folder: Path, step: int) -> SummaryWriter:
+    """A TensorBoard writer in a local folder that voids what came after `step`."""
     from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-    folder.mkdir(parents=True, exist_ok=True)
     return SummaryWriter(str(folder), purge_step=step + 1)

@@ -27,7 +27,7 @@ from stageline.data.arrays import ACCEPTED, ArrayInput, read_array
 from stageline.data.prepared import Progress, silent
 from stageline.errors import CheckpointError, ConfigError, DataError, Faults
 from stageline.families import load_family, parse_config
-from stageline.store import open_store
+from stageline.store import open_below
 from stageline.verbs.admitted import admit_model
 
 OWN_NAMES = ("config", "metadata", "origin", "predict", "ref")
@@ -148,7 +148,7 @@ def execute_code(config: RunConfig, ref: CheckpointRef, *, run_code: bool) -> No
             remedy="read them, then say stageline.load(uri, run_code=True)",
         )
     if own_code:
-        root = find_root(open_store(ref.store.uri.rsplit("/checkpoints/", 1)[0]))
+        root = find_root(open_below(ref.store.uri.rsplit("/checkpoints/", 1)[0]))
         load_code(config, None if root is None else root.child("runs", ref.metadata.run), sections)
 
 

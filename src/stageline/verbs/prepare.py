@@ -171,8 +171,6 @@ def _sweep_claims(store: Store) -> None:
 @contextmanager
 def _scratch(root: Store) -> Iterator[Path]:
     """A local folder for files on their way, on the store's own disk where it has one; removed at the end."""
-    place = root.local_path(PREPARED)
-    if place is not None:
-        place.mkdir(parents=True, exist_ok=True)
-    with scratch_folder("preparing", place) as path:
+    place = root.child(*PREPARED.split("/")).local
+    with scratch_folder("preparing") if place is None else place.scratch("preparing") as path:
         yield path

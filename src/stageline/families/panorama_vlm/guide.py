@@ -18,6 +18,7 @@ from typing import IO
 
 from stageline.checkpoint.layout import resolve
 from stageline.checkpoint.metadata import ParentRecord
+from stageline.config import RunConfig
 from stageline.errors import CheckpointError, ConfigError, StagelineError
 from stageline.families import load_config
 from stageline.families.panorama_vlm.config import FAMILY_CONFIG, PanoramaVlmConfig
@@ -26,7 +27,9 @@ from stageline.families.panorama_vlm.config.stages import STAGES
 from stageline.families.panorama_vlm.data.made import write_made
 from stageline.printing import say
 from stageline.signals import CaughtSignals
+from stageline.store import open_store
 
+BEST = "best.ckpt"
 SIBLING = "__ov000"
 """Suffix of runs without overlap, which the guide does not know."""
 DEMO_COUNTS = {"train": 16, "val": 2, "test": 2}
@@ -140,8 +143,7 @@ def refuse_dropped_parent(config: str, words: Sequence[str]) -> None:
     first = FAMILY_CONFIG.selected(own)[0]
     if not first.parents or own.parents.get(first.name, {}).get("default"):
         return
-    runs = Path(own.root.removeprefix("file://")) / "runs"
-    for pointer in sorted((runs / own.run / first.name).glob("*/best.ckpt")):
+    for pointer in _best_of(own, first.name):
         parent = resolve(str(pointer)).metadata.parents.get("default")
         if parent is not None and not _is_of_run(parent.uri, own.run):
             raise ConfigError(
@@ -149,6 +151,13 @@ def refuse_dropped_parent(config: str, words: Sequence[str]) -> None:
                 "trained anew, from scratch",
                 remedy=f"say --resume {parent.uri}, or parents.{first.name}.default=none for a start from scratch",
             )
+
+
+def _best_of(own: RunConfig, stage: str) -> list[Path]:
+    """The pointers `best.ckpt` of a stage's variants."""
+    store = open_store(own.root).child("runs", own.run, stage)
+    place = Path(own.root.removeprefix("file://")) / "runs" / own.run / stage
+    return [place / name / BEST for name in store.folders() if store.exists(f"{name}/{BEST}")]
 
 
 def _is_of_run(uri: str, run: str) -> bool:
@@ -214,11 +223,10 @@ def find_sibling(path: str) -> str | None:
 def write_stage_state(config: str, words: Sequence[str]) -> Path:
     """Write `runs/<run>_stage_state.json`: what became of each stage, read from the run itself."""
     own = load_config(config, words)
-    runs = Path(own.root.removeprefix("file://")) / "runs"
     stages: dict[str, dict[str, object]] = {}
     reused: dict[str, ParentRecord] = {}
     for stage in STAGES:
-        found = sorted((runs / own.run / stage.name).glob("*/best.ckpt"))
+        found = _best_of(own, stage.name)
         if not found:
             stages[stage.name] = {"status": "pending"}
             continue
@@ -233,10 +241,10 @@ def write_stage_state(config: str, words: Sequence[str]) -> Path:
     for name, parent in reused.items():
         if stages[name]["status"] == "pending":
             stages[name] = {"status": "reused", "best_ckpt": parent.uri, "best_sha256": parent.digest}
-    path = runs / f"{own.run}_stage_state.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"run_name": own.run, "stages": stages}, indent=1) + "\n")
-    return path
+    name = f"{own.run}_stage_state.json"
+    text = json.dumps({"run_name": own.run, "stages": stages}, indent=1) + "\n"
+    open_store(own.root).put(f"runs/{name}", text.encode())
+    return Path(own.root.removeprefix("file://")) / "runs" / name
 
 
 def demo_data(folder: Path) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from stageline.families import load_config
 from stageline.families.panorama_vlm.config import FAMILY_CONFIG, PanoramaVlmConfig
 from stageline.families.panorama_vlm.guide import find_sibling
 from stageline.families.panorama_vlm.predictions import PREDICTIONS, read_predictions
-from stageline.store import Reference
+from stageline.store import Reference, open_below
 from stageline.telemetry import redact
 
 METRICS = "metrics.json"
@@ -72,10 +71,10 @@ def copy_evaluation(reference: Reference, config: str, words: Sequence[str], log
 
     reference: of the evaluation.  config, words: what was evaluated with.  log: what the command printed.
     """
-    source = Path(reference.uri.removeprefix("file://"))
+    source = open_below(reference.uri)
     own = load_config(config, words)
     assert isinstance(own, PanoramaVlmConfig)
-    plain = read_json((source / METRICS).read_bytes())
+    plain = read_json(source.get(METRICS))
     stamp = datetime.datetime.now().astimezone().strftime("predictions_%Y%m%d_%H%M%S")  # local time, as the guide says
     folder = Path(own.evaluate.results_dir) / str(plain["checkpoint"]["run"])
     target, number = folder / stamp, 1
@@ -85,7 +84,7 @@ def copy_evaluation(reference: Reference, config: str, words: Sequence[str], log
     unfinished = target.with_name(f".{target.name}.unfinished")
     unfinished.mkdir(parents=True)
     for name in (METRICS, PREDICTIONS):
-        shutil.copyfile(source / name, unfinished / name)
+        source.download(name, unfinished / name)
     (unfinished / CONFIG).write_text(str(redact(to_yaml(own))), encoding="utf-8")
     (unfinished / LOG).write_text(str(redact(log)), encoding="utf-8")
     unfinished.rename(target)

@@ -14,7 +14,7 @@ from stageline.checkpoint.lineage import lineage, own_config
 from stageline.contract import Words
 from stageline.errors import StagelineError
 from stageline.families import family_config, parse_config
-from stageline.store import open_store
+from stageline.store import open_below
 from stageline.verbs.compare.sides import Side
 
 RUNS = "/runs/"
@@ -67,7 +67,7 @@ def checkpoint_of(side: Side) -> CheckpointRef:
 def training_of(ref: CheckpointRef) -> dict[str, Any]:
     """What the stage of a checkpoint took, as its last save says: what is handed on may be an earlier one."""
     place, mark, _ = ref.uri.rpartition(f"/{CHECKPOINTS}/")
-    same = StageDir.at(open_store(place)).survey().of(ref.metadata.stage_fingerprint) if mark else ()
+    same = StageDir.at(open_below(place)).survey().of(ref.metadata.stage_fingerprint) if mark else ()
     last = max((ref, *same), key=lambda found: found.metadata.step).metadata
     timing = {key: last.timing.get(key) for key in ("seconds", "step_seconds")}
     return {"run": last.run, "steps": last.step, **timing, "peak_memory_bytes": last.peak_memory_bytes or None}

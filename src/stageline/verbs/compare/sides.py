@@ -12,7 +12,7 @@ from stageline.checkpoint.identity import RUN_NAME
 from stageline.data.tables import csv_rows
 from stageline.errors import DataError, PlanError
 from stageline.families import load_config
-from stageline.store import Store, open_store
+from stageline.store import Store, open_below, open_store
 from stageline.work.evaluations import (
     EVALUATIONS,
     METRICS,
@@ -91,10 +91,10 @@ def _find(named: str, root: str) -> tuple[Store, EvaluationRecord]:
         config = load_config(named)
         return _only(open_store(config.root).child("runs", config.run), named)
     uri, sign, digest = named.partition("@sha256:")
-    store = open_store(uri.removesuffix(f"/{METRICS}"))
+    store = open_below(uri.removesuffix(f"/{METRICS}"))
     if store.exists(METRICS):
         above, between, name = store.uri.rpartition(f"/{EVALUATIONS}/")
-        run = open_store(above) if between else None
+        run = open_below(above) if between else None
         found = find_evaluation(run, name) if run is not None else None
         if run is None or found is None:
             raise PlanError(f"{named!r} is no evaluation of a run", remedy=f"they lie in <run>/{EVALUATIONS}/")

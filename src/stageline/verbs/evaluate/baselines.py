@@ -16,7 +16,7 @@ from stageline.data.prepared import PreparedData, read_prepared, refuse_incomple
 from stageline.errors import InterruptedRunError, StagelineError
 from stageline.families import load_family
 from stageline.printing import say
-from stageline.store import NotFoundError, Store, open_store
+from stageline.store import NotFoundError, Store, open_below, open_store
 from stageline.telemetry import finite_json, redact
 from stageline.verbs.evaluate.rows import as_json
 from stageline.work.evaluations import (
@@ -41,7 +41,7 @@ def keep_baselines(config: RunConfig, record: EvaluationRecord, data: str) -> No
     family = load_family(config.family)
     if family.baselines is None:
         return
-    beside = open_store(record.reference.uri)
+    beside = open_below(record.reference.uri)
     try:
         found = find_baselines(beside)
         if "baselines" not in found or found["version"] != family.baselines.version:

@@ -6,7 +6,7 @@ files always give the same report. Loads no torch.
 
 from __future__ import annotations
 
-from stageline.store import open_store
+from stageline.store import open_below
 from stageline.verbs.report.page import render_page
 from stageline.verbs.report.record import read_run
 
@@ -19,6 +19,6 @@ def build_report(run_uri: str) -> str:
     run_uri: `<root>/runs/<run>`, in any store. What is damaged there becomes a line of the report; PlanError only where
     there is no run at all.
     """
-    store = open_store(run_uri)
+    store = open_below(run_uri)
     store.put(REPORT_NAME, render_page(read_run(store)).encode("utf-8"))
     return f"{store.uri}/{REPORT_NAME}"

@@ -10,8 +10,9 @@ from stageline.checkpoint.lease import held_by
 from stageline.checkpoint.stage_dir import StageDir
 from stageline.errors import StagelineError
 from stageline.store import Store
+from stageline.store.below import LinkError
 from stageline.verbs.report.overview import main_evaluation, main_metric
-from stageline.verbs.report.record import RunRecord, mapping, read_run
+from stageline.verbs.report.record import RunRecord, mapping, read_run, unread_run
 from stageline.verbs.report.status import run_status
 
 Setting = tuple[str, str]
@@ -52,10 +53,17 @@ def list_runs(root: Store) -> list[RunSummary]:
 
     A run of which something cannot be read says so in its state, and so does a copy under another name.
     """
-    records = [replace(read_run(root.child("runs", name), brief=True), name=name) for name in root.folders("runs")]
+    records = [_record_of(root.child("runs", name), name) for name in root.folders("runs")]
     records = [record for record in records if record.run or record.unreadable]
     differing = _differing(records)
     return [_summary(root, record, differing[record.name]) for record in records]
+
+
+def _record_of(store: Store, name: str) -> RunRecord:
+    try:
+        return replace(read_run(store, brief=True), name=name)
+    except LinkError as error:
+        return unread_run(store, name, error.message)
 
 
 def _summary(root: Store, record: RunRecord, differs: Mapping[str, Any]) -> RunSummary:

@@ -26,7 +26,7 @@ from stageline.data.tables import csv_rows
 from stageline.data.told import DATA
 from stageline.errors import PlanError, StagelineError
 from stageline.families import family_words
-from stageline.store import Store
+from stageline.store import ObjectInfo, Store
 from stageline.telemetry import FailureRecord, first_cause, read_events, read_failures, redact
 from stageline.verbs.report.pictures import Media
 from stageline.work.evaluations import BASELINES, COMPARISON, COMPARISONS, find_baselines, media_type
@@ -132,6 +132,14 @@ class Reader:
 
         return self.attempt(key, read, {})
 
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders in a folder."""
+        return self.attempt(prefix, lambda: self.store.folders(prefix), [])
+
+    def is_stage(self, folder: str) -> bool:
+        """Whether a folder holds what a stage writes."""
+        return self.attempt(folder, lambda: is_stage_dir(self.store.child(*folder.split("/"))), False)
+
     def text(self, key: str) -> str:
         """A text file, redacted; empty where it is absent."""
 
@@ -160,9 +168,10 @@ class Reader:
     def committed(self, directory: StageDir) -> list[CheckpointRef]:
         """Every committed checkpoint that can be read, oldest first."""
         found = []
-        for name in directory.step_dirs():
+        none: list[str] = []
+        for name in self.attempt(directory.uri, directory.step_dirs, none):
             store = directory.step_store(name)
-            if directory.is_committed(name):
+            if self.attempt(store.uri, lambda name=name: directory.is_committed(name), False):  # type: ignore[misc]
                 found.append(self.attempt(store.uri, lambda place=store: open_checkpoint(place), None))  # type: ignore[misc]
         return [ref for ref in found if ref is not None]
 
@@ -183,7 +192,8 @@ class Reader:
 
     def quarantine(self) -> dict[str, Sequence[Mapping[str, str]]]:
         """Every list of rows that were set aside."""
-        keys = [info.key for info in self.store.list(QUARANTINE)]
+        none: list[ObjectInfo] = []
+        keys = [info.key for info in self.attempt(QUARANTINE, lambda: self.store.list(QUARANTINE), none)]
         return {key.rsplit("/", 1)[-1].removesuffix(".csv"): csv_rows(self.text(key)) for key in keys}
 
     def evaluation(self, fingerprint: str) -> list[EvaluationRecord]:
@@ -255,9 +265,9 @@ def read_run(store: Store, *, brief: bool = False) -> RunRecord:
         raise PlanError(f"there is no run at {store.uri!r}", remedy="`stageline runs list` shows what there is")
     reader = Reader(store, brief)
     run, plan = reader.json("run.json"), reader.json("plan.json")
-    evaluations = [part for name in store.folders("evaluations") for part in reader.evaluation(name)]
-    comparisons = [reader.json(f"{COMPARISONS}/{name}/{COMPARISON}") for name in store.folders(COMPARISONS)]
-    stages = [reader.stage(name) for name in stage_names(store, folders, run)]
+    evaluations = [part for name in reader.folders("evaluations") for part in reader.evaluation(name)]
+    comparisons = [reader.json(f"{COMPARISONS}/{name}/{COMPARISON}") for name in reader.folders(COMPARISONS)]
+    stages = [reader.stage(name) for name in stage_names(reader, folders, run)]
     return RunRecord(
         name=str(run.get("run") or store.uri.rsplit("/", 1)[-1]),
         uri=redact(store.uri),
@@ -275,6 +285,11 @@ def read_run(store: Store, *, brief: bool = False) -> RunRecord:
     )
 
 
+def unread_run(store: Store, name: str, why: str) -> RunRecord:
+    """The record of a run directory that is not opened. why: what a person is told."""
+    return RunRecord(name, redact(store.uri), {}, {}, [], [], [], None, [redact(why)])
+
+
 def redact_events(events: Sequence[Json]) -> list[Json]:
     """Events with credentials taken out of their texts; each different text is looked at once, as there are many."""
     clean: dict[str, str] = {}
@@ -289,15 +304,15 @@ def redact_events(events: Sequence[Json]) -> list[Json]:
     return [{of(key): of(value) for key, value in event.items()} for event in events]
 
 
-def stage_names(store: Store, folders: Sequence[str], run: Json) -> list[str]:
+def stage_names(reader: Reader, folders: Sequence[str], run: Json) -> list[str]:
     """Stage directories of a run, `<stage>/<variant>` where a family has variants, in the run's own order."""
     names: list[str] = []
     for folder in folders:
         if folder in OTHER_FOLDERS:
             continue
-        if is_stage_dir(store.child(folder)):
+        if reader.is_stage(folder):
             names.append(folder)
-        names += [f"{folder}/{inner}" for inner in store.folders(folder) if is_stage_dir(store.child(folder, inner))]
+        names += [name for inner in reader.folders(folder) if reader.is_stage(name := f"{folder}/{inner}")]
     declared = run.get("stages")
     order = list(declared) if isinstance(declared, Mapping | list) else []
 

@@ -7,9 +7,11 @@ import shlex
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stageline import __version__
 from stageline.build import find_build
@@ -24,6 +26,7 @@ from stageline.config import to_yaml
 from stageline.errors import InterruptedRunError, StagelineError
 from stageline.printing import say
 from stageline.stage import stage_settings
+from stageline.store import Store
 from stageline.telemetry import (
     FAILURE_DIR_VARIABLE,
     EventLog,
@@ -40,6 +43,9 @@ from stageline.trainer.parameters import count_parameters
 from stageline.trainer.progress import ProgressView
 from stageline.trainer.recorder import Recorder, open_tensorboard
 from stageline.work.work import StageWork
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass
@@ -58,6 +64,7 @@ class Session:
     recorder: Recorder = field(default_factory=Recorder)
     aside: list[Damaged] = field(default_factory=list)
     """Damaged checkpoints that this attempt took out of use."""
+    _open: ExitStack = field(default_factory=ExitStack)
 
     @property
     def command(self) -> str:
@@ -104,7 +111,7 @@ class Session:
         self.recorder = Recorder(
             events=events,
             metrics=MetricsEndpoint(settings.metrics_port, family=work.family.name, stage=work.stage.name),
-            tensorboard=open_tensorboard(store.local_path("tensorboard") if settings.tensorboard else None, step),
+            tensorboard=self._tensorboard(store, step) if settings.tensorboard else None,
             view=ProgressView(work.stage.name, steps),
             open_loggers=partial(_open_loggers, work, step) if settings.loggers else None,
         )
@@ -115,6 +122,12 @@ class Session:
             self.recorder.say(f"resumed at step {step} from {ref.uri}")
         elif events.had_lines:
             self.recorder.event("resumed", step=0, reference="")
+
+    def _tensorboard(self, store: Store, step: int) -> SummaryWriter | None:
+        """TensorBoard's writer in the stage directory; it takes a path, and gets one of the open folder."""
+        if store.local is None:
+            return None
+        return open_tensorboard(self._open.enter_context(store.local.reached("tensorboard")), step)
 
     def serve_metrics(self, work: StageWork) -> None:
         """First rank of another node: nothing is written, but every pod that declares the port answers on it."""
@@ -145,6 +158,7 @@ class Session:
         try:
             self.recorder.close()
         finally:
+            self._open.close()
             if self.lease is not None:
                 self.lease.release()
                 self.lease = None
