@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +17,7 @@ from stageline.data.pod_cache import StoredFiles
 from stageline.data.reading import SplitReader
 from stageline.data.splits import SplitManifest
 from stageline.store import Store
+from stageline.store.local import Local
 
 PARTS = {"owner": "a" * 64, "settings": {"views": 8}}
 
@@ -35,6 +39,20 @@ def write_features(store: FeatureStore, names: Iterable[str], shard_bytes: int =
             writer.add(name, vector(name))
 
 
+class CountedFile(io.FileIO):
+    """An open file that tells how many bytes are read of it."""
+
+    def __init__(self, handle: int, note: Callable[[int], None]) -> None:
+        super().__init__(handle)
+        self.note = note
+
+    def readinto(self, buffer: Any) -> int:
+        count = super().readinto(buffer) or 0
+        if count:
+            self.note(count)
+        return count
+
+
 class CountingStore(Store):
     """A store that notes in a file, which processes may share, how many bytes of which object were read."""
 
@@ -48,6 +66,20 @@ class CountingStore(Store):
 
     def child(self, *parts: str) -> Store:
         return CountingStore.over(super().child(*parts), self.log)
+
+    @property
+    def local(self) -> Local | None:
+        local = super().local
+        if local is None:
+            return None
+        open_file = local.open
+
+        def opened(key: str) -> io.BufferedReader:
+            with open_file(key) as file:
+                return io.BufferedReader(CountedFile(os.dup(file.fileno()), lambda size: self._note(key, size)))
+
+        local.open = opened  # type: ignore[method-assign]
+        return local
 
     def get(self, key: str) -> bytes:
         data = super().get(key)

@@ -67,9 +67,9 @@ def test_a_file_of_a_manifest_is_named_by_its_hash(tmp_path: Path, victim: Path,
     here = StoredFiles(open_store(cache), cache)
     name = name.format(tmp_path)
     for read in (
-        lambda: files.local(name, 8),
-        lambda: files.local_part(name, 8, OWN, 0),
-        lambda: here.local(name, 8),
+        lambda: files.open(name, 8),
+        lambda: files.open_part(name, 8, OWN, 0),
+        lambda: here.open(name, 8),
     ):
         with pytest.raises(DataError, match="no name of a file here"):
             read()
@@ -106,19 +106,24 @@ def test_a_download_takes_the_place_of_a_file_whole(tmp_path: Path, remote: Stor
     assert (path.read_bytes(), kept.read_bytes()) == (DATA, b"before")
 
 
+def read_own(files: StoredFiles) -> bytes:
+    with files.open(OWN, len(DATA)) as file:
+        return file.read()
+
+
 def test_what_lies_in_the_cache_is_what_its_name_says(tmp_path: Path, remote: Store) -> None:
     """Whoever got there first, with the right size: planted before it was fetched, or changed afterwards."""
     (tmp_path / OWN).write_bytes(b"x" * len(DATA))
-    assert StoredFiles(remote, tmp_path).local(OWN, len(DATA)).read_bytes() == DATA
-    files = StoredFiles(remote, tmp_path)
-    path = files.local(OWN, len(DATA))
+    assert read_own(StoredFiles(remote, tmp_path)) == DATA
+    files, path = StoredFiles(remote, tmp_path), tmp_path / OWN
+    assert read_own(files) == DATA
     path.write_bytes(b"y" * len(DATA))
     os.utime(path, ns=(1, 1))
-    assert files.local(OWN, len(DATA)).read_bytes() == DATA
+    assert read_own(files) == DATA
     path.write_bytes(DATA)
     os.utime(path, ns=(2, 2))
     remote.delete(OWN)  # what is sound is not fetched again
-    assert StoredFiles(remote, tmp_path).local(OWN, len(DATA)).read_bytes() == DATA
+    assert read_own(StoredFiles(remote, tmp_path)) == DATA
 
 
 def test_a_fetched_external_is_what_was_locked(tmp_path: Path, remote: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from stageline.build import IMAGE_VARIABLE
 from stageline.checkpoint.lease import WAIT_VARIABLE
 from stageline.config import parse_yaml
 from stageline.errors import ConfigError, Faults
+from stageline.store.below import FOLLOW_VARIABLE
 from stageline.store.credentials import DEFAULT_FOLDER as CREDENTIALS_FOLDER
 from stageline.store.credentials import FOLDER_VARIABLE
 from stageline.store.settings import CA_FILE, ENDPOINTS, JOB_VARIABLE, STYLE_VARIABLE
@@ -111,6 +112,11 @@ def write_environment(told: JobEnvironment) -> dict[str, str]:
 def deadline_environment(deadline: float) -> dict[str, str]:
     """What is added once it is known when a job is submitted. deadline: unix seconds."""
     return {DEADLINE_VARIABLE: _text(round(deadline))}
+
+
+def carried_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """What travels from whoever submits a job into its pods, and stands in no config. variables: of that process."""
+    return {FOLLOW_VARIABLE: variables[FOLLOW_VARIABLE]} if variables.get(FOLLOW_VARIABLE) else {}
 
 
 def read_environment(variables: Mapping[str, str]) -> JobEnvironment:

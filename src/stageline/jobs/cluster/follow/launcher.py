@@ -7,6 +7,7 @@ The job's NetworkPolicy is there before the job, and goes with it (`job_policy`)
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -25,6 +26,7 @@ from stageline.jobs.cluster.follow.job_policy import JobPolicy
 from stageline.jobs.cluster.follow.permission import refuse_without_permission
 from stageline.jobs.cluster.follow.results import JobResult, ask_store
 from stageline.jobs.cluster.render.pytorchjob import render_job, stamp
+from stageline.jobs.environment import carried_environment
 from stageline.jobs.job import Job, Verdict
 from stageline.kube.client import Api
 from stageline.kube.keys import (
@@ -169,6 +171,7 @@ class ClusterJob:
             owner=dict(self.holder.owner) if self.holder.owner else None,
             deadline=time.time() + seconds if seconds else None,
             kfp_run_id=self._kfp_run_id(),
+            carried=carried_environment(os.environ),
         )
         manifest["metadata"]["annotations"] |= {ANNOTATION_LAUNCHER: self.holder.name, ANNOTATION_NONCE: nonce}
         live = self._create_behind_policy(manifest, nonce)

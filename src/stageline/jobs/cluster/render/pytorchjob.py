@@ -269,11 +269,17 @@ def _placement(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
 
 
 def stamp(
-    manifest: Mapping[str, Any], *, owner: Mapping[str, Any] | None, deadline: float | None, kfp_run_id: str = ""
+    manifest: Mapping[str, Any],
+    *,
+    owner: Mapping[str, Any] | None,
+    deadline: float | None,
+    kfp_run_id: str = "",
+    carried: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """A copy of a rendered job with what is known at submission only.
 
     owner: {name, uid} of the pod that goes with the job.  deadline: unix seconds.  kfp_run_id: a label, no identity.
+    carried: variables of whoever submits that its pods get, too.
     """
     job: dict[str, Any] = copy.deepcopy(dict(manifest))
     template = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
@@ -284,6 +290,7 @@ def stamp(
         text = f"{deadline:.0f}"
         job["metadata"]["annotations"][ANNOTATION_DEADLINE] = text
         template["spec"]["containers"][0]["env"] += _variables(deadline_environment(deadline))
+    template["spec"]["containers"][0]["env"] += _variables(carried or {})
     if kfp_run_id:
         job["metadata"]["labels"][LABEL_KFP_RUN] = label_value(kfp_run_id)
         template["metadata"]["labels"][LABEL_KFP_RUN] = label_value(kfp_run_id)
