@@ -28,7 +28,7 @@ from stageline.checkpoint.sharded import load_sharded, save_sharded
 from stageline.checkpoint.steps import Damaged, look
 from stageline.checkpoint.tensors import read_tensors
 from stageline.config import RetentionConfig
-from stageline.config.syntax import _env_fault
+from stageline.config.variables import env_fault
 from stageline.data.features import FeatureStore
 from stageline.data.pod_cache import StoredFiles
 from stageline.data.prepared import read_prepared
@@ -531,7 +531,7 @@ def test_no_other_link_can_be_allowed(root: Path, names: str, monkeypatch: pytes
 
 
 def test_what_is_followed_comes_from_the_environment_and_travels_to_pods_never_from_a_config() -> None:
-    assert "is set by stageline" in _env_fault(FOLLOW_VARIABLE, "runs")
+    assert "is set by stageline" in env_fault(FOLLOW_VARIABLE, "runs")
     assert carried_environment({FOLLOW_VARIABLE: "runs", "HOME": "/"}) == {FOLLOW_VARIABLE: "runs"}
     assert carried_environment({FOLLOW_VARIABLE: ""}) == {}
     container = {"env": [{"name": "A", "value": "1"}]}
