@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stageline.public_names import names_on_use
 
 if TYPE_CHECKING:
     from stageline.verbs.predict import LoadedModel as LoadedModel
@@ -11,9 +12,5 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-
-def __getattr__(name: str) -> Any:
-    """`stageline.load` and `stageline.LoadedModel`, loaded on use: they need torch."""
-    if name in ("load", "LoadedModel"):
-        return getattr(import_module("stageline.verbs.predict"), name)
-    raise AttributeError(f"module 'stageline' has no attribute {name!r}")
+__getattr__, __dir__ = names_on_use(__name__, {"load": "verbs.predict", "LoadedModel": "verbs.predict"})
+"""They need torch."""

@@ -15,7 +15,7 @@ from stageline.data.decoding import DEEP_RULE, reading_rule
 from stageline.data.names import NamePattern, find_pattern, group_names
 from stageline.data.pictures import as_pixels, pixel_hash, read_file, read_picture
 from stageline.errors import DataError
-from stageline.families.film_flow.data.pictures import read_label
+from stageline.families.film_flow.data.pictures import label_of
 
 from .picture_files import DEEP, GREY, LABELS, PICTURES, palette_label, png, saved, tiff, whole, write
 
@@ -50,14 +50,14 @@ def test_an_array_holds_what_its_file_holds(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", LABELS)
 def test_a_label_of_every_kind_has_the_right_mask(tmp_path: Path, kind: str) -> None:
     suffix, make, mask = LABELS[kind]
-    np.testing.assert_array_equal(read_label(write(tmp_path, f"a.{suffix}", make())), mask)
+    np.testing.assert_array_equal(label_of(read_file(path := write(tmp_path, f"a.{suffix}", make())), path), mask)
 
 
 def test_a_palette_of_three_colours_is_no_label(tmp_path: Path) -> None:
     three = np.arange(21 * 34, dtype=np.uint8).reshape(21, 34) % 3
     path = write(tmp_path, "a.png", palette_label([0, 0, 0, 255, 0, 0, 0, 0, 255], three))
     with pytest.raises(DataError, match="3 colours of its palette"):
-        read_label(path)
+        label_of(read_file(path), path)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from stageline.work.evaluations import (
     SCHEMA,
     EvaluationRecord,
     asked_checkpoints,
-    evaluation_fingerprint,
     find_evaluation,
     find_evaluations,
     joint_fingerprint,
@@ -132,8 +131,8 @@ def test_names_of_checkpoints_count_and_where_they_lie_does_not(tmp_path: Path) 
     named = parse_config(raw, [f"root={tmp_path}", "evaluate.checkpoints={old: backbone, new: /elsewhere/film}"])
     assert asked_checkpoints(plain) == {}
     assert asked_checkpoints(named) == {"old": "backbone", "new": "/elsewhere/film"}
-    one = evaluation_fingerprint(plain, "c", {"a": 1}, "data")
-    assert one == evaluation_fingerprint(named, "c", {"a": 1}, "data")
+    one = joint_fingerprint(plain, {"": ("c", {"a": 1})}, "data")
+    assert one == joint_fingerprint(named, {"": ("c", {"a": 1})}, "data")
     both = {"old": ("c", {"a": 1}), "new": ("d", {"a": 1})}
     swapped = {"old": ("d", {"a": 1}), "new": ("c", {"a": 1})}
     assert len({one, *(joint_fingerprint(named, each, "data") for each in (both, swapped))}) == 3

@@ -132,17 +132,10 @@ def evaluation_settings(config: RunConfig) -> dict[str, Any]:
     return section
 
 
-def evaluation_fingerprint(config: RunConfig, content: str, facts: Mapping[str, Any], data_digest: str) -> str:
-    """Name of the evaluation of one checkpoint's weights in one mode on one data set.
-
-    content: the checkpoint's.  facts: what it says about its model, since the same weights can be wired differently.
-    """
-    return joint_fingerprint(config, {"": (content, facts)}, data_digest)
-
-
 def joint_fingerprint(config: RunConfig, checkpoints: Mapping[str, Subject], data_digest: str) -> str:
-    """Name of the evaluation of several named checkpoints; a single one is named "".
+    """Name of the evaluation of named checkpoints; a single one is named "".
 
+    checkpoints: name -> (content, facts); the same weights can be wired differently.  data_digest: of what they see.
     The section `model` counts too: sampling keys have their published place there.
     """
     code = code_digests(config)

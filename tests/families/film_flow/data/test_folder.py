@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stageline.data.pictures import decode, list_pictures, read_picture, to_channels
+from stageline.data.pictures import decode, list_pictures, read_file, read_picture, to_channels
 from stageline.errors import DataError
 from stageline.families import parse_config, raw_preset
 from stageline.families.film_flow.data.folder import check_folders, read_prompts
 from stageline.families.film_flow.data.layout import Layout
-from stageline.families.film_flow.data.pictures import encoder_picture, find_levels, normalise, read_label
+from stageline.families.film_flow.data.pictures import encoder_picture, find_levels, label_of, normalise
 from stageline.families.film_flow.data.prompts import unseen_prompt
 from stageline.families.film_flow.data.sets import open_data
 from stageline.families.film_flow.predict import picture_sources
@@ -26,6 +26,11 @@ def faults_of(splits, **rules) -> str:
     with pytest.raises(DataError) as caught:
         check_folders(Layout(splits, **rules), quiet)
     return str(caught.value)
+
+
+def label_at(path: Path):
+    """The label in a file."""
+    return label_of(read_file(path), path)
 
 
 def save(path: Path, pixels, **options) -> Path:
@@ -176,7 +181,7 @@ def test_binary_labels_of_every_kind(tmp_path, top):
         "palette": lambda: Image.fromarray(mask * 255).convert("P"),
     }
     pixels = stored[top]() if isinstance(top, str) else mask.astype(np.uint16 if top > 255 else np.uint8) * top
-    label = read_label(save(tmp_path / "label.png", pixels))
+    label = label_at(save(tmp_path / "label.png", pixels))
     np.testing.assert_array_equal(label, mask)
     assert label.dtype == np.uint8
 
@@ -185,20 +190,20 @@ def test_binary_labels_of_every_kind(tmp_path, top):
 def test_labels_with_other_values_are_refused(tmp_path, values):
     mask = np.resize(np.array(values, np.uint8), (40, 48))
     with pytest.raises(DataError, match="not binary"):
-        read_label(save(tmp_path / "label.png", mask))
+        label_at(save(tmp_path / "label.png", mask))
 
 
 def test_soft_edges_are_refused_with_what_to_do(tmp_path):
     edges = np.tile(np.linspace(0, 255, 48).astype(np.uint8), (40, 1))
     with pytest.raises(DataError, match=r"48 values .*cut them at half and save as PNG"):
-        read_label(save(tmp_path / "a.png", edges))
+        label_at(save(tmp_path / "a.png", edges))
 
 
 def test_coloured_label_is_refused(tmp_path):
     colours = np.zeros((40, 48, 3), np.uint8)
     colours[3:5, :, 0] = 255
     with pytest.raises(DataError, match="coloured label"):
-        read_label(save(tmp_path / "label.png", colours))
+        label_at(save(tmp_path / "label.png", colours))
 
 
 def test_channels_become_what_the_model_has():

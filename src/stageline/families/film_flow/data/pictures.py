@@ -10,17 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stageline.config.bounds import MAX_PIXELS
-from stageline.data.pictures import PictureFile, Pixels, fault_of, read_file
+from stageline.data.pictures import PictureFile, Pixels, fault_of
 
 PERCENTILES = (0.5, 99.5)
 MANY_VALUES = 8
 """Of a label with more values than these, the ones between are edges, no classes."""
-
-
-def read_label(path: Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """One label file as (H, W) uint8 {0, 1}, by `label_of`."""
-    return label_of(read_file(path, max_pixels), path)
 
 
 def label_of(file: PictureFile, path: Path) -> NDArray[np.uint8]:

@@ -19,8 +19,9 @@ roll turns the camera clockwise. Angles are degrees, wrapped to [-180, 180), unt
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stageline.public_names import names_on_use
 
 if TYPE_CHECKING:
     from stageline.families.panorama_vlm.geometry.matching import pairs
@@ -32,8 +33,4 @@ __all__ = ["directions", "pairs", "plan", "project"]
 
 _PLACES = {"plan": "tiles", "project": "projection", "pairs": "matching", "directions": "tokens"}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+__getattr__, __dir__ = names_on_use(__name__, _PLACES)

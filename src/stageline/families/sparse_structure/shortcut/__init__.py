@@ -5,8 +5,9 @@ Names are loaded on use, so that importing one module of this package does not l
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stageline.public_names import names_on_use
 
 if TYPE_CHECKING:
     from stageline.families.sparse_structure.shortcut.draws import ShortCutDraws as ShortCutDraws
@@ -31,13 +32,4 @@ PUBLIC = {
     "ShortCutLoss": "terms",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """A public name, from the module that `PUBLIC` names."""
-    if name not in PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(PUBLIC)}")
-    return getattr(import_module(f"{__name__}.{PUBLIC[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *PUBLIC]
+__getattr__, __dir__ = names_on_use(__name__, PUBLIC)
