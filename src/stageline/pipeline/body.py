@@ -20,6 +20,7 @@ from stageline.signals import CaughtSignals, signal_word
 from stageline.telemetry import FAILURE_DIR_VARIABLE, asked_by, write_failure
 
 if TYPE_CHECKING:
+    from stageline.pipeline.attempts import Attempts
     from stageline.pipeline.journal import Journal
 
 TAIL_LINES = 30
@@ -33,6 +34,7 @@ class Body:
 
     name: of the step.  branch: whose step it is, "" for the main run's.
     journal: where a step without a driver writes down what happens.
+    attempts: what KFP's attempts at it leave to each other.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Body:
     started: float = field(default_factory=time.monotonic)
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
     journal: Journal | None = None
+    attempts: Attempts | None = None
 
     @property
     def item(self) -> str:
@@ -126,5 +129,9 @@ def _leave_record(body: Body, error: BaseException) -> None:
     folder = os.environ.get(FAILURE_DIR_VARIABLE)
     if folder:
         write_failure(Path(folder), error, log_tail=list(body.tail))
-    if body.journal is not None and not body.cancelled:
+    if body.cancelled:
+        return
+    if body.attempts is not None:
+        body.attempts.leave(error)
+    if body.journal is not None:
         body.journal.fail(body.item, error, body.tail)

@@ -19,6 +19,7 @@ from stageline.errors import PlanError, StepFailedError
 from stageline.jobs.placement import check_mounted
 from stageline.jobs.step_lines import DRIVER_VARIABLE
 from stageline.pipeline.artifacts import Artifact, MetricsArtifact, log_metrics, show_answer
+from stageline.pipeline.attempts import Attempts
 from stageline.pipeline.body import Body, step_body
 from stageline.pipeline.item_job import run_verb
 from stageline.pipeline.receipts import Receipt, below, question, read_receipt, rest_on, write_receipt
@@ -87,6 +88,10 @@ def open_step(body: Body, parameters: Mapping[str, Any], *references: str) -> St
             f"{root.uri} lives inside one process, and every step of a pipeline is its own",
             remedy="set root to a folder, s3:// or gs://",
         )
+    asked = question(body.item, request.text, *references)
+    attempts = Attempts.of_this_pod(root, request.config.run, body.item, asked, request.kfp_run)
+    attempts.begin()
+    body.attempts = attempts
     followed = bool(os.environ.get(DRIVER_VARIABLE))
     if not followed or (body.branch and body.name == "prepare_data"):  # the driver opens the main run alone
         from stageline.pipeline.journal import Journal
@@ -97,7 +102,7 @@ def open_step(body: Body, parameters: Mapping[str, Any], *references: str) -> St
         if not followed:
             body.journal = journal
             journal.begin()
-    return Step(body, request, root, question(body.item, request.text, *references))
+    return Step(body, request, root, asked)
 
 
 def prepare_data(dataset: Artifact, **parameters: Any) -> tuple[str]:
