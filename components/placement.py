@@ -26,8 +26,8 @@ def place(task: dsl.PipelineTask, name: str, image: str, defaults: str) -> dsl.P
     """A step under Pod Security Standard `restricted`, without KFP's cache: its key is not content.
 
     KFP can be told that its user is not root; that it gains no privileges, has no capabilities and the runtime's
-    seccomp profile, its backend adds by itself. After which errors a step is tried again, the step decides (`attempts`).
-    It has no environment of ours: what a config says of one is for the pods of jobs.
+    seccomp profile, its backend adds by itself. After which errors a step is tried again, the step decides. It has no
+    environment of ours: what a config says of one is for the pods of jobs.
     name: shown to people.  image: the launcher's.  defaults: that ConfigMap, by name. Both are constants or parameters
     of the pipeline.
     """

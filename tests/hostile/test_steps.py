@@ -82,7 +82,7 @@ Attempt = Callable[..., int]
 
 @pytest.fixture
 def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Attempt:
-    """An attempt of a step whose stage starts from a checkpoint that is not there, which only a change mends; gives its exit code."""
+    """A stage whose parent is not there, which only a change mends; gives its exit code."""
     for name in (DRIVER_VARIABLE, FAILURE_DIR_VARIABLE):
         monkeypatch.delenv(name, raising=False)
 

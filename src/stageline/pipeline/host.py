@@ -17,7 +17,7 @@ from typing import Any
 from stageline.printing import say, without_colours
 
 
-def load_kfp() -> tuple[Any, Callable[[str], Callable[..., object]]]:
+def load_kfp() -> tuple[Any, Callable[[str], Any]]:
     """(kfp.local, its loader of compiled pipelines), without kfp's cluster client.
 
     `_KFP_RUNTIME` is kfp's own switch for the inside of a step; the client takes longer to load than our steps to run.
