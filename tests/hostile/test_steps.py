@@ -268,6 +268,7 @@ def test_variables_that_tune_reach_the_pods_and_win_over_nothing_of_ours() -> No
         {
             "family": "film_flow",
             "launcher": "local",
+            "root": "s3://bucket/a",
             "config": json.dumps({"family": "film_flow", "run": "a", "cluster": {"env": LAWFUL, "image": "a/b:1"}}),
         }
     ).config
