@@ -89,7 +89,7 @@ class Drill:
     def finish(self) -> None:
         """Start again, see it follow the one job, and cancel."""
         launcher = self.launch()
-        launcher.await_text("runs on")
+        launcher.await_text("runs on", 300)
         launcher.signal()
         code, _ = launcher.verdict()
         assert code == 143, launcher.text()
