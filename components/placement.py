@@ -18,6 +18,9 @@ DEFAULTS = "/etc/stageline"
 """There the library looks for the defaults of the namespace: the chart's ConfigMap."""
 
 
+POD_LABELS = {"app.kubernetes.io/name": "stageline", "app.kubernetes.io/component": "launcher"}
+"""The chart's NetworkPolicy lets nobody reach pods with these: a step serves nothing."""
+
 RETRIED_FOR = "168h"
 """From the first start of a step on, as Argo counts it: a stage that was evicted after days is tried again, too."""
 
@@ -34,6 +37,8 @@ def place(task: dsl.PipelineTask, name: str, image: str, defaults: str) -> dsl.P
     task.set_display_name(name).set_caching_options(False).set_container_image(image)
     task.set_cpu_request("100m").set_memory_request("256Mi").set_cpu_limit("2").set_memory_limit("2Gi")
     task.set_retry(NUM_RETRIES, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration=RETRIED_FOR)
+    for key, value in POD_LABELS.items():
+        kubernetes.add_pod_label(task, key, value)
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
     kubernetes.use_config_map_as_volume(task, defaults, DEFAULTS, optional=True)
     return kubernetes.set_security_context(task, run_as_non_root=True)

@@ -216,10 +216,14 @@ def test_metrics_are_read_from_a_named_namespace_and_nothing_else_there() -> Non
 
 
 def test_pods_that_start_jobs_are_reached_by_nobody() -> None:
-    trial, policies = NEIGHBOURS["the trial's pod"], chart_policies()
-    for peer in (trial, Peer(), Peer("train", LABELS), Peer("other")):
-        assert not admits(policies, trial, peer, 80, "Ingress")
-    assert admits(policies, trial, Peer(address="203.0.113.7"), 443, "Egress")
+    """The trial's, and the steps of a pipeline."""
+    *_, platforms = yaml.safe_load_all((ROOT / "pipelines/film_flow.yaml").read_text())
+    steps = platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+    policies = chart_policies()
+    for pod in (NEIGHBOURS["the trial's pod"], *(Peer("train", step["podMetadata"]["labels"]) for step in steps)):
+        for peer in (pod, Peer(), Peer("train", LABELS), Peer("other")):
+            assert not admits(policies, pod, peer, 80, "Ingress")
+        assert admits(policies, pod, Peer(address="203.0.113.7"), 443, "Egress")
 
 
 # Egress ---------------------------------------------------------------------------------------------------------------
