@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import torch
 
 from stageline.data.prepared import PreparedData
 from stageline.families.sparse_structure.config import STAGES
-from stageline.families.sparse_structure.objective import make_shortcut, scene_draws
+from stageline.families.sparse_structure.objective import make_guidance, make_shortcut, scene_draws
 from stageline.families.sparse_structure.task import FlowTask, build_task
 from stageline.objectives.step import StepContext, ValidationContext, seeded
 
 from .runs import at_stage, small
 
 SIZES = (2, 3, 4)
+DRAWS = Path(__file__).with_name("draws.json")
+"""What two ranks of four micro-batches each drew in one step, a scene a micro-batch."""
 
 
 def task_of(root: Path, prepared: PreparedData, stage: str, *overrides: str) -> FlowTask:
@@ -74,6 +77,52 @@ def test_ranks_decide_alike_and_draw_noise_of_their_own(tmp_path: Path) -> None:
         several = scene_draws(shortcut, data((3, 4)), (3, 4), context(micro, 0), network)
         assert torch.equal(several.t[:3], draws[0].t)
         assert torch.equal(several.x0["shape"][:3], draws[0].x0["shape"])
+
+
+OF_RECORDED = (
+    *("self_consistency_prob=0.25", "ratio_cfg_samples_in_self_consistency_target=0.5", "fm_eps_max=0.0078125"),
+    *("fm_in_shortcut_target_prob=0.5", "t_d_sampling=grid", "time_mean=-1.0", "time_std=1.0", "time_window=null"),
+    *("shared_draws_from=0.0", "shared_draws_prob=1.0", "guidance.p_unconditional=0.5"),
+)
+"""Settings of the objective under which `draws.json` was recorded."""
+
+
+def recorded_draws(tmp_path: Path, step: int, sizes: list[list[int]]) -> list[list[dict[str, Any]]]:
+    """What the stage draws in a step: rank -> micro-batch -> draws, as in the file. sizes: objects of its scenes."""
+    config = at_stage(small(tmp_path, *(f"objective.{key}" for key in OF_RECORDED)), "global_flow")
+    shortcut, asked = make_shortcut(config), make_guidance(config).train().around(network)
+    found = []
+    for rank, scenes in enumerate(sizes):
+        found.append([])
+        for micro, num in enumerate(scenes):
+            where = StepContext(
+                step, 0.9, seeded("step", 0, step, rank, micro), seeded("shared", 0, step, micro), micro
+            )
+            x1 = {"shape": torch.zeros(num, 2, 2), "translation": torch.zeros(num, 1, 3)}
+            draws = vars(scene_draws(shortcut, x1, (num,), where, asked))
+            noise = {name: x.tolist() for name, x in draws["x0"].items()}
+            plain = {name: x.tolist() for name, x in draws.items() if isinstance(x, torch.Tensor)}
+            found[-1].append({**draws, **plain, "x0": noise})
+    return found
+
+
+def test_a_step_of_two_ranks_draws_what_was_recorded(tmp_path: Path) -> None:
+    """Bit for bit, four scenes a rank: both branches in one step, coins equal per micro-batch, noise is not."""
+    recorded = json.loads(DRAWS.read_text())
+    ranks = recorded["ranks"]
+    sizes = [[len(draws["t"]) for draws in rank] for rank in ranks]
+    assert recorded_draws(tmp_path, recorded["step"], sizes) == ranks
+    coins = [
+        [(draws["h"][0] > 0, draws["n_cfg"] > 0, draws["use_fm_target"], draws["unconditional"]) for draws in rank]
+        for rank in ranks
+    ]
+    assert coins[0] == coins[1]
+    assert {consistent for consistent, *_ in coins[0]} == {False, True}
+    assert len(set(coins[0])) >= 3
+    for one, other in zip(*ranks, strict=True):
+        assert one["x0"]["translation"][0] != other["x0"]["translation"][0]
+    times = [draws["t"][0] for rank in ranks for draws in rank if draws["h"][0] == 0]
+    assert len(set(times)) == len(times)
 
 
 def test_warm_up_has_a_time_for_each_object(tmp_path: Path) -> None:
