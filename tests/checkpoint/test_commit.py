@@ -16,7 +16,7 @@ from stageline.checkpoint.commit import CheckpointWriter
 from stageline.checkpoint.layout import StageDir, open_checkpoint, resolve
 from stageline.checkpoint.lease import StageLease
 from stageline.checkpoint.metadata import METADATA_NAME, ParentRecord
-from stageline.checkpoint.tensors import load_state, read_named, read_tensors, write_tensors
+from stageline.checkpoint.tensors import fill, load_state, read_named, read_tensors, write_tensors
 from stageline.checkpoint.verify import verify
 from stageline.config import RetentionConfig
 from stageline.errors import BusyError, CheckpointError
@@ -295,6 +295,24 @@ def test_a_module_is_filled_exactly(directory: StageDir) -> None:
     assert other.weight.requires_grad
     with pytest.raises(CheckpointError, match="no ema weights"):
         read_tensors(ref, "ema")
+
+
+def test_what_a_model_is_to_hold_is_read_into_its_memory(directory: StageDir) -> None:
+    """Where dtype, shape and layout are alike; else it is read beside and copied. Averaged tensors win there too."""
+    raw, averaged = {"a": torch.ones(2, 3), "b": torch.ones(2, 3), "c": torch.ones(4)}, {"a": torch.full((2, 3), 2.0)}
+    with writing(directory, prov=provenance(facts={})) as writer:
+        ref = writer.save(snapshot(1, tensors=raw, ema=averaged))
+    own = {"a": torch.zeros(2, 3), "b": torch.zeros(3, 2).T, "c": torch.zeros(4, dtype=torch.float64)}
+    found = read_tensors(ref, "ema", into=own)
+    assert [found[name].data_ptr() == own[name].data_ptr() for name in "abc"] == [True, False, False]
+    assert equal(own, {"a": averaged["a"], "b": torch.zeros(2, 3), "c": torch.zeros(4, dtype=torch.float64)})
+    assert equal(found, {**raw, **averaged})
+    fill(own, found)
+    assert all(torch.equal(own[name].float(), tensor) for name, tensor in found.items())
+    (file,) = Path(ref.uri).glob("model.safetensors")
+    file.write_bytes(file.read_bytes()[:-1] + b"\0")
+    with pytest.raises(CheckpointError, match="its bytes changed"):
+        read_tensors(ref, into=own)
 
 
 def test_a_save_needs_no_second_copy_of_the_tensors(directory: StageDir) -> None:

@@ -23,7 +23,7 @@ from stageline.checkpoint.commit import CheckpointWriter, Snapshot
 from stageline.checkpoint.layout import CheckpointRef, StageDir
 from stageline.checkpoint.lease import StageLease
 from stageline.checkpoint.metadata import Provenance
-from stageline.checkpoint.tensors import stretched
+from stageline.checkpoint.torch_files import stretched
 from stageline.config import RetentionConfig
 from stageline.errors import CheckpointError
 from stageline.store.disk import lfs_pointer

@@ -41,9 +41,9 @@ DTYPES: dict[str, torch.dtype] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 CHUNK_BYTES = 8 * 2**20
-STRETCHED_BYTES = 64 * 2**20
-"""Chosen here."""
 Weights = Literal["raw", "ema"]
+Into = Mapping[str, Tensor]
+NOWHERE: Into = {}
 DAMAGED = "the checkpoint is damaged; use another one (`stageline checkpoint verify` tells which are whole)"
 
 
@@ -80,19 +80,6 @@ def check_writable(tensors: Mapping[str, Tensor], where: str) -> None:
             faults.add(f"{before} and {name} share memory")
         reached[storage] = max((furthest, before), (end, name))
     faults.raise_if_any()
-
-
-def stretched(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Tensors of a torch file that ask for far more memory than the file holds of them, in words.
-
-    Strides of zero let a few bytes stand for any number of elements; up to STRETCHED_BYTES that is nobody's harm.
-    """
-    asked = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
-    return [
-        f"{name!r} asks for {asked[name]} bytes, the file holds {tensor.untyped_storage().nbytes()} (STRETCHED_BYTES)"
-        for name, tensor in tensors.items()
-        if asked[name] > max(STRETCHED_BYTES, tensor.untyped_storage().nbytes())
-    ]
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
@@ -174,11 +161,11 @@ class _Pieces:
 
 
 def read_file(
-    store: Store, key: str, record: FileRecord, names: Collection[str] | None = None
+    store: Store, key: str, record: FileRecord, names: Collection[str] | None = None, into: Into = NOWHERE
 ) -> tuple[dict[str, Tensor], Header]:
     """The tensors of a safetensors file whose bytes are exactly those of `record`, else CheckpointError.
 
-    names: which of them are wanted, None for all; every byte is read and hashed either way.
+    names: which of them are wanted, None for all; every byte is read and hashed either way.  into: see `read_tensors`.
     """
     where = f"{store.uri}/{key}"
     info = store.stat(key)
@@ -198,7 +185,7 @@ def read_file(
             if names is not None and name not in names:
                 pieces.skip(span.end - span.start)
                 continue
-            tensor = torch.empty(span.record.shape, dtype=DTYPES[span.record.dtype], device="cpu")
+            tensor = _place(into.get(name), span.record)
             pieces.fill(_bytes_of(tensor))
             tensors[name] = tensor
     except NotFoundError as error:
@@ -212,8 +199,15 @@ def read_file(
     return tensors, header
 
 
+def _place(own: Tensor | None, record: TensorRecord) -> Tensor:
+    """Memory for a tensor of a file: that of `own` where it is alike, else its own."""
+    if own is not None and own.device.type == "cpu" and own.is_contiguous() and record == record_of("", own):
+        return own
+    return torch.empty(record.shape, dtype=DTYPES[record.dtype], device="cpu")
+
+
 def read_named(
-    ref: CheckpointRef, key: str, group: str, role: str, names: Collection[str] | None = None
+    ref: CheckpointRef, key: str, group: str, role: str, names: Collection[str] | None = None, into: Into = NOWHERE
 ) -> dict[str, Tensor]:
     """One file of a checkpoint: hash, header and tensor names agree with the metadata, or CheckpointError.
 
@@ -222,7 +216,7 @@ def read_named(
     record = ref.metadata.files.get(key)
     if record is None:
         raise CheckpointError(f"{ref.uri!r} has no {key}", remedy="use a checkpoint that has it")
-    tensors, header = read_file(ref.store, key, record, names)
+    tensors, header = read_file(ref.store, key, record, names, into)
     faults = Faults(CheckpointError, f"{ref.uri}/{key}", DAMAGED)
     faults.extend(header_faults(header, ref.metadata, role, key))
     faults.extend(record_faults(header.records, ref.metadata.tensors.get(group, {}), key))
@@ -237,18 +231,20 @@ def record_faults(found: Mapping[str, TensorRecord], expected: Mapping[str, Tens
 
 
 def read_tensors(
-    ref: CheckpointRef, weights: Weights = "raw", names: Collection[str] | None = None
+    ref: CheckpointRef, weights: Weights = "raw", names: Collection[str] | None = None, into: Into = NOWHERE
 ) -> dict[str, Tensor]:
     """The model's tensors of a checkpoint, but for external ones; verified before anything is handed out.
 
     weights: raw, or ema for the averaged tensors in place of the trained ones.  names: which are wanted, None for all.
+    into: tensors of a model that is to hold them: those that are alike are read into its memory and no second copy is
+    made; after a CheckpointError nobody may use that model.
     What it leaves to a parent is read there; a parent that is missing is refused by name.
     """
-    tensors = read_own(ref, weights, names)
+    tensors = read_own(ref, weights, names, into)
     for role, owner in ref.metadata.referenced.items():
         wanted = set(owner.tensors) if names is None else set(owner.tensors) & set(names)
         if wanted:
-            found = read_tensors(open_owner(ref, role), owner.weights, wanted)
+            found = read_tensors(open_owner(ref, role), owner.weights, wanted, into)
             faults = Faults(CheckpointError, f"{ref.uri}: tensors of {role!r}", DAMAGED)
             faults.extend(record_faults(records_of(found), {n: owner.tensors[n] for n in wanted}, owner.uri))
             faults.raise_if_any()
@@ -256,7 +252,9 @@ def read_tensors(
     return tensors
 
 
-def read_own(ref: CheckpointRef, weights: Weights = "raw", names: Collection[str] | None = None) -> dict[str, Tensor]:
+def read_own(
+    ref: CheckpointRef, weights: Weights = "raw", names: Collection[str] | None = None, into: Into = NOWHERE
+) -> dict[str, Tensor]:
     """The tensors that a checkpoint's own files hold, one file or shards; averaged ones in place of trained ones."""
     if not ref.metadata.has_weights(weights):
         raise CheckpointError(
@@ -266,10 +264,10 @@ def read_own(ref: CheckpointRef, weights: Weights = "raw", names: Collection[str
     if names is not None:
         wanted &= set(names)
     if weights == "raw":
-        return _read_group(ref, MODEL_FILE, "model", "raw", wanted)
+        return _read_group(ref, MODEL_FILE, "model", "raw", wanted, into)
     averaged = wanted & set(ref.metadata.tensors["ema"])
-    tensors = _read_group(ref, EMA_FILE, "ema", "ema", averaged)
-    return tensors | _read_group(ref, MODEL_FILE, "model", "raw", wanted - averaged)
+    tensors = _read_group(ref, EMA_FILE, "ema", "ema", averaged, into)
+    return tensors | _read_group(ref, MODEL_FILE, "model", "raw", wanted - averaged, into)
 
 
 def read_group(ref: CheckpointRef, group: Literal["model", "ema"]) -> dict[str, Tensor]:
@@ -278,11 +276,13 @@ def read_group(ref: CheckpointRef, group: Literal["model", "ema"]) -> dict[str, 
     return _read_group(ref, key, group, role, set(ref.metadata.tensors[group]))
 
 
-def _read_group(ref: CheckpointRef, key: str, group: str, role: str, names: Collection[str]) -> dict[str, Tensor]:
+def _read_group(
+    ref: CheckpointRef, key: str, group: str, role: str, names: Collection[str], into: Into = NOWHERE
+) -> dict[str, Tensor]:
     if not names:
         return {}
     if key in ref.metadata.files:
-        return read_named(ref, key, group, role, names)
+        return read_named(ref, key, group, role, names, into)
     return {name: tensor for name, tensor in join_shards(ref, group).items() if name in names}
 
 
@@ -347,7 +347,8 @@ def load_state(
 
 
 def fill(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors in place over those of the same names."""
+    """Copy tensors in place over those of the same names, where they are not the same memory already."""
     with torch.no_grad():
         for name, tensor in tensors.items():
-            own[name].copy_(tensor)
+            if own[name].data_ptr() != tensor.data_ptr():
+                own[name].copy_(tensor)

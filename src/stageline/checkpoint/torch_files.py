@@ -17,6 +17,8 @@ from stageline.store.below import sync_folder
 
 PLAIN = (str, bytes, int, float, bool, type(None), torch.Size, torch.dtype, torch.device)
 """Values beside tensors, lists, tuples and mappings that `weights_only=True` reads back."""
+STRETCHED_BYTES = 64 * 2**20
+"""Chosen here."""
 
 
 def not_plain(value: Any, where: str) -> Iterator[str]:
@@ -31,6 +33,19 @@ def not_plain(value: Any, where: str) -> Iterator[str]:
             yield from not_plain(item, f"{where}[{number}]")
     elif not isinstance(value, Tensor) and type(value) not in PLAIN:
         yield f"{where}: a {type(value).__name__}"
+
+
+def stretched(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Tensors of a torch file that ask for far more memory than the file holds of them, in words.
+
+    Strides of zero let a few bytes stand for any number of elements; up to STRETCHED_BYTES that is nobody's harm.
+    """
+    asked = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    return [
+        f"{name!r} asks for {asked[name]} bytes, the file holds {tensor.untyped_storage().nbytes()} (STRETCHED_BYTES)"
+        for name, tensor in tensors.items()
+        if asked[name] > max(STRETCHED_BYTES, tensor.untyped_storage().nbytes())
+    ]
 
 
 def write_torch_file(path: str | Path, content: Mapping[str, Any]) -> None:

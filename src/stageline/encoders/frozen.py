@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stageline.checkpoint.header import read_local_header
-from stageline.checkpoint.tensors import stretched
+from stageline.checkpoint.torch_files import stretched
 from stageline.encoders.sources import PICKLES, SAFE
 from stageline.errors import CheckpointError, MissingPartError
 from stageline.store.disk import lfs_pointer

@@ -59,7 +59,7 @@ def load_referenced(model: nn.Module, ref: CheckpointRef) -> None:
             {name: record for name, record in ref.metadata.whole.items() if name in names},
             where=f"{ref.uri}: tensors of its parents",
         )
-        fill(own, read_tensors(ref, "raw", names))
+        fill(own, read_tensors(ref, "raw", names, into=own))
 
 
 def read_state(ref: CheckpointRef) -> TrainingState:

@@ -61,7 +61,8 @@ def admit_model(config: RunConfig, ref: CheckpointRef) -> tuple[RunConfig, nn.Mo
     notes = (*admission.notes, *_compare_externals(built, stage, ref))
     model = load_family(family.name).build_model(built, stage)
     fill_externals(built, stage, model)
-    load_state(model, read_tensors(ref, weights), where=ref.uri, external=ref.metadata.external_names)
+    tensors = read_tensors(ref, weights, into=model.state_dict())
+    load_state(model, tensors, where=ref.uri, external=ref.metadata.external_names)
     return built, _on_device(model.eval(), config), notes
 
 

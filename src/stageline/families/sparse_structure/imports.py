@@ -69,9 +69,20 @@ def import_files(
         if name in found and found[name].shape != own[name].shape
     )
     faults.raise_if_any()
-    tensors = {name: found[name].to(own[name].dtype, copy=True).contiguous() for name in own}
+    tensors = _apart({name: found[name].to(own[name].dtype).contiguous() for name in own})
     left_out = sum(map(len, files.values())) - len(tensors)
     return dict(config_raw), tensors, {"files": [path.name for path in paths], "left_out": left_out}
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors; those that share memory with one before have their own. The others stay in their file."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    return apart
 
 
 def _named(paths: Sequence[Path]) -> str:

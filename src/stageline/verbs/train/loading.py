@@ -101,7 +101,7 @@ def seed_from_parents(work: StageWork, model: nn.Module) -> Seeding:
     origins = find_origins(model_records, given, sections, patterns, where=where, partly=partly)
     for role, ref in work.sources.items():
         names = {name for name, giver in origins.loaded.items() if giver == role}
-        fill(own, read_tensors(ref, parent_weights(work, role), names))
+        fill(own, read_tensors(ref, parent_weights(work, role), names, into=own))
     records = {role: _parent_record(work, role, sections[role]) for role in work.sources}
     return Seeding(
         model=model_records,
