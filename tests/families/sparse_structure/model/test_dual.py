@@ -61,6 +61,17 @@ def test_outputs_are_the_sum_or_the_weighted_sum() -> None:
         assert far(dual(latents, 5.0, cond), {m: x + weight * scene[m] for m, x in sparse.items()}) == 0
 
 
+def test_streams_change_nothing() -> None:
+    """Check 23: to the last bit; on a CUDA device too where there is one. `bench_sparse_gpu.py` takes the times."""
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        dual = moved(dual_network(parallel="streams"), std=0.1).to(device)
+        latents, cond = inputs(3)
+        latents, cond = {name: x.to(device) for name, x in latents.items()}, cond.to(device)
+        both = dual(latents, 5.0, cond)
+        dual.parallel = "none"
+        assert far(dual(latents, 5.0, cond), both) == 0
+
+
 def test_the_state_is_both_branches_and_the_weight() -> None:
     dual, weighted = dual_network(), dual_network(combine_mode="weighted")
     branches = {f"sparse_flow.{k}" for k in dual.sparse_flow.state_dict()}
