@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from stageline.config import (
     C,
@@ -229,9 +229,24 @@ class Stages:
         return tuple(stage for stage in self if stage.name in wanted)
 
 
+MAX_CONFIGS = 32
+_CONFIGS: dict[tuple[int, int], tuple[RunConfig, Stage, RunConfig]] = {}
+"""Ids of a config and a stage -> both, and the config at that stage; of the newest MAX_CONFIGS."""
+
+
 def stage_config(config: C, stage: Stage) -> C:
-    """The config as this stage sees it: `stage_raw`, validated again as a whole."""
-    return validate(stage_raw(config, stage), type(config), f"config of stage {stage.name}")
+    """The config as this stage sees it: `stage_raw`, validated again as a whole.
+
+    A decision asks for it a dozen times; both are frozen, so that what was made of the same two is given again.
+    """
+    key = id(config), id(stage)
+    known = _CONFIGS.get(key)
+    if known is None:
+        made = validate(stage_raw(config, stage), type(config), f"config of stage {stage.name}")
+        known = _CONFIGS[key] = (config, stage, made)  # held, so that no other object takes their ids
+        for oldest in list(_CONFIGS)[:-MAX_CONFIGS]:
+            _CONFIGS.pop(oldest, None)
+    return cast("C", known[2])
 
 
 def stage_raw(config: RunConfig, stage: Stage, *, with_defaults: bool = True) -> dict[str, Any]:

@@ -279,6 +279,15 @@ def test_an_override_leaves_its_neighbours_alone(overrides: dict[str, Any]) -> N
     assert (trainer.max_steps, trainer.batch_size, trainer.keep.last) == (9, 3, 4)
 
 
+def test_every_config_has_its_own_however_many_were_asked_for() -> None:
+    """What was made is given again for the same config alone, not for another at its address."""
+    for seed in range(100):
+        config = config_of(stage_overrides={"film": {"seed": seed}})
+        assert stage_config(config, FILM).seed == seed
+        assert stage_config(config, FILM) is stage_config(config, FILM)
+        assert stage_config(config, BACKBONE).seed == 0
+
+
 def test_the_config_of_the_run_is_not_changed() -> None:
     config = config_of(stage_overrides={"film": {"model.width": 2}})
     before = config.model_dump_json()

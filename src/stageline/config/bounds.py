@@ -1,14 +1,15 @@
 """How much a text that somebody else wrote may ask for: YAML with its aliases, JSON, shapes of arrays.
 
 Every reader of such texts comes here, so that each rule stands once. What is too large is refused before anything is
-made from it, with the limit and the name it has here. Limits are chosen here unless a source is named.
+made from it, with the limit and the name it has here; the parser of JSON stops at a thousand levels by itself.
+Limits are chosen here unless a source is named.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection
+from itertools import chain
 from typing import Any, TypeGuard
 
 import yaml
@@ -24,7 +25,6 @@ MAX_ARRAY_BYTES = 2**62
 MAX_PIXELS = 89_478_485
 """Default of `data.max_pixels`: of 3 bytes each, a quarter of a GiB (as Pillow warns from)."""
 PARSER: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
-_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 
 class TooLargeError(ValueError):
@@ -78,13 +78,18 @@ def read_json(data: bytes | str, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
     raw = data.encode("utf-8", errors="surrogatepass") if isinstance(data, str) else data
     if len(raw) > max_bytes:
         raise TooLargeError(f"it has {len(raw)} bytes, at most {max_bytes} are read")
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
-        depth = 0
-        for match in _STRING_OR_BRACKET.finditer(raw):
-            depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(match[0], 0)
-            if depth > MAX_DEPTH:
-                raise TooLargeError(f"it is nested deeper than {MAX_DEPTH} levels (MAX_DEPTH)")
-    return json.loads(data)
+    too_deep = f"it is nested deeper than {MAX_DEPTH} levels (MAX_DEPTH)"
+    try:
+        value = json.loads(data)
+    except RecursionError as error:  # at a thousand levels
+        raise TooLargeError(too_deep) from error
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner = chain.from_iterable(v.values() if type(v) is dict else v for v in level if type(v) in (dict, list))
+        level = [v for v in inner if type(v) in (dict, list)]
+        if not level:
+            return value
+    raise TooLargeError(too_deep)
 
 
 def is_count(value: Any) -> TypeGuard[int]:

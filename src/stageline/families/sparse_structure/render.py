@@ -143,13 +143,11 @@ def _view(corners: Array, colours: Array, frame: Frame, size: int, azimuth_deg: 
     picture = np.empty((size * size, 3))
     picture[:] = BACKGROUND
     for which, pixel, at in _covered(flat, depth, size):
-        order = np.lexsort((at, pixel))
-        pixel, at, which = pixel[order], at[order], which[order]
-        first = np.flatnonzero(np.diff(pixel, prepend=-1))
-        pixel, at, which = pixel[first], at[first], which[first]
-        closer = at < nearest[pixel]
-        nearest[pixel[closer]] = at[closer]
-        picture[pixel[closer]] = colours[which[closer]]
+        closer = np.flatnonzero(at < nearest[pixel])
+        # The farthest first: of several in one pixel the last one stays, of equally near ones the first triangle.
+        order = closer[np.argsort(at[closer], kind="stable")[::-1]]
+        nearest[pixel[order]] = at[order]
+        picture[pixel[order]] = colours[which[order]]
     return picture.reshape(size, size, 3)
 
 

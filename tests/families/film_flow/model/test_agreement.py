@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import combinations
 from typing import Any
 
 import pytest
@@ -18,8 +17,8 @@ from stageline.families.film_flow.agreement import (
     trained_film,
 )
 from stageline.families.film_flow.model.network import FilmFlowModel
+from tests.families.film_flow.model.subsets import SUBSETS, every_subset
 
-SUBSETS = [s for n in (1, 2, 3, 4) for s in combinations(range(4), n)]
 FILE = TrainedFilm("runs/a/film/best.ckpt", (0, 1), (128, 96, 64, 32))
 Build = Callable[..., FilmFlowModel]
 
@@ -116,7 +115,7 @@ def test_names_prove_decoder_stages_and_channels(build: Build, stages: tuple[int
     assert (film.stages, film.channels) == (stages, (32, 24, 16, 8))
 
 
-@pytest.mark.parametrize("stages", SUBSETS, ids=str)
+@pytest.mark.parametrize("stages", every_subset())
 def test_reload_is_bitwise_and_no_other_plan_can_load(build: Build, inputs: Any, stages: tuple[int, ...]) -> None:
     """Acceptance check 5."""
     model = build(stages)

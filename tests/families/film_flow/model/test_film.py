@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import combinations
 from typing import Any
 
 import pytest
@@ -15,9 +14,9 @@ from stageline.errors import ConfigError
 from stageline.families.film_flow.conditions.bundle import PROTOCOL_KEY
 from stageline.families.film_flow.model.film import FilmHead, FilmLimit
 from stageline.families.film_flow.model.network import FilmFlowModel
+from tests.families.film_flow.model.subsets import SUBSETS
 
 Build = Callable[..., FilmFlowModel]
-SUBSETS = [s for n in (1, 2, 3, 4) for s in combinations(range(4), n)]
 POINTS = ["post_block1", "post_block2"]
 
 

@@ -17,9 +17,9 @@ from stageline.families.film_flow.config.film_plan import decoder_channels, reso
 from stageline.families.film_flow.model.film import gate_map, resize_junction
 from stageline.families.film_flow.model.junction_head import JunctionHead
 from stageline.families.film_flow.model.network import FilmFlowModel
+from tests.families.film_flow.model.subsets import SUBSETS, every_subset
 
 Build = Callable[..., FilmFlowModel]
-SUBSETS = [s for n in (1, 2, 3, 4) for s in combinations(range(4), n)]
 PAIRS = [(s, g) for s in SUBSETS for n in range(1, len(s) + 1) for g in combinations(s, n)]
 
 
@@ -54,7 +54,7 @@ def thrice(inputs: Any) -> tuple[Any, ...]:
     return (*(part.repeat(3, *(1,) * (part.dim() - 1)) for part in inputs.positional()), condition)
 
 
-@pytest.mark.parametrize("stages", SUBSETS, ids=str)
+@pytest.mark.parametrize("stages", every_subset())
 def test_gate_algebra(build: Build, models: Any, inputs: Any, ungated: Any, stages: tuple[int, ...]) -> None:
     """Acceptance check 13."""
     some = torch.rand(inputs.image.shape, generator=torch.Generator().manual_seed(1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import pathlib
 from collections.abc import Callable
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from stageline.families import parse_config
 from stageline.families.film_flow.imports.legacy import import_legacy
 from stageline.families.film_flow.model.construction import build_model
 from stageline.families.film_flow.model.network import FilmFlowModel
+from tests.families.film_flow.model.subsets import every_subset
 
-SUBSETS = [s for n in (0, 1, 2, 3, 4) for s in combinations(range(4), n)]
 Build = Callable[..., FilmFlowModel]
 Write = Callable[..., Path]
 
@@ -32,7 +31,7 @@ def logits(model: FilmFlowModel, inputs: Any, tensors: dict[str, torch.Tensor] |
         return model(*call) if tensors is None else functional_call(model, tensors, call, strict=True)
 
 
-@pytest.mark.parametrize("stages", SUBSETS, ids=str)
+@pytest.mark.parametrize("stages", every_subset(none=True))
 def test_every_subset_comes_back_exactly(
     legacy_model: Build, write_legacy: Write, inputs: Any, stages: tuple[int, ...]
 ) -> None:

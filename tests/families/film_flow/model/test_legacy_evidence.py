@@ -7,7 +7,6 @@ the file's bytes untouched). The same rows without files stand in `test_restore`
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,19 +15,20 @@ import pytest
 from stageline.errors import CheckpointError
 from stageline.families.film_flow.imports.legacy import import_legacy
 from stageline.families.film_flow.model.network import FilmFlowModel
+from tests.families.film_flow.model.subsets import every_subset
 
-SUBSETS = [s for n in (1, 2, 3, 4) for s in combinations(range(4), n)]
 DISTINCT, EQUAL = (1, 2, 3, 4), (1, 2, 2, 4)
 """Channel factors: with the second, heads 1 and 2 are equally wide."""
 Build = Callable[..., FilmFlowModel]
 Write = Callable[..., Path]
 
 
-@pytest.mark.parametrize("stages", SUBSETS, ids=str)
+@pytest.mark.parametrize("stages", every_subset())
 def test_each_level_of_a_file_alone_restores_every_subset(
     legacy_model: Build, write_legacy: Write, stages: tuple[int, ...]
 ) -> None:
-    """Check 6; heads alone, with null hyper-parameters, are those of `test_legacy`'s exact import."""
+    """Check 6, which `test_restore` proves of every subset without files; heads alone, with null hyper-parameters, are
+    those of `test_legacy`'s exact import."""
     model, said = legacy_model(stages), list(stages)
     for name, top, hyper in (
         ("metadata", {"vlm_film_trained_stages": said}, {"vlm_film_decoder_stages": None}),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from itertools import combinations
 from typing import Any
 
 import pytest
@@ -29,8 +28,8 @@ from stageline.families.film_flow.inheritance import inherit
 from stageline.families.film_flow.model.construction import build_model
 from stageline.families.film_flow.model.network import FilmFlowModel
 from stageline.verbs.admitted import admit_model
+from tests.families.film_flow.model.subsets import every_subset
 
-SUBSETS = [s for n in (0, 1, 2, 3, 4) for s in combinations(range(4), n)]
 HASH = "0" * 64
 
 
@@ -76,7 +75,7 @@ def evaluate(ref: CheckpointRef, config: FilmFlowConfig) -> FilmFlowModel:
     return model
 
 
-@pytest.mark.parametrize("stages", SUBSETS, ids=str)
+@pytest.mark.parametrize("stages", every_subset(none=True))
 def test_names_header_and_metadata_agree_and_reload_is_bitwise(
     commit: Any, inputs: Any, stages: tuple[int, ...]
 ) -> None:

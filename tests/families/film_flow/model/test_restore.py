@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import combinations
 from typing import Any
 
 import pytest
@@ -10,8 +9,8 @@ import pytest
 from stageline.errors import CheckpointError
 from stageline.families.film_flow.config.film_plan import decoder_channels
 from stageline.families.film_flow.imports.evidence import Evidence, infer_stages, native_evidence, restore_stages
+from tests.families.film_flow.model.subsets import SUBSETS
 
-SUBSETS = [s for n in (1, 2, 3, 4) for s in combinations(range(4), n)]
 BASE = (128, 96, 64, 32)
 EQUAL = (128, 64, 64, 32)
 """Two neighbours of equal width: widths alone cannot always tell."""

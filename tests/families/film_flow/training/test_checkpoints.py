@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from stageline.store import open_store
 from stageline.verbs.evaluate.evaluation import evaluate_checkpoint, named_checkpoints
 from stageline.verbs.predict import load
 from stageline.verbs.prepare import prepare_data
-from stageline.verbs.train import train_stage
+from stageline.verbs.train import StageResult, train_stage
 from stageline.work.evaluations import EvaluationRecord
 
 from .small import make_config
@@ -56,15 +57,44 @@ def config_at(root: Path, **keys: Any) -> FilmFlowConfig:
     return make_config(root, **{**KEYS, **keys})
 
 
+Means = dict[str, torch.Tensor]
+
+
+def recording(seen: Means) -> Callable[..., Any]:
+    """`predict_probability`, which notes the mean of every sample; of several predictions the newest."""
+
+    def record(model: Any, image: Any, condition: Any, ids: Any, *args: Any, **kwargs: Any) -> Any:
+        found = predict_probability(model, image, condition, ids, *args, **kwargs)
+        seen.update({name: mean.clone() for name, mean in zip(ids, found.mean, strict=True)})
+        return found
+
+    return record
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One finished run of both stages: what the film stage said of itself, and what it predicted at its end."""
+
+    root: Path
+    film: StageResult
+    validated: Means
+
+
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with one finished run of both stages."""
-    root = tmp_path_factory.mktemp("done")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    root, validated = tmp_path_factory.mktemp("done"), Means()
     config = config_at(root)
     data = str(prepare_data(config).reference)
-    for stage in ("backbone", "film"):
-        train_stage(config, stage, data=data)
-    return root
+    train_stage(config, "backbone", data=data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation_module, "predict_probability", recording(validated))
+        return Trained(root, train_stage(config, "film", data=data), validated)
+
+
+@pytest.fixture(scope="module")
+def done(trained: Trained) -> Path:
+    """The root with the finished run."""
+    return trained.root
 
 
 def film_of(root: Path) -> Path:
@@ -83,33 +113,20 @@ def copy_of(root: Path, target: Path) -> Path:
 
 
 def test_validation_in_training_and_evaluation_give_the_same_probabilities(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also in the middle of FiLM's ramp, whose strength is part of the checkpoint. Acceptance check 12."""
-    seen: dict[str, dict[str, torch.Tensor]] = {"fit": {}, "evaluate": {}}
-
-    def recording(place: str) -> Callable[..., Any]:
-        def record(model: Any, image: Any, condition: Any, ids: Any, *args: Any, **kwargs: Any) -> Any:
-            found = predict_probability(model, image, condition, ids, *args, **kwargs)
-            for name, mean in zip(ids, found.mean, strict=True):
-                seen[place][name] = mean.clone()
-            return found
-
-        return record
-
-    monkeypatch.setattr(validation_module, "predict_probability", recording("fit"))
-    monkeypatch.setattr(evaluation_module, "predict_probability", recording("evaluate"))
-    config = config_at(tmp_path, stages=["film"], evaluate__compare_film=False)
-    data = str(prepare_data(config).reference)
-    result = train_stage(config, "film", data=data)
-    record = evaluate_checkpoint(config, str(result.reference), data)
+    evaluated = Means()
+    monkeypatch.setattr(evaluation_module, "predict_probability", recording(evaluated))
+    config = config_at(trained.root, evaluate__compare_film=False)
+    record = evaluate_checkpoint(config, str(trained.film.reference), str(prepare_data(config).reference))
     strength = record.plain["provenance"]["film_strength"]
     assert strength == pytest.approx(4 / 6, abs=1e-6)
-    assert len(seen["fit"]) == len(seen["evaluate"]) == 6
-    for name, mean in seen["fit"].items():
-        assert float((mean - seen["evaluate"][name]).abs().max()) <= 1e-6
+    assert len(trained.validated) == len(evaluated) == 6
+    for name, mean in trained.validated.items():
+        assert float((mean - evaluated[name]).abs().max()) <= 1e-6
     for name in ("dice", "iou", "cldice"):
-        assert result.metrics[name] == pytest.approx(record.metrics[name], abs=1e-9)
+        assert trained.film.metrics[name] == pytest.approx(record.metrics[name], abs=1e-9)
 
 
 def test_the_film_stage_says_what_it_took_from_its_parent(done: Path) -> None:

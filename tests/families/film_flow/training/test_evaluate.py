@@ -98,7 +98,7 @@ def test_results_do_not_depend_on_the_batch_size(prepared: PreparedData) -> None
         assert (a["id"], a["prompt"]) == (b["id"], b["prompt"])
 
 
-@pytest.mark.parametrize("rows", [1, 5, 13])
+@pytest.mark.parametrize("rows", [pytest.param(1, marks=pytest.mark.slow), 5, 13])
 def test_an_interrupted_evaluation_is_continued_to_the_same_result(
     prepared: PreparedData, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,9 +37,10 @@ TINY_BESIDE_HUGE = [(9, 7), (150, 40), (20, 90)]
 """Smaller than a training crop of 32 on both sides, on none, and on one."""
 MIXED = [(40, 48), (37, 53), (40, 48), (33, 37), (37, 53)]
 SIZES = [
-    pytest.param(RETINA, id="retina"),
-    pytest.param(TINY_BESIDE_HUGE, id="tiny-beside-huge"),
-    pytest.param(MIXED, id="mixed"),
+    pytest.param([*RETINA, *RETINA, *TINY_BESIDE_HUGE, MIXED[0]], id="all"),
+    pytest.param(RETINA, id="retina", marks=pytest.mark.slow),
+    pytest.param(TINY_BESIDE_HUGE, id="tiny-beside-huge", marks=pytest.mark.slow),
+    pytest.param(MIXED, id="mixed", marks=pytest.mark.slow),
 ]
 KEYS: dict[str, Any] = {
     "stage_overrides": {"backbone": {"trainer.max_steps": 1}, "film": {"trainer.max_steps": 1}},
