@@ -42,7 +42,9 @@ def steps_of(directory: StageDir) -> list[tuple[str, int]]:
     return [(ref.metadata.stage_fingerprint, ref.metadata.step) for ref in directory.committed()]
 
 
+@pytest.mark.parametrize("root", ["disk", "memory", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
 def test_a_finished_training_keeps_what_it_hands_on_and_its_end(root: Store) -> None:
+    """On S3 in the slow tests, for its many saves; surveys and deletions there are looked at below."""
     directory = StageDir(root, "a", "film")
     train(directory, "one", 10, 20, 30, end=True, best=20)
     train(directory, "two", 5, 15, end=False)
