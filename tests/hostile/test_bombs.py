@@ -271,7 +271,7 @@ def test_a_mesh_describes_no_more_than_is_read(tmp_path: Path) -> None:
         read_mesh(path)
 
 
-TRUSTED = {"build.py", "config/bounds.py", "jobs/step_lines.py", "pipeline/host.py", "trainer/ranks.py"}
+TRUSTED = {"build.py", "config/bounds.py", "pipeline/host.py", "trainer/ranks.py"}
 """What this copy of stageline, a parent process or a peer says of itself."""
 
 
