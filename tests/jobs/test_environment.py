@@ -12,6 +12,7 @@ from stageline.jobs.environment import (
     ARGUMENTS_VARIABLE,
     CONFIG_VARIABLE,
     JobEnvironment,
+    Meeting,
     job_words,
     process_environment,
     rank_environment,
@@ -71,10 +72,16 @@ def test_ranks_get_no_config_but_the_words_they_compare():
 
 
 def test_waits_that_the_pod_sets_itself_stay():
-    own = {"STAGELINE_LEASE_WAIT_SECONDS": "5", "PET_RDZV_CONF": "join_timeout=7"}
-    ranks = rank_environment(own, ("train", "film"), "/records", lease_wait_seconds=120, join_seconds=900)
-    assert (ranks["STAGELINE_LEASE_WAIT_SECONDS"], ranks["PET_RDZV_CONF"]) == ("5", "join_timeout=7")
+    own = {"STAGELINE_LEASE_WAIT_SECONDS": "5", "TORCH_CPP_LOG_LEVEL": "INFO"}
+    meeting = Meeting(rank=1, member="12345678-90", bind="10.0.0.7", seconds=899.2)
+    ranks = rank_environment(own, ("train", "film"), "/records", lease_wait_seconds=120, meeting=meeting)
+    assert (ranks["STAGELINE_LEASE_WAIT_SECONDS"], ranks["TORCH_CPP_LOG_LEVEL"]) == ("5", "INFO")
+    assert ranks["PET_RDZV_CONF"] == "rank=1,member=12345678-90,bind=10.0.0.7,timeout=900"
     assert ranks["PET_MAX_RESTARTS"] == "0"
+    edited = {"PET_RDZV_BACKEND": "c10d", "PET_RDZV_CONF": "join_timeout=7", "PET_MAX_RESTARTS": "3"}
+    again = rank_environment(edited, ("train", "film"), "/records", lease_wait_seconds=120, meeting=meeting)
+    assert again["PET_RDZV_BACKEND"] == "stageline", "torch's own unpickles what anybody writes into its store"
+    assert again.items() >= {name: ranks[name] for name in edited}.items()
     alone = rank_environment({}, ("prepare",), "/records", lease_wait_seconds=120)
     assert not [name for name in alone if name.startswith("PET_")]
     assert ARGUMENTS_VARIABLE in alone

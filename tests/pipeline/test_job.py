@@ -22,7 +22,9 @@ def test_one_process_is_started_directly() -> None:
 def test_several_processes_go_through_torchrun_without_its_own_restarts() -> None:
     job = Job("a-film", ("train", "film"), processes=2, shutdown_timeout_seconds=33)
     assert render_command(job, "python") == [
-        *("python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=0"),
+        *("python", "-m", "torch.distributed.run"),
+        *("--nnodes=1", "--rdzv-backend=stageline", "--rdzv-endpoint=127.0.0.1:0", "--rdzv-id=a-film"),
+        *("--rdzv-conf=rank=0,timeout=60", "--nproc-per-node=2", "--max-restarts=0"),
         *("-m", "stageline", "train", "film"),
     ]
     spread = Job("a-film", ("train", "film"), nodes=2, processes=3)  # one machine starts the ranks of all nodes itself

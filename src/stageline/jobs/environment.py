@@ -6,7 +6,9 @@ the folder for failure records) are theirs and are only written here. torchrun f
 
 from __future__ import annotations
 
+import math
 import shlex
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -37,16 +39,19 @@ RENDEZVOUS_VARIABLE = "STAGELINE_RENDEZVOUS_SECONDS"
 """Set by whoever wants pods to wait for each other shorter or longer than usual."""
 MESSAGE_VARIABLE = "STAGELINE_TERMINATION_LOG"
 """Set where a pod's termination message lies elsewhere than the kubelet looks for it."""
-POD_NAME, POD_UID, NODE_NAME = "POD_NAME", "POD_UID", "NODE_NAME"
-POD_FIELDS = {POD_NAME: "metadata.name", POD_UID: "metadata.uid", NODE_NAME: "spec.nodeName"}
+POD_NAME, POD_UID, POD_IP, NODE_NAME = "POD_NAME", "POD_UID", "POD_IP", "NODE_NAME"
+POD_FIELDS = {POD_NAME: "metadata.name", POD_UID: "metadata.uid", POD_IP: "status.podIP", NODE_NAME: "spec.nodeName"}
 """Variable -> the field of the pod that Kubernetes itself writes into it."""
 QUIET = {"OMP_NUM_THREADS": "1"}
 """What torchrun sets itself for several ranks, with a banner: `trainer.threads` says how many torch really takes."""
 PORT = 23456
 """Of the rendezvous on worker 0; also the training-operator's own default."""
+RENDEZVOUS_BACKEND = "stageline"
+"""Our own for torchrun, by the entry point of `trainer.torchrun`: torch's c10d unpickles what it finds."""
 _NODES, _PROCESSES, _SHUTDOWN = "PET_NNODES", "PET_NPROC_PER_NODE", "PET_SHUTDOWN_TIMEOUT"
 _RESTARTS = {"PET_MAX_RESTARTS": "0"}
 """Restarting is the operator's and the launcher's affair: torchrun's own would hide how a rank ended."""
+_BACKEND = {"PET_RDZV_BACKEND": RENDEZVOUS_BACKEND}
 _UNBUFFERED = {"PYTHONUNBUFFERED": "1"}
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -56,11 +61,28 @@ OF_RANKS = (
     *("ROLE_WORLD_SIZE", "NODE_RANK", "TORCHELASTIC_RUN_ID"),
 )
 """What torchrun tells its ranks. Nobody who starts a job is one: left in a shell, it would make a rank of the job."""
+LOOPBACK = "127.0.0.1"
 
 
 def without_ranks(variables: Mapping[str, str]) -> dict[str, str]:
-    """The environment that jobs and pipelines on this machine start from. variables: of who starts them."""
-    return {name: value for name, value in variables.items() if name not in OF_RANKS}
+    """The environment that jobs and pipelines on this machine start from. variables: of who starts them.
+
+    Without torchrun's own options, too (`PET_*`): jobs are told theirs.
+    """
+    return {name: value for name, value in variables.items() if name not in OF_RANKS and not name.startswith("PET_")}
+
+
+def loopback_environment() -> dict[str, str]:
+    """Where ranks of this machine alone talk to each other (gloo), unless their starter says otherwise."""
+    names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+    return {"GLOO_SOCKET_IFNAME": names[0]} if names else {}
+
+
+def meeting_here(job: str) -> list[str]:
+    """The options by which ranks on this machine meet where no other machine reaches them. job: its name."""
+    meeting = Meeting(rank=0, member="", bind="", seconds=60)
+    options = {"nnodes": "1", "rdzv-backend": RENDEZVOUS_BACKEND, "rdzv-endpoint": f"{LOOPBACK}:0", "rdzv-id": job}
+    return [f"--{name}={value}" for name, value in {**options, "rdzv-conf": meeting.text()}.items()]
 
 
 @dataclass(frozen=True)
@@ -94,7 +116,7 @@ def write_environment(told: JobEnvironment) -> dict[str, str]:
         **_UNBUFFERED,
         _NODES: str(told.nodes),
         _PROCESSES: str(told.processes),
-        "PET_RDZV_BACKEND": "c10d",
+        **_BACKEND,
         "PET_RDZV_ENDPOINT": f"{told.job}-worker-0:{PORT}",
         "PET_RDZV_ID": told.job,
         **_RESTARTS,
@@ -185,13 +207,33 @@ def process_environment(shutdown_timeout_seconds: int, failure_dir: str) -> dict
     return {**_UNBUFFERED, **timeout, **_RESTARTS, FAILURE_DIR_VARIABLE: failure_dir}
 
 
+@dataclass(frozen=True)
+class Meeting:
+    """How a node finds its peers.
+
+    rank: which of the nodes it is.  member: by what name, its pod's uid; "" for a random one.
+    bind: the one address on which node 0's store listens; "" for that of the endpoint.
+    seconds: how long it waits for the others.
+    """
+
+    rank: int
+    member: str
+    bind: str
+    seconds: float
+
+    def text(self) -> str:
+        """As `--rdzv-conf`."""
+        told = {"rank": self.rank, "member": self.member, "bind": self.bind, "timeout": math.ceil(self.seconds)}
+        return ",".join(f"{name}={value}" for name, value in told.items() if value != "")
+
+
 def rank_environment(
     own: Mapping[str, str],
     arguments: Sequence[str],
     failure_dir: str,
     *,
     lease_wait_seconds: int,
-    join_seconds: float | None = None,
+    meeting: Meeting | None = None,
 ) -> dict[str, str]:
     """What the ranks of a pod get instead of the pod's own environment; its config reaches them as a file.
 
@@ -199,16 +241,15 @@ def rank_environment(
     arguments: verb and options of the job, which the ranks compare with each other's.
     failure_dir: folder in which they leave their failure records.
     lease_wait_seconds: how long they wait for the lease of an attempt before them.
-    join_seconds: how long torchrun looks for its peers; None where the one rank is started without torchrun.
+    meeting: how torchrun finds its peers; None where the one rank is started without torchrun.
     """
     variables = {**QUIET, **own}
     variables.pop(CONFIG_VARIABLE, None)
     variables.setdefault(WAIT_VARIABLE, str(lease_wait_seconds))
     variables |= {**_UNBUFFERED, FAILURE_DIR_VARIABLE: failure_dir, ARGUMENTS_VARIABLE: shlex.join(arguments)}
-    if join_seconds is not None:
-        variables |= _RESTARTS
+    if meeting is not None:
+        variables |= {**_RESTARTS, **_BACKEND, "PET_RDZV_CONF": meeting.text()}
         variables.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a store that ends before its clients: pages of frames
-        variables.setdefault("PET_RDZV_CONF", f"join_timeout={join_seconds:.0f},close_timeout=30")
     return variables
 
 

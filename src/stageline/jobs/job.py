@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stageline.errors import EXIT_INTERRUPTED, InterruptedRunError, StagelineError, StepFailedError
+from stageline.jobs.environment import meeting_here
 from stageline.telemetry import FailureRecord
 from stageline.work.record import EVALUATE_ITEM, PREPARE_ITEM
 
@@ -120,7 +121,7 @@ def render_command(job: Job, python: str) -> list[str]:
     ranks = job.world_size
     if ranks == 1:
         return [python, "-m", "stageline", *job.arguments]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--max-restarts=0"]
+    torchrun = ["-m", "torch.distributed.run", *meeting_here(job.name), f"--nproc-per-node={ranks}", "--max-restarts=0"]
     return [python, *torchrun, "-m", "stageline", *job.arguments]
 
 

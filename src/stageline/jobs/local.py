@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from stageline.jobs.environment import QUIET, process_environment, without_ranks
+from stageline.jobs.environment import QUIET, loopback_environment, process_environment, without_ranks
 from stageline.jobs.job import Job, Verdict, judge, render_command
 from stageline.jobs.processes import adopt_orphans, die_with_parent, kill_marked
 from stageline.signals import REPEAT_SECONDS
@@ -103,7 +103,7 @@ def start_job(job: Job, python: str = sys.executable) -> LocalProcess:
         own = process_environment(job.shutdown_timeout_seconds, str(failure_dir))
         process = subprocess.Popen(
             render_command(_with_config(job, scratch), python),
-            env={**QUIET, **without_ranks(os.environ), **own, **job.environment},
+            env={**QUIET, **loopback_environment(), **without_ranks(os.environ), **own, **job.environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

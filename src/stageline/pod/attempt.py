@@ -20,7 +20,7 @@ from stageline.errors import (
     StagelineError,
     StoreUnavailableError,
 )
-from stageline.jobs.environment import RENDEZVOUS_VARIABLE, rank_environment
+from stageline.jobs.environment import LOOPBACK, RENDEZVOUS_VARIABLE, Meeting, rank_environment
 from stageline.pod.finished import find_finished
 from stageline.pod.memory import count_oom_kills
 from stageline.pod.program import Program, ProgramEnd, watch
@@ -205,12 +205,13 @@ def make_program(attempt: Attempt, words: Sequence[str], world_size: int, number
     command = attempt.rank_command(words)
     if world_size > 1:
         command = [attempt.python, "-m", "torch.distributed.run", "-m", "stageline.pod.rank", *command]
+    bind = LOOPBACK if pod.nodes == 1 else pod.address  # ranks of one pod alone are nobody else's affair
     environment = rank_environment(
         os.environ,
         pod.arguments,
         str(attempt.records),
         lease_wait_seconds=attempt.lease_wait_seconds,
-        join_seconds=join_seconds if world_size > 1 else None,
+        meeting=Meeting(pod.index, pod.uid, bind, join_seconds) if world_size > 1 else None,
     )
     return Program(
         command=command,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stageline.errors import ConfigError
-from stageline.jobs.environment import NODE_NAME, POD_NAME, POD_UID, read_environment
+from stageline.jobs.environment import NODE_NAME, POD_IP, POD_NAME, POD_UID, read_environment
 
 VERBS = ("train", "prepare", "evaluate", "trial")
 USAGE = "stageline-entry train <stage> --data=… | prepare | evaluate --checkpoint=… --data=… | trial <stage> --family=…"
@@ -19,7 +19,8 @@ class Pod:
     """One pod of a job.
 
     arguments: verb and options.  config: the run's raw config, empty where none was given.  fingerprint: of the job.
-    index: which of the nodes this is.  deadline: unix seconds.  name, uid, node: of the pod, empty outside a cluster.
+    index: which of the nodes this is.  deadline: unix seconds.
+    name, uid, address (its IP), node: of the pod, empty outside a cluster.
     """
 
     arguments: tuple[str, ...]
@@ -34,6 +35,7 @@ class Pod:
     shutdown_timeout_seconds: float = 120.0
     name: str = ""
     uid: str = ""
+    address: str = ""
     node: str = ""
 
     @property
@@ -74,19 +76,26 @@ def read_pod(arguments: Sequence[str], variables: Mapping[str, str]) -> Pod:
         raise ConfigError(f"stageline-entry {arguments[0]}: expected the name of a stage", remedy=USAGE)
     told = read_environment(variables)
     name = variables.get(POD_NAME, "")
-    index = re.search(r"-worker-(\d+)$", name)
+    found_index = re.search(r"-worker-(\d+)$", name)
+    if told.nodes > 1 and (found_index is None or int(found_index[1]) >= told.nodes):
+        raise ConfigError(
+            f"{POD_NAME}={name!r} names none of the {told.nodes} workers of a job: the rank of a node is the number at "
+            "its end, `<job>-worker-<number>`",
+            remedy="submit the job again: the training-operator names its pods so",
+        )
     return Pod(
         arguments=tuple(arguments),
         config=told.config,
         job=told.job,
         item=told.item or (arguments[1] if named else arguments[0]),
         fingerprint=told.fingerprint,
-        index=int(index[1]) if index else 0,
+        index=int(found_index[1]) if found_index else 0,
         nodes=told.nodes,
         processes=told.processes,
         deadline=told.deadline,
         shutdown_timeout_seconds=told.shutdown_timeout_seconds,
         name=name,
         uid=variables.get(POD_UID, ""),
+        address=variables.get(POD_IP, ""),
         node=variables.get(NODE_NAME, ""),
     )
