@@ -211,7 +211,7 @@ class StaticRendezvous(RendezvousHandler):
         address, port: for the ranks, which join the same store: not a name that leads to another pod a moment later.
         """
         gang = hashlib.sha256(json.dumps(members).encode()).hexdigest()[:16]
-        self._gang_id = f"{self.meeting.job}/{gang}"
+        self._gang_id = f"{self.meeting.job}-{gang}"  # a part of file names, too
         own = PrefixStore(f"{BACKEND}/{self._gang_id}", store)
         return RendezvousInfo(own, self.meeting.rank, self.meeting.nodes, RendezvousStoreInfo(address, port))
 
