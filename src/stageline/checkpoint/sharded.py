@@ -1,8 +1,10 @@
 """Checkpoints of a model that is spread over ranks (FSDP2): every rank writes its shards, rank 0 commits.
 
 Shards go through torch's distributed checkpoint with its safetensors writer; no `.metadata` and no other pickle is
-written. What that library does not notice on loading (extra names, another dtype, a flipped bit, a missing shard) is
-checked here before it is asked. All functions are collective: every rank of the group calls them, on one thread.
+written. Its own exchange of plans is not used, since that pickles them: each rank plans its part alone, and what the
+parts cover is compared. What that library does not notice on loading (extra names, another dtype, a flipped bit, a
+missing shard) is checked here before it is asked. All functions are collective: every rank of the group calls them, on
+one thread.
 """
 
 from __future__ import annotations
@@ -10,22 +12,29 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+from torch.distributed.tensor import DTensor
 
 from stageline.checkpoint.admission import account
 from stageline.checkpoint.commit import CheckpointWriter, Snapshot, prune_command
 from stageline.checkpoint.derived import write_derived
+from stageline.checkpoint.exchange import Group, gather_json
 from stageline.checkpoint.layout import CheckpointRef, StageDir, open_checkpoint
 from stageline.checkpoint.metadata import FileRecord
 from stageline.checkpoint.tensors import CHUNK_BYTES, DAMAGED, records_of
@@ -38,36 +47,48 @@ from stageline.store.local import path_of
 from stageline.store.scratch import scratch_folder
 
 T = TypeVar("T")
-Group = dist.ProcessGroup | None
 
 
-def _rank(group: Group) -> int:
-    return dist.get_rank(group) if dist.is_initialized() else 0
+@dataclass(frozen=True)
+class _Peers:
+    """The ranks that save or load together. device: from which their backend sends."""
+
+    group: Group
+    device: torch.device
+
+    @classmethod
+    def of(cls, group: Group, tensors: Iterable[Tensor]) -> _Peers:
+        found = {_local(tensor).device for tensor in tensors}
+        moved = dist.is_initialized() and dist.get_backend(group) == "nccl"
+        devices = [device for device in found if device.type == "cuda"]
+        return cls(group, devices[0] if moved and devices else torch.device("cpu"))
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank(self.group) if dist.is_initialized() else 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every rank says (JSON), in the order of ranks."""
+        return gather_json(value, self.device, self.group)
 
 
-def _gather(value: Any, group: Group) -> list[Any]:
-    """What every rank says, in the order of ranks."""
-    if not dist.is_initialized():
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(values, value, group=group)
-    return values
+def _together(work: Callable[[], Any], peers: _Peers) -> list[Any]:
+    """Do something on every rank; if it failed on one, all raise: that one its own error, the others PeerLostError.
 
-
-def _together(work: Callable[[], T], group: Group) -> list[T]:
-    """Do something on every rank; if it failed on one, all raise: that one its own error, the others PeerLostError."""
-    value: T | None = None
+    work: what it returns is JSON, and goes to all ranks.
+    """
+    value: Any = None
     failure: StagelineError | None = None
     try:
         value = work()
     except CheckpointException as error:
         # It derives from BaseException and wraps what happened on each rank.
-        failure = _unwrapped(error, group)
+        failure = _unwrapped(error)
     except StagelineError as error:
         failure = error
     except (OSError, RuntimeError, ValueError) as error:
         failure = CheckpointError(f"{type(error).__name__}: {_first_line(error)}")
-    told = _gather((value, str(failure) if failure else ""), group)
+    told = peers.gather([value, str(failure) if failure else ""])
     if failure is not None:
         raise failure
     others = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(told) if text]
@@ -76,19 +97,16 @@ def _together(work: Callable[[], T], group: Group) -> list[T]:
     return [item for item, _ in told]
 
 
-def _own(work: Callable[[], T], group: Group) -> T:
+def _own(work: Callable[[], T], peers: _Peers) -> T:
     """The same for what is this rank's own; it is not told to the others."""
     made: list[T] = []
-    _together(lambda: made.append(work()), group)
+    _together(lambda: made.append(work()), peers)
     return made[0]
 
 
-def _unwrapped(error: CheckpointException, group: Group) -> StagelineError:
-    """What the distributed writer or reader met: on the rank it happened to, its own error."""
-    causes = {rank: cause for rank, (cause, _) in error.failures.items()}
-    own = causes.get(_rank(group))
-    if own is None:
-        return PeerLostError(f"a checkpoint failed on rank {', '.join(map(str, sorted(causes)))}")
+def _unwrapped(error: CheckpointException) -> StagelineError:
+    """What torch's writer or reader met on this rank."""
+    own = next(cause for cause, _ in error.failures.values())
     if isinstance(own, OSError) and own.errno in FULL:
         return DiskFullError(
             f"no room to write a shard: {own.strerror}",
@@ -115,10 +133,11 @@ def save_sharded(
     writer: on rank 0, None elsewhere.  snapshot: everything but tensors (`tensors={}`).  groups: `model`, `ema` and
     `training/optimizer`, each names to DTensors or (equal on all ranks) plain tensors; nothing else.
     """
-    is_first = _rank(group) == 0
+    every = [tensor for part in groups.values() for tensor in part.values()]
+    peers = _Peers.of(group, every)
+    is_first = peers.rank == 0
     assert is_first == (writer is not None), "rank 0 and only rank 0 has the writer"
-    num_bytes = sum(_local(t).numel() * t.element_size() for part in groups.values() for t in part.values())
-    total = sum(_gather(num_bytes, group))
+    total = sum(peers.gather(sum(_local(tensor).numel() * tensor.element_size() for tensor in every)))
 
     def claim() -> str:
         if writer is None:
@@ -127,27 +146,35 @@ def save_sharded(
         writer.check_room(total)
         return writer.claim(snapshot.step)
 
-    name = _together(claim, group)[0]
+    name = str(_together(claim, peers)[0])
     store = stage_dir.step_store(name)
     try:
         written: dict[str, FileRecord] = {}
         for folder, tensors in groups.items():
-            written |= _write_shards(store, folder, tensors, group)
+            written |= _write_shards(store, folder, tensors, peers)
         if snapshot.exports is not None:
             exports = snapshot.exports
-            own = _whole({**groups["model"], **groups.get("ema", {})}, keep=writer is not None, group=group)
-            derived = _together(lambda: write_derived(store, exports(own)) if writer else {}, group)
-            written |= derived[0]
+            own = _whole({**groups["model"], **groups.get("ema", {})}, keep=writer is not None, peers=peers)
+            derived = _together(lambda: _to_json(write_derived(store, exports(own))) if writer else {}, peers)
+            written |= _from_json(derived[0])
         records = {folder: records_of(tensors) for folder, tensors in groups.items()}
-        digests = _together(lambda: writer.commit(name, snapshot, written, records).digest if writer else "", group)
+        digests = _together(lambda: writer.commit(name, snapshot, written, records).digest if writer else "", peers)
     except StagelineError:
         if writer is not None:
             writer.abandon(name)
         raise
-    return open_checkpoint(store, digests[0])
+    return open_checkpoint(store, str(digests[0]))
 
 
-def _whole(tensors: Mapping[str, Tensor], *, keep: bool, group: Group) -> dict[str, Tensor]:
+def _to_json(records: Mapping[str, FileRecord]) -> dict[str, Any]:
+    return {name: record.model_dump() for name, record in records.items()}
+
+
+def _from_json(plain: Any) -> dict[str, FileRecord]:
+    return {name: FileRecord.model_validate(record) for name, record in plain.items()}
+
+
+def _whole(tensors: Mapping[str, Tensor], *, keep: bool, peers: _Peers) -> dict[str, Tensor]:
     """Whole tensors in host memory on the rank that keeps them; every rank takes part."""
 
     def gather() -> dict[str, Tensor]:
@@ -160,7 +187,7 @@ def _whole(tensors: Mapping[str, Tensor], *, keep: bool, group: Group) -> dict[s
         return found
 
     held: dict[str, Tensor] = {}
-    _together(lambda: held.update(gather()), group)
+    _together(lambda: held.update(gather()), peers)
     return held
 
 
@@ -170,39 +197,86 @@ def _local(tensor: Tensor) -> Tensor:
     return to_local() if to_local else tensor
 
 
-def _write_shards(store: Store, folder: str, tensors: Mapping[str, Tensor], group: Group) -> dict[str, FileRecord]:
+def _write_shards(store: Store, folder: str, tensors: Mapping[str, Tensor], peers: _Peers) -> dict[str, FileRecord]:
     """Write all shards of one group durably; name -> size and hash of every rank's files.
 
-    The parts are done together one by one: a rank that failed before the distributed writer's own collectives would
-    leave the others waiting in them.
+    CheckpointError on every rank where the parts of all together are not the whole of each tensor.
     """
-    rank, local = _rank(group), store.child(folder).local
+    local = store.child(folder).local
     with ExitStack() as stack:
 
         def open_scratch() -> Path:
-            purpose = f"shards-{rank}"
+            purpose = f"shards-{peers.rank}"
             return stack.enter_context(scratch_folder(purpose) if local is None else local.scratch(purpose))
 
-        target = _own(open_scratch, group)
+        target = _own(open_scratch, peers)
+        planner = _OwnPart(peers.rank)
 
-        def write() -> None:
-            storage = HuggingFaceStorageWriter(str(target), save_distributed=True)
+        def write() -> list[int]:
+            storage = _OwnShard(target, peers.rank)
             with _alone_is_meant():
-                save_distributed(dict(tensors), storage_writer=storage, process_group=group)
+                save_distributed(dict(tensors), storage_writer=storage, planner=planner, no_dist=True)
+            return [planner.elements.get(name, 0) for name in sorted(tensors)]
 
-        def finish() -> dict[str, FileRecord]:
+        def finish() -> dict[str, Any]:
             records = {}
-            for path in sorted(target.glob(f"shard-{rank + 1:05d}-*.safetensors")):
+            for path in sorted(target.glob(f"shard-{peers.rank + 1:05d}-*.safetensors")):
                 with os.fdopen(open_local(path), "rb") as file:
                     records[f"{folder}/{path.name}"] = _record(file)
                 if local is None:
                     store.put(f"{folder}/{path.name}", path)
                 else:
                     local.adopt(path, path.name)
-            return records
+            return _to_json(records)
 
-        _together(write, group)
-        return {name: record for part in _together(finish, group) for name, record in part.items()}
+        counts = [sum(parts) for parts in zip(*_together(write, peers), strict=True)]
+        wrong = [name for name, count in zip(sorted(tensors), counts, strict=True) if count != tensors[name].numel()]
+        if wrong:
+            raise CheckpointError(f"the shards of {', '.join(wrong[:3])} do not make a whole: the ranks do not agree")
+        return {name: record for part in _together(finish, peers) for name, record in _from_json(part).items()}
+
+
+class _OwnPart(DefaultSavePlanner):
+    """A plan of what this rank writes of every tensor, by its placements alone; of whole ones rank 0 writes all.
+
+    elements: tensor -> how many of them this rank writes.
+    """
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+        self.elements: dict[str, int] = {}
+
+    def create_local_plan(self) -> SavePlan:
+        plan = super().create_local_plan()
+        own = [item for item in plan.items if self._is_own(item.index.fqn)]
+        for item in own:
+            assert item.tensor_data is not None, "only tensors are saved so"
+            name = item.index.fqn
+            self.elements[name] = self.elements.get(name, 0) + item.tensor_data.chunk.sizes.numel()
+        self.plan = replace(plan, items=own)
+        return self.plan
+
+    def _is_own(self, name: str) -> bool:
+        tensor = self.state_dict[name]
+        if not isinstance(tensor, DTensor):
+            return self.rank == 0
+        place = list(tensor.device_mesh.get_coordinate() or ())
+        return all(at == 0 for at, placement in zip(place, tensor.placements, strict=True) if not placement.is_shard())
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        return all_plans, Metadata({})
+
+
+class _OwnShard(HuggingFaceStorageWriter):
+    """Writes the shard of this rank, under its number."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        super().__init__(str(folder), save_distributed=True)
+        self._number = rank + 1
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        return [replace(plan, storage_data={"shard_index": self._number}) for plan in plans]
 
 
 @contextmanager
@@ -227,6 +301,7 @@ def load_sharded(ref: CheckpointRef, folder: str, tensors: Mapping[str, Tensor],
     folder: `model`, `ema` or `training/optimizer`. Every name, dtype and shape must be the file's, every byte must be
     the metadata's; otherwise CheckpointError and nothing is touched.
     """
+    peers = _Peers.of(group, tensors.values())
     names = sorted(name for name in ref.metadata.files if name.startswith(f"{folder}/shard-"))
 
     def check() -> None:
@@ -234,17 +309,17 @@ def load_sharded(ref: CheckpointRef, folder: str, tensors: Mapping[str, Tensor],
             raise CheckpointError(f"{ref.uri!r} has no shards of {folder}", remedy="load it as a whole checkpoint")
         account(records_of(tensors), ref.metadata.tensors.get(folder, {}), where=f"{ref.uri}/{folder}")
 
-    _together(check, group)
+    _together(check, peers)
     with ExitStack() as stack:
-        source = _own(lambda: stack.enter_context(scratch_folder("shards")), group)
-        _together(lambda: _verify(ref, folder, names, source, stack), group)
+        source = _own(lambda: stack.enter_context(scratch_folder("shards")), peers)
+        _together(lambda: _verify(ref, folder, names, source, stack), peers)
 
         def load() -> None:
             storage = HuggingFaceStorageReader(str(source))
             with _alone_is_meant():
-                load_distributed(dict(tensors), storage_reader=storage, process_group=group)
+                load_distributed(dict(tensors), storage_reader=storage, no_dist=True)
 
-        _together(load, group)
+        _together(load, peers)
 
 
 def _verify(ref: CheckpointRef, folder: str, names: list[str], source: Path, stack: ExitStack) -> None:

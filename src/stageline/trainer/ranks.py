@@ -6,7 +6,6 @@ pickled. A peer that goes away shows up here as a collective that fails: that is
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
@@ -25,6 +24,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
 
+from stageline.checkpoint.exchange import gather_json
 from stageline.config import TrainerConfig
 from stageline.errors import ConfigError, PeerLostError, StagelineError, difference
 from stageline.trainer.precision import precision_of
@@ -132,19 +132,8 @@ class Ranks:
         """A JSON value from every rank, in the order of ranks, on every rank."""
         if self.size == 1:
             return [value]
-        data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=self.device)
-        length = torch.tensor([data.numel()], device=self.device)
-        lengths = [torch.zeros_like(length) for _ in range(self.size)]
         with lost_peers("gathering from ranks"):
-            dist.all_gather(lengths, length)
-            widest = max(int(item) for item in lengths)
-            padded = torch.zeros(widest, dtype=torch.uint8, device=self.device)
-            padded[: data.numel()] = data
-            blocks = [torch.zeros_like(padded) for _ in range(self.size)]
-            dist.all_gather(blocks, padded)
-            return [
-                json.loads(bytes(block[: int(n)].tolist()).decode()) for block, n in zip(blocks, lengths, strict=True)
-            ]
+            return gather_json(value, self.device)
 
     def gather_rows(self, tensor: Tensor) -> Tensor:
         """(n, ...) of every rank as (sum of all n, ...) in the order of ranks, with gradient; n may differ."""
