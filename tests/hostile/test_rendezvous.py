@@ -79,9 +79,14 @@ def mark(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(rendezvous, "AGAIN_SECONDS", 0.05)
     monkeypatch.setattr(rendezvous, "TRY_SECONDS", 0.5)
+    yield
+    end = time.monotonic() + HANG_SECONDS
+    while any(thread.name == rendezvous.ATTEMPT for thread in threading.enumerate()):
+        assert time.monotonic() < end, "an attempt that was given up does not end with its connection"
+        time.sleep(0.05)
 
 
 def free_port() -> int:

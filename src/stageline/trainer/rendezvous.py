@@ -51,6 +51,7 @@ STORE_SECONDS = 60.0
 """For what the agents of a gang read from each other's keys, which are written at once."""
 LONGEST_LIST = 2**20
 LIST = "members"
+ATTEMPT = "looks for its peers"
 _NAME = re.compile(r"[!-~]{1,200}")
 
 
@@ -196,8 +197,9 @@ class StaticRendezvous(RendezvousHandler):
                     told.port,
                     is_master=False,
                     wait_for_workers=False,
-                    timeout=timedelta(seconds=STORE_SECONDS),
+                    timeout=timedelta(seconds=TRY_SECONDS),  # also of one that is given up: its thread ends soon
                 )
+                store.set_timeout(timedelta(seconds=STORE_SECONDS))
                 return store, _take_part(_shared(store, told.job), told, min(TRY_SECONDS, end - time.monotonic()))
             except DistError as error:
                 raise _NotYetError(f"worker 0 at {address}:{told.port} went away: {_first_line(error)}") from error
@@ -341,7 +343,7 @@ def _bounded(work: Callable[[], T], seconds: float, otherwise: str) -> T:
         except BaseException as error:  # noqa: BLE001  # raised again by who waits
             found.append(error)
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=run, name=ATTEMPT, daemon=True)
     thread.start()
     thread.join(seconds)
     if not found:
