@@ -97,7 +97,7 @@ def start(folder: Path, *, tiny: bool) -> None:
             raise StartedError
 
         task = record.build_task(*given)
-        task.loss = started
+        task.loss = task.validate = started  # validation is tried before the first step
         return task
 
     record = family.FAMILY
