@@ -271,8 +271,8 @@ def test_a_mesh_describes_no_more_than_is_read(tmp_path: Path) -> None:
         read_mesh(path)
 
 
-TRUSTED = {"build.py", "config/bounds.py", "pipeline/host.py", "trainer/ranks.py"}
-"""What this copy of stageline, a parent process or a peer says of itself."""
+TRUSTED = {"build.py", "config/bounds.py", "pipeline/host.py"}
+"""What this copy of stageline or a parent process says of itself."""
 
 
 def test_every_reader_of_foreign_json_and_yaml_keeps_the_limits() -> None:

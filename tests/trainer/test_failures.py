@@ -166,6 +166,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(train, tmp_path, monkeypatch, fa
         return os.statvfs_result(found)
 
     monkeypatch.setattr(os, "statvfs", statvfs)
+    monkeypatch.setattr(os, "fstatvfs", statvfs)
 
     def fill(task: Any) -> None:
         def on_loss(summed: Any, context: Any) -> Any:

@@ -47,7 +47,7 @@ def test_every_run_that_uses_a_split_lists_its_rows_and_its_checkpoints_count_th
     made = train_stage(config, "base", data=str(first.reference))
     assert resolve(str(made.reference)).metadata.data_set_aside == {"train": {"even": 1, "odd": 1}}
     page = Path(build_report(str(tmp_path / "runs/one"))).read_text()
-    assert '<a href="quarantine/train.csv">' in page
+    assert '<a href="./quarantine/train.csv">' in page
     assert "even 1, odd 1" in page
     prepared(tmp_path, "two")
     assert not (tmp_path / "runs/two/quarantine/train.csv").exists(), "of sources that were mended"
