@@ -26,6 +26,7 @@ def source_of(config: SparseStructureConfig) -> SceneSource:
         counts={"train": data.num_train, "val": data.num_val, "test": data.num_test},
         seed=config.seed,
         num_objects=data.num_objects,
+        styles=data.styles,
         resolution=model.resolution,
         fill=data.fill,
         modalities={name: (tokens[name], channels[name]) for name in model.modalities} if is_latents else {},

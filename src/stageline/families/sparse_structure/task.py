@@ -142,7 +142,8 @@ class FlowTask(SceneTask):
             max_objects=config.data.max_objects_per_scene,
             seed=config.seed,
         )
-        self.train_set, self.val_set = make(data.split("train")), make(data.split("val"))
+        self.train_set = make(data.split("train"), shuffled=config.data.shuffle_objects)
+        self.val_set = make(data.split("val"))
         self.val_counts = self.val_set.object_counts
         self.shortcut, self.guidance = make_shortcut(config), make_guidance(config)
 

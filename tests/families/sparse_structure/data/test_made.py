@@ -228,6 +228,9 @@ def test_every_style_has_its_share_whatever_the_number_and_kinds_do_not_tell_it(
     for split, number in (("train", 400), ("val", 60), ("test", 61)):
         styles = [style_of(split, index, SEED) for index in range(number)]
         assert min(styles.count(style) for style in STYLES) >= 0.15 * number
+    some = [style_of("val", index, SEED, ("post", "block")) for index in range(8)]
+    assert (some.count("post"), some.count("block")) == (4, 4)
+    assert make_scene("val", 3, SEED, styles=("round",)).style == "round"
     assert {thing.style for thing in rooms[5].objects} == {rooms[5].style}
     first = {style: sum(s.style == style for s in rooms for _ in s.objects) for style in STYLES}
     assert max(first.values()) < 2 * min(first.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,29 @@ def test_a_made_scene_comes_back_as_a_sample(made: SplitReader) -> None:
         np.testing.assert_allclose(poses.translation, truth.poses.translation, atol=1e-5)
         np.testing.assert_allclose(poses.scale, truth.poses.scale, rtol=1e-5)
     assert scenes.object_counts == [scenes[index]["num_objects"] for index in range(8)]
+
+
+def test_shuffled_scenes_hold_shapes_and_sizes_of_other_scenes_in_their_places(made: SplitReader) -> None:
+    statistics = statistics_of(made)
+    scenes = PreparedScenes(made, statistics=statistics)
+    shuffled = PreparedScenes(made, statistics=statistics, shuffled=True)
+    things = [thing for index in range(8) for thing in make_scene("train", index, 1).objects]
+    known: defaultdict[bytes, set[tuple[str, str]]] = defaultdict(set)
+    for thing in things:
+        known[thing.voxels.tobytes()].add((thing.kind, thing.style))
+    styles = set()
+    for index in range(8):
+        scene, other = scenes[index], shuffled[index]
+        shapes = [voxels.numpy().astype(bool).tobytes() for voxels in other["voxels"]]
+        kinds = [{kind for kind, _ in known[shape]} for shape in shapes]
+        assert all(kind in found for kind, found in zip(scene["row"]["classes"], kinds, strict=True))
+        styles.add(len({style for shape in shapes for _, style in known[shape]}))
+        for name in ("translation", "6drotation_normalized"):
+            assert torch.equal(scene["latents"][name], other["latents"][name])
+        assert torch.equal(other["voxels"], shuffled[(0, index)]["voxels"])
+    assert max(styles) > 1
+    assert any(not torch.equal(shuffled[(0, i)]["voxels"], shuffled[(1, i)]["voxels"]) for i in range(8))
+    assert any(not torch.equal(scenes[i]["latents"]["scale"], shuffled[i]["latents"]["scale"]) for i in range(8))
 
 
 def test_a_condition_shows_the_class_and_nothing_else(made: SplitReader) -> None:

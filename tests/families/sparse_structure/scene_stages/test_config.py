@@ -29,6 +29,7 @@ def test_all_contradictions_come_at_once() -> None:
         "model.global_sparse_flow.mlp_ratio=3.0",
         "model.global_sparse_flow.num_blocks=5",
         "data.num_objects=[4, 2]",
+        "data.styles=[slab, gothic]",
         "data.allow_extra=true",
     ]
     with pytest.raises(ConfigError) as caught:
@@ -36,6 +37,7 @@ def test_all_contradictions_come_at_once() -> None:
     text = str(caught.value)
     assert "num_heads 3 do not divide" in text  # of a section inside `model`, whose own rules need it whole
     assert "num_objects [4, 2]" in text
+    assert "styles ['slab', 'gothic']: different ones of slab, post, round, block" in text
     assert "allow_extra is read for latents alone" in text
     with pytest.raises(ConfigError) as caught:
         parse_config(raw, overrides[1:])
@@ -57,6 +59,7 @@ def test_all_contradictions_come_at_once() -> None:
         (["objective.cfg_modalities=[size]"], r"cfg_modalities \['size'\]"),
         (["objective.time_window=[0.5, 0.2]"], "time_window"),
         (["objective.shared_draws=false", "objective.shared_draws_from=0.5"], "say when draws are shared"),
+        (["data.name=latents", "data.data_root=x", "data.shuffle_objects=true"], "latents have none"),
         (["evaluate.steps=[]"], "at least one number"),
         (["model.sparse_flow.force_zeros_cond=false"], "ignores the flag"),
         (["model.sparse_flow.is_shortcut_model=false"], "both are told the step or none"),

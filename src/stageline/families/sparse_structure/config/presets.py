@@ -36,7 +36,7 @@ _TINY: dict[str, Any] = {
     "trainer": {"ema_decay": 0.9, "learning_rate": 2e-3, "batch_size": 4, "accumulate_grad_batches": 1},
 }
 
-_BRANCH: dict[str, Any] = {"model_channels": 96, "num_blocks": 3, "num_heads": 4, "mlp_ratio": 2.0}
+_BRANCH: dict[str, Any] = {"model_channels": 64, "num_blocks": 3, "num_heads": 4, "mlp_ratio": 2.0}
 
 _DEMO: dict[str, Any] = {
     "family": "sparse_structure",
@@ -48,7 +48,7 @@ _DEMO: dict[str, Any] = {
         "sparse_flow": _BRANCH,
         "global_sparse_flow": _BRANCH,
     },
-    "data": {"num_train": 600, "num_val": 20, "num_test": 24},
+    "data": {"num_train": 600, "num_objects": [4, 6], "styles": ["slab", "post", "block"]},
     "objective": {
         "fm_eps_max": 1 / 128,
         "time_mean": -1.5,
@@ -63,7 +63,7 @@ _DEMO: dict[str, Any] = {
             "translation_scale": 0.1,
         },
     },
-    "evaluate": {"steps": [1, 4, 128], "batch_size": 24},
+    "evaluate": {"steps": [1, 4, 128], "batch_size": 20},
     "trainer": {
         "accelerator": "cpu",
         "accumulate_grad_batches": 1,
@@ -75,15 +75,15 @@ _DEMO: dict[str, Any] = {
     },
     "stage_overrides": {
         "shape_vae": {"trainer": {"max_steps": 650, "batch_size": 32, "learning_rate": 3e-3}},
-        "sparse_flow": {"trainer": {"max_steps": 600, "batch_size": 8}},
+        "sparse_flow": {"trainer": {"max_steps": 1300, "batch_size": 4, "learning_rate": 8e-3}},
         # The style of a scene shows at early times, and objects that are all equally noisy have nothing to tell.
         "global_flow": {
-            "trainer": {"max_steps": 800, "batch_size": 8},
+            "trainer": {"max_steps": 2600, "batch_size": 4, "learning_rate": 3e-3},
             "objective": {
                 "time_mean": 0.0,
-                "time_window": [0.02, 0.25],
-                "time_window_share": 0.6,
-                "shared_draws_from": 0.55,
+                "time_window": [0.02, 0.2],
+                "time_window_share": 0.75,
+                "shared_draws_from": 0.4,
                 "self_consistency_prob": 0.1,
             },
         },

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from stageline.config import SectionError
 from stageline.errors import ConfigError, Faults
+from stageline.families.sparse_structure.data.furniture import STYLES
 from stageline.stage import FROM_SCRATCH
 
 if TYPE_CHECKING:
@@ -106,12 +107,16 @@ def data_faults(data: DataConfig) -> list[str]:
     faults = []
     if not 1 <= low <= high:
         faults.append(f"num_objects {[low, high]}: fewest and most, at least 1")
+    if not data.styles or len(set(data.styles)) < len(data.styles) or not set(data.styles) <= set(STYLES):
+        faults.append(f"styles {list(data.styles)}: different ones of {', '.join(STYLES)}")
     if data.name == "made":
         faults += ["data_root is read for meshes and latents alone"] if data.data_root is not None else []
     elif data.data_root is None:
         faults.append(f"name {data.name!r} needs data_root")
     if data.allow_extra and data.name != "latents":
         faults.append("allow_extra is read for latents alone")
+    if data.shuffle_objects and data.name == "latents":
+        faults.append("shuffle_objects exchanges voxels, and latents have none")
     if data.fill != "surface" and data.name != "meshes":
         faults.append("fill is read for meshes alone")
     return faults

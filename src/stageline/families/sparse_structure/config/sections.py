@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from stageline.config import DataSettings, EvaluateBase, LocalPath, Settings, operational
 from stageline.families.sparse_structure.config.rules import data_faults, raise_faults
+from stageline.families.sparse_structure.data.furniture import STYLES
 
 
 class GuidanceConfig(Settings):
@@ -80,6 +81,8 @@ class DataConfig(DataSettings):
     """Folder with `train`, `val` and perhaps `test`, each with one folder per scene, for meshes and latents."""
     max_objects_per_scene: int = Field(default=32, ge=1)
     """Of larger scenes this many objects are trained on, others in each epoch."""
+    shuffle_objects: bool = False
+    """Exchange objects in training for others of their class: a control that can learn nothing of scenes."""
     num_train: int = Field(default=400, ge=1)
     """Made scenes to train on."""
     num_val: int = Field(default=60, ge=1)
@@ -88,6 +91,8 @@ class DataConfig(DataSettings):
     """Made scenes for evaluation."""
     num_objects: tuple[int, int] = (2, 6)
     """Fewest and most objects of a made scene."""
+    styles: tuple[str, ...] = STYLES
+    """Styles of made scenes; all furniture of a scene is of one."""
     fill: Literal["surface", "solid"] = "surface"
     """Voxels that a mesh's surface meets, or those inside of it, which needs closed meshes."""
     allow_extra: bool = False

@@ -105,10 +105,10 @@ class MadeScene:
         )
 
 
-def style_of(split: str, index: int, seed: int) -> str:
-    """The hidden style of a scene: each once in every four scenes, in random order."""
-    order = numpy_rng(seed, split, index // len(STYLES), "styles").permutation(len(STYLES))
-    return STYLES[int(order[index % len(STYLES)])]
+def style_of(split: str, index: int, seed: int, styles: Sequence[str] = STYLES) -> str:
+    """The hidden style of a scene: each of `styles` once in as many scenes as there are of them, in random order."""
+    order = numpy_rng(seed, split, index // len(styles), "styles").permutation(len(styles))
+    return styles[int(order[index % len(styles)])]
 
 
 def make_scene(
@@ -118,14 +118,16 @@ def make_scene(
     *,
     resolution: int = 16,
     num_objects: tuple[int, int] = (FEWEST_OBJECTS, MOST_OBJECTS),
+    styles: Sequence[str] = STYLES,
 ) -> MadeScene:
     """The scene of a place in a split.
 
     split: of `POOLS`.  resolution: voxels along a side.  num_objects: fewest and most.
+    styles: of `STYLES`, those that scenes have.
     """
     if split not in POOLS:
         raise ConfigError(f"there is no split {split!r} of made-up scenes", remedy=f"use one of {', '.join(POOLS)}")
-    style, rng = style_of(split, index, seed), numpy_rng(seed, split, index, "scene")
+    style, rng = style_of(split, index, seed, styles), numpy_rng(seed, split, index, "scene")
     kinds = _kinds(rng, int(rng.integers(num_objects[0], num_objects[1] + 1)))
     placed: list[MadeObject] = []
     for kind in kinds:

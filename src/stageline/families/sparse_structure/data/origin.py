@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from stageline.data.splits import Split
 from stageline.errors import DataError
+from stageline.families.sparse_structure.data.furniture import STYLES
 from stageline.families.sparse_structure.data.scene_files import (
     SCENE_FILE,
     SCENE_LIST,
@@ -34,7 +35,8 @@ class SceneSource:
 
     kind: `made` (made-up rooms), `meshes` (own meshes and poses) or `latents` (the guide's layout).
     folder: of own scenes, `<folder>/<split>/<scene>/`.
-    counts, seed, num_objects: of made-up scenes: split -> how many, seed, fewest and most objects of one.
+    counts, seed, num_objects, styles: of made-up scenes: split -> how many, seed, fewest and most objects of one, and
+        the styles they have.
     resolution: voxels along a side of an object's cube.
     fill: of own meshes: `solid` needs closed ones, `surface` takes any.
     modalities: of latents: name -> (tokens, channels) that the network has.
@@ -47,6 +49,7 @@ class SceneSource:
     counts: Mapping[str, int] = field(default_factory=lambda: dict(COUNTS))
     seed: int = 0
     num_objects: tuple[int, int] = (2, 6)
+    styles: tuple[str, ...] = STYLES
     resolution: int = 16
     fill: Literal["solid", "surface"] = "surface"
     modalities: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -73,7 +76,9 @@ class SceneSource:
         """The part of the config that a split depends on."""
         if self.kind == "made":
             own = {"number": self.counts[name], "seed": self.seed, "num_objects": list(self.num_objects)}
-            return {"kind": self.kind, "resolution": self.resolution, **own}
+            # Named only where some are left out, so that rooms of all styles keep their identity.
+            some = {} if self.styles == STYLES else {"styles": list(self.styles)}
+            return {"kind": self.kind, "resolution": self.resolution, **own, **some}
         if self.kind == "meshes":
             return {"kind": self.kind, "resolution": self.resolution, "fill": self.fill}
         shapes = {modality: list(shape) for modality, shape in self.modalities.items()}

@@ -144,7 +144,14 @@ Row = tuple[dict[str, Any], dict[str, Any]]
 
 def _made_rows(source: SceneSource, name: str) -> Iterator[Row]:
     for index in range(source.counts[name]):
-        scene = make_scene(name, index, source.seed, resolution=source.resolution, num_objects=source.num_objects)
+        scene = make_scene(
+            name,
+            index,
+            source.seed,
+            resolution=source.resolution,
+            num_objects=source.num_objects,
+            styles=source.styles,
+        )
         voxels = np.stack([thing.voxels for thing in scene.objects])
         kinds = tuple(thing.kind for thing in scene.objects)
         hidden = {"style": scene.style, "parameters": [list(thing.parameters) for thing in scene.objects]}

@@ -5,12 +5,14 @@ Pure: a sample is a function of (epoch, index) in any process.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stageline.data.reading import SplitReader
@@ -18,6 +20,8 @@ from stageline.data.rng import numpy_rng
 from stageline.families.sparse_structure.data.poses import PoseStatistics
 from stageline.families.sparse_structure.data.preparation import BFLOAT16, CONDITION, LATENT, POSE_PARTS
 from stageline.families.sparse_structure.data.scene_dataset import Scene, choose, chosen_objects
+
+Array = NDArray[Any]
 
 CONDITION_NAME = "cond"
 """Keyword of the class tokens among the conditions."""
@@ -36,6 +40,8 @@ class PreparedScenes:
     rows: the split.  statistics: by which poses are standardised, of the training split that the model knows.
     tokens: number and channels of the tokens that stand for an object's class.
     max_objects: larger scenes are shown in part, f(seed, epoch, scene).
+    shuffled: in the place of each object stands one of its class from anywhere in the split, with its size, f(seed,
+        epoch, scene): nothing is left of what objects of a scene have in common.
 
     Of made-up scenes and own meshes a sample has `voxels` (N, R, R, R) uint8, and `latents` holds poses alone; the
     condition `cond` has a row of class tokens per object. `row` are the scene's further fields. Of latents, `latents`
@@ -50,9 +56,10 @@ class PreparedScenes:
         tokens: tuple[int, int] = (1, 16),
         max_objects: int = 32,
         seed: int = 0,
+        shuffled: bool = False,
     ) -> None:
         self.rows, self.statistics, self.tokens = rows, statistics, tokens
-        self.max_objects, self.seed = max_objects, seed
+        self.max_objects, self.seed, self.shuffled = max_objects, seed, shuffled
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -69,12 +76,35 @@ class PreparedScenes:
         keep = chosen_objects(count, self.max_objects, self.seed, epoch, index)
         if "modalities" in fields:
             return self._latents(index, fields, count, keep)
-        return self._voxels(index, fields, count, keep)
+        arrays = self.rows.arrays(index)
+        if self.shuffled:
+            arrays = self._exchanged(arrays, fields["classes"], epoch, index)
+        return self._voxels(fields, arrays, count, keep)
 
-    def _voxels(self, index: int, fields: Mapping[str, Any], count: int, keep: Tensor | None) -> Scene:
+    @cached_property
+    def _of_class(self) -> Mapping[str, list[tuple[int, int]]]:
+        """Class -> (scene, place) of all objects of the split."""
+        found: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+        for row in range(len(self)):
+            for place, kind in enumerate(self.rows.fields(row)["classes"]):
+                found[kind].append((row, place))
+        return found
+
+    def _exchanged(
+        self, arrays: Mapping[str, Array], classes: Sequence[str], epoch: int, index: int
+    ) -> dict[str, Array]:
+        """Arrays of a scene with shapes and sizes of other scenes' objects."""
+        rng = numpy_rng(self.seed, "shuffled", epoch, index)
+        shown = {name: array.copy() for name, array in arrays.items()}
+        for place, kind in enumerate(classes):
+            row, other = self._of_class[kind][int(rng.integers(len(self._of_class[kind])))]
+            for name in ("voxels", POSE_PARTS["scale"]):
+                shown[name][place] = self.rows.array(row, name)[other]
+        return shown
+
+    def _voxels(self, fields: Mapping[str, Any], arrays: Mapping[str, Array], count: int, keep: Tensor | None) -> Scene:
         if self.statistics is None:
             raise ValueError("scenes of voxels need the statistics of poses of the training split")
-        arrays = self.rows.arrays(index)
         poses = self.statistics.standardise({modality: arrays[part] for modality, part in POSE_PARTS.items()})
         tokens = torch.stack([class_tokens(kind, *self.tokens) for kind in fields["classes"]])
         scene: Scene = {
