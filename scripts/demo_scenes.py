@@ -1,6 +1,6 @@
 """The whole way of sparse_structure on made-up rooms: furniture and what stands beside it. `make demo-scenes` calls it.
 
-All furniture of a made-up room is of one of four styles, which no object is told. A branch that sees one object at a
+All furniture of a made-up room is of one of three styles, which no object is told. A branch that sees one object at a
 time draws styles at random; a second one that sees the scene is trained beside it, and both are measured by the share
 of pairs of objects of one style. Everything is done by the commands it prints; what they write lies under
 `demo/scenes`, and a second time they find it there.
@@ -74,7 +74,8 @@ def print_scores(run: Path) -> None:
     metrics, said = record["metrics"], record["provenance"]
     with path.with_name("rows.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    print(f"{said['scenes']} rooms, {said['objects']} objects; pairs of one style by chance: 0.25")
+    chance = 1 / said["styles"]
+    print(f"{said['scenes']} rooms, {said['objects']} objects; pairs of one style by chance: {chance:.2f}")
     print(f"{'':<38}" + "".join(f"{caption:>28}" for caption in MEASURES.values()) + f"{'distance':>12}")
     for mode in MODES:
         caption = f"{MOST} steps" if mode == SAMPLED else WORDS.modes[mode]

@@ -11,9 +11,10 @@ import pytest
 from guards import HANG_SECONDS
 from pydantic import Field
 
-from stageline.checkpoint.identity import claim_run, compare_run, read_run
-from stageline.config import RunConfig, Settings
+from stageline.checkpoint.identity import RunRecord, claim_run, compare_run, read_run
+from stageline.config import RunConfig, Settings, fingerprint, identity
 from stageline.errors import PlanError
+from stageline.families import FAMILIES, parse_config, raw_preset
 from stageline.store import Store
 
 
@@ -53,6 +54,19 @@ def test_another_identity_is_blocked_with_every_difference_and_the_flag(root: St
     assert record is not None
     assert len(compare_run(record, other)) == 2
     assert compare_run(record, config()) == []
+
+
+def test_what_evaluations_alone_read_makes_no_other_run_in_any_family(root: Store) -> None:
+    """Those of older records are no difference either, and are not told among differences."""
+    for name in sorted(FAMILIES):
+        one = parse_config(raw_preset(name, "tiny"), [f"run={name}"])
+        more = parse_config(raw_preset(name, "tiny"), [f"run={name}", "data.num_test=7"])
+        claim_run(root, one)
+        assert claim_run(root, more) == read_run(root, name)
+        older = RunRecord(**{**vars(claim_run(root, one)), "identity": identity(one) | {"data.num_test": 4}})
+        older = RunRecord(**{**vars(older), "fingerprint": fingerprint(older.identity)})
+        assert compare_run(older, more) == []
+        assert [line.split(":")[0] for line in compare_run(older, more.model_copy(update={"seed": 5}))] == ["seed"]
 
 
 def test_names_that_differ_in_capital_letters_alone_are_refused(root: Store) -> None:

@@ -119,10 +119,10 @@ def is_sealed(plain: Any) -> bool:
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
-    """What makes a run this run and no other, as a flat mapping of dotted keys."""
+    """What makes a run this run and no other, as a flat mapping of dotted keys; nothing that evaluations alone read."""
     flat = flatten(semantic(config))
-    wanted = type(config).IDENTITY
-    return {k: v for k, v in flat.items() if any(k == w or k.startswith(w + ".") for w in wanted)}
+    wanted, unread = type(config).IDENTITY, type(config).OF_EVALUATION
+    return {k: v for k, v in flat.items() if k not in unread and any(k == w or k.startswith(w + ".") for w in wanted)}
 
 
 def to_yaml(config: BaseModel) -> str:

@@ -279,8 +279,9 @@ class _Evaluator:
         return np.concatenate(found)
 
     def _provenance(self, objects: int) -> dict[str, Any]:
-        asked = self.config.evaluate
+        asked, rows = self.config.evaluate, self.scenes.rows
         return {
+            "styles": len({rows.fields(number)["style"] for number in self.numbers}) if self.has_styles else None,
             "split": asked.split,
             "weights": asked.weights,
             "steps": ", ".join(map(str, asked.steps)),

@@ -57,8 +57,7 @@ class FilmFlowConfig(RunConfig):
     """Answers for `stageline checkpoint import`."""
 
     IDENTITY: ClassVar[tuple[str, ...]] = (
-        *("family", "seed"),
-        *(f"data.{key}" for key in DataConfig.model_fields if key not in ("num_test", "test_dir")),
+        *("family", "seed", "data"),
         *(f"model.{key}" for key in ModelConfig.model_fields if key not in NO_IDENTITY),
     )
 
