@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from stageline.checkpoint.identity import claim_run
 from stageline.checkpoint.layout import StageDir
 from stageline.families import parse_config
 from stageline.work.decision import decide_stage
@@ -65,6 +66,18 @@ def test_a_job_that_was_edited_is_refused(tmp_path: Path, data: str) -> None:
     end = start(tmp_path, raw(tmp_path, learning_rate=0.5), data, STAGELINE_FINGERPRINT=fingerprint)
     assert end.code == 6, end.output
     assert fingerprint[:12] in end.message["sentence"]
+    assert "edited" in end.message["remedy"]
+    assert "a rank began" not in end.output
+
+
+def test_a_job_that_was_edited_into_another_run_is_refused(tmp_path: Path, data: str) -> None:
+    """The run is that of the job as it was made; the remedy is not to rename it."""
+    config = parse_config(raw(tmp_path))
+    claim_run(config.root, config)
+    fingerprint = decide_stage(config, "backbone", given=Given(data)).fingerprint
+    end = start(tmp_path, {**raw(tmp_path), "seed": 99}, data, STAGELINE_FINGERPRINT=fingerprint)
+    assert end.code == 6, end.output
+    assert "seed: 0 -> 99" in end.message["sentence"]
     assert "edited" in end.message["remedy"]
     assert "a rank began" not in end.output
 

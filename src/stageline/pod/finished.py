@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stageline.config import TrainerConfig
+from stageline.config import RunConfig, TrainerConfig
 from stageline.errors import ConfigError, PlanError
 from stageline.jobs.environment import CONFIG_VARIABLE
 from stageline.pod.settings import Pod
@@ -29,6 +29,8 @@ def find_finished(pod: Pod, *, before: bool = False) -> str:
     work: Work = (
         decide_stage(config, pod.stage, given=given) if pod.verb == "train" else decide_evaluation(config, given=given)
     )
+    if given is not None and pod.verb == "train":
+        _refuse_another_run(pod, config)
     refuse_blocked(work)
     if given is not None:
         _compare(pod, work.fingerprint)
@@ -53,12 +55,29 @@ def check_ranks(pod: Pod) -> TrainerConfig | None:
     return wanted
 
 
+def _refuse_another_run(pod: Pod, config: RunConfig) -> None:
+    """Whoever made the job claimed its run first: a config of another identity came later."""
+    from stageline.checkpoint.identity import compare_run, read_run
+
+    record = read_run(config.root, config.run) if pod.fingerprint else None
+    lines = [] if record is None else compare_run(record, config)
+    if lines:
+        found = f"job {pod.job!r} was made for the run {config.run!r}, and its config in this pod is another's"
+        raise _edited(f"{found}: {'; '.join(lines)}")
+
+
 def _compare(pod: Pod, fingerprint: str) -> None:
     if pod.fingerprint and fingerprint and pod.fingerprint != fingerprint:
-        raise PlanError(
+        raise _edited(
             f"job {pod.job!r} was made for {pod.item} with fingerprint {pod.fingerprint[:12]}…, and its config and "
-            f"arguments in this pod are those of {fingerprint[:12]}…",
-            remedy="the job was edited while it ran, or launcher and image are of different versions: delete the job "
-            "and submit it again",
-            code="E_JOB_EDITED",
+            f"arguments in this pod are those of {fingerprint[:12]}…"
         )
+
+
+def _edited(found: str) -> PlanError:
+    return PlanError(
+        found,
+        remedy="the job was edited while it ran, or launcher and image are of different versions: delete the job "
+        "and submit it again",
+        code="E_JOB_EDITED",
+    )
