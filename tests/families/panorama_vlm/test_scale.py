@@ -31,7 +31,7 @@ from stageline.data.tables import csv_rows
 from stageline.errors import InterruptedRunError
 from stageline.families.panorama_vlm import evaluate as module
 from stageline.families.panorama_vlm.data import origin
-from stageline.store import open_store
+from stageline.store import open_below
 from stageline.verbs.evaluate.evaluation import evaluate_checkpoint
 from stageline.verbs.prepare import prepare_data
 from stageline.verbs.train import train_stage
@@ -118,7 +118,7 @@ def counted_reads(log: Path) -> Iterator[list[int]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SplitReader, "_line", counted_line)
         patch.setattr(SplitReader, "_view", counted_view)
-        patch.setattr(prepared_module, "open_store", lambda uri: CountingStore.over(open_store(uri), log))
+        patch.setattr(prepared_module, "open_below", lambda uri: CountingStore.over(open_below(uri), log))
         yield found
 
 
