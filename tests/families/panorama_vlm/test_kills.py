@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,21 @@ def is_write(event: str, arguments: tuple[Any, ...]) -> bool:
         return False
     if event in ("os.listdir", "os.scandir"):
         return False
-    return any("/finetune/" in str(one) and "/step-" in str(one) for one in arguments[:2])
+    return any(is_in_checkpoint(str(one)) for one in (*arguments[:2], *open_folders()))
+
+
+def is_in_checkpoint(path: str) -> bool:
+    return "/finetune/" in path and "/step-" in path
+
+
+def open_folders() -> list[str]:
+    """Folders that are open now: what the store changes it names relative to one, which the event does not tell."""
+    found = []
+    for descriptor in range(3, 64):
+        with suppress(OSError):
+            path = Path(f"/proc/self/fd/{descriptor}").readlink()
+            found += [str(path)] if path.is_dir() else []
+    return found
 
 
 def finetuned(config: PanoramaVlmConfig, data: str, last: int | None) -> int:
