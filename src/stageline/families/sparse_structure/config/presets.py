@@ -75,10 +75,10 @@ _DEMO: dict[str, Any] = {
     },
     "stage_overrides": {
         "shape_vae": {"trainer": {"max_steps": 650, "batch_size": 32, "learning_rate": 3e-3}},
-        "sparse_flow": {"trainer": {"max_steps": 1300, "processes": 2, "batch_size": 2, "learning_rate": 8e-3}},
+        "sparse_flow": {"trainer": {"max_steps": 1300, "batch_size": 4, "learning_rate": 8e-3}},
         # The style of a scene shows at early times, and objects that are all equally noisy have nothing to tell.
         "global_flow": {
-            "trainer": {"max_steps": 4200, "processes": 2, "batch_size": 2, "learning_rate": 3e-3},
+            "trainer": {"max_steps": 4200, "batch_size": 4, "learning_rate": 3e-3},
             "objective": {
                 "time_mean": 0.0,
                 "time_window": [0.02, 0.2],
