@@ -1,12 +1,12 @@
 """What objects of a scene know of each other after longer training, beside a control and flow matching.
 
-Run: `nice -n 19 python benchmarks/bench_scenes.py`, about an hour and a half of one core, by the commands that it
-prints; it rewrites benchmarks/results/scenes.json, from which docs/sparse_structure.md has its table (`--table` prints
-it and trains nothing). What it writes lies under `build/scenes`, and a second time it is found there. Data and recipe
-are those of the preset `demo`, seeds 0 and 1; the scene's branch has twice as many steps in three ways: as it is; on
-scenes whose objects were exchanged for others of their class (`data.shuffle_objects`), which must leave agreement at
-chance; by flow matching alone (`objective.self_consistency_prob=0`). All of a seed have the same autoencoder and the
-same branch of one object, and are sampled from the same noise. Intervals: bootstrap over test rooms, 95 %.
+Run: `nice -n 19 python benchmarks/bench_scenes.py`, about three hours of one core, by the commands that it prints; it
+writes benchmarks/results/scenes.json and prints a table of it (`--table` prints it and trains nothing). What it trains
+lies under `build/scenes`, and a second time it is found there. Data and recipe are those of the preset `demo`, seeds 0
+and 1; the scene's branch is trained for longer in three ways: as it is; on scenes whose objects were exchanged for
+others of their class (`data.shuffle_objects`), which must leave agreement at chance; by flow matching alone
+(`objective.self_consistency_prob=0`). All of a seed have the same autoencoder and the same branch of one object, and
+are sampled from the same noise. Intervals: bootstrap over test rooms, 95 %.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = Path(__file__).parent / "results" / "scenes.json"
 FOLDER = Path("build/scenes")
 SEEDS = (0, 1)
-STEPS = 5200
+STEPS = 8400
 VARIANTS: dict[str, tuple[str, ...]] = {
     "scenes": (),
     "shuffled scenes": ("data.shuffle_objects=true",),
@@ -80,7 +80,7 @@ def read(run: Path) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The docs' table."""
+    """A table in Markdown."""
     captions = list(MODES.values())
     lines = [
         "| seed | the scene's branch learned from | " + " | ".join(captions) + " |",
