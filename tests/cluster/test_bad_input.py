@@ -376,6 +376,7 @@ def test_a_token_that_was_renewed_is_read_again_and_one_that_is_dead_is_told(
     account = account_kubeconfig(kubectl, namespace, kubeconfig, "brief", tmp_path)
     kubectl("-n", namespace, "create", "role", "look", "--verb=list", "--resource=pods")
     kubectl("-n", namespace, "create", "rolebinding", "look", "--role=look", f"--serviceaccount={namespace}:brief")
+    until(lambda: "yes" in kubectl("auth", "can-i", "list", "pods", "-n", namespace, f"--kubeconfig={account}"), "")
     api = Api.connect(namespace, kubeconfig=str(account))
     assert api.list(PODS)["items"] == []
     kubectl("-n", namespace, "delete", "serviceaccount", "brief")  # its tokens die with it
