@@ -165,8 +165,9 @@ def metrics_tables(record: EvaluationRecord, words: Words) -> Markup:
 def intervals_of(record: EvaluationRecord, cells: Mapping[str, Mapping[str, Any]], words: Words) -> dict[str, Child]:
     """Metric -> interval of its usual mode, of those that are means over samples. cells: metric -> mode -> value."""
     found: dict[str, Child] = {}
+    usual = next(iter(words.modes), "")
     for name, by_modes in cells.items():
-        value = next(iter(by_modes.values()), None)
+        value = by_modes.get(usual, by_modes.get(""))
         values = next(iter(by_mode(record, name, words).values()), {})
         one = interval_of_metric(float(value), values) if isinstance(value, int | float) else None
         if one is not None:
