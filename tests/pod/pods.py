@@ -40,8 +40,10 @@ if os.environ.get("AGENT_FAILS"):
         sys.exit(1)
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(15))
+waits = ["-c", "import time; time.sleep(1000)"]
 ranks = [
-    subprocess.Popen([sys.executable, *words[2:]], start_new_session=True,
+    subprocess.Popen([sys.executable, *(waits if n == 0 and os.environ.get("FIRST_RANK_WAITS") else words[2:])],
+                     start_new_session=True,
                      env={**os.environ, "RANK": str(n), "LOCAL_RANK": str(n)})
     for n in range(int(os.environ["PET_NPROC_PER_NODE"]))
 ]

@@ -119,6 +119,13 @@ def test_a_torchrun_that_hangs_after_its_ranks_is_ended(tmp_path: Path, code: in
     assert ("torchrun did not follow" in end.output) is (code == 0), "a gang that is lost is not waited for"
 
 
+def test_a_torchrun_that_hangs_is_ended_where_a_rank_was_stopped_before_it_left_word(tmp_path: Path) -> None:
+    """The agent ends the other rank the moment one fails, perhaps before its process could say that it began."""
+    slow = {"AGENT_HANGS": "yes", "FIRST_RANK_WAITS": "yes"}
+    end = run_pod(tmp_path, "record('peer_lost', 138)", environment=slow, patience={"FOLLOW_SECONDS": 1000.0})
+    assert end.code == 138, end.output
+
+
 COMMITS = """
 def stop(*_):
     print("committed", flush=True)

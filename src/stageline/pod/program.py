@@ -137,7 +137,7 @@ class _RunningProgram:
 
         At once where all ranks left word and one of them failed: the gang is lost, and every second is the next one's.
         """
-        if not self.program.num_ranks or not _are_gone(self.program):
+        if not self.program.num_ranks or not _are_gone(self.program, self.process.pid):
             self._gone_at = 0.0
             return
         self._gone_at = self._gone_at or now
@@ -182,11 +182,15 @@ def read_notes(folder: Path) -> list[dict[str, Any]]:
     return sorted(notes, key=lambda note: int(note["rank"]))
 
 
-def _are_gone(program: Program) -> bool:
-    """Whether all ranks were started and none is alive."""
+def _are_gone(program: Program, agent: int) -> bool:
+    """Whether all ranks were started and none is alive.
+
+    agent: process of the program. Where a rank failed, others may have been ended before they left word: then nothing
+    may be left but the agent.
+    """
     notes = read_notes(program.notes)
     if len(notes) < program.num_ranks:
-        return False
+        return any(note.get("returncode") for note in notes) and descendants(os.getpid()) == [agent]
     if all("returncode" in note for note in notes):
         return True
     alive = set(descendants(os.getpid()))
