@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +19,7 @@ from stageline.kube.client import Api
 from stageline.pipeline.items import make_job
 
 from ..chart.conftest import helm, render  # noqa: F401  # fixtures
+from ..kube.serving import serving
 
 Documents = list[dict[str, Any]]
 Render = Callable[..., Documents]
@@ -237,21 +237,8 @@ class LeaseServer(BaseHTTPRequestHandler):
 def served(tmp_path: Path) -> Iterator[tuple[type[LeaseServer], Api]]:
     """(the server's state, a client of it)."""
     handler = type("Handler", (LeaseServer,), {"lease": None, "asked": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        config = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "here",
-            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
-            "users": [{"name": "u", "user": {"token": "t"}}],
-            "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u"}}],
-        }
-        (tmp_path / "config").write_text(yaml.safe_dump(config))
-        try:
-            yield handler, Api.connect("train", kubeconfig=str(tmp_path / "config"))
-        finally:
-            server.shutdown()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), handler), tmp_path) as kubeconfig:
+        yield handler, Api.connect("train", kubeconfig=str(kubeconfig))
 
 
 JOB = {"metadata": {"name": "octa-film", "uid": "job-1"}}

@@ -24,7 +24,9 @@ clean:
 TESTS = """
 import subprocess, sys, time
 from pathlib import Path
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+waits = "import time; print('ready', flush=True); time.sleep(100)"
+child = subprocess.Popen([sys.executable, "-c", waits], stdout=subprocess.PIPE)
+child.stdout.readline()  # Python loses a Ctrl-C that comes while it starts
 try:
     Path(".venv/running").touch()
     time.sleep(100)

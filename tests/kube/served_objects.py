@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
-
 from stageline.kube.client import Api
+
+from .serving import serving
 
 Plain = dict[str, Any]
 VERBS = {"POST": "create", "GET": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
@@ -149,18 +149,6 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def served_objects(folder: Path) -> Iterator[tuple[ObjectServer, Api]]:
     """The server, and a connection to its namespace `train`. folder: for the kubeconfig."""
-    with ObjectServer() as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        config = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "here",
-            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
-            "users": [{"name": "u", "user": {"token": "t"}}],
-            "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u"}}],
-        }
-        (folder / "config").write_text(yaml.safe_dump(config))
-        try:
-            yield server, Api.connect("train", kubeconfig=str(folder / "config"))
-        finally:
-            server.shutdown()
+    server = ObjectServer()
+    with serving(server, folder) as kubeconfig:
+        yield server, Api.connect("train", kubeconfig=str(kubeconfig))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +16,8 @@ from stageline.errors import ClusterError
 from stageline.jobs.cluster.follow.permission import refuse_without_permission
 from stageline.kube.client import Api
 from stageline.kube.rights import RULES, Rule, grant_command, missing_rules, rules_of, rules_of_following
+
+from .serving import serving
 
 ROOT = Path(__file__).parents[2]
 Granted = set[tuple[str, str, str, str]]
@@ -56,21 +57,8 @@ def answering(role: Granted, folder: Path) -> Iterator[Api]:
         def log_message(self, *_: Any) -> None:
             """Nothing to say."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        config = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "here",
-            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
-            "users": [{"name": "u", "user": {"token": "t"}}],
-            "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u"}}],
-        }
-        (folder / "config").write_text(yaml.safe_dump(config))
-        try:
-            yield Api.connect("train", kubeconfig=str(folder / "config"))
-        finally:
-            server.shutdown()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler), folder) as kubeconfig:
+        yield Api.connect("train", kubeconfig=str(kubeconfig))
 
 
 def test_the_manifests_grant_exactly_what_the_list_names() -> None:

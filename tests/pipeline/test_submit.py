@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from guards import HANG_SECONDS
@@ -26,6 +25,7 @@ from stageline.store import open_store
 from stageline.telemetry import EventLog, write_failure
 from stageline.telemetry.remedies import REMEDIES
 
+from ..kube.serving import serving
 from .backend_server import RUN_ID, BackendServer, backend_server, run_state
 
 
@@ -194,22 +194,11 @@ def test_the_name_of_the_defaults_is_followed(tmp_path: Path, monkeypatch: pytes
         def log_message(self, *_: object) -> None:
             """Nothing to say."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        kubeconfig = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "here",
-            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
-            "users": [{"name": "u", "user": {"token": "t"}}],
-            "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u", "namespace": "train"}}],
-        }
-        (tmp_path / "config").write_text(json.dumps(kubeconfig))
-        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler), tmp_path) as kubeconfig:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
         config = parse_config(raw_preset("film_flow", "tiny"), ["cluster.defaults=imaging"])
         found = namespace_defaults(config, print)
         setup = examined(None, None, None, ["cluster.defaults=imaging"], "")
-        server.shutdown()
     assert asked == ["/api/v1/namespaces/train/configmaps/imaging"] * 2
     submission = make_submission(config, defaults=found)
     assert submission.arguments["defaults"] == "imaging"
