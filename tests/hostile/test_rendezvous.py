@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import pickle
-import re
 import signal
 import socket
 import subprocess
@@ -20,8 +19,6 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
-import torch.distributed as dist
 from guards import HANG_SECONDS
 from torch.distributed import PrefixStore, TCPStore
 from torch.distributed.elastic.rendezvous import (
@@ -35,11 +32,12 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.run import config_from_args, get_args_parser
 
-from stageline.checkpoint import exchange
-from stageline.errors import ConfigError, PeerLostError, StagelineError
+from stageline.errors import ConfigError
 from stageline.jobs.environment import Meeting, loopback_environment, meeting_here, rank_environment, without_ranks
 from stageline.trainer import rendezvous
 from stageline.trainer.rendezvous import make_handler, read_meeting
+
+from .conftest import Payload
 
 HOST = "127.0.0.1"
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # is refused
@@ -58,24 +56,6 @@ dist.destroy_process_group()
 print(f"rank {rank} of {int(os.environ['WORLD_SIZE'])} ended well", flush=True)
 """
 """A rank that works with the others until it is told to end."""
-
-
-class Payload:
-    """What a pickle of a stranger does where it is loaded."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
-
-
-@pytest.fixture
-def mark(tmp_path: Path) -> Iterator[Path]:
-    """A file that no stranger's pickle may make."""
-    path = tmp_path / "a stranger was here"
-    yield path
-    assert not path.exists()
 
 
 @pytest.fixture
@@ -439,60 +419,6 @@ def test_a_strangers_name_is_shown_plainly(impatient: None, caplog: pytest.LogCa
     node.stops()
     assert "\x1b" not in caplog.text
     assert all(len(record.getMessage()) < 600 for record in caplog.records)
-
-
-# What ranks tell each other.
-
-
-def test_no_object_collective_is_left() -> None:
-    """They unpickle what other ranks send. torch's distributed checkpoint has its own: it is told to work alone."""
-    source = Path(rendezvous.__file__).parents[1]
-    calls = re.compile(r"\b\w*_object(_list)?\(|\bfabric\.(broadcast|all_gather)\(|pickle\.loads?\(")
-    wanted = re.compile(r"(all_gather|broadcast|gather|scatter|send|recv)_object|fabric\.|pickle\.load")
-    found = [
-        f"{path.relative_to(source)}: {line.strip()}"
-        for path in source.rglob("*.py")
-        for line in path.read_text().splitlines()
-        if calls.search(line) and wanted.search(line)
-    ]
-    assert found == []
-    sharded = (source / "checkpoint" / "sharded.py").read_text()
-    assert sharded.count("no_dist=True") == len(re.findall(r"(?:save|load)_distributed\(", sharded)) == 2
-
-
-@pytest.fixture
-def alone() -> Iterator[None]:
-    """A process group of one."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-def test_what_ranks_say_is_json_of_a_bounded_size(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    value = {"loss": 0.1, "names": ["a", "ä"], "none": None}
-    assert exchange.gather_json(value) == [value]
-    monkeypatch.setattr(exchange, "MAX_JSON_BYTES", 30)
-    assert exchange.gather_json("x" * 28) == ["x" * 28]
-    with pytest.raises(StagelineError, match="rank 0 has more to say to the others than 30 bytes"):
-        exchange.gather_json("x" * 29)
-
-
-@pytest.mark.parametrize("length", [-1, 1 << 40], ids=["negative", "huge"])
-def test_a_length_that_a_peer_made_up_is_refused_before_anything_is_made(
-    alone: None, monkeypatch: pytest.MonkeyPatch, length: int
-) -> None:
-    def lie(lengths: list[torch.Tensor], *_: object, **__: object) -> None:
-        lengths[0].fill_(length)
-
-    monkeypatch.setattr(dist, "all_gather", lie)
-    with pytest.raises(StagelineError, match="rank 0 has more to say"):
-        exchange.gather_json("x")
-
-
-def test_a_pickle_that_a_peer_sends_is_no_json(mark: Path) -> None:
-    sent = torch.frombuffer(bytearray(pickle.dumps(Payload(mark))), dtype=torch.uint8)
-    with pytest.raises(PeerLostError, match="what rank 3 says is no JSON"):
-        exchange._read(sent, 3)
 
 
 # Real torchruns.
