@@ -82,7 +82,11 @@ def kill_in_save(step: int) -> Any:
     """SIGKILL when the average's file of a step's checkpoint is written and about to get its name."""
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        if event == "os.rename" and f"step-{step:08d}" in str(args[1]) and "ema" in str(args[1]):
+        if event != "os.rename" or "ema" not in str(args[1]):
+            return
+        # The store names a file relative to its open folder.
+        folder = Path(f"/proc/self/fd/{args[3]}").readlink() if args[3] >= 0 else Path()
+        if f"step-{step:08d}" in str(folder / str(args[1])):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def change(task: Any) -> None:
