@@ -86,6 +86,8 @@ class Stage:
     metric, direction: what "best" means, as declared by the stage's validation.
     trains: `fnmatch` patterns of parameter names; all others are frozen. A pattern that matches nothing is an error.
         Empty where the family says it by config.
+    matrices: `fnmatch` patterns of weights between hidden layers; the matrices among those that train are what
+        `trainer.optimizer: muon` is for. Embeddings and output heads do not belong to them.
     steps: default number of optimizer steps, >= 1; the config wins.
     epochs: default number of passes over the training data, >= 1, instead of `steps`.
     parents: role -> stage. A role is `default` or one of the family's own words.
@@ -108,6 +110,7 @@ class Stage:
     metric: str
     direction: Literal["max", "min"] = "max"
     trains: tuple[str, ...] = ()
+    matrices: tuple[str, ...] = ()
     steps: int | None = None
     epochs: int | None = None
     parents: Mapping[str, str] = field(default_factory=dict)
@@ -321,6 +324,18 @@ def refuse_split(stage: Stage, trainer: TrainerConfig) -> None:
         raise ConfigError(
             f"the loss of stage {stage.name!r} {rule}, but {' and '.join(found)}",
             remedy=f"set {' '.join(remedies)}; raise trainer.batch_size instead",
+        )
+
+
+def refuse_optimizer(stage: Stage, trainer: TrainerConfig) -> None:
+    """ConfigError where the settings ask for Muon, and the stage declares no matrices for it.
+
+    trainer: the stage's own settings.
+    """
+    if trainer.optimizer == "muon" and not stage.matrices:
+        raise ConfigError(
+            f"trainer.optimizer=muon: stage {stage.name!r} declares no matrices between hidden layers",
+            remedy="set trainer.optimizer=adamw",
         )
 
 

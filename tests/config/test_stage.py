@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from stageline.stage import (
     Trains,
     num_epochs,
     num_steps,
+    refuse_optimizer,
     refuse_split,
     stage_config,
     stage_fingerprint,
@@ -340,6 +342,15 @@ def test_a_stage_may_be_so_many_epochs_long() -> None:
 def test_a_loss_over_ranks_has_no_incomplete_group() -> None:
     stage = Stage("x", objective="o", epochs=2, metric="m", loss_over="ranks")
     assert num_steps(config_of(trainer={"batch_size": 4, "processes": 2}), stage, 23) == 4
+
+
+def test_muon_without_matrices_is_refused() -> None:
+    bare = Stage("x", objective="o", steps=1, metric="m")
+    refuse_optimizer(replace(bare, matrices=("body.*",)), TrainerConfig(optimizer="muon"))
+    refuse_optimizer(bare, TrainerConfig())
+    with pytest.raises(ConfigError, match=r"trainer\.optimizer=muon: stage 'x' declares no matrices") as caught:
+        refuse_optimizer(bare, TrainerConfig(optimizer="muon"))
+    assert "trainer.optimizer=adamw" in caught.value.remedy
 
 
 @pytest.mark.parametrize(

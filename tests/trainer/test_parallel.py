@@ -48,15 +48,17 @@ def curves(root: Path, run: str, stage: str = "base") -> list[dict[str, Any]]:
     ]
 
 
-def assert_same_training(root: Path, run: str, other: str, stage: str = "base") -> None:
+def assert_same_training(
+    root: Path, run: str, other: str, stage: str = "base", *, rel: float = 2e-5, atol: float = 1e-4
+) -> None:
     for a, b in zip(curves(root, run, stage), curves(root, other, stage), strict=True):
-        assert a == pytest.approx(b, rel=2e-5)
+        assert a == pytest.approx(b, rel=rel)
     for weights in ("raw", "ema"):
         one, two = (read_tensors(final(root, name, stage), weights) for name in (run, other))
         assert one.keys() == two.keys()
         for name in one:
             # Adam divides by small numbers in its first steps: rounding in the gradient shows.
-            torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=atol)
 
 
 def test_micro_batches_do_not_change_the_result(train, tmp_path):
@@ -125,15 +127,19 @@ def test_every_node_serves_metrics_and_the_first_alone_those_of_the_stage(train,
 
 @pytest.mark.slow
 @pytest.mark.ranks
-def test_a_sharded_model_equals_one_rank_and_loads_plain(train, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_sharded_model_equals_one_rank_and_loads_plain(train, tmp_path, optimizer):
     from toy_family import family
     from toy_family.model import ToyModel
 
-    sharded = {**TWO, "trainer.strategy": "fsdp2"}
-    train(run="one", **ONE)
+    # Muon computes in bfloat16, which makes more of rounding in gradients.
+    bounds = {"rel": 2e-3, "atol": 2e-3} if optimizer == "muon" else {}
+    plainly = {**TWO, "trainer.optimizer": optimizer}
+    sharded = {**plainly, "trainer.strategy": "fsdp2"}
+    train(run="one", **{**ONE, "trainer.optimizer": optimizer})
     ends = run_ranks(lambda _: train(run="fsdp", **sharded).step, 2, tmp_path / "fsdp")
     assert [end.code for end in ends] == [0, 0], ends
-    assert_same_training(tmp_path, "one", "fsdp")
+    assert_same_training(tmp_path, "one", "fsdp", **bounds)
     ref = final(tmp_path, "fsdp")
     assert ref.metadata.is_sharded
     assert not [info.key for info in ref.store.list() if not info.key.endswith((".safetensors", ".json", ".yaml"))]
@@ -164,12 +170,12 @@ def test_a_sharded_model_equals_one_rank_and_loads_plain(train, tmp_path):
 
     # Strategy is operational: a checkpoint of DDP goes on under FSDP2 and back.
     family.CHANGE[:] = [stop]
-    ends = run_ranks(lambda _: train(run="mixed", **TWO).step, 2, tmp_path / "mixed")
+    ends = run_ranks(lambda _: train(run="mixed", **plainly).step, 2, tmp_path / "mixed")
     assert [end.code for end in ends] == [143, 143], ends
     family.CHANGE.clear()
     ends = run_ranks(lambda _: train(run="mixed", **sharded).action, 2, tmp_path / "mixed")
     assert [end.value for end in ends] == ["continue"] * 2, ends
-    assert_same_training(tmp_path, "one", "mixed")
+    assert_same_training(tmp_path, "one", "mixed", **bounds)
     whole = StageDir(str(tmp_path), "mixed", "base").committed()[0]
     if not whole.metadata.is_sharded:
         assert read_named(whole, "training/optimizer.safetensors", "training/optimizer", "training")

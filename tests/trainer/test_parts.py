@@ -20,6 +20,7 @@ from stageline.config import TrainerConfig
 from stageline.contract import ParameterGroup
 from stageline.data.batches import equal_batches
 from stageline.errors import ConfigError, DiskFullError
+from stageline.objectives.step import seeded
 from stageline.stage import Trains
 from stageline.trainer.gradients import summing_scale
 from stageline.trainer.interruption import StopRequest
@@ -79,15 +80,50 @@ def test_groups_have_their_factors_and_decay():
     assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.5, 0.1), (1.0, 0.0)]
 
 
-def test_optimizer_state_by_name_round_trips():
+def test_muon_turns_matrices_by_their_singular_vectors_and_leaves_the_rest_to_adamw():
+    """From zero momentum the step is U V' of the gradient, each singular value within the iteration's own bounds."""
+    rate, moved, sizes = 1e-2, {}, torch.linspace(0.3, 5, 8).double()
+    u, v = (torch.linalg.qr(torch.randn(8, 8, generator=seeded("muon", side)).double())[0] for side in "uv")
+    for optimizer in ("adamw", "muon"):
+        task = ToyTask()
+        trained = freeze_untrained(task.model, Trains(STAGE.trains), "x")
+        settings = TrainerConfig(optimizer=optimizer, learning_rate=rate, weight_decay=0.0)
+        made = make_optimizer(task.model, task.parameter_groups(), trained, settings, ("body.*",))
+        set_learning_rate(made, rate)
+        before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
+        task.model(torch.ones(3, 4)).sum().backward()
+        task.model.body[0].weight.grad = ((u * sizes) @ v.T).float()
+        made.step()
+        moved[optimizer] = {name: p.detach() - before[name] for name, p in task.model.named_parameters()}
+    assert [name for name, by in moved["muon"].items() if not torch.equal(by, moved["adamw"][name])] == [
+        "body.0.weight"
+    ]
+    turned = u.T @ -moved["muon"]["body.0.weight"].double() @ v / (rate * 0.2 * 8**0.5)
+    assert (turned - turned.diag().diag()).abs().max() < 0.1  # it computes in bfloat16
+    assert turned.diag().min() > 0.6
+    assert turned.diag().max() < 1.25
+
+
+def test_muon_is_refused_where_nothing_is_declared_for_it():
     task = ToyTask()
     trained = freeze_untrained(task.model, Trains(STAGE.trains), "x")
-    made = [make_optimizer(task.model, task.parameter_groups(), trained, TrainerConfig()) for _ in range(2)]
+    with pytest.raises(ConfigError, match=r"'bodies.\*' matches none of .* parameters"):
+        make_optimizer(task.model, task.parameter_groups(), trained, TrainerConfig(optimizer="muon"), ("bodies.*",))
+
+
+@pytest.mark.parametrize(("optimizer", "slots"), [("adamw", 0), ("muon", -2)])
+def test_optimizer_state_by_name_round_trips(optimizer, slots):
+    task = ToyTask()
+    trained = freeze_untrained(task.model, Trains(STAGE.trains), "x")
+    settings = TrainerConfig(optimizer=optimizer)
+    made = [
+        make_optimizer(task.model, task.parameter_groups(), trained, settings, ("body.*.weight",)) for _ in range(2)
+    ]
     assert optimizer_tensors(made[0], task.model) == {}
     task.model(torch.ones(3, 4)).sum().backward()
     made[0].step()
     tensors = optimizer_tensors(made[0], task.model)
-    assert len(tensors) == 3 * len(trained)
+    assert len(tensors) == 3 * len(trained) + slots  # of a matrix Muon keeps one tensor instead of three
     for name, tensor in fill_optimizer(made[1], task.model, sorted(tensors)).items():
         tensor.copy_(tensors[name])
     again = optimizer_tensors(made[1], task.model)

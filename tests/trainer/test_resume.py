@@ -111,16 +111,17 @@ def family() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("size", "deaths"),
+    ("size", "optimizer", "deaths"),
     [
-        (1, ["mid_accumulation"]),
-        pytest.param(1, ["mid_epoch", "in_save"], marks=(pytest.mark.slow, pytest.mark.ranks)),
-        pytest.param(2, ["mid_accumulation", "in_save"], marks=(pytest.mark.slow, pytest.mark.ranks)),
+        (1, "muon", ["mid_accumulation"]),
+        pytest.param(1, "adamw", ["mid_epoch", "in_save"], marks=(pytest.mark.slow, pytest.mark.ranks)),
+        pytest.param(2, "adamw", ["mid_accumulation", "in_save"], marks=(pytest.mark.slow, pytest.mark.ranks)),
+        pytest.param(2, "muon", ["mid_epoch"], marks=(pytest.mark.slow, pytest.mark.ranks)),
     ],
     ids=str,
 )
-def test_resume_equals_uninterrupted(train, tmp_path, family, size, deaths):
-    settings = {**SETTINGS, "trainer.processes": size, "trainer.batch_size": 4 // size}
+def test_resume_equals_uninterrupted(train, tmp_path, family, size, optimizer, deaths):
+    settings = {**SETTINGS, "trainer.optimizer": optimizer, "trainer.processes": size, "trainer.batch_size": 4 // size}
     whole = run_ranks(lambda _: train(run="whole", **settings).step, size, tmp_path / "whole")
     assert [end.code for end in whole] == [0] * size, whole
     expected = weights_and_optimizer(tmp_path, "whole")

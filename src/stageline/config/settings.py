@@ -66,8 +66,11 @@ class TrainerConfig(Settings):
     """CPU threads per process inside torch."""
     num_workers: int = operational(0, ge=0)
     """Data loader processes; any number gives the same batches."""
+    optimizer: Literal["adamw", "muon"] = added("adamw")
+    """muon: of the matrices that the stage declares between its hidden layers the direction alone, each of its singular
+    values made about equal; AdamW for all else. Both take the same learning rate."""
     learning_rate: float = Field(default=2e-4, gt=0)
-    """Peak learning rate after warm-up, per step; Adam, not scaled by batch."""
+    """Peak learning rate after warm-up, per step; not scaled by batch."""
     weight_decay: float = Field(default=1e-5, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     adam_eps: float = Field(default=1e-8, gt=0)

@@ -39,7 +39,7 @@ class Parts:
     stage: Stage
     model: Any
     own: nn.Module
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     step_optimizer: Any
     ema: Ema | None
     trained: tuple[str, ...]
@@ -112,7 +112,7 @@ def assemble(
     model = ranks.fabric.setup_module(task.model)
     if ranks.sharded:
         name_root(task.model)
-    optimizer = make_optimizer(task.model, task.parameter_groups(), trained, settings)
+    optimizer = make_optimizer(task.model, task.parameter_groups(), trained, settings, stage.matrices)
     step_optimizer = ranks.fabric.setup_optimizers(optimizer)
     ema = Ema(task.model, trained, settings.ema_decay) if settings.use_ema else None
     return Parts(

@@ -75,25 +75,63 @@ def check_groups(groups: Sequence[ParameterGroup], trained: Sequence[str]) -> No
 
 
 def make_optimizer(
-    model: nn.Module, groups: Sequence[ParameterGroup], trained: Sequence[str], settings: TrainerConfig
-) -> torch.optim.AdamW:
-    """AdamW (arXiv:1711.05101) over the groups; each remembers its factor as `lr_factor`."""
+    model: nn.Module,
+    groups: Sequence[ParameterGroup],
+    trained: Sequence[str],
+    settings: TrainerConfig,
+    matrices: Sequence[str] = (),
+) -> torch.optim.Optimizer:
+    """AdamW (arXiv:1711.05101) over the groups; each remembers its factor as `lr_factor`.
+
+    matrices: patterns of weights between hidden layers; with `trainer.optimizer: muon` those among them that have two
+        axes are Muon's. ConfigError for a pattern that matches nothing of the model.
+    """
     check_groups(groups, trained)
     parameters = dict(model.named_parameters())
-    return torch.optim.AdamW(
-        [
-            {
-                "params": [parameters[name] for name in group.names],
-                "weight_decay": settings.weight_decay if group.decay else 0.0,
-                "lr": settings.learning_rate * group.lr_factor,
-                "lr_factor": group.lr_factor,
-            }
-            for group in groups
-            if group.names
-        ],
-        betas=settings.betas,
-        eps=settings.adam_eps,
-    )
+    chosen: set[str] = set()
+    if settings.optimizer == "muon":
+        faults = Faults(ConfigError, "matrices", "mend the stage's patterns or the model they name")
+        faults.extend(unmatched(matrices, parameters))
+        faults.raise_if_any()
+        chosen = {n for n in trained if parameters[n].ndim == 2 and any(fnmatchcase(n, p) for p in matrices)}
+
+    def made(names: Iterable[str], group: ParameterGroup) -> list[dict[str, Any]]:
+        own = [parameters[name] for name in names]
+        decay = settings.weight_decay if group.decay else 0.0
+        rate = settings.learning_rate * group.lr_factor
+        return [{"params": own, "weight_decay": decay, "lr": rate, "lr_factor": group.lr_factor}] if own else []
+
+    plain = [one for group in groups for one in made((n for n in group.names if n not in chosen), group)]
+    options: dict[str, Any] = {"betas": settings.betas, "eps": settings.adam_eps}
+    if not chosen:
+        return torch.optim.AdamW(plain, **options)
+    of_muon = [one for group in groups for one in made((n for n in group.names if n in chosen), group)]
+    return MuonAndAdamW(of_muon, plain, **options)
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """Two optimizers as one: Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon) and AdamW.
+
+    Muon's step has the root mean square of AdamW's (arXiv:2502.16982, section 2.2), so that one rate serves both.
+    Groups and state are those of both; a parameter's state has the slots of the one it belongs to.
+
+    matrices, others: groups of each.  options: of AdamW.
+    """
+
+    def __init__(self, matrices: list[dict[str, Any]], others: list[dict[str, Any]], **options: Any) -> None:
+        self._members: list[torch.optim.Optimizer] = [torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw")]
+        if others:
+            self._members.append(torch.optim.AdamW(others, **options))
+        super().__init__([group for member in self._members for group in member.param_groups], {})
+        for member in self._members:
+            member.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # there is no closure
+        """One step of both. closure: None."""
+        assert closure is None
+        for member in self._members:
+            member.step()
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -12,7 +12,7 @@ from stageline.checkpoint.retention import superseded
 from stageline.checkpoint.usercode import code_digests
 from stageline.config import RunConfig, once_counted
 from stageline.errors import CheckpointError, StagelineError
-from stageline.stage import Stage, num_steps, refuse_split, stage_config, stage_fingerprint
+from stageline.stage import Stage, num_steps, refuse_optimizer, refuse_split, stage_config, stage_fingerprint
 from stageline.work.data import inputs_digest
 from stageline.work.differences import (
     changed_fields,
@@ -49,6 +49,7 @@ def decide_selected(run: RunDecision, stage: Stage) -> StageWork:
     try:
         own = stage_config(run.config, stage)
         refuse_split(stage, own.trainer)
+        refuse_optimizer(stage, own.trainer)
         run.family.check(own, stage)
         code_digests(own)
         work = replace(work, config=own, externals=run.family.externals(own, stage))

@@ -54,6 +54,7 @@ STAGES = Stages(
     Stage(
         "base",
         trains=("*",),
+        matrices=("body.*",),
         objective="mse",
         steps=10,
         metric="error",
