@@ -17,13 +17,12 @@ from stageline.stage import (
     Trains,
     num_epochs,
     num_steps,
-    refuse_optimizer,
-    refuse_split,
     stage_config,
     stage_fingerprint,
     stage_raw,
     stage_settings,
 )
+from stageline.work.refusals import refuse_optimizer, refuse_split
 
 
 class Gate(Settings):

@@ -12,7 +12,7 @@ from stageline.checkpoint.retention import superseded
 from stageline.checkpoint.usercode import code_digests
 from stageline.config import RunConfig, once_counted
 from stageline.errors import CheckpointError, StagelineError
-from stageline.stage import Stage, num_steps, refuse_optimizer, refuse_split, stage_config, stage_fingerprint
+from stageline.stage import Stage, num_steps, stage_config, stage_fingerprint
 from stageline.work.data import inputs_digest
 from stageline.work.differences import (
     changed_fields,
@@ -27,6 +27,7 @@ from stageline.work.externals import recorded_digests
 from stageline.work.inputs import data_inputs
 from stageline.work.other_runs import look_elsewhere
 from stageline.work.parents import find_parents
+from stageline.work.refusals import refuse_optimizer, refuse_split
 from stageline.work.work import StageWork, blocked
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from room import ROOMS, config
 from stageline.config import identity, json_schema, parse_yaml, to_yaml
 from stageline.errors import ConfigError
 from stageline.families.panorama_vlm.config import FAMILY_CONFIG, STAGES, PanoramaVlmConfig
-from stageline.stage import refuse_split, stage_config, stage_settings
+from stageline.stage import stage_config, stage_settings
+from stageline.work.refusals import refuse_split
 
 PRESETS = {name: dict(raw) for name, raw in FAMILY_CONFIG.presets.items()}
 
