@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 HIDDEN = "***"
@@ -51,21 +52,31 @@ def hide_remembered(text: str) -> str:
 def redact(value: Any) -> Any:
     """The value with credentials as `***`: known forms, secret-looking keys, and values of secret-looking variables
     or of files that were read."""
+    return _redacted(value, [s for name, s in os.environ.items() if len(s) >= _MIN_SECRET and _is_secret_name(name)])
+
+
+@lru_cache(maxsize=4096)
+def _is_secret_name(name: str) -> bool:
+    return _SECRET_NAME.search(name) is not None
+
+
+def _redacted(value: Any, of_variables: list[str]) -> Any:
     if isinstance(value, str):
-        for name, secret in os.environ.items():
-            if len(secret) >= _MIN_SECRET and _SECRET_NAME.search(name):
-                value = value.replace(secret, HIDDEN)
+        for secret in of_variables:
+            value = value.replace(secret, HIDDEN)
         value = hide_remembered(value)
         for pattern, replacement in _SECRET_TEXT:
             value = pattern.sub(replacement, value)
         return value
     if isinstance(value, Mapping):
         return {
-            key: HIDDEN if isinstance(item, str) and item and _SECRET_NAME.search(str(key)) else redact(item)
+            key: HIDDEN
+            if isinstance(item, str) and item and _is_secret_name(str(key))
+            else _redacted(item, of_variables)
             for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):
-        return [redact(item) for item in value]
+        return [_redacted(item, of_variables) for item in value]
     return value
 
 
