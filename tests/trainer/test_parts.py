@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import sys
 import threading
 import time
 from dataclasses import replace
+from importlib.metadata import entry_points
 
 import pytest
 import torch
@@ -33,6 +35,7 @@ from stageline.trainer.parameters import (
     set_learning_rate,
 )
 from stageline.trainer.progress import ProgressView, StepClock, clock_text
+from stageline.trainer.ranks import Ranks
 from stageline.trainer.saving import Saved, SaveQueue
 from stageline.trainer.validation import is_better, plan_validation
 
@@ -49,6 +52,19 @@ def test_patterns_choose_what_trains():
     assert "exclude 'body.1.*' matches none" in caught.value.message
     with pytest.raises(ConfigError, match="leaves no parameter"):
         freeze_untrained(model, Trains(("body.*",), ("*",)), "stage x")
+
+
+def test_no_installed_package_puts_callbacks_into_training(tmp_path, monkeypatch):
+    """Fabric would load what its group of entry points names, here a module that is not there."""
+    record = tmp_path / "stranger-1.0.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
+    (record / "entry_points.txt").write_text("[lightning_fabric.callbacks_factory]\nall = no_such_module:make\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert [point.value for point in entry_points(group="lightning_fabric.callbacks_factory")] == [
+        "no_such_module:make"
+    ]
+    Ranks(TrainerConfig(accelerator="cpu"))
 
 
 def test_modules_in_which_nothing_trains_are_the_largest_ones():

@@ -42,6 +42,15 @@ def _started_by() -> ClusterEnvironment:
     return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
 
 
+class _OurFabric(Fabric):
+    """Fabric with no callbacks but those it is given: none come from whatever other package is installed."""
+
+    @staticmethod
+    def _configure_callbacks(callbacks: Any) -> list[Any]:
+        """What it is given. Fabric would read the metadata of every installed package for more, at every start."""
+        return list(callbacks or ())
+
+
 class Ranks:
     """This process among the others.
 
@@ -66,7 +75,7 @@ class Ranks:
         self.timeout_seconds = settings.process_group_timeout_seconds
         half = precision_of(settings)
         self.scaler = half.scaler if half else None
-        self.fabric = Fabric(
+        self.fabric = _OurFabric(
             accelerator=settings.accelerator,
             devices=local,
             num_nodes=max(1, size // local),
