@@ -56,7 +56,7 @@ def outlines(picture: Rgb, truth: ArrayLike, found: ArrayLike) -> Rgb:
     """
     factor = max(1, -(-LEAST_PIXELS // max(picture.shape[:2])))
     rgb = np.broadcast_to(picture[..., None], (*picture.shape, 3)) if picture.ndim == 2 else picture
-    result: Rgb = np.rint(_enlarged(rgb, factor) * DARKENED).astype(np.uint8)
+    result: Rgb = _enlarged(np.rint(rgb * DARKENED).astype(np.uint8), factor)
     a, b = (boundary(_enlarged(np.asarray(mask, dtype=np.bool_), factor)) for mask in (found, truth))
     return _coloured(result, a, b)
 
