@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from stageline.checkpoint.identity import claim_run
@@ -27,6 +26,7 @@ from stageline.data.splits import silent
 from stageline.encoders.copies import lock_external
 from stageline.errors import CheckpointError, ConfigError, Faults
 from stageline.families import family_config, load_family, parse_config, with_overrides
+from stageline.layers.shapes_only import shapes_only
 from stageline.stage import Stage, stage_config, stage_fingerprint, stage_settings
 from stageline.store import open_store
 from stageline.work.work import stage_places
@@ -92,7 +92,7 @@ def import_files(
         },
     )
     directory = StageDir(store, run, declared_stage.name, declared.variant(own))
-    with torch.device("meta"):
+    with shapes_only():
         whole = records_of(record.build_model(own, declared_stage).state_dict())
     supplied = _supplied(declared, own, declared_stage, whole)
     externals = {
@@ -135,7 +135,7 @@ def _stage_of(config: RunConfig, tensors: Mapping[str, Tensor], wanted: str, whe
             declared.check(own, stage)
         except ConfigError:  # this config is not of that stage
             continue
-        with torch.device("meta"):
+        with shapes_only():
             model = record.build_model(own, stage)
         external = set(_supplied(declared, own, stage, records_of(model.state_dict())))
         needed = {name: record for name, record in records_of(model.state_dict()).items() if name not in external}

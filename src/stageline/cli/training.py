@@ -110,9 +110,8 @@ def _counted(config: RunConfig, made: Plan) -> Plan:
     """The plan with parameter counts of models built on the meta device, which holds no memory."""
     from dataclasses import replace
 
-    import torch
-
     from stageline.families import family_config, load_family
+    from stageline.layers.shapes_only import shapes_only
     from stageline.stage import stage_config
 
     family, record = family_config(config.family), load_family(config.family)
@@ -121,7 +120,7 @@ def _counted(config: RunConfig, made: Plan) -> Plan:
         if item.kind == "stage" and item.action not in ("not selected", "blocked"):
             stage = family.stages[item.name]
             own = stage_config(config, stage)
-            with torch.device("meta"):
+            with shapes_only():
                 model = record.build_model(own, stage)
             sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
             trains = family.trains(own, stage)

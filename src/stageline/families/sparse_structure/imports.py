@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from stageline.errors import CheckpointError, Faults
@@ -25,6 +24,7 @@ from stageline.families.sparse_structure.checkpoint_utils import (
 from stageline.families.sparse_structure.config import STAGES, SparseStructureConfig
 from stageline.families.sparse_structure.facts import has_global
 from stageline.families.sparse_structure.inheritance import FACTOR
+from stageline.layers.shapes_only import shapes_only
 from stageline.stage import stage_config
 
 SPARSE, GLOBAL = BRANCHES
@@ -57,7 +57,7 @@ def import_files(
     if has_global(declared) != for_both:
         has = "both branches" if for_both else "one network"
         raise CheckpointError(f"{_named(paths)}: {has}, which is not what stage {declared.name!r} has", remedy=REMEDY)
-    with torch.device("meta"):
+    with shapes_only():
         own = build_model(stage_config(config, declared), declared).state_dict()
     found = _branches(paths, files, own) if for_both else _one_branch(paths, files, own)
     faults = Faults(CheckpointError, f"{_named(paths)} as stage {declared.name}", REMEDY)

@@ -49,13 +49,13 @@ FUSION = (
 )
 MID_PARTS = {"0": ("cross1", CROSS), "1": ("ff1", FEED_FORWARD), "2": ("ff2", FEED_FORWARD), "3": ("cross2", CROSS)}
 LEVEL_PARTS = {"0": "res1", "1": "res2", "2": "attn"}
-ROOTS = (
-    ("init_conv", "mask_stem"),
-    ("cond_init_conv", "image_stem"),
-    ("time_mlp.1", "time.fc1"),
-    ("time_mlp.3", "time.fc2"),
-    ("final_conv", "out"),
-)
+ROOTS = {
+    "init_conv": "mask_stem",
+    "cond_init_conv": "image_stem",
+    "time_mlp.1": "time.fc1",
+    "time_mlp.3": "time.fc2",
+    "final_conv": "out",
+}
 RES_ROOTS = (
     ("mid_block1", "mid.res1"),
     ("cond_mid_block1", "mid.image_res1"),
@@ -100,10 +100,9 @@ def _level_name(rest: str, ups: bool) -> str | None:
 
 def _unet_name(rest: str) -> str | None:
     """Our name, after `backbone.`, of a U-Net tensor; `rest` is its name after the U-Net's prefix."""
-    for old, new in ROOTS:
-        match = re.fullmatch(rf"{re.escape(old)}\.(weight|bias)", rest)
-        if match:
-            return f"{new}.{match[1]}"
+    stem, _, kind = rest.rpartition(".")
+    if stem in ROOTS and kind in ("weight", "bias"):
+        return f"{ROOTS[stem]}.{kind}"
     for old, new in RES_ROOTS:
         if rest.startswith(old + "."):
             inner = _inner(rest.removeprefix(old + "."), RES)
@@ -146,13 +145,15 @@ def map_names(names: Iterable[str], prefix: str, stages: Sequence[int]) -> tuple
     stages: decoder stage of each positional head.
     """
     mapped: dict[str, str] = {}
+    taken: set[str] = set()
     unknown: list[str] = []
     for name in sorted(names):
         new = _new_name(name, prefix, stages)
-        if new is None or new in mapped.values():
+        if new is None or new in taken:
             unknown.append(name)
         else:
             mapped[name] = new
+            taken.add(new)
     return mapped, unknown
 
 

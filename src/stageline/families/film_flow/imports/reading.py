@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from stageline.errors import CheckpointError, Faults
@@ -18,6 +17,7 @@ from stageline.families.film_flow.imports.evidence import Restored
 from stageline.families.film_flow.model.film import FilmLimit
 from stageline.families.film_flow.model.network import FilmFlowModel
 from stageline.families.film_flow.model.unet import BackboneSettings
+from stageline.layers.shapes_only import shapes_only
 
 
 class LegacyReading:
@@ -147,7 +147,7 @@ class LegacyReading:
         if self.stages and not self.cond_features:
             faults.add("the file has FiLM heads but no condition projection", code="E_TENSORS")
             faults.raise_if_any()
-        with torch.device("meta"):
+        with shapes_only():
             return FilmFlowModel(
                 self.plan,
                 self.settings,
