@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import settings
@@ -35,6 +38,46 @@ def pytest_collection_finish() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that make whole runs come first, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: item.path.parent.name != "pipeline")
+
+
+class Logged(logging.Handler):
+    """What loggers say while a test runs, by the names of pytest's own `caplog`.
+
+    That one is off (`-p no:logging`): six times for every test it hangs a handler on each of torch's fifty loggers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    @property
+    def messages(self) -> list[str]:
+        return [record.getMessage() for record in self.records]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(map(self.format, self.records))
+
+    @contextmanager
+    def at_level(self, level: int | str, logger: str = "") -> Iterator[None]:
+        """Listen to a logger, all by default, from this level on."""
+        chosen = logging.getLogger(logger)
+        before = chosen.level
+        chosen.setLevel(level)
+        yield
+        chosen.setLevel(before)
+
+
+@pytest.fixture
+def caplog() -> Iterator[Logged]:
+    """Warnings of all loggers, and what `at_level` asks for."""
+    root, handler = logging.getLogger(), Logged()
+    root.addHandler(handler)
+    yield handler
+    root.removeHandler(handler)
 
 
 @pytest.fixture(autouse=True)

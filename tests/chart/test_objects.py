@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import kubernetes.client
 import pytest
 import yaml
 
@@ -50,7 +50,7 @@ def unknown_fields(value: Any, type_name: str, where: str) -> Iterator[str]:
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from unknown_fields(item, inner[1], f"{where}.{key}")
         return
-    model = getattr(kubernetes.client, type_name, None)
+    model = getattr(import_module("kubernetes.client"), type_name, None)
     if model is None:  # a plain value
         kinds = {"str": str, "int": int, "bool": bool}
         if type_name in kinds and type(value) is not kinds[type_name]:

@@ -30,7 +30,6 @@ from stageline.errors import CheckpointError, ConfigError, DataError, Faults
 from stageline.families.film_flow.data.proposal import _header
 from stageline.families.panorama_vlm.data.panorama import check_panorama
 from stageline.families.panorama_vlm.fetching import picture_fault
-from stageline.families.sparse_structure.data.meshes import MAX_FACES, read_mesh
 from stageline.jobs.cluster.inspect.manifest import manifest_difference
 from stageline.jobs.cluster.render.pytorchjob import render_job
 from stageline.jobs.environment import CONFIG_VARIABLE
@@ -261,6 +260,8 @@ def test_further_pictures_are_found_without_a_canvas(tmp_path: Path) -> None:
 
 
 def test_a_mesh_describes_no_more_than_is_read(tmp_path: Path) -> None:
+    from stageline.families.sparse_structure.data.meshes import MAX_FACES, read_mesh
+
     many = {
         "accessors": [{"count": 3 * MAX_FACES, "componentType": 5126, "type": "VEC3"}] * 20,
         "asset": {"version": "2.0"},

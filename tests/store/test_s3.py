@@ -17,7 +17,7 @@ from stageline.store import Store, open_store, settings
 from stageline.store import credentials as credentials_module
 from stageline.store.credentials import CredentialFiles
 from stageline.store.settings import apply_storage
-from stageline.telemetry import redact
+from stageline.telemetry import redact, redaction
 
 from .conftest import BUCKET, KEY_ID, SECRET
 from .gate import Gate, mount_secret, private_ca
@@ -36,7 +36,8 @@ def gate(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 
 @pytest.fixture
 def secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A mounted Secret, and no keys in the environment."""
+    """A mounted Secret, and no keys in the environment; what is read of it is remembered for as long."""
+    monkeypatch.setattr(redaction, "_remembered", set())
     folder = tmp_path / "secret"
     mount_secret(folder, "v1", **OLD)
     monkeypatch.setenv("STAGELINE_S3_CREDENTIALS", str(folder))

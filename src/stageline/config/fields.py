@@ -17,7 +17,12 @@ class Settings(BaseModel):
     """Base of every section: frozen, closed, strict about types (an int is not a bool, a string is no number)."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        defer_build=True,  # a section alone is hardly ever validated: most validators are never made
     )
 
     IN_FINGERPRINTS: ClassVar[Mapping[str, str]] = {}

@@ -38,7 +38,8 @@ def old_schema(recorded: CheckpointMetadata) -> str:
 
 def changed_fields(recorded: CheckpointMetadata, own: RunConfig) -> list[str]:
     """The settings that differ; those that counted once and no longer do are none."""
-    before = {key: value for key, value in recorded.settings.items() if key not in once_counted(own)}
+    counted = once_counted(own)
+    before = {key: value for key, value in recorded.settings.items() if key not in counted}
     return difference(before, stage_settings(own))
 
 

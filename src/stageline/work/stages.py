@@ -160,9 +160,10 @@ def _known_name(survey: Survey, config: RunConfig, named: Callable[[Mapping[str,
 
     named: the fingerprint under former values of settings that no longer count.
     """
-    wanted, keys = named(None), once_counted(config)
+    wanted = named(None)
     if survey.is_known(wanted):
         return wanted
+    keys = once_counted(config)
     saved = [*(item.metadata for item in survey.damaged), *(ref.metadata for ref in survey.refs)]
     for metadata in reversed([one for one in saved if one is not None]):
         former = {key: metadata.settings[key] for key in keys if key in metadata.settings}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import string
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:  # looking through all of transformers takes a second, also where nobody runs these tests
+    from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ["<pad>", "<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 VISION = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
@@ -17,6 +19,8 @@ WORDS = [*SPECIAL, *VISION, *string.ascii_letters, *string.digits, *".,: '()?-",
 
 def save_tokenizer(folder: Path, *, two_tokens: bool = False) -> PreTrainedTokenizerFast:
     """One token per character; special tokens are whole. two_tokens: digits and capitals take a second one."""
+    from transformers import PreTrainedTokenizerFast
+
     vocabulary = {word: number for number, word in enumerate(WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), behavior="isolated")
