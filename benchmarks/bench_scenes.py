@@ -16,6 +16,7 @@ import json
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from stageline.verbs.compare.samples import estimate, values_by_mode
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = Path(__file__).parent / "results" / "scenes.json"
 FOLDER = Path("build/scenes")
+CONFIG = FOLDER / "config.yaml"
 SEEDS = (0, 1)
-STEPS = 8400
+STEPS = 3000
 VARIANTS: dict[str, tuple[str, ...]] = {
     "scenes": (),
     "shuffled scenes": ("data.shuffle_objects=true",),
@@ -36,29 +38,29 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 MODES = {TRUTH: "truth", ALONE: "one object", mode_of(1): "1 step", mode_of(4): "4 steps", SAMPLED: "128 steps"}
 
 
-def stageline(*words: str) -> None:
-    """Print a command and run it; ends the program where it fails."""
+def stageline(log: Path, *words: str) -> None:
+    """Print a command and run it, its words going to a log; RuntimeError where it fails."""
     print(f"$ stageline {shlex.join(words)}", flush=True)
-    code = subprocess.run([str(Path(sys.executable).with_name("stageline")), *words], cwd=ROOT, check=False).returncode
+    program = str(Path(sys.executable).with_name("stageline"))
+    with log.open("a", encoding="utf-8") as file:
+        code = subprocess.run([program, *words], cwd=ROOT, check=False, stdout=file, stderr=file).returncode
     if code:
-        sys.exit(code)
+        raise RuntimeError(f"`stageline {words[0]}` ended with {code}: {log} says why")
 
 
 def measured(seed: int, variant: str) -> dict[str, Any]:
     """Train what is not there yet, evaluate, and give what the docs show."""
-    config, first = FOLDER / "config.yaml", f"seed-{seed}"
-    (ROOT / FOLDER).mkdir(parents=True, exist_ok=True)
-    if not (ROOT / config).exists():
-        stageline("init", "--family", "sparse_structure", "--preset", "demo", "--output", str(config))
-    common = ("-c", str(config), f"root={FOLDER}", f"seed={seed}")
-    stageline("run", *common, f"run={first}", "stages=[shape_vae, sparse_flow]", "evaluate.max_scenes=1")
+    first = f"seed-{seed}"
+    log = ROOT / FOLDER / f"{first}.log"
+    common = ("-c", str(CONFIG), f"root={FOLDER}", f"seed={seed}")
+    stageline(log, "run", *common, f"run={first}", "stages=[shape_vae, sparse_flow]", "evaluate.max_scenes=1")
     run = f"{first}-{variant.replace(' ', '-')}"
     parents = (
         f"parents.global_flow.vae=runs/{first}/shape_vae",
         f"parents.global_flow.sparse=runs/{first}/sparse_flow",
     )
     longer = f"stage_overrides.global_flow.trainer.max_steps={STEPS}"
-    stageline("run", *common, f"run={run}", "stages=[global_flow]", longer, *parents, *VARIANTS[variant])
+    stageline(log, "run", *common, f"run={run}", "stages=[global_flow]", longer, *parents, *VARIANTS[variant])
     return read(ROOT / FOLDER / "runs" / run)
 
 
@@ -101,8 +103,13 @@ def main() -> None:
     if "--table" in sys.argv:
         print(table(json.loads(RESULT.read_text(encoding="utf-8"))))
         return
-    seeds = {str(seed): {variant: measured(seed, variant) for variant in VARIANTS} for seed in SEEDS}
-    results = {"steps": STEPS, "seeds": seeds}
+    (ROOT / FOLDER).mkdir(parents=True, exist_ok=True)
+    if not (ROOT / CONFIG).exists():
+        log = ROOT / FOLDER / "init.log"
+        stageline(log, "init", "--family", "sparse_structure", "--preset", "demo", "--output", str(CONFIG))
+    with ThreadPoolExecutor(len(SEEDS)) as pool:
+        found = pool.map(lambda seed: {variant: measured(seed, variant) for variant in VARIANTS}, SEEDS)
+        results = {"steps": STEPS, "seeds": {str(seed): one for seed, one in zip(SEEDS, found, strict=True)}}
     RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(table(results))
 

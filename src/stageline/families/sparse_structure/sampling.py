@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from stageline.families.sparse_structure.assembly import DualModel
 from stageline.families.sparse_structure.config.model import POSE, SHAPE
 from stageline.families.sparse_structure.data.poses import Poses, decode_poses
 from stageline.families.sparse_structure.model.scale import SceneScale
@@ -41,12 +42,17 @@ class SceneGenerator:
     def __init__(self, config: SparseStructureConfig, model: FlowModel, *, alone: bool = False) -> None:
         self.config, self.model = config, model
         self.shortcut, guidance = make_shortcut(config), make_guidance(config)
-        self.network = guidance.eval().around(self._one_branch if alone else model.velocity)
+        self.network = guidance.eval().around(self._one_branch if alone else self._both_branches)
         self.device = next(model.parameters()).device
 
     def _one_branch(self, latents: Mapping[str, Tensor], t: Tensor, *conditions: Any, **keywords: Any) -> Any:
         keywords.pop("scene_sizes", None)
         return self.model.sparse_flow(latents, t, *conditions, **keywords)
+
+    def _both_branches(self, latents: Mapping[str, Tensor], t: Tensor, *conditions: Any, **keywords: Any) -> Any:
+        if isinstance(self.model, DualModel):
+            keywords["scene_strength"] = self.config.evaluate.scene_strength
+        return self.model.velocity(latents, t, *conditions, **keywords)
 
     @torch.no_grad()
     def sample(

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stageline.config import DataSettings, EvaluateBase, LocalPath, Settings, operational
+from stageline.config import DataSettings, EvaluateBase, LocalPath, Settings, added, operational
 from stageline.families.sparse_structure.config.rules import data_faults, raise_faults
 from stageline.families.sparse_structure.data.furniture import STYLES
 
@@ -113,6 +113,8 @@ class EvaluateConfig(EvaluateBase):
     """Averaged weights where there are such, or those of the optimizer."""
     steps: tuple[int, ...] = (1, 4)
     """Numbers of sampling steps, each evaluated by itself, the usual one last; from 128 on the step is told as 0."""
+    scene_strength: float = added(0.0, ge=0, le=20)
+    """s of (1 + s) both branches - s one object's: guidance by the scene, for prediction too. 0 samples as trained."""
     max_scenes: int | None = Field(default=None, ge=1)
     """Only the first scenes; null is all."""
     batch_size: int = Field(default=8, ge=1)

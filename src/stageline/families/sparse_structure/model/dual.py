@@ -146,12 +146,15 @@ class DualBackboneSparseStructureFlowTdfyWrapper(nn.Module):
         cfg: bool = False,
         d: Tensor | float | None = None,
         scene_sizes: Sequence[int] | None = None,
+        scene_strength: float = 0.0,
         **condition_kwargs: Any,
     ) -> dict[str, Tensor]:
         """Modality -> velocity (N, L, ch).
 
         latents_dict, t, condition_args, condition_kwargs, cfg, d: as in the per-object network; both branches get them.
         scene_sizes: as in the scene's network.
+        scene_strength: s of (1 + s) (sum of both) - s (per-object branch): classifier-free guidance (arXiv:2207.12598)
+            whose condition is the scene. For sampling; 0 is the sum as it was trained.
         """
         condition = self.prepare_condition(*condition_args, **condition_kwargs)
 
@@ -170,7 +173,7 @@ class DualBackboneSparseStructureFlowTdfyWrapper(nn.Module):
             ours, theirs = self._on_two_streams(sparse, scene, [*latents_dict.values(), condition.tokens, t, d])
         else:
             ours, theirs = sparse(), scene()
-        return self._combined(ours, theirs)
+        return self._combined(ours, theirs, scene_strength)
 
     def _on_two_streams(
         self, sparse: Callable[[], dict[str, Tensor]], scene: Callable[[], dict[str, Tensor]], inputs: Sequence[Any]
@@ -190,7 +193,7 @@ class DualBackboneSparseStructureFlowTdfyWrapper(nn.Module):
             tensor.record_stream(main)
         return ours, theirs
 
-    def _combined(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _combined(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], strength: float) -> dict[str, Tensor]:
         if set(ours) != set(theirs):
             raise ValueError(f"outputs differ: {sorted(set(ours) ^ set(theirs))} are of one branch only")
         wrong = [
@@ -198,6 +201,8 @@ class DualBackboneSparseStructureFlowTdfyWrapper(nn.Module):
         ]
         if wrong:
             raise ValueError(f"outputs of the branches differ in shape: {'; '.join(wrong)}")
+        if strength:
+            theirs = {m: (1 + strength) * x for m, x in theirs.items()}
         if self.global_flow_weight is None:
             return {m: x + theirs[m] for m, x in ours.items()}
         weight = self.global_flow_weight
