@@ -285,6 +285,7 @@ class _Evaluator:
             "split": asked.split,
             "weights": asked.weights,
             "steps": ", ".join(map(str, asked.steps)),
+            "scene_strength": asked.scene_strength,
             "scenes": len(self.numbers),
             "objects": objects,
             "limited": len(self.numbers) < len(self.scenes),

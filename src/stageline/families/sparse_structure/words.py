@@ -37,7 +37,14 @@ WORDS = Words(
     headline="Objects of a scene are of one style in {agreement} of the pairs; sampled objects are {distance} from the "
     "true ones, training scenes {distance_floor}.",
     higher_is_better=frozenset({"agreement", "iou", "iou_vae", "reader_accuracy"}),
-    told={"steps": "sampling steps", "scenes": "scenes", "objects": "objects", "split": "split", "weights": "weights"},
+    told={
+        "steps": "sampling steps",
+        "scene_strength": "guidance by the scene",
+        "scenes": "scenes",
+        "objects": "objects",
+        "split": "split",
+        "weights": "weights",
+    },
     baselines={"class_alone": "what training says of each class by itself"},
     cautions={"limited": "Only the first scenes were evaluated."},
 )

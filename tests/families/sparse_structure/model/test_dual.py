@@ -61,6 +61,19 @@ def test_outputs_are_the_sum_or_the_weighted_sum() -> None:
         assert far(dual(latents, 5.0, cond), {m: x + weight * scene[m] for m, x in sparse.items()}) == 0
 
 
+def test_guidance_by_the_scene_adds_its_branch_again() -> None:
+    """(1 + s) both - s one: at 0 both to the last bit, and nothing where the scene's branch is fresh."""
+    latents, cond = inputs(2)
+    for more in ({}, {"combine_mode": "weighted", "global_flow_weight": -0.5}):
+        fresh = dual_network(**more)
+        assert far(fresh(latents, 5.0, cond, scene_strength=3.0), fresh(latents, 5.0, cond)) == 0
+        dual = moved(fresh, std=0.1)
+        both, one = dual(latents, 5.0, cond), dual.sparse_flow(latents, 5.0, cond)
+        assert far(dual(latents, 5.0, cond, scene_strength=0.0), both) == 0
+        expected = {m: 2.5 * x - 1.5 * one[m] for m, x in both.items()}
+        assert far(dual(latents, 5.0, cond, scene_strength=1.5), expected) < 1e-5
+
+
 def test_streams_change_nothing() -> None:
     """Check 23: to the last bit; on a CUDA device too where there is one. `bench_sparse_gpu.py` takes the times."""
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):

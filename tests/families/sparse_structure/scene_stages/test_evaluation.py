@@ -9,20 +9,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from families.sparse_structure.model.networks import moved
 from PIL import Image
 
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.data.prepared import open_prepared
+from stageline.families.sparse_structure.assembly import build_model
+from stageline.families.sparse_structure.config import STAGES
 from stageline.families.sparse_structure.data.poses import PoseStatistics, decode_poses
 from stageline.families.sparse_structure.data.prepared_scenes import PreparedScenes
 from stageline.families.sparse_structure.render import Frame, draw, surfaces
+from stageline.families.sparse_structure.sampling import SceneGenerator
 from stageline.families.sparse_structure.styles import LEAST_ACCURACY
 from stageline.store import Store, open_store
 from stageline.verbs.evaluate.evaluation import evaluate_checkpoint
 from stageline.verbs.prepare import prepare_data
 from stageline.work.evaluations import EvaluationRecord
 
-from .runs import small
+from .runs import at_stage, small
 
 MODES = {"sampled", "steps_1", "sparse", "truth"}
 
@@ -57,6 +62,25 @@ def test_every_scene_has_a_row_in_every_mode(record: EvaluationRecord, files: St
     assert record.metrics["iou_vae"] is not None
     assert record.metrics["distance_sparse"] is not None
     assert "iou_truth" not in record.metrics
+
+
+def test_guidance_by_the_scene_moves_what_both_branches_sample_and_nothing_else(root: Path) -> None:
+    """One step of Euler is linear in the velocity."""
+    samples = {}
+    for strength in (0.0, 2.0):
+        config = at_stage(small(root, f"evaluate.scene_strength={strength}"), "global_flow")
+        model: Any = moved(build_model(config, STAGES["global_flow"]), std=0.05)
+        model.eval()
+        for alone in (False, True):
+            rngs = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+            cond = {"cond": torch.ones(5, config.model.cond_tokens, config.model.cond_channels)}
+            generator = SceneGenerator(config, model, alone=alone)
+            samples[strength, alone] = generator.sample([2, 3], cond, 1, rngs)
+    for name, both in samples[0.0, False].items():
+        one = samples[0.0, True][name]
+        assert torch.equal(one, samples[2.0, True][name])
+        assert (both - one).abs().max() > 1e-3
+        torch.testing.assert_close(samples[2.0, False][name] - one, 3 * (both - one), rtol=1e-4, atol=1e-4)
 
 
 def test_no_style_is_read_off_samples_where_the_reader_fails_on_the_truth(record: EvaluationRecord) -> None:
