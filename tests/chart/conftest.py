@@ -36,13 +36,14 @@ def helm_program() -> str:
 
 @pytest.fixture(scope="session")
 def helm() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Calls helm in the root of the tree."""
+    """Calls helm in the root of the tree; with the same words once, for what it answers depends on nothing else."""
     program = helm_program()
     if not program.endswith("/helm"):
         if os.environ.get("CI"):
             pytest.fail(program)
         pytest.skip(program)
 
+    @cache
     def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run([program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
 

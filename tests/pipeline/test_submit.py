@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from guards import HANG_SECONDS
 
+from stageline.cli import main
 from stageline.cli.checking import _setup as examined
 from stageline.config import parse_yaml
 from stageline.errors import ClusterError, ClusterUnavailableError, ConfigError, DataError
@@ -41,35 +41,33 @@ def words_of(root: Path, *overrides: str) -> list[str]:
     return [f"root={root}", *where, *overrides]
 
 
-def submit(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(root, *words), capture_output=True, text=True, check=False, timeout=HANG_SECONDS, env=outside()
-    )
-
-
 def command(root: Path, *words: str) -> list[str]:
-    own = [sys.executable, "-m", "stageline", "pipeline", "submit", "--family", "film_flow", "--preset", "tiny"]
-    return [*own, *words_of(root), *words]
+    return ["pipeline", "submit", "--family", "film_flow", "--preset", "tiny", *words_of(root), *words]
 
 
-def outside() -> dict[str, str]:
+@pytest.fixture
+def outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """No cluster to ask for defaults."""
-    return {**os.environ, "KUBECONFIG": "/nowhere", "PYTHONUNBUFFERED": "1"}
+    monkeypatch.setenv("KUBECONFIG", "/nowhere")
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
 
 
-def test_the_plan_is_shown_and_the_run_followed_to_its_end(backend: BackendServer, tmp_path: Path) -> None:
+def test_the_plan_is_shown_and_the_run_followed_to_its_end(
+    backend: BackendServer, tmp_path: Path, outside: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     backend.states = [
         run_state("RUNNING", prepare_data="RUNNING"),
         run_state("SUCCEEDED", prepare_data="SUCCEEDED", train_stage="SUCCEEDED"),
     ]
-    done = submit(tmp_path, "--endpoint", backend.endpoint, "--service-account", "steps")
-    assert done.returncode == 0, done.stderr
-    assert "never recorded" in done.stdout, "the plan"
-    assert "trainer:1' is a tag" in done.stdout
-    assert f"submitted as KFP run {RUN_ID}" in done.stdout
-    assert done.stdout.index("prepare data: running") < done.stdout.index("prepare data: succeeded")
-    assert done.stdout.rstrip().endswith(f"report: {tmp_path}/runs/tiny/report.html")
-    assert "root" not in [line.partition(":")[0] for line in done.stdout.splitlines()], "only steps are told"
+    code = main(command(tmp_path, "--endpoint", backend.endpoint, "--service-account", "steps"))
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    assert "never recorded" in out, "the plan"
+    assert "trainer:1' is a tag" in out
+    assert f"submitted as KFP run {RUN_ID}" in out
+    assert out.index("prepare data: running") < out.index("prepare data: succeeded")
+    assert out.rstrip().endswith(f"report: {tmp_path}/runs/tiny/report.html")
+    assert "root" not in [line.partition(":")[0] for line in out.splitlines()], "only steps are told"
     assert backend.created["service_account"] == "steps"
     given = backend.created["runtime_config"]["parameters"]
     assert given["claim"] == "data"
@@ -79,10 +77,13 @@ def test_the_plan_is_shown_and_the_run_followed_to_its_end(backend: BackendServe
     assert not (tmp_path / "runs").exists(), "submitting writes nothing into the store"
 
 
-def test_a_dry_run_submits_nothing(backend: BackendServer, tmp_path: Path) -> None:
-    done = submit(tmp_path, "--endpoint", backend.endpoint, "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert "film_flow_pvc.yaml" in done.stdout
+def test_a_dry_run_submits_nothing(
+    backend: BackendServer, tmp_path: Path, outside: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(command(tmp_path, "--endpoint", backend.endpoint, "--dry-run"))
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    assert "film_flow_pvc.yaml" in out
     assert backend.created == {}
 
 
@@ -124,14 +125,15 @@ def test_a_run_that_somebody_terminated_is_an_interruption(backend: BackendServe
     assert error.exit_code == 143
 
 
-def test_ctrl_c_asks_the_backend_to_terminate_and_waits_for_it(backend: BackendServer, tmp_path: Path) -> None:
+def test_ctrl_c_asks_the_backend_to_terminate_and_waits_for_it(
+    backend: BackendServer, tmp_path: Path, outside: None
+) -> None:
     backend.states = [run_state("RUNNING", train_stage_2="RUNNING")]
     process = subprocess.Popen(
-        command(tmp_path, "--endpoint", backend.endpoint),
+        [sys.executable, "-m", "stageline", *command(tmp_path, "--endpoint", backend.endpoint)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=outside(),
     )
     assert process.stdout is not None
     for line in process.stdout:

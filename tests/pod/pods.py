@@ -1,4 +1,4 @@
-"""Pods as processes: `stageline-entry` with small programs in place of torchrun and the ranks.
+"""Pods as processes: `stageline-entry` with small programs for torchrun and the ranks (`-S`: they need no packages).
 
 The entry is forked from the tests' own process, so that its modules are loaded once.
 """
@@ -175,7 +175,7 @@ def start_pod(
     (folder / "agent.py").write_text(AGENT)
     (folder / "rank.py").write_text(RANK + lines(rank))
     python = folder / "python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} {folder / "agent.py"} "$@"\n')
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S {folder / "agent.py"} "$@"\n')
     python.chmod(0o755)
     own = {key: value for key, value in os.environ.items() if not key.startswith(("STAGELINE_", "PET_"))}
     variables = {
@@ -191,7 +191,7 @@ def start_pod(
         **(environment or {}),
     }
     options: dict[str, Any] = {"count_kills": lambda: count_oom_kills(groups)} if groups else {}
-    command = [sys.executable, str(folder / "rank.py")]
+    command = [sys.executable, "-S", str(folder / "rank.py")]
 
     def body() -> int:
         for name, seconds in (patience or {}).items():

@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
-from stageline.config.bounds import read_json
 from stageline.errors import StagelineError
 from stageline.printing import escaped_values, one_line
 from stageline.telemetry.redaction import finite_json, redact
@@ -125,6 +124,8 @@ def read_events(store: EventStore, prefix: str = "") -> list[dict[str, Any]]:
 
 def _read_event(line: str) -> dict[str, Any]:
     """One line, its texts as they may be shown; StagelineError for one that is no event."""
+    from stageline.config.bounds import read_json  # with all settings: who writes events needs none
+
     try:
         event = read_json(line)
     except ValueError as error:

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from stageline.config.bounds import read_json
 from stageline.errors import EXIT_FAULT, InterruptedRunError, PeerLostError, StagelineError, StepFailedError
 from stageline.printing import escaped, one_line
 from stageline.telemetry.events import EventStore
@@ -125,6 +124,8 @@ class FailureRecord:
     @classmethod
     def from_bytes(cls, data: bytes) -> FailureRecord:
         """The record of a file; ValueError where it holds none."""
+        from stageline.config.bounds import read_json  # with all settings: who leaves a record needs none
+
         if len(data) > LARGEST_BYTES:
             raise ValueError(f"{len(data)} bytes, more than the {LARGEST_BYTES} of any failure record")
         return cls.from_json(read_json(data))
