@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 
 BINARY_VARIABLE = "STAGELINE_TEST_VERSITYGW"
@@ -65,6 +64,8 @@ class S3Server:
             self._process = None
 
     def make_bucket(self) -> None:
+        import boto3
+
         client = boto3.client(
             "s3",
             endpoint_url=self.endpoint,

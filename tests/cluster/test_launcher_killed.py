@@ -13,12 +13,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from kubernetes import client, watch
 
 from tests.cluster.trivial import Launcher
+
+if TYPE_CHECKING:  # it takes half a second, also where no cluster is asked for
+    from kubernetes import client
 
 AT_ONCE = 4
 """Cases side by side: most of each is waiting for pods."""
@@ -29,6 +31,8 @@ class Witness:
     """Every uid of every job and pod that was ever there, by name, as the API server's own watch tells it."""
 
     def __init__(self, api: client.ApiClient, namespace: str) -> None:
+        from kubernetes import client
+
         self.jobs: dict[str, set[str]] = defaultdict(set)
         self.pods: dict[str, set[str]] = defaultdict(set)
         self._stopped = threading.Event()
@@ -40,6 +44,8 @@ class Witness:
         ]
 
     def _begin(self, note: Callable[[Any], None], *request: Any) -> threading.Thread:
+        from kubernetes import watch
+
         def look() -> None:
             while not self._stopped.is_set():
                 stream = watch.Watch()
@@ -97,6 +103,8 @@ class Drill:
 
 def nothing_left(api: client.ApiClient, namespace: str) -> None:
     """No job, no pod, no policy and no lease of ours, at the latest after a few seconds."""
+    from kubernetes import client
+
     end = time.monotonic() + 30
     while True:
         left = [

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import boto3
 import pytest
 from botocore.exceptions import ClientError
 
@@ -143,6 +142,8 @@ def test_what_one_node_writes_to_a_volume_the_other_reads(
 
 def client(bucket: dict[str, str], **account: str) -> Any:
     """An S3 client of the bucket's account, or of another one."""
+    import boto3
+
     who = {**bucket, **account}
     keys = {"aws_access_key_id": who["access_key"], "aws_secret_access_key": who["secret_key"]}
     return boto3.client("s3", endpoint_url=who["endpoint"], region_name=who["region"], **keys)
