@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from stageline.config.document import Dumper
 from stageline.config.fields import is_added, is_operational, key_of
@@ -22,28 +24,57 @@ def semantic(config: BaseModel) -> dict[str, Any]:
     all nodes here, so that two pods of one rank and one machine with two are the same stage. A field that was `added`
     later is left out at its default, so that fingerprints made before it stay what they are.
     """
-    stand_ins: Mapping[str, str] = getattr(config, "IN_FINGERPRINTS", {})
     result: dict[str, Any] = {}
-    for name, field in type(config).model_fields.items():
-        if is_operational(field):
+    for key, attribute, added in _counted_fields(type(config)):
+        value = _plain(getattr(config, attribute))
+        if added is not None and value == _plain(added.get_default(call_default_factory=True)):
             continue
-        value = _plain(getattr(config, stand_ins.get(name, name)))
-        if is_added(field) and value == _plain(field.get_default(call_default_factory=True)):
-            continue
-        result[key_of(name, field)] = value
+        result[key] = value
     return result
+
+
+@cache
+def _counted_fields(model: type[BaseModel]) -> tuple[tuple[str, str, FieldInfo | None], ...]:
+    """(key, attribute that holds what counts, the field where it was added later) of what is not operational."""
+    stand_ins: Mapping[str, str] = getattr(model, "IN_FINGERPRINTS", {})
+    return tuple(
+        (key_of(name, field), stand_ins.get(name, name), field if is_added(field) else None)
+        for name, field in model.model_fields.items()
+        if not is_operational(field)
+    )
 
 
 def once_counted(config: BaseModel, prefix: str = "") -> dict[str, Any]:
     """Dotted key -> default of the operational fields that the first release counted in fingerprints."""
-    found: dict[str, Any] = {}
-    for name, field in type(config).model_fields.items():
-        key, value, extra = f"{prefix}{key_of(name, field)}", getattr(config, name), field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("once_counted"):
-            found[key] = field.get_default(call_default_factory=True)
-        elif isinstance(value, BaseModel):
-            found |= once_counted(value, f"{key}.")
+    counted, sections = _once_counted_fields(type(config))
+    found = {f"{prefix}{key}": field.get_default(call_default_factory=True) for key, field in counted}
+    for key, name in sections:
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            found |= once_counted(value, f"{prefix}{key}.")
     return found
+
+
+@cache
+def _once_counted_fields(
+    model: type[BaseModel],
+) -> tuple[tuple[tuple[str, FieldInfo], ...], tuple[tuple[str, str], ...]]:
+    """((key, field) that counted once, (key, name) of those that can hold a section)."""
+    counted, sections = [], []
+    for name, field in model.model_fields.items():
+        key, extra = key_of(name, field), field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("once_counted"):
+            counted.append((key, field))
+        elif _can_be_section(field.annotation):
+            sections.append((key, name))
+    return tuple(counted), tuple(sections)
+
+
+def _can_be_section(annotation: Any) -> bool:
+    """Whether a value of the type can be a section: it is one, or one is among its alternatives."""
+    if isinstance(annotation, type):
+        return issubclass(annotation, BaseModel) or annotation is object
+    return annotation is Any or isinstance(annotation, TypeVar) or any(map(_can_be_section, get_args(annotation)))
 
 
 def _plain(value: Any) -> Any:
