@@ -28,7 +28,7 @@ RESULT = Path(__file__).parent / "results" / "scenes.json"
 FOLDER = Path("build/scenes")
 CONFIG = FOLDER / "config.yaml"
 SEEDS = (0, 1)
-STEPS = 3000
+STEPS = 2000
 VARIANTS: dict[str, tuple[str, ...]] = {
     "scenes": (),
     "shuffled scenes": ("data.shuffle_objects=true",),

@@ -74,17 +74,17 @@ _DEMO: dict[str, Any] = {
         "learning_rate": 2e-3,
     },
     "stage_overrides": {
-        "shape_vae": {"trainer": {"max_steps": 500, "batch_size": 32, "learning_rate": 3e-3}},
-        "sparse_flow": {"trainer": {"max_steps": 600, "batch_size": 8, "learning_rate": 5e-3, "optimizer": "muon"}},
+        "shape_vae": {"trainer": {"max_steps": 650, "batch_size": 32, "learning_rate": 3e-3}},
+        "sparse_flow": {"trainer": {"max_steps": 1300, "batch_size": 4, "learning_rate": 8e-3}},
         # The style of a scene shows at early times, and objects that are all equally noisy have nothing to tell.
         "global_flow": {
-            "trainer": {"max_steps": 1300, "batch_size": 8, "learning_rate": 4e-3, "optimizer": "muon"},
+            "trainer": {"max_steps": 1400, "batch_size": 8, "learning_rate": 4e-3, "optimizer": "muon"},
             "objective": {
                 "time_mean": 0.0,
                 "time_window": [0.02, 0.2],
                 "time_window_share": 0.85,
-                "shared_draws_from": 0.45,
-                "self_consistency_prob": 0.15,
+                "shared_draws_from": 0.35,
+                "self_consistency_prob": 0.1,
             },
         },
     },
