@@ -11,6 +11,7 @@ SHRUNK = (
     "data.num_val=3",
     "trainer.batch_size=2",
     "model.timesteps=2",
+    "evaluate.num_panels=1",
 )
 """Overrides that make the preset `tiny` small enough for the suite."""
 STEPS = 3

@@ -225,10 +225,18 @@ def legacy_model(build: Callable[..., FilmFlowModel]) -> Callable[..., FilmFlowM
 
 @pytest.fixture
 def write_legacy(tmp_path: Path) -> Callable[..., Path]:
-    """write_legacy(model, top={…}, **hyper): the model as a legacy `.ckpt` file."""
+    """write_legacy(model, top={…}, edit, **hyper): the model as a legacy `.ckpt` file; edit changes what it holds."""
 
-    def write(model: FilmFlowModel, top: dict[str, Any] | None = None, name: str = "old.ckpt", **hyper: Any) -> Path:
+    def write(
+        model: FilmFlowModel,
+        top: dict[str, Any] | None = None,
+        edit: Callable[[dict[str, Any]], Any] | None = None,
+        name: str = "old.ckpt",
+        **hyper: Any,
+    ) -> Path:
         checkpoint = {**legacy_checkpoint(model, **hyper), **(top or {})}
+        if edit is not None:
+            edit(checkpoint)
         torch.save(checkpoint, tmp_path / name)
         return tmp_path / name
 

@@ -25,7 +25,9 @@ SMALL = {
     "trainer.batch_size": 2,
     "trainer.accelerator": "cpu",
     "trainer.tensorboard": False,
+    "evaluate.num_panels": 0,
 }
+"""Pictures of an evaluation cost as much as the rest of it: who looks at them asks for them."""
 
 
 def make_config(root: Path | str = ".", **dotted: Any) -> FilmFlowConfig:

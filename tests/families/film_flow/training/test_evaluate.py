@@ -70,7 +70,8 @@ def test_all_modes_stand_side_by_side_with_counts(prepared: PreparedData) -> Non
 
 
 def test_provenance_is_complete(prepared: PreparedData) -> None:
-    said = run(prepared, evaluate__film_active=[3], model__num_ensemble=2).provenance
+    keys = {"evaluate__film_active": [3], "evaluate__compare_film": False}
+    said = run(prepared, model__num_ensemble=2, **keys).provenance
     assert (said["film_stages"], said["film_stages_active"], said["ablation"]) == ([2, 3], [3], True)
     assert (said["film_mode"], said["film_strength"], said["nfe"], said["ensemble"]) == ("on", 1.0, 2, 2)
     assert said["gate"] == {"stages": [2, 3], "source": "head", "value": 1.0, "strength": 1.0}
@@ -137,12 +138,13 @@ def test_a_backbone_is_measured_without_film(prepared: PreparedData) -> None:
 def test_collapsed_conditions_are_called_so(prepared: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(prepared).provenance["warnings"] == []
     monkeypatch.setattr(evaluation_module, "COLLAPSE_COSINE", -1.0)
-    (warning,) = run(prepared, finished=Kept()).provenance["warnings"]
+    (warning,) = run(prepared, finished=Kept(), evaluate__compare_film=False).provenance["warnings"]
     assert "collapsed" in warning
 
 
 def test_equal_conditions_have_a_likeness_of_one(prepared: PreparedData) -> None:
-    config = at_stage(make_config(root_of(prepared), model__timesteps=1), "film")
+    keys = {"model__timesteps": 1, "evaluate__compare_film": False}
+    config = at_stage(make_config(root_of(prepared), **keys), "film")
     model = kicked_model(make_config(root_of(prepared)))
     assert model.cond is not None
     with torch.no_grad():
@@ -177,7 +179,7 @@ def test_pictures_show_what_was_asked_for(prepared: PreparedData) -> None:
         predicted = (green == 255) | (green == 130)
         dice = 2 * (predicted & truth).sum() / (predicted.sum() + truth.sum())
         assert dice == pytest.approx(on[place]["dice"], abs=0.02)
-    assert run(prepared, evaluate__num_panels=0).panels == {}
+    assert run(prepared).panels == {}
 
 
 @pytest.mark.parametrize(
