@@ -17,7 +17,12 @@ from stageline.checkpoint.verify import verify
 from stageline.cli import main
 from stageline.errors import CheckpointError, ConfigError
 
-EXPORTED = {"model.exported": True, "trainer.checkpoint_every_steps": 4, "trainer.validate_every_steps": 4}
+EXPORTED = {
+    "model.exported": True,
+    "trainer.checkpoint_every_steps": 2,
+    "trainer.validate_every_steps": 2,
+    "trainer.max_steps": 5,
+}
 WEIGHTS = "head_for_others/weights.safetensors"
 LAYERS = "head_for_others/layers.txt"
 
@@ -72,7 +77,7 @@ def test_a_name_of_ours_is_refused(train: Any, monkeypatch: pytest.MonkeyPatch, 
         family, "FAMILY", replace(family.FAMILY, exports=lambda _config, _stage, _tensors: {name: b"x"})
     )
     with pytest.raises(CheckpointError, match="is a name of ours"):
-        train()
+        train(**{"trainer.max_steps": 1})
 
 
 @pytest.fixture

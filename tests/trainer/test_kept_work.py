@@ -71,9 +71,9 @@ def damage(ref: Any, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["metadata", "size", "bit"])
 def test_the_newest_intact_one_is_continued_and_the_damaged_one_named(train, tmp_path, family, capsys, how):
-    settings = {"trainer.checkpoint_every_steps": 2}
+    settings = {"trainer.checkpoint_every_steps": 2, "trainer.max_steps": 6}
     whole = train(run="whole", **settings)
-    family.CHANGE[:] = [stop_at(7)]
+    family.CHANGE[:] = [stop_at(3)]
     with pytest.raises(InterruptedRunError):
         train(**settings)
     family.CHANGE.clear()
@@ -82,7 +82,7 @@ def test_the_newest_intact_one_is_continued_and_the_damaged_one_named(train, tmp
     damage(damaged, how)
     capsys.readouterr()
     ended = train(**settings)
-    assert (ended.action, ended.step) == ("continue", 10)
+    assert (ended.action, ended.step) == ("continue", 6)
     assert f"set aside, damaged: {damaged.uri}" in capsys.readouterr().out
     assert damaged.store.exists(ASIDE_NAME)
     told = [e for e in read_events(directory.store) if e["event"] in ("set_aside", "resumed")]

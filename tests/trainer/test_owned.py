@@ -31,12 +31,14 @@ from stageline.verbs.admitted import admit_model
 
 LARGE, HEAD = 200_000, 20_000
 """Parameters added to the toy's frozen stem and to its trained head."""
+SHORT = {"trainer.max_steps": 2}
+"""For what does not depend on how long a stage was trained."""
 
 
 def test_a_family_s_own_format_gets_what_parents_hold_too(train: Any, tmp_path: Path) -> None:
     """And asks for an empty folder and a format that there is."""
-    train("base")
-    tune = str(train("tune").reference)
+    train("base", **SHORT)
+    tune = str(train("tune", **SHORT).reference)
     write_export(tune, tmp_path / "out", "text", None)
     names = (tmp_path / "out" / "tune.txt").read_text().split()
     assert {"stem.weight", "head.weight"} <= set(names)
@@ -85,7 +87,7 @@ def stop_at(step: int) -> Any:
 def tuned(train: Any, family: Any) -> tuple[CheckpointRef, CheckpointRef]:
     """A large base and the head tuned on it."""
     family.CHANGE[:] = [widen]
-    base, tune = train("base"), train("tune")
+    base, tune = train("base", **SHORT), train("tune", **SHORT)
     return resolve(str(base.reference)), resolve(str(tune.reference))
 
 
@@ -178,7 +180,7 @@ def test_a_missing_or_changed_owner_is_refused_by_name(tuned: tuple[CheckpointRe
 
 def test_what_is_referenced_is_never_pruned(train: Any, tuned: tuple[CheckpointRef, CheckpointRef]) -> None:
     base, tune = tuned
-    train("base", **{"trainer.learning_rate": 0.01})
+    train("base", **SHORT, **{"trainer.learning_rate": 0.01})
     directory = StageDir.at(base.store)
     directory = StageDir(str(Path(base.uri).parents[4]), "r", "base")
     prune(directory, RetentionConfig(last=1, best=0, unfinished=0), dry_run=False)
@@ -189,8 +191,12 @@ def test_what_is_referenced_is_never_pruned(train: Any, tuned: tuple[CheckpointR
 
 def test_a_resumed_head_is_bitwise_the_uninterrupted_one(train: Any, family: Any, tmp_path: Path) -> None:
     family.CHANGE[:] = [widen]
-    base = train("base")
-    settings = {"trainer.checkpoint_every_steps": 2, "parents.tune.default": str(base.reference)}
+    base = train("base", **SHORT)
+    settings = {
+        "trainer.checkpoint_every_steps": 2,
+        "trainer.max_steps": 6,
+        "parents.tune.default": str(base.reference),
+    }
     whole = resolve(str(train("tune", run="whole", **settings).reference))
     family.CHANGE[:] = [widen, stop_at(3)]
     with pytest.raises(InterruptedRunError):
@@ -210,8 +216,8 @@ def test_a_resumed_head_is_bitwise_the_uninterrupted_one(train: Any, family: Any
 
 def test_a_frozen_parent_below_another_root_is_own(train: Any, family: Any, tmp_path: Path) -> None:
     family.CHANGE[:] = [widen]
-    base = train("base", root=str(tmp_path / "other"))
-    tune = resolve(str(train("tune", **{"parents.tune.default": str(base.reference)}).reference))
+    base = train("base", root=str(tmp_path / "other"), **SHORT)
+    tune = resolve(str(train("tune", **SHORT, **{"parents.tune.default": str(base.reference)}).reference))
     assert tune.metadata.referenced == {}
     assert set(tune.metadata.tensors["model"]) == set(tune.metadata.whole)
     assert tune.metadata.parents["default"].uri == base.reference.uri
@@ -230,10 +236,10 @@ def test_a_changed_buffer_of_a_parent_refuses_the_save(train: Any, family: Any) 
         task.on_loss = on_loss
 
     family.CHANGE[:] = [widen]
-    train("base")
+    train("base", **SHORT)
     family.CHANGE[:] = [widen, drift]
     with pytest.raises(CheckpointError, match=r"stem\.mean: a buffer that the parent 'default' holds has changed"):
-        train("tune")
+        train("tune", **SHORT)
 
 
 @pytest.fixture
@@ -266,7 +272,7 @@ def clip(monkeypatch: pytest.MonkeyPatch, family: Any) -> dict[str, str]:
 
 
 def test_an_external_is_in_no_file_and_every_reader_has_it(train: Any, clip: dict[str, str], tmp_path: Path) -> None:
-    settings = {"trainer.checkpoint_every_steps": 2}
+    settings = {"trainer.checkpoint_every_steps": 2, "trainer.max_steps": 4}
     base, tune = (resolve(str(train(stage, **settings).reference)) for stage in ("base", "tune"))
     for ref in (base, tune):
         assert set(ref.metadata.externals["clip"].tensors) == {"stem.weight", "stem.bias"}
@@ -289,8 +295,8 @@ def test_an_external_is_in_no_file_and_every_reader_has_it(train: Any, clip: dic
 def test_a_grandchild_reads_through_its_parents(train: Any, family: Any, tmp_path: Path) -> None:
     """What a parent leaves to its own parent is read there; a copied root keeps working."""
     family.CHANGE[:] = [widen]
-    train("base")
-    tune = train("tune")
+    train("base", **SHORT)
+    tune = train("tune", **SHORT)
     family.CHANGE[:] = [widen]
     copy = tmp_path / "copy"
     shutil.copytree(tmp_path / "runs", copy / "runs")

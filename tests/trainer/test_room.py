@@ -15,6 +15,9 @@ from stageline.errors import PlanError
 from stageline.families import family_config, parse_config
 from stageline.verbs.predict import load
 
+SHORT = {"trainer.max_steps": 2}
+"""For what does not depend on how long a stage was trained."""
+
 
 @pytest.fixture
 def table(tmp_path: Path) -> str:
@@ -43,7 +46,7 @@ def test_an_external_is_in_no_file(train: Any, table: str) -> None:
 def test_two_roles_load_every_tensor_exactly_once(train: Any) -> None:
     from toy_family import family
 
-    base, tune = train("base"), train("tune")
+    base, tune = train("base", **SHORT), train("tune", **SHORT)
     starts: list[dict[str, torch.Tensor]] = []
 
     def look(task: Any) -> None:
@@ -54,7 +57,7 @@ def test_two_roles_load_every_tensor_exactly_once(train: Any) -> None:
         task.on_loss = on_loss
 
     family.CHANGE[:] = [look]
-    joined = resolve(str(train("join").reference))
+    joined = resolve(str(train("join", **SHORT).reference))
     parents = {role: read_tensors(resolve(str(r.reference)), "ema") for role, r in (("trunk", base), ("head", tune))}
     for name, tensor in starts[0].items():
         if name != "strength":  # set by the schedule before the first step
@@ -65,10 +68,10 @@ def test_two_roles_load_every_tensor_exactly_once(train: Any) -> None:
 def test_exchanged_roles_are_refused_before_a_model_is_built(train: Any) -> None:
     from toy_family import family
 
-    base, tune = train("base"), train("tune")
+    base, tune = train("base", **SHORT), train("tune", **SHORT)
     family.TASKS.clear()
     with pytest.raises(PlanError, match="the parents 'head' and 'trunk' of stage 'join' look exchanged") as caught:
-        train("join", parents={"trunk": str(tune.reference), "head": str(base.reference)})
+        train("join", **SHORT, parents={"trunk": str(tune.reference), "head": str(base.reference)})
     assert f"--parent=trunk={base.reference} " in f"{caught.value.remedy} "
     assert family.TASKS == []
 

@@ -19,6 +19,9 @@ from stageline.errors import ConfigError, InterruptedRunError, PlanError
 from stageline.telemetry import METRICS, read_events
 from stageline.trainer.pictures import NUM_SAMPLES
 
+SHORT = {"trainer.max_steps": 2}
+"""For what does not depend on how long a stage was trained."""
+
 
 def test_a_stage_runs_once_and_is_then_reused(train, tmp_path):
     first = train()
@@ -58,8 +61,8 @@ def test_a_checkpoint_tells_what_made_it(train, tmp_path):
 def test_frozen_parameters_stay_bitwise_and_have_no_gradient(train, tmp_path):
     from toy_family import family
 
-    base = train("base")
-    tune = train("tune")
+    base = train("base", **SHORT)
+    tune = train("tune", **SHORT)
     task = family.TASKS[-1]
     assert all(p.grad is None and not p.requires_grad for p in task.model.stem.parameters())
     start, end = read_tensors(resolve(str(base.reference)), "ema"), read_tensors(resolve(str(tune.reference)), "raw")
@@ -75,8 +78,8 @@ def test_frozen_parameters_stay_bitwise_and_have_no_gradient(train, tmp_path):
 
 
 def test_a_stage_is_tuned_from_a_checkpoint_of_its_own_kind(train, tmp_path):
-    base = train("base")
-    further = {"parents.base.before": "runs/r/base", "trainer.learning_rate": 1e-12}
+    base = train("base", **SHORT)
+    further = {**SHORT, "parents.base.before": "runs/r/base", "trainer.learning_rate": 1e-12}
     tuned = train("base", run="further", **further)
     start, end = (read_tensors(resolve(str(result.reference)), "ema") for result in (base, tuned))
     for name, tensor in start.items():
@@ -84,14 +87,14 @@ def test_a_stage_is_tuned_from_a_checkpoint_of_its_own_kind(train, tmp_path):
     meta = resolve(str(tuned.reference)).metadata
     assert (meta.parents["before"].digest, meta.referenced) == (base.reference.digest, {})
     assert train("base", run="further", **further).action == "reuse"
-    scratch = train("base", run="further", **{"trainer.learning_rate": 1e-12})
+    scratch = train("base", run="further", **SHORT, **{"trainer.learning_rate": 1e-12})
     assert not torch.equal(read_tensors(resolve(str(scratch.reference)), "ema")["stem.weight"], end["stem.weight"])
 
 
 def test_a_frozen_part_may_be_held_in_bf16_and_is_saved_as_it_was(train):
     from toy_family import family
 
-    casts = {"model.cast": "stem.*"}
+    casts = {**SHORT, "model.cast": "stem.*"}
     base = train("base", **casts)
     tune = train("tune", **casts)
     task, workspace = family.BEGUN[-1]
@@ -104,24 +107,24 @@ def test_a_frozen_part_may_be_held_in_bf16_and_is_saved_as_it_was(train):
     assert torch.equal(start["stem.weight"].bfloat16(), task.model.stem.weight)
     assert not torch.equal(start["stem.weight"], task.model.stem.weight.float())
     for pattern, words in (("neck.*", "matches none"), ("body.*", "'body.0.weight' trains and matches 'body.")):
-        train("base", run=pattern[:4], **{"model.cast": pattern})
+        train("base", run=pattern[:4], **SHORT, **{"model.cast": pattern})
         with pytest.raises(ConfigError, match=words):
-            train("tune", run=pattern[:4], **{"model.cast": pattern})
+            train("tune", run=pattern[:4], **SHORT, **{"model.cast": pattern})
 
 
 def test_what_starts_fresh_is_derived_once_from_loaded_parents(train, monkeypatch):
     from toy_family import family
 
-    base = train("base")
+    base = train("base", **SHORT)
     monkeypatch.setattr(family, "DERIVED", [])
     monkeypatch.setattr(family, "CHANGE", [lambda task: setattr(task, "on_loss", interrupt)])
     with pytest.raises(InterruptedRunError):
-        train("tune")
+        train("tune", **SHORT)
     ((_, parents, weight),) = family.DERIVED
     assert weight == float(read_tensors(resolve(str(base.reference)), "ema")["stem.weight"][0, 0])
     assert {role: parent.stage for role, parent in parents.items()} == {"default": "base"}
     family.CHANGE.clear()
-    assert train("tune").action == "continue"
+    assert train("tune", **SHORT).action == "continue"
     assert len(family.DERIVED) == 1  # not when it goes on
 
 
@@ -142,7 +145,7 @@ def test_modules_in_which_nothing_trains_are_in_eval_mode(train):
 
         task.on_loss = on_loss
 
-    often = {"trainer.validate_every_steps": 2}
+    often = {"trainer.validate_every_steps": 2, "trainer.max_steps": 5}
     train("base", **often)
     family.CHANGE[:] = [look]
     train("tune", **often)
@@ -154,7 +157,7 @@ def test_a_fresh_section_starts_at_its_own_initialisation(train):
     from toy_family import family
     from toy_family.model import ToyModel
 
-    train("base", run="a", **{"model.fresh_head": True})
+    train("base", run="a", **SHORT, **{"model.fresh_head": True})
     seen: list[dict[str, Any]] = []
 
     def look(task: Any) -> None:
@@ -165,15 +168,15 @@ def test_a_fresh_section_starts_at_its_own_initialisation(train):
         task.on_loss = on_loss
 
     family.CHANGE[:] = [look]
-    train("tune", run="a", **{"model.fresh_head": True})
+    train("tune", run="a", **SHORT, **{"model.fresh_head": True})
     assert torch.equal(seen[0]["head.weight"], ToyModel(3).head.weight)
     assert not torch.equal(seen[0]["body.0.weight"], ToyModel(3).body[0].weight)
 
 
 def test_parents_by_name(train, tmp_path):
-    base = train("base", run="a")
-    by_reference = train("tune", run="b", parents={"default": str(base.reference)})
-    by_config = train("tune", run="c", **{"parents.tune.default": "runs/a/base"})
+    base = train("base", run="a", **SHORT)
+    by_reference = train("tune", run="b", parents={"default": str(base.reference)}, **SHORT)
+    by_config = train("tune", run="c", **SHORT, **{"parents.tune.default": "runs/a/base"})
     contents = {resolve(str(r.reference)).content for r in (by_reference, by_config)}
     assert len(contents) == 1
     with pytest.raises(PlanError, match="no parent 'motion'"):
@@ -181,8 +184,8 @@ def test_parents_by_name(train, tmp_path):
 
 
 def test_a_parent_without_an_average_seeds_raw(train):
-    train("base", **{"trainer.use_ema": False})
-    tune = train("tune", **{"trainer.use_ema": False})
+    train("base", **SHORT, **{"trainer.use_ema": False})
+    tune = train("tune", **SHORT, **{"trainer.use_ema": False})
     assert resolve(str(tune.reference)).metadata.parents["default"].weights == "raw"
 
 
