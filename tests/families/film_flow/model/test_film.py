@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,23 @@ from tests.families.film_flow.model.subsets import SUBSETS
 
 Build = Callable[..., FilmFlowModel]
 POINTS = ["post_block1", "post_block2"]
+
+
+@pytest.fixture(scope="module")
+def made(build: Build) -> Iterator[Build]:
+    """made(stages, kick=…): `build` of what several tests look at, made once; at the end none may have changed it."""
+    once: dict[Any, tuple[FilmFlowModel, dict[str, Tensor]]] = {}
+
+    def make(stages: tuple[int, ...] = (), *, kick: bool = True) -> FilmFlowModel:
+        if (stages, kick) not in once:
+            model = build(stages, kick=kick)
+            once[stages, kick] = model, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        return once[stages, kick][0]
+
+    yield make
+    for model, before in once.values():
+        assert not model.training
+        assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def sites(model: FilmFlowModel, inputs: Any) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]], list[Tensor]]:
@@ -57,11 +74,13 @@ def plain_sites(build: Build, inputs: Any) -> tuple[Tensor, dict[int, tuple[Tens
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("stages", SUBSETS, ids=str)
 def test_film_acts_at_its_decoder_stages_and_nowhere_before(
-    build: Build, inputs: Any, plain_sites: Any, stages: tuple[int, ...], point: str
+    build: Build, made: Build, inputs: Any, plain_sites: Any, stages: tuple[int, ...], point: str
 ) -> None:
     """Acceptance check 1."""
     plain_out, _, plain_upstream = plain_sites
-    out, seen, upstream = sites(build(stages, plan={"apply_point": point}), inputs)
+    model = made(stages) if point == "post_block1" else build(stages, plan={"apply_point": point})
+    assert model.plan.apply_point == point
+    out, seen, upstream = sites(model, inputs)
     changed = tuple(s for s, (before, after) in seen.items() if not torch.equal(before, after))
     assert changed == stages
     assert 0 < len(upstream) < len(plain_upstream)
@@ -70,9 +89,9 @@ def test_film_acts_at_its_decoder_stages_and_nowhere_before(
     assert not torch.equal(out, plain_out)
 
 
-def test_without_film_the_condition_changes_nothing(build: Build, inputs: Any) -> None:
+def test_without_film_the_condition_changes_nothing(made: Build, inputs: Any) -> None:
     """Acceptance check 1."""
-    model = build(())
+    model = made(())
     out, seen, _ = sites(model, inputs)
     assert all(torch.equal(before, after) for before, after in seen.values())
     assert torch.equal(out, model(*inputs.positional()))
@@ -97,12 +116,12 @@ def plain_outputs(build: Build, inputs: Any) -> dict[str, Tensor]:
     ("stages", "kind"), [(s, "concat") for s in SUBSETS] + [((0,), "dual"), ((0, 1, 2, 3), "dual")], ids=str
 )
 def test_zero_heads_are_bitwise_no_film(
-    build: Build, inputs: Any, plain_outputs: dict[str, Tensor], stages: tuple[int, ...], kind: str
+    build: Build, made: Build, inputs: Any, plain_outputs: dict[str, Tensor], stages: tuple[int, ...], kind: str
 ) -> None:
     """Acceptance check 2."""
     plain = plain_outputs[kind]
     with torch.no_grad():
-        model = build(stages, kick=False, image_conditioning=kind)
+        model = made(stages, kick=False) if kind == "concat" else build(stages, kick=False, image_conditioning=kind)
         assert torch.equal(model(*inputs.positional(), inputs.condition), plain)
         assert torch.equal(model(*inputs.positional()), plain)
 
@@ -116,34 +135,32 @@ def gradients(model: FilmFlowModel, inputs: Any) -> tuple[dict[str, float], floa
 
 
 @pytest.mark.parametrize("stages", SUBSETS, ids=str)
-def test_gradients_reach_exactly_the_selected_heads(build: Build, inputs: Any, stages: tuple[int, ...]) -> None:
+def test_gradients_reach_exactly_the_selected_heads(made: Build, inputs: Any, stages: tuple[int, ...]) -> None:
     """Acceptance check 3."""
-    sizes, condition = gradients(build(stages), inputs)
+    sizes, condition = gradients(made(stages), inputs)
     assert {int(name.split(".")[0]) for name in sizes} == set(stages)
     assert all(size > 0 for size in sizes.values())
     assert condition > 0
 
 
-def test_without_film_no_gradient_reaches_the_condition(build: Build, inputs: Any) -> None:
+def test_without_film_no_gradient_reaches_the_condition(made: Build, inputs: Any) -> None:
     """Acceptance check 3."""
-    sizes, condition = gradients(build(()), inputs)
+    sizes, condition = gradients(made(()), inputs)
     assert sizes == {}
     assert condition == 0
 
 
 @pytest.mark.parametrize("stages", SUBSETS, ids=str)
-def test_at_the_start_only_the_output_layer_of_a_head_learns(
-    build: Build, inputs: Any, stages: tuple[int, ...]
-) -> None:
+def test_at_the_start_only_the_output_layer_of_a_head_learns(made: Build, inputs: Any, stages: tuple[int, ...]) -> None:
     """Acceptance check 3."""
-    sizes, condition = gradients(build(stages, kick=False), inputs)
+    sizes, condition = gradients(made(stages, kick=False), inputs)
     assert condition == 0
     for name, size in sizes.items():
         assert (size > 0) == (".fc2." in name), name
 
 
-def test_absent_condition_is_bitwise_no_film_whatever_it_holds(build: Build, inputs: Any) -> None:
-    model = build((1, 3))
+def test_absent_condition_is_bitwise_no_film_whatever_it_holds(made: Build, inputs: Any) -> None:
+    model = made((1, 3))
     vec = inputs.condition.vec.clone()
     vec[1] = float("nan")
     condition = replace(inputs.condition, vec=vec, present=torch.tensor([True, False]))
@@ -175,16 +192,16 @@ def test_strength_zero_is_bitwise_no_film(build: Build, inputs: Any) -> None:
 
 
 @pytest.mark.parametrize("active", [(), (0,), (2,), (0, 3)], ids=str)
-def test_an_ablation_is_the_model_without_the_other_heads(build: Build, inputs: Any, active: tuple[int, ...]) -> None:
-    full, part = build((0, 2, 3)), build(active)
+def test_an_ablation_is_the_model_without_the_other_heads(made: Build, inputs: Any, active: tuple[int, ...]) -> None:
+    full, part = made((0, 2, 3)), made(active)
     with torch.no_grad():
         expected = part(*inputs.positional(), inputs.condition)
         assert torch.equal(full(*inputs.positional(), inputs.condition, film_active=active), expected)
 
 
-def test_an_ablation_cannot_name_a_head_that_was_never_trained(build: Build, inputs: Any) -> None:
+def test_an_ablation_cannot_name_a_head_that_was_never_trained(made: Build, inputs: Any) -> None:
     with pytest.raises(ConfigError, match=r"film_active \[1, 2\] names \[1\].*\[2, 3\]") as error:
-        build((2, 3))(*inputs.positional(), inputs.condition, film_active=[1, 2])
+        made((2, 3))(*inputs.positional(), inputs.condition, film_active=[1, 2])
     assert error.value.code == "E_RANGE"
 
 
@@ -223,8 +240,8 @@ def test_limit_bounds_the_modulation_and_is_gentle_for_small_values(build: Build
     assert not torch.allclose(a, bound(*inputs.positional(), inputs.condition), atol=1e-4)
 
 
-def test_diagnostics_are_returned_not_stored(build: Build, inputs: Any) -> None:
-    model = build((1, 2))
+def test_diagnostics_are_returned_not_stored(made: Build, inputs: Any) -> None:
+    model = made((1, 2))
     before = set(vars(model))
     out = model(*inputs.positional(), inputs.condition, full=True, diagnostics=True)
     assert list(out.diagnostics) == [1, 2]
@@ -235,8 +252,8 @@ def test_diagnostics_are_returned_not_stored(build: Build, inputs: Any) -> None:
     assert torch.equal(out.prediction, model(*inputs.positional(), inputs.condition))
 
 
-def test_same_condition_for_all_shows_as_no_spread(build: Build, inputs: Any) -> None:
-    model = build((2,))
+def test_same_condition_for_all_shows_as_no_spread(made: Build, inputs: Any) -> None:
+    model = made((2,))
     one = inputs.condition.vec[:1].expand(2, -1)
     found = model(*inputs.positional(), replace(inputs.condition, vec=one), full=True, diagnostics=True).diagnostics[2]
     assert float(found.gamma_spread) < 1e-6 < float(found.gamma_abs)
@@ -264,8 +281,8 @@ def test_a_required_condition_may_be_absent_but_not_missing(build: Build, inputs
     assert torch.isfinite(model(*inputs.positional(), nobody)).all()
 
 
-def test_a_condition_for_another_plan_is_refused(build: Build, inputs: Any) -> None:
-    model, other = build((2, 3)), build((0, 1))
+def test_a_condition_for_another_plan_is_refused(made: Build, inputs: Any) -> None:
+    model, other = made((2, 3)), made((0, 1))
     good = replace(inputs.condition, plan_fingerprint=model.plan_fingerprint)
     assert torch.isfinite(model(*inputs.positional(), good)).all()
     with pytest.raises(ConfigError, match=f"{other.plan_fingerprint}.*{model.plan_fingerprint}") as error:
@@ -273,8 +290,8 @@ def test_a_condition_for_another_plan_is_refused(build: Build, inputs: Any) -> N
     assert error.value.code == "E_PLAN_MISMATCH"
 
 
-def test_dict_protocol_is_accepted_only_for_exactly_these_decoder_stages(build: Build, inputs: Any) -> None:
-    model = build((2, 3))
+def test_dict_protocol_is_accepted_only_for_exactly_these_decoder_stages(made: Build, inputs: Any) -> None:
+    model = made((2, 3))
     base = {"vec": inputs.condition.vec, "present": inputs.condition.present}
     expected = model(*inputs.positional(), inputs.condition)
     assert torch.equal(model(*inputs.positional(), {**base, PROTOCOL_KEY: [3, 2]}), expected)
@@ -287,9 +304,9 @@ def test_dict_protocol_is_accepted_only_for_exactly_these_decoder_stages(build: 
             model(*inputs.positional(), bad)
 
 
-def test_condition_features_of_another_size_are_refused_with_both_numbers(build: Build, inputs: Any) -> None:
+def test_condition_features_of_another_size_are_refused_with_both_numbers(made: Build, inputs: Any) -> None:
     with pytest.raises(ConfigError, match=r"size 5.*12"):
-        build((1,))(*inputs.positional(), replace(inputs.condition, vec=torch.randn(2, 5)))
+        made((1,))(*inputs.positional(), replace(inputs.condition, vec=torch.randn(2, 5)))
 
 
 @pytest.mark.parametrize(
