@@ -13,17 +13,29 @@ import pytest
 from stageline.families import family_config, parse_config, raw_preset
 from stageline.stage import stage_config
 
-SCRIPT = Path(__file__).parents[4] / "scripts" / "demo_scenes.py"
+ROOT = Path(__file__).parents[4]
 
 
-@pytest.fixture(scope="module")
-def demo() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("demo_scenes", SCRIPT)
+def script(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def demo() -> ModuleType:
+    return script(ROOT / "scripts" / "demo_scenes.py")
+
+
+def test_the_table_of_longer_trainings_is_that_of_their_figures() -> None:
+    bench = script(ROOT / "benchmarks" / "bench_scenes.py")
+    results = json.loads(bench.RESULT.read_text())
+    assert list(results["seeds"]) == [str(seed) for seed in bench.SEEDS]
+    assert all(set(found) <= set(bench.VARIANTS) for found in results["seeds"].values())
+    assert bench.table(results) in (ROOT / "docs" / "sparse_structure.md").read_text()
 
 
 def test_every_stage_of_the_demo_has_a_config(demo: ModuleType) -> None:
