@@ -1,6 +1,6 @@
 """What objects of a scene know of each other after longer training, beside a control and flow matching.
 
-Run: `nice -n 19 python benchmarks/bench_scenes.py`, fifty minutes of two cores, one for each seed, by the commands
+Run: `nice -n 19 python benchmarks/bench_scenes.py`, an hour or more of two cores, one for each seed, by the commands
 that it prints; it writes benchmarks/results/scenes.json and prints a table of it (`--table` prints it and trains
 nothing). What it trains lies under `build/scenes`, with a log per seed, and a second time it is found there. Data and
 recipe are those of the preset `demo`, seeds 0 and 1; the scene's branch is trained for longer in three ways: as it is;

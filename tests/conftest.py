@@ -67,8 +67,10 @@ class Logged(logging.Handler):
         chosen = logging.getLogger(logger)
         before = chosen.level
         chosen.setLevel(level)
-        yield
-        chosen.setLevel(before)
+        try:
+            yield
+        finally:
+            chosen.setLevel(before)
 
 
 @pytest.fixture

@@ -125,6 +125,14 @@ def test_muon_is_refused_where_nothing_is_declared_for_it():
     trained = freeze_untrained(task.model, Trains(STAGE.trains), "x")
     with pytest.raises(ConfigError, match=r"'bodies.\*' matches none of .* parameters"):
         make_optimizer(task.model, task.parameter_groups(), trained, TrainerConfig(optimizer="muon"), ("bodies.*",))
+    with pytest.raises(ConfigError, match=r"no matrix that trains is among \['body\.\*bias', 'stem\.\*'\]"):
+        make_optimizer(
+            task.model,
+            task.parameter_groups(),
+            trained,
+            TrainerConfig(optimizer="muon"),
+            ("body.*bias", "stem.*"),  # vectors, and what is frozen
+        )
 
 
 @pytest.mark.parametrize(("optimizer", "slots"), [("adamw", 0), ("muon", -2)])

@@ -84,7 +84,7 @@ def make_optimizer(
     """AdamW (arXiv:1711.05101) over the groups; each remembers its factor as `lr_factor`.
 
     matrices: patterns of weights between hidden layers; with `trainer.optimizer: muon` those among them that have two
-        axes are Muon's. ConfigError for a pattern that matches nothing of the model.
+        axes are Muon's. ConfigError for a pattern that matches nothing of the model, and where none of them trains.
     """
     check_groups(groups, trained)
     parameters = dict(model.named_parameters())
@@ -92,8 +92,10 @@ def make_optimizer(
     if settings.optimizer == "muon":
         faults = Faults(ConfigError, "matrices", "mend the stage's patterns or the model they name")
         faults.extend(unmatched(matrices, parameters))
-        faults.raise_if_any()
         chosen = {n for n in trained if parameters[n].ndim == 2 and any(fnmatchcase(n, p) for p in matrices)}
+        if not faults.found and not chosen:
+            faults.add(f"trainer.optimizer=muon: no matrix that trains is among {list(matrices)}")
+        faults.raise_if_any()
 
     def made(names: Iterable[str], group: ParameterGroup) -> list[dict[str, Any]]:
         own = [parameters[name] for name in names]

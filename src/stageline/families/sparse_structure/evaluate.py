@@ -285,7 +285,7 @@ class _Evaluator:
             "split": asked.split,
             "weights": asked.weights,
             "steps": ", ".join(map(str, asked.steps)),
-            "scene_strength": asked.scene_strength,
+            **({"scene_strength": asked.scene_strength} if isinstance(self.model, DualModel) else {}),
             "scenes": len(self.numbers),
             "objects": objects,
             "limited": len(self.numbers) < len(self.scenes),

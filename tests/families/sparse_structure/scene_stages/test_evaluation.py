@@ -83,6 +83,14 @@ def test_guidance_by_the_scene_moves_what_both_branches_sample_and_nothing_else(
         torch.testing.assert_close(samples[2.0, False][name] - one, 3 * (both - one), rtol=1e-4, atol=1e-4)
 
 
+def test_guidance_by_the_scene_is_told_of_models_that_see_the_scene_alone(
+    record: EvaluationRecord, root: Path, chain: dict[str, CheckpointRef], data: str
+) -> None:
+    assert record.plain["provenance"]["scene_strength"] == 0
+    config = small(root, "evaluate.steps=[1]", "evaluate.num_panels=0", "evaluate.scene_strength=2.0")
+    assert "scene_strength" not in evaluate_checkpoint(config, str(chain["sparse_flow"].uri), data).plain["provenance"]
+
+
 def test_no_style_is_read_off_samples_where_the_reader_fails_on_the_truth(record: EvaluationRecord) -> None:
     """An autoencoder after two steps shows no style: no agreement in any mode, and the reason says how it failed."""
     accuracy = record.metrics["reader_accuracy"]
