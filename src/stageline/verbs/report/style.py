@@ -45,7 +45,7 @@ a:focus-visible, summary:focus-visible, .scroll:focus-visible { outline: 2px sol
 .box.warn { border-color: var(--warn); background: var(--warn-paper); }
 .box p { margin: 6px 0; overflow-wrap: anywhere; white-space: pre-line; }
 .cards { display: grid; gap: 16px; margin: 24px 0 0;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); }
 .card { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 12px 18px; }
 .card h2 { border: 0; margin: 0 0 4px; padding: 0; font-size: .95rem; font-weight: 600; color: var(--quiet); }
 .card table { width: 100%; font-size: .88rem; }
