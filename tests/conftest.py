@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 KEPT = ("STAGELINE_TEST_", "STAGELINE_CLUSTER_")
 for name in [name for name in os.environ if name.startswith(("AWS_", "STAGELINE_")) and not name.startswith(KEPT)]:
     del os.environ[name]
+
+# A shell's background job ignores Ctrl-C, and so would what tests start and stop by it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadlines: a busy machine would fail tests. Derived examples: a failure is the same for everybody.
 settings.register_profile("stageline", max_examples=50, deadline=None, derandomize=True, database=None)
