@@ -112,6 +112,10 @@ def test_what_one_kind_of_object_says_wins_over_what_all_say(render: Render) -> 
     assert owners["imaging"] == owners["imaging-trial"] == "imaging"
     claim = pick(render("company"), "PersistentVolumeClaim")["metadata"]["annotations"]
     assert claim["helm.sh/resource-policy"] == "keep"
+    empty = "labels.team=a,podMonitor.enabled=true,podMonitor.labels.team="
+    assert pick(render("", "--set", empty, *SERVED), "PodMonitor")["metadata"]["labels"]["team"] == "", (
+        "an empty one too"
+    )
 
 
 BAD = {
@@ -143,7 +147,42 @@ def test_objects_of_ones_own_are_taken_as_they_are_or_as_a_template(render: Rend
     assert extra["stageline-notes"]["data"] == {"namespace": "stageline"}
 
 
-@pytest.mark.parametrize(("text", "said"), [("a: [", "is no YAML object"), ("kind: A", "needs apiVersion, kind")])
+SEVERAL = """# first
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: one}
+--- # second
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: two, labels: null}
+---
+"""
+
+
+def test_a_text_makes_all_its_objects_or_none_and_what_an_object_says_of_itself_wins(render: Render) -> None:
+    own = {"app.kubernetes.io/name": "proxy", "team": ""}
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "three", "labels": own}, "spec": {}}
+    given = json.dumps([SEVERAL, "{{ if .Values.kfp.enabled }}a: b{{ end }}", service])
+    documents = render("", "--set-json", f"extraObjects={given}", "--set", "labels.team=a")
+    extra = [d for d in documents if d["metadata"]["labels"][COMPONENT] == "extra"]
+    assert [d["metadata"]["name"] for d in extra] == ["one", "two", "three"]
+    labels = [d["metadata"]["labels"] for d in extra]
+    assert [{key: each[key] for key in own} for each in labels[:2]] == [
+        {"app.kubernetes.io/name": "stageline", "team": "a"}
+    ] * 2
+    assert {key: labels[2][key] for key in own} == own
+    assert extra[2]["spec"] == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [", "is no YAML object"),
+        ("kind: A", "needs apiVersion, kind"),
+        ("{apiVersion: v1, kind: A, metadata: a}", "needs apiVersion, kind"),
+        (f"{SEVERAL}kind: A", "needs apiVersion, kind"),
+    ],
+)
 def test_an_object_that_is_none_is_refused_by_its_place(helm: Helm, text: str, said: str) -> None:
     given = json.dumps([text])
     result = helm("template", "stageline", "helm/stageline", "--set-json", f"extraObjects={given}")
@@ -207,6 +246,8 @@ def test_a_kept_claim_can_be_taken_up_again(render: Render, helm: Helm) -> None:
     claim = pick(render("", "--set", "storage.claim.create=true"), "PersistentVolumeClaim")
     assert set(claim["spec"]) == {"accessModes", "resources"}
     assert pick(render("company"), "PersistentVolumeClaim")["spec"]["volumeName"] == "kept"
+    volume = "storage.claim.create=true,storage.claim.volumeName=kept,storage.claim.storageClassName=-"
+    assert pick(render("", "--set", volume), "PersistentVolumeClaim")["spec"]["storageClassName"] == "", "it has none"
     said = notes(helm, "--set", "storage.claim.create=true")
     for way in ("by itself under the name stageline", "--take-ownership", "storage.existingClaim=stageline"):
         assert way in said
@@ -249,6 +290,7 @@ def test_the_notes_say_what_network_policies_ask_for(helm: Helm) -> None:
     said = notes(helm, "--set", "podMonitor.enabled=true,networkPolicy.metricsFrom={monitoring}")
     assert metrics not in said
     assert renamed not in said
+    assert metrics not in notes(helm, "--set", "podMonitor.enabled=true,cluster.network.metrics_from={monitoring}")
 
 
 # Metrics -----------------------------------------------------------------------------------------------------------

@@ -6,13 +6,15 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+
+from .test_objects import SERVED, Render, unknown_fields
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm/stageline"
@@ -40,6 +42,7 @@ BAD = {
     "images.trainer.digest=abc": ("/images/trainer/digest", "abc"),
     "images.trainer.tag=latest": ("/images/trainer/tag",),
     "images.launcher.repository=Upper/case": ("/images/launcher/repository",),
+    "images.trainer.repository=stageline/trainer:1.0": ("/images/trainer/repository", "stageline/trainer:1.0"),
     "images.launcher.pullPolicy=Sometimes": ("/images/launcher/pullPolicy", "IfNotPresent"),
     "jobNamespaces={team_a}": ("/jobNamespaces/0", "team_a"),
     "storage.claim.size=big": ("/storage/claim/size", "big"),
@@ -51,6 +54,7 @@ BAD = {
     "kfp.enabled=maybe": ("/kfp/enabled", "boolean"),
     "trainer.serviceAccount.annotation.a=b": ("/trainer/serviceAccount", "annotation"),
     "podMonitors.enabled=true": ("podMonitors",),
+    "podMonitor.port=23456": ("/podMonitor/port",),
     "cluster.restart_budget=often": ("/cluster/restart_budget", "integer"),
     "cluster.ressources.limits.cpu=1": ("/cluster", "ressources"),
 }
@@ -91,9 +95,86 @@ def test_contradictions_are_told_in_words_and_all_at_once(helm: Helm) -> None:
     assert result.stderr.count("\n  - ") == len(CONTRADICTIONS)
 
 
-def test_steps_of_pipelines_and_training_pods_have_two_accounts(helm: Helm) -> None:
-    setting = "kfp.enabled=true,kfp.serviceAccount=stageline-trainer"
-    assert "training pods share one service account" in helm("template", "s", "helm/stageline", "--set", setting).stderr
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("kfp.enabled=true,kfp.serviceAccount=stageline-trainer", "training pods share one service account"),
+        ("kfp.enabled=true,kfp.serviceAccount=a,cluster.service_account=a", "training pods share one service account"),
+        ("cluster.service_account=stageline-launcher", "launcher and trainer share one service account"),
+    ],
+)
+def test_whoever_starts_jobs_and_training_pods_have_two_accounts(helm: Helm, setting: str, said: str) -> None:
+    assert said in helm("template", "s", "helm/stageline", "--set", setting).stderr
+
+
+def paths(values: dict[str, Any], where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every key of values.yaml with its default, sections included; not what lies in `trial.resources.*`."""
+    for key, item in values.items():
+        yield (*where, key), item
+        if isinstance(item, dict) and where != ("trial", "resources"):
+            yield from paths(item, (*where, key))
+
+
+def without(values: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """What helm makes of values in which a key is null."""
+    rest = {key: item for key, item in values.items() if key != path[0]}
+    return {**rest, path[0]: without(values[path[0]], path[1:])} if path[1:] else rest
+
+
+def test_a_null_is_refused_where_something_stands_by_default_and_is_empty_elsewhere(
+    helm: Helm, render: Render, tmp_path: Path
+) -> None:
+    """helm takes a default away that is null. Keys of now alone may lack, since an upgrade can reuse older values."""
+    before = {path for path, _ in paths(yaml.safe_load((Path(__file__).parent / "previous-values.yaml").read_text()))}
+    validator = jsonschema.Draft7Validator(SCHEMA)
+    nulls: dict[str, Any] = {}
+    for path, default in paths(VALUES):
+        empty = default in ("", [], {}, False)
+        assert validator.is_valid(without(VALUES, path)) is (empty or path not in before), path
+        if empty:
+            section = nulls
+            for key in path[:-1]:
+                section = section.setdefault(key, {})
+            section[path[-1]] = None
+    assert nulls["cluster"] is None
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(nulls))
+    assert render("", "-f", str(tmp_path / "values.yaml")) == render()
+    said = helm("template", "stageline", "helm/stageline", "--set", "storage=null,kfp.artifactSecret=null").stderr
+    assert "missing property 'storage'" in said
+    assert "at '/kfp': missing property 'artifactSecret'" in said
+
+
+def test_names_that_yaml_reads_as_numbers_or_truths_stay_names(render: Render) -> None:
+    names = {
+        "nameOverride": "true",
+        "launcher.serviceAccount.name": "0x1f",
+        "trainer.serviceAccount.name": "null",
+        "images.pullSecrets[0]": "1e3",
+        "kfp.artifactSecret": "007",
+        "storage.claim.name": "123",
+        "storage.claim.volumeName": "off",
+        "storage.claim.size": "5",
+        "storage.mountPath": "/a #b",
+        "localQueue.name": "12",
+        "localQueue.clusterQueue": "13",
+        "priorityClass.name": "14",
+    }
+    strings = ",".join(f"{key}={value}" for key, value in names.items())
+    more = "kfp.enabled=true,storage.claim.create=true,localQueue.create=true,priorityClass.create=true"
+    more += ",resourceQuota.hard.pods=1,podMonitor.enabled=true"
+    documents = render("", "-n", "0123", "--set-string", strings, "--set", more, *SERVED)
+    known = [d for d in documents if d["kind"] not in ("PodMonitor", "LocalQueue")]
+    faults = []
+    for d in known:
+        faults += list(unknown_fields(d, f"{d['apiVersion'].rpartition('/')[2].capitalize()}{d['kind']}", d["kind"]))
+    assert faults == []
+    assert {d["metadata"].get("namespace", "0123") for d in documents} == {"0123"}
+    (claim,) = [d for d in documents if d["kind"] == "PersistentVolumeClaim"]
+    assert (claim["metadata"]["name"], claim["spec"]["volumeName"]) == ("123", "off")
+    (queue,) = [d for d in documents if d["kind"] == "LocalQueue"]
+    assert (queue["metadata"]["name"], queue["spec"]) == ("12", {"clusterQueue": "13"})
+    (defaults,) = [d["data"]["cluster.yaml"] for d in documents if d["kind"] == "ConfigMap"]
+    assert yaml.safe_load(defaults)["root"] == "/a #b"
 
 
 def test_the_defaults_fit_the_schema_and_the_schema_knows_every_value() -> None:

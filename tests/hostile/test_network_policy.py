@@ -215,6 +215,17 @@ def test_metrics_are_read_from_a_named_namespace_and_nothing_else_there() -> Non
     assert not admits(policies, pod, Peer("monitoring"), METRICS, "Ingress"), "it serves none"
 
 
+def test_whoever_may_read_metrics_is_not_let_to_where_ranks_meet() -> None:
+    """A variant: metrics on the port of the rendezvous, where whoever comes counts as a rank."""
+    for config in (
+        {"trainer": {"metrics_port": 23456}},
+        {"stage_overrides": {"film": {"trainer.metrics_port": 23456}}},
+    ):
+        job = stage_job("film_flow", "film", config={"root": "/stageline", **config})
+        with pytest.raises(ConfigError, match=r"trainer\.metrics_port 23456 is where ranks meet"):
+            rendered(job, network={"metrics_from": ["monitoring"]})
+
+
 def test_pods_that_start_jobs_are_reached_by_nobody() -> None:
     """The trial's, and the steps of a pipeline."""
     *_, platforms = yaml.safe_load_all((ROOT / "pipelines/film_flow.yaml").read_text())

@@ -101,7 +101,7 @@ def is_allowed(documents: Documents, who: Subject, question: Question, namespace
         if binding["kind"] != "RoleBinding" or who not in [subject_of(entry) for entry in binding["subjects"]]:
             continue
         for rule in roles[binding["roleRef"]["name"]]:
-            named = name in rule["resourceNames"] if "resourceNames" in rule else True
+            named = name in rule["resourceNames"] if rule.get("resourceNames") else True  # an empty list is all names
             if named and verb in rule["verbs"] and resource in rule["resources"] and group in rule["apiGroups"]:
                 return True
     return False
@@ -134,6 +134,17 @@ def test_nobody_gets_kfps_rules_by_another_rules_words(render: Render) -> None: 
         account = (f"system:serviceaccount:{space}:stageline-launcher", "")
         assert is_allowed(documents, account, OF_KFP[0], space)
         assert not [q for q in ALL if is_allowed(documents, account, q, other)]
+
+
+@pytest.mark.parametrize("secret", ["null", ""])
+def test_no_value_leaves_the_secret_of_kfp_without_a_name(
+    helm: Callable[..., Any],  # noqa: F811
+    secret: str,
+) -> None:
+    """A variant: `null` takes a default away in helm, and a rule without names lets an account read every Secret."""
+    told = helm("template", "s", "helm/stageline", "--set", f"kfp.enabled=true,kfp.artifactSecret={secret}")
+    assert told.returncode != 0
+    assert "artifactSecret" in told.stderr
 
 
 def test_view_and_edit_get_jobs_and_no_lease_and_no_secret(render: Render) -> None:  # noqa: F811

@@ -15,7 +15,7 @@ because a config may name them; where `nameOverride` gives another name, a confi
 
 {{/* The account under which the steps of a pipeline run: the launcher's, unless KFP has one of its own. */}}
 {{- define "stageline.stepsAccount" -}}
-{{- $own := ternary .Values.kfp.serviceAccount "" .Values.kfp.enabled -}}
+{{- $own := ternary .Values.kfp.serviceAccount "" (.Values.kfp.enabled | default false) -}}
 {{ $own | default (include "stageline.launcherAccount" .) }}
 {{- end }}
 
@@ -30,8 +30,8 @@ because a config may name them; where `nameOverride` gives another name, a confi
 {{- end }}
 
 {{/*
-Labels and annotations of an object. Ours win over those of one kind of object, and these over those of all; each key is
-there once. Call with (dict "root" $ "component" "launcher"), and with "labels" and "annotations" if it has its own.
+Labels and annotations of an object. Ours win over those of one kind of object, and these, empty ones too, over those of
+all; each key is there once. Call with (dict "root" $ "component" "launcher"), and with "labels" and "annotations" if it has its own.
 */}}
 {{- define "stageline.metadata" -}}
 {{- $own := dict
@@ -43,8 +43,8 @@ there once. Call with (dict "root" $ "component" "launcher"), and with "labels" 
     "app.kubernetes.io/managed-by" .root.Release.Service
     "helm.sh/chart" (printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_") -}}
 labels:
-  {{- merge $own (.labels | default dict) (.root.Values.labels | default dict) | toYaml | nindent 2 }}
-{{- with merge (dict) (.annotations | default dict) (.root.Values.annotations | default dict) }}
+  {{- mergeOverwrite (dict) (.root.Values.labels | default dict) (.labels | default dict) $own | toYaml | nindent 2 }}
+{{- with mergeOverwrite (dict) (.root.Values.annotations | default dict) (.annotations | default dict) }}
 annotations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -75,7 +75,7 @@ with (dict "root" $ "image" .Values.images.trainer).
 
 {{/* Secrets by which images are pulled, each once, as a JSON list: `global.imagePullSecrets` holds names or {name: …}. */}}
 {{- define "stageline.pullSecrets" -}}
-{{- $names := .Values.images.pullSecrets -}}
+{{- $names := .Values.images.pullSecrets | default list -}}
 {{- range (.Values.global).imagePullSecrets -}}
 {{- if kindIs "string" . }}{{ $names = append $names . }}{{ else }}{{ $names = append $names .name }}{{ end -}}
 {{- end -}}
@@ -84,7 +84,7 @@ with (dict "root" $ "image" .Values.images.trainer).
 
 {{/* The user of pods; empty where the cluster chooses one (`cluster.run_as_user: null`). */}}
 {{- define "stageline.user" -}}
-{{- if hasKey .Values.cluster "run_as_user" }}{{ with .Values.cluster.run_as_user }}{{ int64 . }}{{ end }}{{ else }}1000{{ end -}}
+{{- if hasKey (.Values.cluster | default dict) "run_as_user" }}{{ with .Values.cluster.run_as_user }}{{ int64 . }}{{ end }}{{ else }}1000{{ end -}}
 {{- end }}
 
 {{/* The claim that jobs mount; empty without one. */}}
@@ -127,7 +127,7 @@ of the section and leaves out what only training pods need.
     "no_proxy" $s3.noProxy
     "ca_config_map" $s3.caConfigMap
     "ca_secret" $s3.caSecret
-    "ca_key" (ternary $s3.caKey "" (ne (print $s3.caConfigMap $s3.caSecret) "")) -}}
+    "ca_key" (ternary $s3.caKey "" (or $s3.caConfigMap $s3.caSecret | empty | not)) -}}
 {{- $given := dict -}}
 {{- range $key, $value := $objects }}{{ if $value }}{{ $_ := set $given $key $value }}{{ end }}{{ end -}}
 {{- if or $s3.root $given -}}
@@ -157,10 +157,10 @@ of the section and leaves out what only training pods need.
     "storage" $storage -}}
 {{- $section := dict -}}
 {{- range $key, $value := $cluster }}{{ if $value }}{{ $_ := set $section $key $value }}{{ end }}{{ end -}}
-{{- $section = mustMergeOverwrite $section (deepCopy $values.cluster) -}}
+{{- $section = mustMergeOverwrite $section (deepCopy ($values.cluster | default dict)) -}}
 {{- range $key, $value := .section }}{{ if $value }}{{ $_ := set $section $key $value }}{{ end }}{{ end -}}
 {{- $root := $s3.root | default (ternary $values.storage.mountPath "" (ne $claim "")) -}}
-{{- with $root }}root: {{ . }}
+{{- with $root }}root: {{ . | quote }}
 {{ end -}}
 {{- if and $values.podMonitor.enabled (not .section) }}trainer: {metrics_port: {{ int64 ($values.podMonitor.port | default 9400) }}}
 {{ end -}}
@@ -173,6 +173,8 @@ cluster:
 {{- $faults := list -}}
 {{- $storage := .Values.storage -}}
 {{- $keys := $storage.s3.credentials -}}
+{{- $cluster := .Values.cluster | default dict -}}
+{{- $trainer := $cluster.service_account | default (include "stageline.trainerAccount" .) -}}
 {{- if and $storage.existingClaim $storage.claim.create -}}
 {{- $faults = append $faults "storage.existingClaim and storage.claim.create are both set; give one of them" -}}
 {{- end -}}
@@ -191,13 +193,13 @@ cluster:
 {{- if and .Values.priorityClass.create (not .Values.priorityClass.name) -}}
 {{- $faults = append $faults "priorityClass.create needs priorityClass.name" -}}
 {{- end -}}
-{{- if eq (include "stageline.launcherAccount" .) (include "stageline.trainerAccount" .) -}}
+{{- if eq (include "stageline.launcherAccount" .) $trainer -}}
 {{- $faults = append $faults "launcher and trainer share one service account, which would give training pods the launcher's rights; name two" -}}
 {{- end -}}
-{{- if and .Values.kfp.enabled (eq (.Values.kfp.serviceAccount | default "") (include "stageline.trainerAccount" .)) -}}
+{{- if and .Values.kfp.enabled (eq (.Values.kfp.serviceAccount | default "") $trainer) -}}
 {{- $faults = append $faults "kfp.serviceAccount and training pods share one service account; name two" -}}
 {{- end -}}
-{{- if and (.Values.namePolicy).enabled (hasKey .Values.cluster "name_prefix") (not (hasPrefix "stageline-" .Values.cluster.name_prefix)) -}}
+{{- if and (.Values.namePolicy).enabled (hasKey $cluster "name_prefix") (not (hasPrefix "stageline-" $cluster.name_prefix)) -}}
 {{- $faults = append $faults "namePolicy.enabled needs a cluster.name_prefix that begins with stageline-" -}}
 {{- end -}}
 {{- if $faults }}{{ fail (printf "\n  - %s" (join "\n  - " $faults)) }}{{ end -}}

@@ -101,6 +101,8 @@ def check_job(job: Job, cluster: ClusterConfig) -> None:
     faults.extend(image_faults(cluster))
     if job.arguments[:1] != ("trial",):
         faults.extend(root_faults(str(job.config.get("root", ".")), cluster.storage))
+    if metrics_port(job) == PORT:
+        faults.add(f"trainer.metrics_port {PORT} is where ranks meet, and whoever reads metrics would reach them there")
     size = len(config_to_text(pod_config(job)).encode())
     if size > LARGEST_CONFIG_BYTES:
         faults.add(f"the config has {size} bytes, and a pod takes {LARGEST_CONFIG_BYTES}: keep long lists in a file")
