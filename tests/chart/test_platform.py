@@ -123,6 +123,7 @@ BAD = {
     "labels.team=no spaces": "/labels/team",
     "labels.-team=a": "-team",
     "podMonitor.labels.helm\\.sh/chart=mine": "helm.sh/chart",
+    "labels.rbac\\.authorization\\.k8s\\.io/aggregate-to-view=yes": "aggregate-to-view",
     "annotations.helm\\.sh/hook=test": "helm.sh/hook",
     "annotations.team=1": "/annotations/team",
     "storage.claim.annotations.helm\\.sh/resource-policy=delete": "helm.sh/resource-policy",

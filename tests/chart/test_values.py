@@ -55,6 +55,8 @@ BAD = {
     "trainer.serviceAccount.annotation.a=b": ("/trainer/serviceAccount", "annotation"),
     "podMonitors.enabled=true": ("podMonitors",),
     "podMonitor.port=23456": ("/podMonitor/port",),
+    "networkPolicy.metricsFrom={Monitoring!}": ("/networkPolicy/metricsFrom/0", "Monitoring!"),
+    "networkPolicy.egress[0].from=all": ("/networkPolicy/egress/0", "from"),
     "cluster.restart_budget=often": ("/cluster/restart_budget", "integer"),
     "cluster.ressources.limits.cpu=1": ("/cluster", "ressources"),
 }
