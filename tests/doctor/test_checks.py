@@ -14,11 +14,16 @@ from stageline.cli import main
 from stageline.config import ClusterConfig
 from stageline.doctor import Setup, examine, raise_if_wrong
 from stageline.doctor.line import Check, line_of_error, ok, unknown, wrong
+from stageline.doctor.namespace import namespace_checks
 from stageline.doctor.registry import ImageName, check_image, image_without_version, parse_image
 from stageline.doctor.running import run_checks
 from stageline.doctor.storage import check_store
 from stageline.errors import ClusterError, ClusterUnavailableError, DoctorError
+from stageline.kube.client import Api
 
+from ..jobs.jobs import cluster
+from ..kube.served_objects import ObjectServer
+from ..kube.serving import serving
 from ..store.gate import Gate
 from .registry import DIGEST, registry
 
@@ -142,3 +147,13 @@ def test_without_a_cluster_the_local_part_is_told(
     shown = capsys.readouterr()
     assert "WRONG" in shown.out
     assert "store" in shown.err
+
+
+def test_a_claim_that_is_not_there_comes_with_the_command_for_the_chart_of_that_name(tmp_path: Path) -> None:
+    section = cluster({"defaults": "imaging", "storage": {"claim": "runs"}})
+    with serving(ObjectServer(), tmp_path) as kubeconfig:
+        checks = namespace_checks(Api.connect("train", kubeconfig=str(kubeconfig)), section, 1)
+        (line,) = [check.call() for check in checks if check.name == "claim"]
+    assert (line.state, line.text) == ("wrong", "there is no claim 'runs'")
+    made = "nameOverride=imaging,storage.claim.create=true,storage.claim.name=runs"
+    assert f"--install imaging helm/stageline -n train --reset-then-reuse-values --set {made};" in line.remedy

@@ -15,7 +15,15 @@ import yaml
 from stageline.errors import ClusterError
 from stageline.jobs.cluster.follow.permission import refuse_without_permission
 from stageline.kube.client import Api
-from stageline.kube.rights import RULES, Rule, grant_command, missing_rules, rules_of, rules_of_following
+from stageline.kube.rights import (
+    RULES,
+    Rule,
+    chart_command,
+    grant_command,
+    missing_rules,
+    rules_of,
+    rules_of_following,
+)
 
 from .serving import serving
 
@@ -99,6 +107,15 @@ def test_the_defaults_are_asked_for_under_the_name_that_they_have() -> None:
     names = {rule.name for rule in rules_of("launch", "imaging") if rule.resource == "configmaps"}
     assert names == {"imaging"}
     assert [r for r in rules_of("launch", "imaging") if not r.name] == [r for r in rules_of("launch") if not r.name]
+
+
+def test_the_command_for_the_chart_follows_its_name_and_keeps_its_values() -> None:
+    before = "helm upgrade --install"
+    after = "helm/stageline -n train --reset-then-reuse-values"
+    assert chart_command("train", "stageline") == f"{before} stageline {after}"
+    assert chart_command("train", "imaging", "kfp.enabled=true") == (
+        f"{before} imaging {after} --set nameOverride=imaging,kfp.enabled=true"
+    )
 
 
 def test_a_missing_right_comes_with_the_command_that_gives_it() -> None:

@@ -34,6 +34,7 @@ from stageline.kube.keys import (
     label,
 )
 from stageline.kube.refusals import AbsentError, is_silent_webhook
+from stageline.kube.rights import chart_command
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 NAMESPACED = frozenset(
@@ -55,7 +56,7 @@ def namespace_checks(api: Api, cluster: ClusterConfig, nodes: int) -> list[Check
         ("job admission", lambda name: _job_admission(name, api, manifest)),
         ("pod security", lambda name: _pod_admission(name, api, manifest)),
         ("service account", lambda name: _account(name, api, cluster.service_account)),
-        ("claim", lambda name: _claim(name, api, cluster.storage.claim, nodes)),
+        ("claim", lambda name: _claim(name, api, cluster, nodes)),
         ("secrets", lambda name: _secrets(name, api, cluster)),
         ("queue", lambda name: _queue(name, api, cluster.queue)),
         ("classes", lambda name: _classes(name, api, cluster)),
@@ -134,16 +135,17 @@ def _account(name: str, api: Api, account: str) -> Line:
     return ok(name, f"{account!r} exists")
 
 
-def _claim(name: str, api: Api, claim: str, nodes: int) -> Line:
+def _claim(name: str, api: Api, cluster: ClusterConfig, nodes: int) -> Line:
+    claim = cluster.storage.claim
     if not claim:
         return ok(name, "none is asked for")
     try:
         found = api.get(CLAIMS, claim)
     except AbsentError:
-        remedy = (
-            f"helm upgrade --install stageline helm/stageline -n {api.namespace} --set storage.claim.create=true, or"
+        make = chart_command(
+            api.namespace, cluster.defaults, "storage.claim.create=true", f"storage.claim.name={claim}"
         )
-        return wrong(name, f"there is no claim {claim!r}", f"{remedy} cluster.storage.claim=<one of kubectl get pvc>")
+        return wrong(name, f"there is no claim {claim!r}", f"{make}; or cluster.storage.claim=<one of kubectl get pvc>")
     phase, modes = found.get("status", {}).get("phase", "unknown"), found["spec"].get("accessModes", [])
     describe = f"kubectl -n {api.namespace} describe pvc {claim}"
     if nodes > 1 and "ReadWriteMany" not in modes:

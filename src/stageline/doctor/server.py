@@ -12,7 +12,7 @@ from stageline.errors import StagelineError
 from stageline.kube.client import Api
 from stageline.kube.keys import KUBEFLOW, QUEUES
 from stageline.kube.refusals import INSTALL_OPERATOR, AbsentError
-from stageline.kube.rights import Rule, grant_command, missing_rules, rules_of
+from stageline.kube.rights import Rule, chart_command, grant_command, missing_rules, rules_of
 
 OLDEST = (1, 29)
 SKEW_SECONDS = 20.0
@@ -37,7 +37,7 @@ def server_checks(api: Api, jobs: str, launcher: str, cluster: ClusterConfig) ->
         Check("optional kinds", lambda: _optional(api)),
         Check("rights", lambda: _own_rights(api, defaults)),
         Check("rights of the launcher", lambda: _launcher_rights(api, launcher, cluster)),
-        Check("rights of kfp steps", lambda: _kfp_rights(api, launcher)),
+        Check("rights of kfp steps", lambda: _kfp_rights(api, launcher, defaults)),
     ]
 
 
@@ -115,7 +115,7 @@ def _launcher_rights(api: Api, launcher: str, cluster: ClusterConfig) -> Line:
     missing = _missing(api, needed, user)
     if missing and len(missing) == len(needed):
         text = f"service account {launcher!r} may do nothing in {api.namespace!r}; steps of a pipeline run under it"
-        return unknown(name, text, f"helm upgrade --install stageline helm/stageline -n {api.namespace}")
+        return unknown(name, text, chart_command(api.namespace, cluster.defaults))
     policies = [] if cluster.network_policy == "off" else _missing(api, rules_of("network"), user)
     if missing or policies:
         text = f"{launcher!r} may not {_words([*missing, *policies])} in {api.namespace!r}"
@@ -126,17 +126,14 @@ def _launcher_rights(api: Api, launcher: str, cluster: ClusterConfig) -> Line:
     return ok(name, f"{launcher!r} may do all that is needed in {api.namespace!r}")
 
 
-def _kfp_rights(api: Api, launcher: str) -> Line:
+def _kfp_rights(api: Api, launcher: str, defaults: str) -> Line:
     """What KFP itself does under that account: nobody else needs it."""
     name, user = "rights of kfp steps", _account_user(api, launcher)
     missing = _missing(api, rules_of("kfp"), "" if api.user() == user else user)
     if not missing:
         return ok(name, f"{launcher!r} may do what KFP does in a step")
     text = f"{launcher!r} may not {_words(missing)} in {api.namespace!r}; only steps of KFP need it"
-    remedy = (
-        f"helm upgrade stageline helm/stageline -n {api.namespace} --reset-then-reuse-values --set kfp.enabled=true"
-    )
-    return unknown(name, text, remedy)
+    return unknown(name, text, chart_command(api.namespace, defaults, "kfp.enabled=true"))
 
 
 def _account_user(api: Api, account: str) -> str:

@@ -94,6 +94,16 @@ def rule_text(group: str, resource: str, verbs: Iterable[str]) -> str:
     return f'{{apiGroups: ["{group}"], resources: ["{resource}"], verbs: [{words}]}}'
 
 
+def chart_command(namespace: str, defaults: str, *values: str) -> str:
+    """helm's command that brings the chart, or changes what is there of it and keeps its values.
+
+    defaults: name of the ConfigMap with those of the namespace, which is the chart's name there.  values: `key=value`.
+    """
+    named = () if defaults == DEFAULTS else (f"nameOverride={defaults}",)
+    sets = f" --set {','.join((*named, *values))}" if named or values else ""
+    return f"helm upgrade --install {defaults} helm/stageline -n {namespace} --reset-then-reuse-values{sets}"
+
+
 def grant_command(rules: list[Rule], namespace: str, user: str) -> str:
     """kubectl commands that give these rules to a user; the chart brings all of them."""
     name = "stageline-launcher-more"
