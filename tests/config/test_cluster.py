@@ -180,6 +180,8 @@ def test_ranks_and_devices_are_as_many() -> None:
         ),
         pytest.param({"storage": {"sub_path": "../x"}}, "sub_path", id="sub-path"),
         pytest.param({"storage": {"s3": {"ca_config_map": "a", "ca_secret": "b"}}}, "contradict", id="two-cas"),
+        pytest.param({"storage": {"s3": {"endpoint": "http://a:99999"}}}, "Port out of range", id="port"),
+        pytest.param({"env": {"HTTPS_PROXY": "proxy:http"}}, "Port could not be", id="port-of-a-proxy"),
     ],
 )
 def test_contradictions_are_refused(raw: dict[str, Any], words: str) -> None:

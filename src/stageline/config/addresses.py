@@ -52,9 +52,13 @@ def is_private(address: Address) -> bool:
 
 
 def link_local_fault(url: str) -> str:
-    """What is wrong with a URL whose host is written as such an address; "" for all others. Asks no name server."""
+    """What is wrong with a URL whose host is written as such an address, or whose port is none; "" for all others.
+
+    Asks no name server.
+    """
     try:
-        host = urlsplit(url).hostname or ""
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
     except ValueError as error:
         return f"{url!r:.200} is no URL ({error})"
     address = plain_address(host)
