@@ -82,7 +82,7 @@ def test_folders_and_lists_of_scenes(tmp_path: Path) -> None:
 
 FAULTS: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "a list": ([1], {}, ValueError, "no dict of tensors"),
-    "a value that is no tensor": ({**latents(3), "scale": 1.0}, {}, ValueError, "no dict of tensors"),
+    "a value that is no tensor": ({**latents(3), "scale": 1.0}, {}, ValueError, "scale: no tensor but a float"),
     "one axis": (changed(scale=torch.zeros(3)), {}, ValueError, "scale: .*fewer than 2 axes"),
     "integers": (
         changed(scale=torch.zeros(3, 1, 3, dtype=torch.int64)),
@@ -123,6 +123,24 @@ def test_a_fault_is_told_with_scene_and_modality(tmp_path: Path, name: str) -> N
     assert "attic" in str(caught.value)
 
 
+def test_all_faults_of_a_scene_are_told_at_once(tmp_path: Path) -> None:
+    """Names, sizes, values, conditions and metadata, whichever kind of error the first of them is."""
+    values = changed(shape=None, translation=lambda x: x / 0, rotation=lambda x: x[:2], scale=torch.zeros(3))
+    write(tmp_path, "attic", {**values, "colour": 1.0}, {"cond": torch.full((3, 1, 4), torch.nan)}, {"num_objects": 0})
+    with pytest.raises(ValueError, match="num_objects is 0") as caught:
+        read(tmp_path)
+    told = str(caught.value)
+    for words in (
+        "lacks shape and has beside them colour",
+        "colour: no tensor but a float",
+        "translation: it holds values that are not finite",
+        "'6drotation_normalized': 2",
+        "scale: shape (3,) has fewer than 2 axes",
+        "conditions: cond holds values that are not finite",
+    ):
+        assert told.count(words) == told.count("scene 'attic'") == 1, (words, told)
+
+
 class Evil:
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
         return (pytest.fail, ("a file was executed",))
@@ -136,8 +154,10 @@ def test_a_torch_file_is_never_executed(tmp_path: Path, name: str) -> None:
             (folder / name).write_bytes(data)
         else:
             torch.save({"shape": data}, folder / name)
-        with pytest.raises(ValueError, match=f"{name}' is no torch file of tensors alone"):
+        words = "no archive" if isinstance(data, bytes) else r"it holds _pytest\S+, and nothing in it is executed"
+        with pytest.raises(ValueError, match=f"{name}' is no torch file of tensors alone: .*{words}") as caught:
             read(tmp_path)
+        assert "weights_only" not in str(caught.value), "torch's advice to execute it is not handed on"
     (folder / name).write_bytes(pickle.dumps({"a": Evil()}))
     with pytest.raises(ValueError, match="no torch file"):
         read(tmp_path)

@@ -6,7 +6,9 @@ Source: the scene-level ShortCut guide, its table of checks. Torch files are rea
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,40 +48,43 @@ class LatentRules:
         """The latents of a scene as the network takes them, modalities in the network's order.
 
         latents: modality -> (N, tokens, channels); poses may lack their token axis, a shape may lie otherwise.
-        KeyError for missing and extra modalities, ValueError for everything else that is wrong; each names all faults.
+        One error with every fault: KeyError where modalities are missing or extra, else ValueError.
         """
-        if not isinstance(latents, Mapping) or not all(isinstance(value, Tensor) for value in latents.values()):
-            raise ValueError(f"scene {scene!r}: {LATENTS} is no dict of tensors")
-        self._check_names(latents, scene)
+        if not isinstance(latents, Mapping):
+            raise ValueError(  # noqa: TRY004 - a fault of a file
+                f"scene {scene!r}: {LATENTS} is no dict of tensors but a {type(latents).__name__}; "
+                "expected modality -> (N, tokens, channels)"
+            )
         names = self.modalities or (*LEAST_MODALITIES, *({TRANSLATION_SCALE} & latents.keys()))
-        faults = [f"{name}: {fault}" for name in names if name in latents for fault in _tensor_faults(latents[name])]
-        if faults:
-            raise ValueError(f"scene {scene!r}: {'; '.join(faults)}")
-        counts = {name: len(latents[name]) for name in names if name in latents}
-        if len(set(counts.values())) != 1 or not min(counts.values()):
-            raise ValueError(f"scene {scene!r}: numbers of objects {counts}; expected one number, at least 1")
-        found, wrong = {}, []
-        for name in names:
-            try:
-                if name in latents:
-                    found[name] = self._laid_out(name, latents[name], metadata)
-                else:
-                    found[name] = self._zeros(name, next(iter(counts.values())))
-            except ValueError as error:
-                wrong.append(f"{name}: {error}")
-        if wrong:
-            raise ValueError(f"scene {scene!r}: {'; '.join(wrong)}")
-        return found
+        misnamed = self._name_faults(latents)
+        found, counts, faults = {}, {}, []
+        for name, tensor in latents.items():
+            wrong = _tensor_faults(tensor) if name in names or not isinstance(tensor, Tensor) else []
+            if name in names and not wrong:
+                counts[name] = len(tensor)
+                try:
+                    found[name] = self._laid_out(name, tensor, metadata)
+                except ValueError as error:
+                    wrong = [str(error)]
+            faults += [f"{name}: {fault}" for fault in wrong]
+        if len(set(counts.values())) > 1 or 0 in counts.values():
+            faults.append(f"numbers of objects {counts}; expected one number, at least 1")
+        if misnamed or faults:
+            kind = KeyError if misnamed else ValueError
+            raise kind(f"scene {scene!r}: {'; '.join([*misnamed, *faults])}")
+        count = next(iter(counts.values()))
+        return {name: found[name] if name in found else self._zeros(name, count) for name in names}
 
-    def _check_names(self, latents: Mapping[str, Tensor], scene: str) -> None:
+    def _name_faults(self, latents: Mapping[str, Any]) -> list[str]:
         needed = self.modalities or LEAST_MODALITIES
         known = self.modalities or (*LEAST_MODALITIES, TRANSLATION_SCALE)
         missing = [name for name in needed if name not in latents and name not in self.zero_filled]
         extra = [] if self.allow_extra else [name for name in latents if name not in known]
-        if missing or extra:
-            told = [f"lacks {', '.join(missing)}"] if missing else []
-            told += [f"has beside them {', '.join(map(str, extra))} (allow_extra leaves such out)"] if extra else []
-            raise KeyError(f"scene {scene!r}: modalities expected are {', '.join(known)}; it {' and '.join(told)}")
+        if not missing and not extra:
+            return []
+        told = [f"lacks {', '.join(missing)}"] if missing else []
+        told += [f"has beside them {', '.join(map(str, extra))} (allow_extra leaves such out)"] if extra else []
+        return [f"modalities expected are {', '.join(known)}; it {' and '.join(told)}"]
 
     def _zeros(self, name: str, count: int) -> Tensor:
         self._warn(f"scenes lack the modality {name!r}: zeros take its place, since its loss has no weight")
@@ -111,7 +116,9 @@ class LatentRules:
             warnings.warn(text, stacklevel=2)
 
 
-def _tensor_faults(tensor: Tensor) -> list[str]:
+def _tensor_faults(tensor: Any) -> list[str]:
+    if not isinstance(tensor, Tensor):
+        return [f"no tensor but a {type(tensor).__name__}, and {LATENTS} is a dict of tensors"]
     if tensor.layout != torch.strided or not tensor.is_floating_point():
         return [f"type {tensor.dtype} ({tensor.layout}); expected plain floats"]
     if tensor.ndim < 2:
@@ -122,14 +129,15 @@ def _tensor_faults(tensor: Tensor) -> list[str]:
 
 
 def check_conditionals(
-    conditionals: Any, count: int, scene: str, metadata: Mapping[str, Any]
+    conditionals: Any, count: int | None, scene: str, metadata: Mapping[str, Any]
 ) -> tuple[dict[str, Any], frozenset[str]]:
-    """The conditions of a scene and the names of those with a row per object. count: objects.
+    """The conditions of a scene and the names of those with a row per object. count: objects; None is unknown.
 
     ValueError with every fault.
     """
     if not isinstance(conditionals, Mapping) or not all(isinstance(name, str) for name in conditionals):
-        raise ValueError(f"scene {scene!r}: {CONDITIONALS} is no dict of names")
+        found = f"has the keys {list(conditionals)!r:.80}" if isinstance(conditionals, Mapping) else "is no dict"
+        raise ValueError(f"scene {scene!r}: {CONDITIONALS} is no dict of names: it {found}; expected name -> tensor")
     flagged = metadata.get("per_object")
     tensors = {name: value for name, value in conditionals.items() if isinstance(value, Tensor)}
     faults = []
@@ -142,13 +150,13 @@ def check_conditionals(
         found = tensors.get(name)
         if found is None:
             faults.append(f"{METADATA} says that {name!r} has a row per object, and there is no such tensor")
-        elif not found.ndim or len(found) not in (1, count):
+        elif count is not None and (not found.ndim or len(found) not in (1, count)):
             faults.append(
                 f"{name} has the shape {tuple(found.shape)}; expected a row for each of {count} objects, or 1"
             )
     if faults:
         raise ValueError(f"scene {scene!r}: conditions: {'; '.join(faults)}")
-    rows = {name for name, tensor in tensors.items() if tensor.ndim and len(tensor) == count > 1}
+    rows = {name for name, tensor in tensors.items() if tensor.ndim and len(tensor) == (count or 0) > 1}
     return dict(conditionals), frozenset(rows if flagged is None else rows & set(flagged))
 
 
@@ -176,7 +184,16 @@ def read_torch_file(path: Path, *, what: str) -> Any:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{what}: there is no file {str(path)!r}")
+    strange = f"{what}: {str(path)!r} is no torch file of tensors alone"
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{strange}: it is no archive as torch.save writes one (since 1.6); save it anew")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
-        raise ValueError(f"{what}: {str(path)!r} is no torch file of tensors alone: {error!s:.300}") from error
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        held = named[1] if named else "another object"
+        raise ValueError(
+            f"{strange}: it holds {held}, and nothing in it is executed; save tensors and plain values"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+        raise ValueError(f"{strange}: {str(error).partition(chr(10))[0]:.300}; save it anew") from error

@@ -12,7 +12,7 @@ object; without it those are the tensors whose leading size is the number of obj
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,15 @@ def choose(scene: Scene, keep: Tensor | None, per_object: Collection[str]) -> Sc
     latents = {name: value[keep] for name, value in scene["latents"].items()}
     conditions = {k: v[keep] if k in per_object else v for k, v in scene["conditionals"].items()}
     return {**scene, "latents": latents, "conditionals": conditions, "num_objects": len(keep)}
+
+
+def _checked(wrong: list[KeyError | ValueError], check: Callable[..., Any], *given: Any) -> Any:
+    """What a check gives; None where it refuses, which `wrong` then has."""
+    try:
+        return check(*given)
+    except (KeyError, ValueError) as error:
+        wrong.append(error)
+        return None
 
 
 class SceneDataset(Dataset[Scene]):
@@ -121,14 +130,25 @@ class SceneDataset(Dataset[Scene]):
         self.epoch = epoch
 
     def whole_scene(self, scene_id: str) -> tuple[Scene, frozenset[str]]:
-        """A scene with all of its objects, checked, and the names of conditions with a row per object."""
-        metadata = check_metadata(self._load_scene_metadata(scene_id), scene_id)
-        latents = self.rules.check(self._load_scene_latents(scene_id), scene_id, metadata)
-        count = len(next(iter(latents.values())))
+        """A scene with all of its objects, checked, and the names of conditions with a row per object.
+
+        One error with every fault of its latents, conditions and metadata.
+        """
+        told = self._load_scene_metadata(scene_id)
+        values, loaded = self._load_scene_latents(scene_id), self._load_scene_conditionals(scene_id)
+        wrong: list[KeyError | ValueError] = []
+        metadata: dict[str, Any] = _checked(wrong, check_metadata, told, scene_id) or {}
+        latents: dict[str, Tensor] = _checked(wrong, self.rules.check, values, scene_id, metadata) or {}
+        count: int | None = len(next(iter(latents.values()))) if latents else metadata.get("num_objects")
         if metadata.get("num_objects", count) != count:
-            raise ValueError(f"scene {scene_id!r}: {count} objects, {METADATA} says {metadata['num_objects']}")
-        loaded = self._load_scene_conditionals(scene_id)
-        conditions, rows = check_conditionals(loaded, count, scene_id, metadata)
+            wrong.append(ValueError(f"scene {scene_id!r}: {count} objects, {METADATA} says {metadata['num_objects']}"))
+        checked = _checked(wrong, check_conditionals, loaded, count, scene_id, metadata)
+        if len(wrong) > 1:
+            start, first, *others = f"scene {scene_id!r}: ", *(str(error.args[0]) for error in wrong)
+            raise type(wrong[0])("; ".join([first, *(text.removeprefix(start) for text in others)])) from wrong[0]
+        if wrong:
+            raise wrong[0]
+        conditions, rows = checked
         scene = {"latents": latents, "conditionals": conditions, "scene_id": scene_id, "num_objects": count}
         return scene, rows
 
