@@ -65,7 +65,7 @@ def test_what_would_execute_is_never_allowed(tmp_path: Path) -> None:
         load_torch_file(tmp_path / "old.ckpt", allow=("builtins",))
 
 
-@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 not a zip", b"\x80\x02}q\x00.", b"text\n" * 100])
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 not a zip", b"\x80\x02}q\x00.", b"text\n" * 100, b"junk"])
 def test_what_is_no_torch_file_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "bad.ckpt").write_bytes(data)
     if data == b"\x80\x02}q\x00.":

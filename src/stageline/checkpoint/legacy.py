@@ -10,6 +10,7 @@ import argparse
 import pathlib
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,7 +88,7 @@ def load_torch_file(path: str | Path, allow: tuple[str, ...] = (), *, mapped: bo
             f"{str(path)!r} needs the foreign object {foreign!r}; only tensors and plain values are read",
             remedy=f"allow it: {helps}" if helps else "save it anew without that object; it is never executed here",
         ) from None
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, IndexError, UnicodeDecodeError) as error:
+    except (RuntimeError, EOFError, ValueError, OSError, LookupError, struct.error) as error:
         raise CheckpointError(
             f"{str(path)!r} is no readable torch file: {str(error).splitlines()[0] if str(error) else type(error)}",
             remedy="check that it was copied whole",

@@ -37,6 +37,7 @@ WRAPPERS = (
 """What other programs put before a network's names; each also under `module.`, as DistributedDataParallel names it."""
 MOST_NAMES = 12
 """Names of a kind that an error lists."""
+_REMEDY = "-> build the model with the file's sizes or name another file; without strict what both have is loaded"
 
 
 def load_dual_backbone_from_checkpoints(
@@ -58,7 +59,7 @@ def load_dual_backbone_from_checkpoints(
     Returns the model; `model.last_load_report[branch]` lists what was `loaded`, `missing` and `unexpected`.
     FileNotFoundError before anything is read; RuntimeError before anything is loaded, with every fault.
     """
-    own = unwrapped(model)
+    own = _dual(model)
     files = {
         "sparse_flow": (sparse_flow_checkpoint, sparse_flow_strict),
         "global_sparse_flow": (global_sparse_flow_checkpoint, global_sparse_flow_strict),
@@ -75,7 +76,7 @@ def load_dual_backbone_from_checkpoints(
         found[branch] = (module, tensors)
         faults += [f"{file} for {branch}: {fault}" for fault in _faults(module, tensors, report[branch], strict)]
     if faults:
-        raise RuntimeError("nothing was loaded:\n  " + "\n  ".join(faults))
+        raise RuntimeError("nothing was loaded:\n  " + "\n  ".join([*faults, _REMEDY]))
     for branch, (module, tensors) in found.items():
         _fill(module, tensors, report[branch]["loaded"])
         if report[branch]["missing"] or report[branch]["unexpected"]:
@@ -96,6 +97,9 @@ def create_dual_backbone_from_single_checkpoint(
     from stageline.families.sparse_structure.model import DualBackboneSparseStructureFlowTdfyWrapper
 
     _refuse_missing([Path(checkpoint_path)])
+    if not isinstance(dual_backbone_config, Mapping):
+        found = type(dual_backbone_config).__name__
+        raise TypeError(f"dual_backbone_config is a {found}, expected a mapping of the dual backbone's arguments")
     if "_target_" in dual_backbone_config:
         model = build(dual_backbone_config)
     else:
@@ -128,7 +132,7 @@ def save_dual_backbone_checkpoint(
     extra = dict(additional_state or {})
     if STATE_DICT in extra:
         raise ValueError(f"additional_state has an entry {STATE_DICT!r}, which is the model's own; rename it")
-    tensors = {name: _whole(tensor) for name, tensor in unwrapped(model).state_dict().items()}
+    tensors = {name: _whole(tensor) for name, tensor in _dual(model).state_dict().items()}
     path = Path(save_path)
     is_folder = os.fspath(save_path).endswith(("/", os.sep)) or path.is_dir() or not path.suffix
     parts = dual_files(tensors)
@@ -155,13 +159,13 @@ def load_combined_checkpoint(model: nn.Module, path: str | Path, strict: bool = 
 
     model, strict: as for the branches.  path: the file.  Returns the model.
     """
-    own, file = unwrapped(model), Path(path)
+    own, file = _dual(model), Path(path)
     _refuse_missing([file])
     tensors = best_prefix(read_state_dict(file), own.state_dict(), WRAPPERS)
     report = _compared(own, tensors)
     faults = list(_faults(own, tensors, report, strict))
     if faults:
-        raise RuntimeError(f"nothing was loaded from {file}:\n  " + "\n  ".join(faults))
+        raise RuntimeError(f"nothing was loaded from {file}:\n  " + "\n  ".join([*faults, _REMEDY]))
     _fill(own, tensors, report["loaded"])
     if report["missing"] or report["unexpected"]:
         warnings.warn(f"{file}: loaded in part; {_left_over(report)}", stacklevel=2)
@@ -178,6 +182,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if inner is None:
             return model
         model = inner
+
+
+def _dual(model: nn.Module) -> nn.Module:
+    """The module without wrappers; TypeError for one that has not both branches."""
+    own = unwrapped(model)
+    if missing := [branch for branch in BRANCHES if not hasattr(own, branch)]:
+        raise TypeError(f"{type(own).__name__} has no {' and no '.join(missing)}; expected a dual backbone")
+    return own
 
 
 def read_state_dict(path: Path, state_dict_key: str = STATE_DICT) -> dict[str, Tensor]:
@@ -251,7 +263,9 @@ def _faults(
     """Why these tensors cannot be loaded."""
     own = module.state_dict()
     if not report["loaded"]:
-        yield f"none of its names is one of the {len(own)} wanted, under any known prefix; first: {_some(list(own))}"
+        there = f"it has {_some(list(tensors))}" if tensors else "it has no tensor"
+        wanted = f"{len(own)} wanted: {_some(list(own))}"
+        yield f"none of its names is one of the {wanted}; under the known prefixes {there}"
         return
     for name in report["loaded"]:
         if own[name].shape != tensors[name].shape:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from stageline.contract import PredictedFile, Progress
 from stageline.errors import DataError, Faults
 from stageline.families.sparse_structure.assembly import DualModel, SparseModel
+from stageline.families.sparse_structure.data.furniture import CLASSES
 from stageline.families.sparse_structure.data.latent_rules import check_conditionals, check_metadata, read_torch_file
 from stageline.families.sparse_structure.data.origin import CONDITIONALS, METADATA
 from stageline.families.sparse_structure.data.prepared_scenes import CONDITION_NAME, class_tokens
@@ -77,6 +78,9 @@ def read_inputs(config: SparseStructureConfig, inputs: Sequence[str | Path]) -> 
     found = []
     for given in map(Path, inputs):
         folder = given if given.is_dir() else given.parent
+        if not given.exists():
+            faults.add(f"there is nothing at {str(given)!r}")
+            continue
         try:
             found.append(_asked_classes(config, folder) if config.has_vae else _asked_conditions(folder))
         except (OSError, ValueError) as error:
@@ -96,6 +100,11 @@ def _asked_classes(config: SparseStructureConfig, folder: Path) -> AskedScene:
     wrong = [str(place) for place, kind in enumerate(classes) if not isinstance(kind, str) or not kind]
     if wrong:
         raise ValueError(f"{SCENE_FILE}: objects {', '.join(wrong)} have no `class`")
+    unknown = sorted({str(kind) for kind in classes} - set(CLASSES)) if config.data.name == "made" else []
+    if unknown:  # a class that the model never saw has tokens too, and they mean nothing to it
+        raise ValueError(
+            f"{SCENE_FILE}: {', '.join(unknown)}: no class of made-up rooms, which are {', '.join(CLASSES)}"
+        )
     tokens = [class_tokens(str(kind), config.model.cond_tokens, config.model.cond_channels) for kind in classes]
     return AskedScene(
         folder.resolve().name, len(objects), {CONDITION_NAME: torch.stack(tokens)}, tuple(map(str, classes))

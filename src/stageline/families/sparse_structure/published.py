@@ -62,6 +62,8 @@ class Published:
 def read_published(path: str | Path) -> Published:
     """The settings of a file. ConfigError with everything in it that has no counterpart."""
     faults = Faults(ConfigError, f"{str(path)!r}", "mend the file, or train with a config of stageline")
+    if not Path(path).is_file():
+        raise ConfigError(f"there is no file {str(path)!r}", remedy="name YAML of the published structure")
     node: Any = read_yaml(path)
     for key in GENERATOR.split("."):
         if not isinstance(node, Mapping) or key not in node:

@@ -16,6 +16,7 @@ from stageline.checkpoint.torch_files import write_torch_file
 from stageline.errors import CheckpointError
 from stageline.families.sparse_structure.checkpoint_utils import (
     WRAPPERS,
+    create_dual_backbone_from_single_checkpoint,
     load_combined_checkpoint,
     load_dual_backbone_from_checkpoints,
     save_dual_backbone_checkpoint,
@@ -144,10 +145,11 @@ def test_nothing_changes_where_one_file_does_not_fit(model: TwoBranches, other: 
         load_dual_backbone_from_checkpoints(other, sparse, wrong)
     assert "blocks.0.weight has shape (3, 2), expected (2, 2)" in str(caught.value)
     assert "2 unexpected: blocks.2.weight, blocks.2.bias" in str(caught.value)
+    assert "build the model with the file's sizes" in str(caught.value)
     assert equal(before, copied(other))
     with pytest.raises(RuntimeError, match=r"blocks\.0\.weight has shape"):
         load_dual_backbone_from_checkpoints(other, sparse, sparse_flow_strict=False)
-    with pytest.raises(RuntimeError, match="none of its names"):
+    with pytest.raises(RuntimeError, match=r"none of its names is one of the \d+ wanted: .*it has a\n"):
         load_dual_backbone_from_checkpoints(
             other, write(tmp_path / "x.ckpt", {"a": torch.zeros(1)}), sparse_flow_strict=False
         )
@@ -172,6 +174,21 @@ def test_missing_files_are_named_before_any_is_read(model: TwoBranches, tmp_path
         load_dual_backbone_from_checkpoints(model, broken)
     with pytest.raises(FileNotFoundError, match=r"gone\.ckpt"):
         load_combined_checkpoint(model, tmp_path / "gone.ckpt")
+
+
+def test_what_is_no_dual_backbone_is_refused(model: TwoBranches, tmp_path: Path) -> None:
+    """It would be written as three files, two of them empty."""
+    file = write(tmp_path / "s.ckpt", model.sparse_flow.state_dict())
+    for use in (
+        lambda: save_dual_backbone_checkpoint(torch.nn.Linear(2, 2), tmp_path / "new"),
+        lambda: load_dual_backbone_from_checkpoints(torch.nn.Linear(2, 2), file),
+        lambda: load_combined_checkpoint(torch.nn.Linear(2, 2), file),
+    ):
+        with pytest.raises(TypeError, match="Linear has no sparse_flow and no global_sparse_flow; expected a dual"):
+            use()
+    with pytest.raises(TypeError, match="dual_backbone_config is a list, expected a mapping"):
+        create_dual_backbone_from_single_checkpoint(file, [])  # type: ignore[arg-type]
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_no_file_can_hold_is_refused(model: TwoBranches, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from PIL import Image
 
 from stageline.checkpoint.layout import CheckpointRef
 from stageline.data.prepared import open_prepared
+from stageline.errors import DataError
 from stageline.families.sparse_structure.assembly import build_model
 from stageline.families.sparse_structure.config import STAGES
 from stageline.families.sparse_structure.data.poses import PoseStatistics, decode_poses
 from stageline.families.sparse_structure.data.prepared_scenes import PreparedScenes
+from stageline.families.sparse_structure.predict import read_inputs
 from stageline.families.sparse_structure.render import Frame, draw, surfaces
 from stageline.families.sparse_structure.sampling import SceneGenerator
 from stageline.families.sparse_structure.styles import LEAST_ACCURACY
@@ -116,3 +119,21 @@ def test_the_first_scene_is_shown_in_every_mode_by_one_camera(
     expected = draw(surfaces(scene["voxels"].numpy(), poses), Frame.around(poses))
     found = np.asarray(Image.open(io.BytesIO(files.get(shown["truth-0.png"]))))
     assert (found == expected).mean() > 0.999  # rounding of standardised poses
+
+
+def test_all_faults_of_what_is_to_be_predicted_are_told_at_once(root: Path, tmp_path: Path) -> None:
+    """Among them classes that a model of made-up rooms never saw; own meshes have classes of their own."""
+    rooms = {"ship": ["table", "ship", "desk"], "blank": ["", "chair"], "good": ["table", "chair"]}
+    for name, kinds in rooms.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scene.json").write_text(json.dumps({"objects": [{"class": kind} for kind in kinds]}))
+    config = small(root)
+    with pytest.raises(DataError) as caught:
+        read_inputs(config, [tmp_path / name for name in (*rooms, "gone")])
+    told = str(caught.value)
+    assert "scenes: 3 faults" in told
+    assert "desk, ship: no class of made-up rooms, which are chair, table, lamp" in told
+    assert "objects 0 have no `class`" in told
+    assert f"there is nothing at '{tmp_path / 'gone'}'" in told
+    (found,) = read_inputs(small(root, "data.name=meshes", f"data.data_root={tmp_path}"), [tmp_path / "ship"])
+    assert found.classes == ("table", "ship", "desk")

@@ -118,13 +118,17 @@ def test_no_interval_means_never_and_strengths_may_differ_by_modality() -> None:
     mixed = each.eval()(x, t, cond)
     assert_close(mixed["shape"], 3 * on["shape"] - 2 * off["shape"])
     assert_close(mixed["translation"], on["translation"])
-    with pytest.raises(KeyError, match="strength is given for"):
+    alike = External(network, strength=2.0, interval={"shape": (0, 400), "translation": (0, 200)}).eval()(x, t, cond)
+    assert_close(alike, mixed)
+    with pytest.raises(KeyError, match="strength or interval is given for"):
         External(network, strength={"shape": 1.0}, interval=(0, 500)).eval()(x, t, cond)
 
 
 def test_faults_of_construction_are_told_together() -> None:
-    with pytest.raises(ConfigError, match=r"unconditional_handling 'none'.*p_unconditional 2.*interval per modality"):
-        ClassifierFreeGuidance(Network(), 2, 1.0, "none", {"shape": (0, 1)})  # type: ignore[arg-type]
+    with pytest.raises(
+        ConfigError, match=r"unconditional_handling 'none'.*p_unconditional 2.*interval for \['shape'\]"
+    ):
+        ClassifierFreeGuidance(Network(), 2, {"scale": 1.0}, "none", {"shape": (0, 1)})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", [ClassifierFreeGuidance, External])

@@ -136,8 +136,8 @@ def check_conditionals(
     ValueError with every fault.
     """
     if not isinstance(conditionals, Mapping) or not all(isinstance(name, str) for name in conditionals):
-        found = f"has the keys {list(conditionals)!r:.80}" if isinstance(conditionals, Mapping) else "is no dict"
-        raise ValueError(f"scene {scene!r}: {CONDITIONALS} is no dict of names: it {found}; expected name -> tensor")
+        keys = f"has the keys {list(conditionals)!r:.80}" if isinstance(conditionals, Mapping) else "is no dict"
+        raise ValueError(f"scene {scene!r}: {CONDITIONALS} is no dict of names: it {keys}; expected name -> tensor")
     flagged = metadata.get("per_object")
     tensors = {name: value for name, value in conditionals.items() if isinstance(value, Tensor)}
     faults = []

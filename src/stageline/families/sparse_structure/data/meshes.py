@@ -185,9 +185,9 @@ def _canonical_voxels(path: Path, stamp: tuple[int, int], resolution: int, fill:
         return fill_surface(canonical(mesh), resolution), box
     voxels, num_open = fill_solid(canonical(mesh), resolution)
     if num_open:
-        return f"the mesh {str(path)!r} is open along {num_open} of {resolution**2} lines; its surface can be taken"
+        return f"the mesh {str(path)!r} is open along {num_open} of {resolution**2} lines; data.fill=surface takes it"
     if not voxels.any():
-        return f"the mesh {str(path)!r} is too thin for {resolution} voxels a side; its surface can be taken"
+        return f"the mesh {str(path)!r} is too thin for {resolution} voxels a side; data.fill=surface takes it"
     return voxels, box
 
 

@@ -40,7 +40,7 @@ class ClassifierFreeGuidance(nn.Module):
     unconditional_handling: what a call without condition is: tensor conditions are `zeros`; all conditions are left
         out (`discard`); tensor conditions are left out (`drop_tensors`); the network is told `cfg=True` (`add_flag`).
     interval: (low, high) times, in what the network is told (thousandths), inside of which eval mode guides, both
-        included; or one pair per modality. None means never, whatever the strength.
+        included; or one pair per modality, for one strength or one each. None means never, whatever the strength.
     """
 
     def __init__(
@@ -57,9 +57,7 @@ class ClassifierFreeGuidance(nn.Module):
             faults.append(f"unconditional_handling {unconditional_handling!r}: one of {', '.join(HANDLINGS)}")
         if not 0 <= p_unconditional <= 1:
             faults.append(f"p_unconditional {p_unconditional!r}: a probability in [0, 1]")
-        if isinstance(interval, Mapping) and not isinstance(strength, Mapping):
-            faults.append(f"interval per modality ({', '.join(interval)}) with one strength: give a strength to each")
-        elif isinstance(interval, Mapping) and isinstance(strength, Mapping) and set(interval) != set(strength):
+        if isinstance(interval, Mapping) and isinstance(strength, Mapping) and set(interval) != set(strength):
             faults.append(f"interval for {sorted(interval)}, strength for {sorted(strength)}: the same modalities")
         if faults:
             raise ConfigError(f"{type(self).__name__} cannot be built: {'; '.join(faults)}", remedy="mend them")
@@ -130,7 +128,9 @@ class ClassifierFreeGuidance(nn.Module):
             return map_state(lambda a, b: guided_by_strength(a, b, _broadcast(strength, a)), on, off)
         if isinstance(on, Tensor) or set(on) != set(strength):
             found = "one tensor" if isinstance(on, Tensor) else sorted(on)
-            raise KeyError(f"strength is given for {sorted(strength)}, the network answers {found}: name the same")
+            raise KeyError(
+                f"strength or interval is given for {sorted(strength)}, the network answers {found}: name the same"
+            )
         return {name: guided_by_strength(on[name], off[name], _broadcast(strength[name], on[name])) for name in on}
 
     def _drops(self, p_unconditional: float | None) -> bool:
@@ -160,12 +160,15 @@ class ClassifierFreeGuidance(nn.Module):
         if self.interval is None:
             return None
         times = torch.as_tensor(t).flatten().tolist()
-        if not isinstance(self.strength, Mapping):
-            assert not isinstance(self.interval, Mapping), "refused at construction"
+        if isinstance(self.interval, Mapping):
+            intervals = self.interval
+        elif isinstance(self.strength, Mapping):
+            intervals = dict.fromkeys(self.strength, self.interval)
+        else:
             strength = _inside(self.strength, self.interval, times)
             return strength if _active(strength) else None
-        intervals = self.interval if isinstance(self.interval, Mapping) else dict.fromkeys(self.strength, self.interval)
-        each = {name: _inside(value, intervals[name], times) for name, value in self.strength.items()}
+        strengths = self.strength if isinstance(self.strength, Mapping) else dict.fromkeys(intervals, self.strength)
+        each = {name: _inside(value, intervals[name], times) for name, value in strengths.items()}
         return each if any(_active(value) for value in each.values()) else None
 
 
