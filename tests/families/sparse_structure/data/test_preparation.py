@@ -363,6 +363,10 @@ def test_latents_come_back_as_the_dataset_gives_them(tmp_path: Path, dtype: torc
         assert one["conditionals"]["cond"].dtype == dtype
         assert torch.equal(one["conditionals"]["cond"], other["conditionals"]["cond"])
         assert (one["conditionals"]["word"], one["conditionals"]["level"]) == ("x", 0.5)
+    nested = {"masks": [torch.ones(2)], "level": float("nan"), "word": ["x", 1]}
+    write_scene_files(tmp_path / "own", "c", latents(1), nested)
+    with pytest.raises(DataError, match="scene 'c': conditions masks, level are neither tensors nor plain values"):
+        check_sources(source, ["train"], silent)
     (tmp_path / "own" / "train" / "b" / "latents.pt").write_bytes(b"")
     (tmp_path / "own" / "train" / "a" / "conditionals.pt").write_bytes(b"")
     with pytest.raises(DataError, match=r"(?s)conditionals\.pt' is no torch file.*latents\.pt' is no torch file"):

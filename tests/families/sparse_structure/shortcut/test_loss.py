@@ -312,7 +312,7 @@ def test_flow_matching_is_the_loss_of_objects_at_their_own_times() -> None:
 
 def test_recorded_eps_may_be_steps_or_uniform_numbers_of_all_or_of_some() -> None:
     h = torch.tensor([0.0, 0.5, 0.0])
-    made = ShortCutDraws(t=h, h=h, x0=h, eps=torch.tensor([0.001, 0.0, 0.002]))
+    made = ShortCutDraws(h, h, h, torch.tensor([0.001, 0.0, 0.002]), 0, False)  # the guide's order
     told = torch.tensor([0.001, 0.5, 0.002])
     assert_close(made.half_steps(0.01), told)
     assert_close(replace(made, eps=torch.tensor([0.001, 0.002])).half_steps(0.01), told)

@@ -6,6 +6,7 @@ written.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -89,9 +90,27 @@ def _read_scene(source: SceneSource, name: str, scene: str) -> Any:
         objects = read_scene(path, folder.parent)
         return read_voxels(objects, resolution=source.resolution, fill=source.fill)
     try:
-        return _dataset(source, name).whole_scene(scene)
+        found, per_object = _dataset(source, name).whole_scene(scene)
     except (KeyError, ValueError, FileNotFoundError) as error:
         raise DataError(str(error.args[0]), remedy=REMEDY) from error
+    strange = [
+        key for key, value in found["conditionals"].items() if not isinstance(value, Tensor) and not _plain(value)
+    ]
+    if strange:
+        told = (
+            f"scene {scene!r}: conditions {', '.join(strange)} are neither tensors nor plain values, as rows hold them"
+        )
+        raise DataError(told, remedy=REMEDY)
+    return found, per_object
+
+
+def _plain(value: Any) -> bool:
+    """Whether a condition beside the tensors can stand in a row's fields."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def write_split(source: SceneSource, name: str, writer: SplitWriter, progress: Progress) -> dict[str, Any]:

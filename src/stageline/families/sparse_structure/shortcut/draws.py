@@ -30,7 +30,7 @@ Uniform = Callable[[], float]
 """The next uniform number in [0, 1)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ShortCutDraws:
     """Everything random about one loss of N objects.
 
