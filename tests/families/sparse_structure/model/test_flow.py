@@ -179,6 +179,8 @@ def test_modalities_are_all_there_and_of_one_kind() -> None:
         network(wrong, 1.0, cond)
     for part in ("shape has the shape [2, 5, 8], expected [2, 8, 8]", "[1, 1, 3], expected [2, 1, 3]", "dtypes differ"):
         assert part in str(caught.value)
+    with pytest.raises(TypeError, match=r"latents are \{'shape': 'list', 'scale': 'float'\}, expected tensors"):
+        network({**latents, "shape": [1], "scale": 1.0}, 1.0, cond)
     with pytest.raises(ValueError, match="there are no objects"):
         network({m: x[:0] for m, x in latents.items()}, 1.0, cond)
 
@@ -186,7 +188,7 @@ def test_modalities_are_all_there_and_of_one_kind() -> None:
 @pytest.mark.parametrize(
     ("more", "error", "words"),
     [
-        ({"pe_mode": "rope"}, ValueError, "pe_mode is 'rope'"),
+        ({"pe_mode": "rope", "mlp_ratio": 0}, ValueError, "mlp_ratio is 0.*pe_mode is 'rope'"),
         ({"dropout": 0.1, "windows": 2}, TypeError, "unknown keywords: dropout, windows"),
         ({"num_heads": 5}, ValueError, "num_heads is 5, expected a divisor of model_channels, 24"),
         ({"num_blocks": 0, "cond_channels": 0}, ValueError, "cond_channels is 0.*num_blocks is 0"),

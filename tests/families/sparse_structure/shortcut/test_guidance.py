@@ -120,15 +120,18 @@ def test_no_interval_means_never_and_strengths_may_differ_by_modality() -> None:
     assert_close(mixed["translation"], on["translation"])
     alike = External(network, strength=2.0, interval={"shape": (0, 400), "translation": (0, 200)}).eval()(x, t, cond)
     assert_close(alike, mixed)
+    alone = External(network, strength=2.0, interval={"shape": (0, 400), "translation": None}).eval()(x, t, cond)  # type: ignore[dict-item]
+    assert_close(alone, mixed)
     with pytest.raises(KeyError, match="strength or interval is given for"):
         External(network, strength={"shape": 1.0}, interval=(0, 500)).eval()(x, t, cond)
 
 
 def test_faults_of_construction_are_told_together() -> None:
-    with pytest.raises(
-        ConfigError, match=r"unconditional_handling 'none'.*p_unconditional 2.*interval for \['shape'\]"
-    ):
-        ClassifierFreeGuidance(Network(), 2, {"scale": 1.0}, "none", {"shape": (0, 1)})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"handling 'none'.*p_unconditional 2.*interval of shape 7.*interval for"):
+        ClassifierFreeGuidance(Network(), 2, {"scale": 1.0}, "none", {"shape": 7})  # type: ignore[arg-type, dict-item]
+    for interval in (5, (500, 0), (1, 2, 3)):
+        with pytest.raises(ConfigError, match=r"interval .*: \(low, high\)"):
+            ClassifierFreeGuidance(Network(), interval=interval)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", [ClassifierFreeGuidance, External])

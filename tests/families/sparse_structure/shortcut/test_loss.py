@@ -139,8 +139,16 @@ def test_every_combination_trains(scene: bool, shared: bool, sampling: str, anch
 
 def test_all_faults_are_told_by_name() -> None:
     with pytest.raises(ConfigError) as fault:
-        ShortCut(Network(), self_consistency_prob=1.5, fm_eps_max=0.7, t_d_sampling="paper", cfg_modalities="shape")  # type: ignore[arg-type]
-    for word in ("self_consistency_prob", "fm_eps_max", "'paper'", "cfg_modalities"):
+        ShortCut(
+            Network(),
+            self_consistency_prob=1.5,
+            fm_eps_max=0.7,
+            t_d_sampling="paper",  # type: ignore[arg-type]
+            cfg_modalities="shape",
+            inference_steps=0,
+            sigma_min=1.0,
+        )
+    for word in ("self_consistency_prob", "fm_eps_max", "'paper'", "cfg_modalities", "inference_steps", "sigma_min"):
         assert word in str(fault.value)
     with pytest.raises(ConfigError, match=r"shared_draws_from 0.6.*shared_draws is off"):
         ShortCut(Network(), batch_mode=False, shared_draws_from=0.6)

@@ -117,6 +117,8 @@ class SparseStructureFlowTdfyWrapper(nn.Module):
         heads = num_heads if num_heads is not None else max(model_channels // num_head_channels, 1)
         dtype, faults = read_torso_dtype(torso_dtype, use_fp16)
         faults += size_faults(latents, streams, model_channels, cond_channels, num_blocks, heads, protect_modality_list)
+        if int(model_channels * mlp_ratio) < 1:
+            faults.append(f"mlp_ratio is {mlp_ratio}, expected a hidden width of at least 1")
         if pe_mode != "ape":
             faults.append(f"pe_mode is {pe_mode!r}; this network has position embeddings only, expected 'ape'")
         raise_faults(type(self), faults)
@@ -307,11 +309,16 @@ class SparseStructureFlowTdfyWrapper(nn.Module):
         return cast(Latent, self.latent_mapping[name])
 
     def _check_latents(self, latents: Latents) -> tuple[int, torch.dtype]:
-        """Number of objects and common dtype; KeyError for a missing modality, ValueError for wrong shapes."""
+        """Number of objects and common dtype.
+
+        KeyError for a missing modality, TypeError for what is no tensor, ValueError for wrong shapes.
+        """
         missing = [name for name in self.latent_mapping if name not in latents]
         if missing:
             raise KeyError(f"latents lack {missing}; they have {sorted(latents)}, expected {list(self.latent_mapping)}")
         given = {name: latents[name] for name in self.latent_mapping}
+        if strange := {name: type(x).__name__ for name, x in given.items() if not isinstance(x, Tensor)}:
+            raise TypeError(f"{type(self).__name__}: latents are {strange}, expected tensors (N, L, channels)")
         first = next(iter(given.values()))
         objects = first.shape[0] if first.dim() else 0
         faults = []

@@ -107,6 +107,7 @@ class FlowMatching(nn.Module):
             faults.append(f"sigma_min {sigma_min!r}: in [0, 1)")
         if not isinstance(seed_or_generator, int | torch.Generator | None):
             faults.append(f"seed_or_generator {seed_or_generator!r}: a number, a torch.Generator or None")
+        faults += self._faults()
         if faults:
             raise ConfigError(f"{type(self).__name__} cannot be built: {'; '.join(faults)}", remedy="mend them")
         self.reverse_fn = reverse_fn
@@ -121,6 +122,10 @@ class FlowMatching(nn.Module):
         self.solver_method: FixedSolver = solver_method
         self._told: set[str] = set()
         self._seed_from(seed_or_generator)
+
+    def _faults(self) -> list[str]:
+        """What is wrong with a subclass's own arguments, which it has set by then."""
+        return []
 
     def _seed_from(self, source: int | torch.Generator | None) -> None:
         if source is None:

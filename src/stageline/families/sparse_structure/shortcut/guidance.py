@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -57,6 +57,14 @@ class ClassifierFreeGuidance(nn.Module):
             faults.append(f"unconditional_handling {unconditional_handling!r}: one of {', '.join(HANDLINGS)}")
         if not 0 <= p_unconditional <= 1:
             faults.append(f"p_unconditional {p_unconditional!r}: a probability in [0, 1]")
+        pairs = (
+            {"": interval} if not isinstance(interval, Mapping) else {f" of {m}": pair for m, pair in interval.items()}
+        )
+        faults += [
+            f"interval{of} {pair!r}: (low, high)"
+            for of, pair in pairs.items()
+            if pair is not None and not _is_pair(pair)
+        ]
         if isinstance(interval, Mapping) and isinstance(strength, Mapping) and set(interval) != set(strength):
             faults.append(f"interval for {sorted(interval)}, strength for {sorted(strength)}: the same modalities")
         if faults:
@@ -245,7 +253,13 @@ def _without_tensors(value: Any) -> Any:
     return value
 
 
-def _inside(strength: float, interval: tuple[float, float], times: list[float]) -> float | Tensor:
+def _is_pair(interval: Any) -> bool:
+    return isinstance(interval, Sequence) and len(interval) == 2 and interval[0] <= interval[1]
+
+
+def _inside(strength: float, interval: tuple[float, float] | None, times: list[float]) -> float | Tensor:
+    if interval is None:
+        return 0.0
     low, high = interval
     at = [strength if low <= time <= high else 0.0 for time in times]
     return at[0] if len(set(at)) == 1 else torch.tensor(at)

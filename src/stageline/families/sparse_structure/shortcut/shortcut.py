@@ -87,7 +87,7 @@ class ShortCut(FlowMatching):
         sync_decisions: bool | None = None,
         **flow_matching: Any,
     ) -> None:
-        super().__init__(reverse_fn, **flow_matching)
+        # Set before the parent's constructor, which tells the faults of all arguments together.
         self.no_shortcut = no_shortcut
         self.self_consistency_prob = self_consistency_prob
         self.shortcut_loss_weight = shortcut_loss_weight
@@ -106,9 +106,7 @@ class ShortCut(FlowMatching):
         self.sync_decisions = sync_decisions
         self._decided = 0
         self._decision_seed: int | None = None
-        faults = self._faults()
-        if faults:
-            raise ConfigError(f"ShortCut cannot be built: {'; '.join(faults)}", remedy="mend them")
+        super().__init__(reverse_fn, **flow_matching)
 
     def _faults(self) -> list[str]:
         ratio = "ratio_cfg_samples_in_self_consistency_target"
