@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,21 @@ from stageline.data.reading import SplitReader
 from stageline.data.shards import row_type
 from stageline.data.splits import SplitManifest, parse_manifest
 from stageline.encoders.frozen import read_weights
-from stageline.errors import CheckpointError, ConfigError, DataError, Faults
+from stageline.errors import CheckpointError, ConfigError, DataError, Faults, StagelineError
+from stageline.families.film_flow.data.folder import read_prompts
 from stageline.families.film_flow.data.proposal import _header
 from stageline.families.panorama_vlm.data.panorama import check_panorama
+from stageline.families.panorama_vlm.data.rows import read_rows
+from stageline.families.panorama_vlm.data.tokenizer import load_tokenizer
 from stageline.families.panorama_vlm.fetching import picture_fault
+from stageline.families.sparse_structure.data.latent_rules import read_torch_file
+from stageline.families.sparse_structure.data.scene_files import list_scenes
+from stageline.families.sparse_structure.data.scene_files import read_scene as read_scene_file
 from stageline.jobs.cluster.inspect.manifest import manifest_difference
 from stageline.jobs.cluster.render.pytorchjob import render_job
 from stageline.jobs.environment import CONFIG_VARIABLE
 from stageline.store import open_store
+from stageline.verbs.report.listing import list_runs
 
 from ..jobs.jobs import JOBS
 
@@ -197,11 +205,71 @@ def test_an_index_of_features_and_a_manifest_are_bounded_too() -> None:
         parse_manifest(DEEP.encode(), "here")
 
 
+def read_scene(path: Path) -> Any:
+    return read_torch_file(path, what="a scene")
+
+
 def test_a_torch_file_stretches_no_tensor(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     torch.save({"state_dict": {"small": torch.zeros(1).expand(9), "w": torch.zeros(1).expand(2**40)}}, path)
-    for read in (load_torch_file, read_weights):
-        with pytest.raises(CheckpointError, match=r"'.*w' asks for 4398046511104 bytes, the file holds 4"):
+    for read in (load_torch_file, read_weights, read_scene):
+        with pytest.raises(
+            (CheckpointError, ValueError), match=r"'.*w' asks for 4398046511104 bytes, the file holds 4"
+        ):
+            read(path)
+
+
+def tangle() -> Any:
+    """A million million lists in a few hundred bytes."""
+    value: Any = [torch.zeros(1)]
+    for _ in range(12):
+        value = [value] * 10
+    return value
+
+
+def endless() -> Any:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        pytest.param(lambda: {f"w{n}": torch.zeros(1).expand(2**22) for n in range(99)}, "all tensors ask", id="many"),
+        pytest.param(lambda: {"w": torch.zeros(2, 2).to_sparse()}, "'w' is no plain tensor", id="sparse"),
+        pytest.param(lambda: {"w": torch.zeros(2**40, device="meta")}, "'w' is no plain tensor", id="without-numbers"),
+        pytest.param(lambda: {"w": torch.zeros(1), "x": tangle()}, "values|more than tensors", id="tangled"),
+        pytest.param(lambda: {"w": torch.zeros(1), "x": endless()}, "itself|more than tensors", id="in-itself"),
+    ],
+)
+def test_a_torch_file_asks_for_no_more_than_it_holds(tmp_path: Path, content: Any, told: str) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(content(), path)
+    for read in (load_torch_file, read_weights, read_scene):
+        with pytest.raises((CheckpointError, ValueError), match=told):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("compression", "pickled", "told"),
+    [
+        (zipfile.ZIP_DEFLATED, b"", "unpacked, the file has"),
+        (zipfile.ZIP_STORED, b"cbuiltins\nbytearray\n", "it holds a bytearray"),
+        (zipfile.ZIP_STORED, b"ctorch\nByteTensor\n", "asks for 1073741824 bytes, the file holds"),
+    ],
+    ids=["packed", "a-bytearray-by-its-size", "a-tensor-by-its-size"],
+)
+def test_a_torch_file_fills_no_memory_by_a_number(tmp_path: Path, compression: int, pickled: bytes, told: str) -> None:
+    torch.save({"w": torch.zeros(2**16)}, tmp_path / "plain.pt")
+    made = b"\x80\x02}X\x01\x00\x00\x00w" + pickled + b"\x8a\x05" + struct.pack("<Q", 2**30)[:5] + b"\x85Rs."
+    path = tmp_path / "w.pt"
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(path, "w", compression) as forged:
+        for entry in plain.infolist():
+            data = made if pickled and entry.filename.endswith("data.pkl") else plain.read(entry)
+            forged.writestr(entry.filename, data)
+    for read in (load_torch_file, read_weights, read_scene):
+        with pytest.raises((CheckpointError, ValueError), match=told):
             read(path)
 
 
@@ -226,6 +294,14 @@ def gif(width: int, height: int) -> bytes:
     """Two pictures of one pixel on a large screen."""
     picture = b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
     return b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6) + picture * 2 + b"\x3b"
+
+
+def tiff(tile: int) -> bytes:
+    """A picture of ten pixels a side in one packed tile."""
+    data = zlib.compress(bytes(99))
+    tags = {256: 10, 257: 10, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 8 + 2 + 10 * 12 + 4}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in (tags | {325: len(data)}).items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags) + 1) + entries + struct.pack("<I", 0) + data
 
 
 LARGE = {
@@ -259,6 +335,13 @@ def test_further_pictures_are_found_without_a_canvas(tmp_path: Path) -> None:
     assert "holds 2 pictures or more" in faults.found[0]
 
 
+def test_a_tile_larger_than_its_picture_is_judged_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(16_384))
+    with pytest.raises(DataError, match="tiles of 16384 x 16384 pixels, expected at most 89478485"):
+        read_file(path)
+
+
 def test_a_mesh_describes_no_more_than_is_read(tmp_path: Path) -> None:
     from stageline.families.sparse_structure.data.meshes import MAX_FACES, read_mesh
 
@@ -270,6 +353,54 @@ def test_a_mesh_describes_no_more_than_is_read(tmp_path: Path) -> None:
     path.write_text(json.dumps(many), encoding="utf-8")
     with pytest.raises(DataError, match="MAX_COUNTS"):
         read_mesh(path)
+    part = {"attributes": {"POSITION": 0}}
+    shared = {"accessors": [{"count": MAX_FACES}], "meshes": [{"primitives": [part] * 99}]}
+    path.write_text(json.dumps(shared), encoding="utf-8")
+    with pytest.raises(DataError, match=r"its parts use 198000000 points.*MAX_COUNTS"):
+        read_mesh(path)
+    path.write_text(json.dumps({"nodes": [{"children": [n + 1]} for n in range(200)] + [{}]}), encoding="utf-8")
+    with pytest.raises(DataError, match="nested deeper than 100 levels"):
+        read_mesh(path)
+
+
+def test_no_picture_of_a_mesh_is_opened_and_no_log_of_its_reader_is_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from stageline.families.sparse_structure.data.meshes import read_mesh
+
+    head = "".join(f"property float {axis}\n" for axis in "xyz")
+    path = tmp_path / "a.ply"
+    path.write_text(
+        f"ply\nformat ascii 1.0\ncomment TextureFile large.png\nelement vertex 3\n{head}element face 1\n"
+        "property list uchar int vertex_indices\nend_header\n0 0 0\n1 0 1\n0 1 0\n3 0 1 2\n"
+    )
+    (tmp_path / "large.png").write_bytes(b"no picture")
+    assert len(read_mesh(path).faces) == 1
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "limit"),
+    [
+        ("run/run.json", lambda path: list_runs(open_store(path.parents[2])), "1073741824"),
+        ("prompts.json", lambda path: read_prompts(path, {"a"}), "67108864"),
+        ("tokenizer.json", lambda path: load_tokenizer(path.parent), "67108864"),
+        ("scenes.txt", lambda path: list_scenes(path.parent, None), "67108864"),
+        ("scene.json", lambda path: read_scene_file(path, path.parent), "4194304"),
+        ("table.csv", lambda path: read_rows([path], lambda *_: None, with_text=False), "4,194,304"),
+    ],
+)
+def test_a_text_is_not_read_beyond_the_limit(tmp_path: Path, name: str, read: Any, limit: str) -> None:
+    path = tmp_path / "runs" / name
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as file:
+        file.write(b"image\n" if name == "table.csv" else b"")
+        file.truncate(2**40)  # takes up no room
+    try:
+        told = str(read(path))
+    except (StagelineError, ValueError) as error:
+        told = str(error)
+    assert limit in told
 
 
 TRUSTED = {"build.py", "config/bounds.py", "pipeline/host.py"}

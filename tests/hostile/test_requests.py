@@ -105,7 +105,7 @@ def internet(certificates: tuple[Path, ssl.SSLContext], monkeypatch: pytest.Monk
         def look_up(host: str, port: int, *more: Any, **options: Any) -> Any:
             if host == "127.0.0.1":
                 return real_look_up(host, port, *more, **options)
-            turns = server.names.get(host)
+            turns = server.names.get(host.lower())
             if not turns:
                 raise socket.gaierror(f"no such host {host}")
             found = turns.pop(0) if len(turns) > 1 else turns[0]
@@ -153,6 +153,15 @@ LINK_LOCAL = [
     "[fd00:ec2::254]",
     "metadata.google.internal",
 ]
+ODDLY_WRITTEN = [
+    "169%2E254.169.254",
+    "１６９.254.169.254",
+    "169。254。169。254.",
+    "[64:ff9b:1::a9fe:a9fe]",
+    "[fd20:ce::254]",
+    "metadata.goog",
+]
+"""As names are read by other programs than Python: escaped, by other digits and dots of Unicode."""
 
 
 @pytest.mark.parametrize(
@@ -167,6 +176,8 @@ LINK_LOCAL = [
         "https://[::1]/token",
         "https://[fd00::1]/token",
         f"https://{INSIDE}/token",
+        f"https://{INSIDE.upper()}/token",
+        f"https://{INSIDE.replace('.', '%2E')}/token",
         *(f"https://{host}/latest" for host in LINK_LOCAL),
     ],
 )
@@ -229,12 +240,13 @@ def test_an_image_from_a_link_local_registry_is_not_asked_for(internet: Internet
     assert internet.reached == []
 
 
-@pytest.mark.parametrize("host", LINK_LOCAL)
+@pytest.mark.parametrize("host", [*LINK_LOCAL, *ODDLY_WRITTEN, "169.254.169.254\\.example.org"])
 def test_an_endpoint_of_a_config_is_not_link_local(host: str) -> None:
+    told = "is no URL" if "\\" in host else "is a link-local address"
     for key in ("endpoint", "proxy"):
-        with pytest.raises(ValueError, match="is a link-local address"):
+        with pytest.raises(ValueError, match=told):
             ClusterConfig.model_validate({"image": "a", "storage": {"s3": {key: f"http://{host}:80"}}})
-    with pytest.raises(ConfigError, match="is a link-local address"):
+    with pytest.raises(ConfigError, match=told):
         Backend.connect(f"http://{host}/pipeline")
 
 
@@ -250,6 +262,13 @@ def test_an_address_in_a_table_leads_to_no_identity(internet: Internet, tmp_path
     internet.names[EVIL] = [["169.254.169.254"]]
     (found,) = fetch_images([f"https://{host}/a.png"], tmp_path, Limits(attempts=1))
     assert "link-local" in found.reason
+    assert internet.reached == []
+
+
+def test_a_server_of_a_table_cannot_mean_another_address_once_it_was_judged(internet: Internet, tmp_path: Path) -> None:
+    internet.names[EVIL] = [["104.16.3.3"], ["169.254.169.254"]]
+    (found,) = fetch_images([f"https://{EVIL}/a.png"], tmp_path, Limits(attempts=1))
+    assert "169.254.169.254, an address that is not asked" in found.reason
     assert internet.reached == []
 
 

@@ -466,6 +466,33 @@ def test_every_verb_shows_a_hostile_run_and_obeys_nothing(
         json.loads(out)
 
 
+UNFIT = {
+    "run.json": [{"family": {"x": 1}}, {"identity": {"\ud800": 1}}, {"identity": {"seed": 10**400}}],
+    "evaluations/" + "a" * 64 + "/metrics.json": [
+        {"checkpoints": 5},
+        {"checkpoints": {"": 1e300}},
+        {"metrics": {"dice": 10**400}},
+        {"metrics": [1]},
+        {"provenance": "x"},
+    ],
+    "film/lease.json": [{"holder": "x", "id": "y", "acquired": 10**400, "expires": 10**400}],
+}
+
+
+@pytest.mark.parametrize("key", UNFIT)
+def test_values_of_another_kind_are_told_by_every_verb(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = hostile_run(tmp_path)
+    before = json.loads(run.store.get(key)) if run.store.exists(key) else {}
+    for change in UNFIT[key]:
+        plain = {**before, **change}
+        run.json(key, seal(plain) if "seal" in before and "10" not in str(change) else plain)
+        for words in [VERBS[0], VERBS[3], VERBS[-1], ["compare", "ROOT/runs/trees", "ROOT/runs/trees"]]:
+            main([word.replace("ROOT", str(tmp_path)) for word in words])
+            assert "Traceback" not in capsys.readouterr().err, (words, change)
+
+
 def test_the_report_of_a_hostile_run_shows_words_and_no_markup(tmp_path: Path) -> None:
     run = hostile_run(tmp_path)
     build_report(run.store.uri)

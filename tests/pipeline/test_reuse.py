@@ -59,7 +59,8 @@ def committed(run: Store) -> EvaluationRecord:
     """A small evaluation in a run, as found."""
     store = run.child("evaluations", "e")
     store.put("rows.csv", b"id\n1\n")
-    plain = {"schema": SCHEMA, "metrics": {"dice": 0.5}, "files": {"rows.csv": sha256(b"id\n1\n")}}
+    about = {"num_samples": {"dice": 1}, "provenance": {}, "checkpoint": {}}
+    plain = {"schema": SCHEMA, "metrics": {"dice": 0.5}, "files": {"rows.csv": sha256(b"id\n1\n")}, **about}
     store.put(METRICS, json.dumps(seal(plain)).encode())
     found = find_evaluation(run, "e")
     assert found is not None

@@ -24,7 +24,7 @@ from stageline.checkpoint.commit import CheckpointWriter, Snapshot
 from stageline.checkpoint.layout import CheckpointRef, StageDir
 from stageline.checkpoint.lease import StageLease
 from stageline.checkpoint.metadata import Provenance
-from stageline.checkpoint.torch_files import stretched
+from stageline.checkpoint.torch_files import grown, loaded_faults
 from stageline.config import RetentionConfig
 from stageline.errors import CheckpointError
 from stageline.store.disk import lfs_pointer
@@ -68,6 +68,8 @@ def load_torch_file(path: str | Path, allow: tuple[str, ...] = (), *, mapped: bo
         raise CheckpointError(f"there is no file {str(path)!r}", remedy="check the path")
     if pointer := lfs_pointer(file):
         raise CheckpointError(f"{str(path)!r} is {pointer}")
+    if fault := grown(file):
+        raise CheckpointError(f"{str(path)!r}: {fault}", remedy="save it anew with torch.save, tensors alone")
     globals_allowed = [item for name in allow for item in ALLOWED[name]]
     try:
         with torch.serialization.safe_globals(globals_allowed):
@@ -93,18 +95,9 @@ def load_torch_file(path: str | Path, allow: tuple[str, ...] = (), *, mapped: bo
             f"{str(path)!r} is no readable torch file: {str(error).splitlines()[0] if str(error) else type(error)}",
             remedy="check that it was copied whole",
         ) from error
-    if faults := stretched(_tensors_in(value)):
+    if faults := loaded_faults(value, file.stat().st_size):
         raise CheckpointError(f"{str(path)!r}: {'; '.join(faults[:3])}", remedy="save these tensors contiguous")
     return value
-
-
-def _tensors_in(value: Any, levels: int = 8) -> dict[str, Tensor]:
-    """The tensors of a loaded file by their path in it, as deep as programs nest them."""
-    if isinstance(value, Tensor):
-        return {"": value}
-    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
-    inner = ((str(key), _tensors_in(item, levels - 1)) for key, item in parts if levels)
-    return {f"{key}.{name}".rstrip("."): tensor for key, found in inner for name, tensor in found.items()}
 
 
 def tensors_of(value: Any, where: str) -> dict[str, Tensor]:

@@ -8,8 +8,11 @@ Limits are chosen here unless a source is named.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Collection
 from itertools import chain
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import yaml
@@ -20,6 +23,9 @@ MAX_YAML_NODES = 100_000
 MAX_DEPTH = 100
 """Levels of lists and mappings, in YAML and JSON; a schema of Kubernetes has about fifty."""
 MAX_JSON_BYTES = 64 * 2**20
+MAX_DIGITS = 300
+"""Of a whole number: it is a finite one as a float, too."""
+LONG_NUMBER = re.compile(rb"[0-9]{%d}" % MAX_DIGITS)
 MAX_AXES = 16
 MAX_ARRAY_BYTES = 2**62
 MAX_PIXELS = 89_478_485
@@ -70,6 +76,12 @@ def check_yaml(text: str) -> None:
             )
 
 
+def _number(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise TooLargeError(f"it holds a number of {len(text)} digits, at most {MAX_DIGITS} are read (MAX_DIGITS)")
+    return int(text)
+
+
 def read_json(data: bytes | str, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """The value of a JSON text. data: as it was read.  max_bytes: most of it.
 
@@ -80,7 +92,7 @@ def read_json(data: bytes | str, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
         raise TooLargeError(f"it has {len(raw)} bytes, at most {max_bytes} are read")
     too_deep = f"it is nested deeper than {MAX_DEPTH} levels (MAX_DEPTH)"
     try:
-        value = json.loads(data)
+        value = json.loads(data, parse_int=_number if LONG_NUMBER.search(raw) else None)
     except RecursionError as error:  # at a thousand levels
         raise TooLargeError(too_deep) from error
     level = [value]
@@ -90,6 +102,15 @@ def read_json(data: bytes | str, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
         if not level:
             return value
     raise TooLargeError(too_deep)
+
+
+def read_whole(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """The bytes of a file that somebody else wrote; TooLargeError before more than `max_bytes` are read, or OSError."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise TooLargeError(f"it has {size} bytes, at most {max_bytes} are read")
+        return file.read(size)
 
 
 def is_count(value: Any) -> TypeGuard[int]:

@@ -126,7 +126,8 @@ def canonical_json(value: Any) -> str:
 
 def fingerprint(value: Any) -> str:
     """SHA-256 (hex) of the canonical JSON of a value."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    text = canonical_json(value)  # a file may say what is no character: then it is none of ours, and has a hash too
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def seal_of(plain: Mapping[str, Any]) -> str:

@@ -31,8 +31,8 @@ from stageline.data.broken_metadata import DAMAGE, open_file
 from stageline.errors import DataError
 
 EXIF_ORIENTATION = 0x0112
-BITS_PER_SAMPLE, PLANAR_CONFIGURATION = 258, 284
-"""TIFF tags: bits of each channel; whether channels lie in planes of their own (2)."""
+BITS_PER_SAMPLE, PLANAR_CONFIGURATION, TILE_SIZE = 258, 284, (322, 323)
+"""TIFF tags: bits of each channel; whether channels lie in planes of their own (2); width and height of tiles."""
 Decoders = Mapping[bytes, type[ImageFile.ImageFile]]
 PHOTOGRAPHS: Decoders = {
     b"\xff\xd8\xff": JpegImageFile,
@@ -142,6 +142,9 @@ def open_picture(
             file.seek(0)
             with open_file(known[0], file) as opened:
                 _refuse_large(path, opened.size, max_pixels, key)
+                if isinstance(opened, TiffImageFile):  # a tile is decoded whole, however small the picture is
+                    tile = [opened.tag_v2.get(tag, 0) for tag in TILE_SIZE]
+                    _refuse_large(path, (tile[0], tile[1]), max_pixels, key, "tiles of ")
                 if count and _has_more(path, opened):
                     refuse(path, "holds 2 pictures or more, expected one")
                 turned, odd = orientation_of(opened)
@@ -151,12 +154,12 @@ def open_picture(
             raise PictureError(path, "truncated", f"ends too early or is damaged ({told})") from error
 
 
-def _refuse_large(path: Path, size: tuple[int, int], max_pixels: int | None, key: str) -> None:
-    """size: (width, height) by the header."""
+def _refuse_large(path: Path, size: tuple[int, int], max_pixels: int | None, key: str, what: str = "") -> None:
+    """size: (width, height) by the header.  what: has it, if not the picture."""
     width, height = size
     if max_pixels is not None and width * height > max_pixels:
         limit = f"at most {max_pixels}{f' ({key})' if key else ''}"
-        raise PictureError(path, "too_large", f"{width} x {height} pixels, expected {limit}")
+        raise PictureError(path, "too_large", f"{what}{width} x {height} pixels, expected {limit}")
 
 
 def _webp_size(start: bytes) -> tuple[int, int]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TextIO
+
+MAX_LINE = 2**22
+"""Characters, chosen here."""
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -25,3 +28,11 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 def csv_rows(text: str) -> list[dict[str, str]]:
     """The rows of such a text, column -> cell."""
     return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def bounded_lines(file: TextIO) -> Iterator[str]:
+    """The lines of a table that somebody else wrote; csv.Error for one longer than MAX_LINE."""
+    while line := file.readline(MAX_LINE + 1):
+        if len(line) > MAX_LINE:
+            raise csv.Error(f"a line of more than {MAX_LINE:,} characters (MAX_LINE)")
+        yield line

@@ -13,8 +13,9 @@ from urllib.parse import urlencode, urlsplit
 
 from stageline.config.addresses import addresses_of, is_link_local, is_private
 from stageline.config.bounds import read_json
+from stageline.config.connections import RefusedAddressError
 from stageline.doctor.line import Line, ok, unknown, wrong
-from stageline.doctor.requests import REDIRECTS, RefusedAddressError, request
+from stageline.doctor.requests import REDIRECTS, request
 
 MANIFESTS = ", ".join(
     (

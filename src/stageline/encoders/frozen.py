@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stageline.checkpoint.header import read_local_header
-from stageline.checkpoint.torch_files import stretched
+from stageline.checkpoint.torch_files import grown, stretched
 from stageline.encoders.sources import PICKLES, SAFE
 from stageline.errors import CheckpointError, MissingPartError
 from stageline.store.disk import lfs_pointer
@@ -123,6 +123,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"{str(path)!r} cannot be read: {error}", remedy="fetch it again") from error
     if not path.name.endswith(PICKLES):
         raise CheckpointError(f"{str(path)!r} is no file of weights", remedy=f"{SAFE} or {', '.join(PICKLES)}")
+    if fault := grown(path) if path.is_file() else "":
+        raise CheckpointError(f"{str(path)!r}: {fault}", remedy="save it anew with torch.save, tensors alone")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
@@ -139,7 +141,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{str(path)!r} holds more than tensors: {_some(strangers)}", remedy="give a file with a state dict"
         )
-    if faults := stretched(found):
+    if faults := stretched(found, path.stat().st_size):
         raise CheckpointError(f"{str(path)!r}: {_some(faults)}", remedy="save these tensors contiguous")
     return {str(name): value for name, value in found.items()}
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from stageline.checkpoint.header import read_local_header
-from stageline.config.bounds import read_json
+from stageline.config.bounds import read_json, read_whole
 from stageline.encoders.external import External, ExternalFile
 from stageline.errors import CheckpointError, DataError, Faults, MissingPartError, StoreError
 from stageline.store.disk import lfs_pointer
@@ -248,7 +248,7 @@ def _safetensors_faults(path: Path) -> list[str]:
 def _index_faults(path: Path, index: Path) -> list[str]:
     """The shards that an index names and that are not there."""
     try:
-        shards = sorted(set(read_json(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = sorted(set(read_json(read_whole(path))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         return [f"no index of shards ({error})"]
     wrong = [str(shard) for shard in shards if name_fault(str(shard))]

@@ -23,7 +23,16 @@ from pathlib import Path
 
 from stageline.errors import DiskFullError, StoreError
 from stageline.store.below import PLAIN, Below, followed_links, open_local
-from stageline.store.keys import HIDDEN, NO_FILE, Data, Infos, Names, NotFoundError, ObjectInfo
+from stageline.store.keys import (
+    HIDDEN,
+    NO_FILE,
+    Data,
+    Infos,
+    Names,
+    NotFoundError,
+    ObjectInfo,
+    refuse_large,
+)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
@@ -134,6 +143,7 @@ class Disk:
         try:
             with speaking(self.path(key)), self.below.place(key) as (folder, name), self._locked(folder, key):
                 with os.fdopen(self.below.open_in(folder, name, key), "rb") as file:
+                    refuse_large(os.fstat(file.fileno()).st_size, self.path(key))
                     if token not in (token_of(os.fstat(file.fileno())), content_token(file.read())):
                         return False
                 self.put(key, data)
@@ -143,6 +153,7 @@ class Disk:
 
     def get(self, key: str) -> tuple[bytes, str]:
         with speaking(self.path(key)), os.fdopen(self.below.open(key), "rb") as file:
+            refuse_large(os.fstat(file.fileno()).st_size, self.path(key))
             data = file.read()
         return data, content_token(data)
 

@@ -15,6 +15,9 @@ HIDDEN = ".stageline-"
 NO_FILE = -1
 """Size of what a listing of local disk names though it is no file: a link, a pipe. Whoever opens it is told."""
 
+MAX_GET_BYTES = 2**30
+"""Of an object that is read whole, chosen here; larger ones are streamed."""
+
 Names = list[str]
 
 Data = bytes | Path | Iterable[bytes | memoryview]
@@ -64,6 +67,15 @@ def check_key(key: str, *, empty: bool = False) -> str:
     raise StoreError(
         f"{key!r:.200} is no key of a store", remedy="keys look like runs/a/b.json: relative, without . or .."
     )
+
+
+def refuse_large(size: int, where: object) -> None:
+    """StoreError for an object that is not read whole. size: in bytes.  where: its place, for the message."""
+    if size > MAX_GET_BYTES:
+        raise StoreError(
+            f"{str(where)!r} has {size} bytes, at most {MAX_GET_BYTES} are read (MAX_GET_BYTES)",
+            remedy="nothing that is read there is so large: find out who wrote it",
+        )
 
 
 def path_below(folder: Path, name: str) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stageline.errors import StoreError, StoreUnavailableError
-from stageline.store.keys import Data, Infos, Names, NotFoundError, ObjectInfo
+from stageline.store.keys import Data, Infos, Names, NotFoundError, ObjectInfo, refuse_large
 from stageline.telemetry import hide_remembered
 
 if TYPE_CHECKING:
@@ -179,6 +179,7 @@ class Objects:
 
         def attempt() -> tuple[bytes, str]:
             result = obstore.get(self.store, key)
+            refuse_large(result.meta["size"], f"{self.uri}/{key}")
             return bytes(result.bytes()), _token(result.meta)
 
         return self._do(key, attempt)

@@ -36,6 +36,8 @@ MEDIA_TYPES = {
 }
 """Suffix of a file -> what it is; anything else is application/octet-stream."""
 
+MAPPINGS = ("metrics", "num_samples", "provenance", "data", "files", "reasons", "settings", "config")
+
 NOT_FINITE = "it is not a finite number"
 
 Subject = tuple[str, Mapping[str, Any]]
@@ -72,13 +74,13 @@ class EvaluationRecord:
     @property
     def inputs(self) -> str:
         """Digest of what was measured on: the evaluation's own splits, or all data where the file says no more."""
-        data: Mapping[str, str] = self.plain["data"]
-        return data.get("inputs", data["digest"])
+        data: Mapping[str, str] = self.plain.get("data", {})
+        return data.get("inputs", data.get("digest", ""))
 
     @property
     def hashes(self) -> dict[str, str]:
         """File -> SHA-256, of every file of it."""
-        files: Mapping[str, Any] = self.plain["files"]
+        files: Mapping[str, Any] = self.plain.get("files", {})
         own = {name: entry if isinstance(entry, str) else entry["sha256"] for name, entry in files.items()}
         return {METRICS: self.reference.digest, **own}
 
@@ -169,7 +171,30 @@ def find_evaluation(run: Store, name: str) -> EvaluationRecord | None:
         raise DataError(f"{where} is no evaluation ({' or '.join(READABLE)})", remedy=REMEDY)
     if not is_sealed(plain):
         raise DataError(f"{where} was changed after it was written (seal broken)", remedy=REMEDY)
+    if wrong := _misfits(plain):
+        raise DataError(f"{where} is no evaluation: {', '.join(wrong)} of another form", remedy=REMEDY)
     return EvaluationRecord(Reference(store.uri, hashlib.sha256(data).hexdigest()), plain)
+
+
+def _misfits(plain: Mapping[str, Any]) -> list[str]:
+    """Keys of a file whose values are not what an evaluation writes there: a seal does not say who made it."""
+    several = plain.get("checkpoints") or {"": plain.get("checkpoint")}
+    wrong = [key for key in MAPPINGS if type(plain.get(key, {})) is not dict]
+    wrong += [key for key in ("metrics", "num_samples", "provenance") if key not in plain]
+    if type(several) is not dict or not all(type(one) is dict for one in several.values()):
+        wrong.append("checkpoints")
+    if wrong:
+        return wrong
+    files = plain.get("files", {}).values()
+    hashes = [entry.get("sha256") if type(entry) is dict else entry for entry in files]
+    data = plain.get("data", {})
+    fit = {
+        "metrics": all(value is None or isinstance(value, int | float | str) for value in plain["metrics"].values()),
+        "files": all(type(sha256) is str for sha256 in hashes),
+        "data": all(type(data.get(key, "")) is str for key in ("inputs", "digest")),
+        "notes": type(plain.get("notes", [])) is list,
+    }
+    return [key for key, is_fit in fit.items() if not is_fit]
 
 
 def find_evaluations(run: Store) -> list[EvaluationRecord]:

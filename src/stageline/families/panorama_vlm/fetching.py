@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from stageline.config.addresses import addresses_of, is_link_local, link_local_fault
 from stageline.config.bounds import MAX_PIXELS
+from stageline.config.connections import judged_handlers
 from stageline.data.decoding import PHOTOGRAPHS, PictureError, open_picture
 from stageline.errors import BusyError, DataError, Faults, StagelineError
 from stageline.families.panorama_vlm.data.rows import cached_name, read_rows
@@ -104,8 +105,7 @@ def _opener() -> urllib.request.OpenerDirector:
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
+        *judged_handlers(is_link_local),
         urllib.request.HTTPDefaultErrorHandler(),
         _Redirects(),
         urllib.request.HTTPErrorProcessor(),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stageline.config import is_sealed, read_yaml, seal, to_yaml
-from stageline.config.bounds import read_json
+from stageline.config.bounds import read_json, read_whole
 from stageline.errors import CheckpointError, ConfigError, DataError
 from stageline.families import load_config
 from stageline.families.panorama_vlm.config import FAMILY_CONFIG, PanoramaVlmConfig
@@ -143,7 +143,7 @@ def _metrics_in(folder: Path) -> dict[str, Any]:
         empty: dict[str, Any] = {"metrics": {}, "reasons": {}, "num_samples": {}, "files": {}, "provenance": {}}
         return {"family": FAMILY_CONFIG.name, **empty, "notes": [f"made from {PREDICTIONS} alone"]}
     try:
-        plain = read_json(path.read_bytes())
+        plain = read_json(read_whole(path))
     except ValueError:
         plain = None
     if not is_sealed(plain):

@@ -124,8 +124,8 @@ def _differing(records: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
     """Run -> the settings in which it differs from another run of its family."""
     own = {record.name: _settings(record) for record in records}
     found: dict[str, dict[str, Any]] = {record.name: {} for record in records}
-    for family in {record.run.get("family") for record in records}:
-        names = [record.name for record in records if record.run.get("family") == family]
+    for family in {str(record.run.get("family")) for record in records}:
+        names = [record.name for record in records if str(record.run.get("family")) == family]
         every = sorted({key for name in names for key in own[name]})
         varying = [key for key in every if len({_text(own[n][key]) for n in names if key in own[n]}) > 1]
         for name in names:

@@ -165,7 +165,7 @@ def test_a_torch_file_is_never_executed(tmp_path: Path, name: str) -> None:
 
 def test_a_small_file_that_describes_a_huge_tensor_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "a", changed(shape=torch.zeros(1).expand(3, 1 << 20, 1 << 12)))
-    with pytest.raises(ValueError, match=r"shape: .*larger than"):
+    with pytest.raises(ValueError, match="'shape' asks for 51539607552 bytes, the file holds 4"):
         read(tmp_path)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stageline.config.bounds import MAX_PIXELS, read_json
+from stageline.config.bounds import MAX_PIXELS, read_json, read_whole
 from stageline.data.names import NamePattern, find_pattern, joined, same_name
 from stageline.data.pictures import (
     SUFFIXES,
@@ -189,7 +189,7 @@ def read_prompts(path: Path, names: set[str]) -> dict[str, str]:
     names = set(map(same_name, names))
     faults = Faults(DataError, f"prompts file {str(path)!r}", "write {image file name: prompt} for every image")
     try:
-        raw = read_json(path.read_text(encoding="utf-8"))
+        raw = read_json(read_whole(path))
     except (OSError, ValueError) as error:
         raise DataError(f"prompts file {str(path)!r} cannot be read: {error}", remedy="give a JSON mapping") from error
     if not isinstance(raw, dict):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stageline.config import nearest
-from stageline.config.bounds import read_json
+from stageline.config.bounds import read_json, read_whole
 
 if TYPE_CHECKING:
     from stageline.families.film_flow.config import FilmFlowConfig
@@ -52,7 +52,7 @@ def trained_prompts(config: FilmFlowConfig) -> list[str] | None:
         return [pseudo_prompt(config)]
     if config.data.name == "folder" and config.data.prompts_file:
         try:
-            found = read_json(Path(config.data.prompts_file).read_text(encoding="utf-8"))
+            found = read_json(read_whole(Path(config.data.prompts_file)))
         except (OSError, ValueError):
             return None
         return sorted({str(text) for text in found.values()}) if isinstance(found, dict) else None

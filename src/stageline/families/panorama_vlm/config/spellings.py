@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stageline.config import KeyFault, KeySpellings, contradiction, flatten, get_key, nearest, note_once, put_key
-from stageline.config.bounds import read_json
+from stageline.config.bounds import read_json, read_whole
 from stageline.families.panorama_vlm.config.architectures import (
     known_language,
     known_vision,
@@ -255,7 +255,7 @@ def _read_shapes(raw: dict[str, Any]) -> None:
 
 def _json(file: Path) -> Mapping[str, object]:
     try:
-        plain = read_json(file.read_text(encoding="utf-8"))
+        plain = read_json(read_whole(file))
     except (OSError, ValueError):
         return {}  # the rule that asks for the sizes names the folder
     return plain if isinstance(plain, dict) else {}

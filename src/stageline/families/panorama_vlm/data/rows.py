@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from stageline.config.bounds import read_json
 from stageline.data import quarantine
+from stageline.data.tables import bounded_lines
 from stageline.errors import ConfigError, DataError, Faults
 
 QUERY_TEMPLATE = 'In this panoramic image, please provide a concise but detailed description of "{query}".'
@@ -263,7 +264,7 @@ def _read_file(path: Path, faults: Faults, *, with_text: bool) -> Iterator[_Cell
     number = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader(bounded_lines(file), strict=True)
             columns = _find_columns(path, next(reader, []), faults, with_text=with_text)
             if columns is None:
                 return

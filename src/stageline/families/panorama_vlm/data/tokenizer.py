@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from stageline.config.bounds import read_json
+from stageline.config.bounds import read_json, read_whole
 from stageline.errors import CheckpointError, Faults, MissingPartError
 from stageline.store.disk import lfs_pointer
 
@@ -107,11 +107,12 @@ def _check_files(folder: Path, faults: Faults) -> None:
     if "tokenizer.json" not in there and not {"vocab.json", "merges.txt"} <= {*there}:
         faults.add("tokenizer.json is missing (or vocab.json and merges.txt)")
     for name in there:
-        data = (folder / name).read_bytes()
         if pointer := lfs_pointer(folder / name):
             faults.add(f"{name} is {pointer}")
-        elif name.endswith(".json"):
-            try:
+            continue
+        try:
+            data = read_whole(folder / name)
+            if name.endswith(".json"):
                 read_json(data)
-            except ValueError as error:
-                faults.add(f"{name} is damaged: {error}")
+        except ValueError as error:
+            faults.add(f"{name} is damaged: {error}")

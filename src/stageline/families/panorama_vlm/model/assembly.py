@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from stageline.config.bounds import read_json
+from stageline.config.bounds import read_json, read_whole
 from stageline.encoders.copies import external_folder
 from stageline.encoders.external import External
 from stageline.encoders.frozen import load_frozen
@@ -261,7 +261,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     """A model's `config.json`."""
     path = folder / "config.json"
     try:
-        plain = read_json(path.read_bytes())
+        plain = read_json(read_whole(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {error}", remedy="fetch the model again") from error
     if not isinstance(plain, dict):

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stageline.checkpoint.torch_files import MOST_TIMES, grown, loaded_faults
 from stageline.families.sparse_structure.data.origin import CONDITIONALS, LATENTS, METADATA
 from stageline.families.sparse_structure.data.poses import ROTATION, SCALE, SHAPE, TRANSLATION, TRANSLATION_SCALE
 
@@ -188,7 +189,8 @@ def read_torch_file(path: Path, *, what: str) -> Any:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{strange}: it is no archive as torch.save writes one (since 1.6); save it anew")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        fault = grown(path)
+        found = None if fault else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         held = named[1] if named else "another object"
@@ -197,3 +199,7 @@ def read_torch_file(path: Path, *, what: str) -> Any:
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
         raise ValueError(f"{strange}: {str(error).partition(chr(10))[0]:.300}; save it anew") from error
+    faults = [fault] if fault else loaded_faults(found, path.stat().st_size, times=MOST_TIMES)
+    if faults:
+        raise ValueError(f"{what}: {str(path)!r}: {'; '.join(faults[:3])}; save it anew with torch.save")
+    return found

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -19,7 +20,7 @@ import numpy as np
 import trimesh
 from numpy.typing import NDArray
 
-from stageline.config.bounds import read_json
+from stageline.config.bounds import MAX_DEPTH, read_json
 from stageline.errors import DataError
 from stageline.families.sparse_structure.data.made import MadeScene, make_scene
 from stageline.families.sparse_structure.data.poses import Poses
@@ -94,8 +95,9 @@ def _read_mesh(path: Path) -> Mesh:
     kind, data = path.suffix.lower().removeprefix("."), _read_bytes(path)
     if kind in ("glb", "gltf"):
         _check_gltf(data)
-    options: dict[str, Any] = {"skip_materials": True} if kind in ("obj", "glb", "gltf") else {}
-    loaded = trimesh.load_scene(BytesIO(data), file_type=kind, resolver=_Beside(path.parent), process=False, **options)
+    options: dict[str, Any] = {"skip_materials": True, "process": False}  # no picture of a material is opened
+    with _quietly():
+        loaded = trimesh.load_scene(BytesIO(data), file_type=kind, resolver=_Beside(path.parent), **options)
     faces = [len(loaded.geometry[name].faces) for _, name in _instances(loaded)]
     if sum(faces) > MAX_FACES:
         raise ValueError(f"it has {sum(faces)} faces, at most {MAX_FACES} are read")
@@ -117,6 +119,17 @@ def _read_mesh(path: Path) -> Mesh:
     return mesh
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """trimesh without its log, which quotes the file and holds stack traces; what is wrong with a file is told here."""
+    log = trimesh.util.log
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
 def _instances(scene: Any) -> list[tuple[Array, str]]:
     """Where each surface of a file's scene stands: transform (4, 4) and name."""
     found = [scene.graph[node] for node in scene.graph.nodes_geometry]
@@ -135,9 +148,29 @@ def _check_gltf(data: bytes) -> None:
         total += accessor["count"]
     if total > MAX_COUNTS:
         raise ValueError(f"its accessors hold {total} things together, at most {MAX_COUNTS} are read (MAX_COUNTS)")
+    counts = [accessor["count"] for accessor in plain.get("accessors", [])]
+    parts = [part for mesh in plain.get("meshes", []) for part in mesh["primitives"]]
+    used = [part.get("indices") for part in parts] + [part["attributes"].get("POSITION") for part in parts]
+    total = sum(counts[number] for number in used if number is not None)
+    if total > MAX_COUNTS:  # each part gets points of its own, also where parts share them
+        raise ValueError(f"its parts use {total} points and corners, at most {MAX_COUNTS} are read (MAX_COUNTS)")
     nodes = plain.get("nodes", [])
     if len(nodes) > MAX_FACES // 10:
         raise ValueError(f"it has {len(nodes)} nodes, at most {MAX_FACES // 10} are read")
+    _check_levels([node.get("children", []) for node in nodes])
+
+
+def _check_levels(children: list[list[int]]) -> None:
+    """ValueError for nodes below nodes below nodes, whose places are looked for from the top each, or in a ring.
+
+    children: numbers of the nodes directly below each node.
+    """
+    above = {number for below in children for number in below}
+    level, levels = [number for number in range(len(children)) if number not in above], 0
+    while level:
+        level, levels = list({number for node in level for number in children[node]}), levels + 1
+        if levels > MAX_DEPTH:
+            raise ValueError(f"its nodes are nested deeper than {MAX_DEPTH} levels (MAX_DEPTH)")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ axis, "z" or "y"; "z" where it is absent. Every fault of a file is told at once.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,14 +66,16 @@ def list_scenes(folder: Path, needed: str | None) -> list[str]:
         found = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         return sorted(path.name for path in found if needed is None or (path / needed).is_file())
     try:
-        lines = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in bounds.read_whole(listed).decode().splitlines()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{listed} is no UTF-8 text: {error}") from error
+    except bounds.TooLargeError as error:
+        raise ValueError(f"{listed}: {error}") from error
     names = [line for line in lines if line]
     faults = [
         f"{name!r} is no name of a folder" for name in names if name in (".", "..") or {"/", "\\", "\0"} & {*name}
     ]
-    faults += [f"{name!r} stands there twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    faults += [f"{name!r} stands there twice" for name, count in Counter(names).items() if count > 1]
     if faults:
         raise ValueError(f"{listed}: {'; '.join(faults)}; expected one scene a line")
     return names
@@ -80,11 +83,9 @@ def list_scenes(folder: Path, needed: str | None) -> list[str]:
 
 def read_json(path: Path) -> Any:
     """The JSON of a small file; ValueError that says what is wrong with it."""
-    size = path.stat().st_size
-    if size > MAX_JSON_BYTES:
-        raise ValueError(f"it has {size} bytes, at most {MAX_JSON_BYTES} are read")
+    data = bounds.read_whole(path, MAX_JSON_BYTES)
     try:
-        return bounds.read_json(path.read_bytes())
+        return bounds.read_json(data)
     except ValueError as error:
         raise ValueError(f"it is no JSON: {error}") from error
 
