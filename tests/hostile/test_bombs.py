@@ -20,6 +20,7 @@ from stageline.checkpoint.legacy import load_torch_file
 from stageline.checkpoint.metadata import TensorRecord
 from stageline.checkpoint.steps import open_checkpoint
 from stageline.config import parse_yaml, read_yaml
+from stageline.config.bounds import read_json
 from stageline.data.feature_files import parse_index
 from stageline.data.pictures import read_file
 from stageline.data.pod_cache import StoredFiles
@@ -189,6 +190,12 @@ def test_a_row_of_a_split_asks_for_no_more_than_there_is(tmp_path: Path, line: s
     with pytest.raises(DataError, match=told) as caught:
         split_of(tmp_path, line.encode()).arrays(0)
     assert len(caught.value.message) < 1000
+
+
+def test_a_number_of_any_length_is_no_value() -> None:
+    assert read_json("[1e5, 340282366920938463463374607431768211456]") == [1e5, 2**128]
+    with pytest.raises(ValueError, match="a number of 401 digits, at most 300 are read"):
+        read_json(f'{{"a": {10**400}}}')
 
 
 def test_an_index_of_features_and_a_manifest_are_bounded_too() -> None:

@@ -579,6 +579,12 @@ def test_a_manifest_says_the_same_and_shows_it() -> None:
     assert yaml.safe_load(text) == manifest
 
 
+def test_names_of_tensors_in_a_file_of_others_are_visible() -> None:
+    from stageline.families.sparse_structure.checkpoint_utils import _left_over
+
+    assert unsafe(_left_over({"missing": [], "unexpected": [HOSTILE, FORGED]}), lines=False) == []
+
+
 def test_labels_of_metrics_are_bounded_and_visible() -> None:
     prometheus = pytest.importorskip("prometheus_client")
     endpoint = MetricsEndpoint(0, family="film_flow", stage="film")

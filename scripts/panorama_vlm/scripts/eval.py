@@ -26,6 +26,7 @@ from stageline.families.panorama_vlm.guide_results import (
     repeat_metrics,
     root_beside,
 )
+from stageline.printing import say
 from stageline.store import Reference
 from stageline.work.evaluations import EvaluationRecord
 
@@ -82,7 +83,7 @@ def again(folder: Path) -> int:
     """Make the metrics of a copy again."""
     plain, changed = repeat_metrics(folder)
     show_evaluation(EvaluationRecord(Reference(str(folder), ""), plain), FAMILY_CONFIG.words)
-    print("\n".join(changed) if changed else f"{folder}/metrics.json says the same")
+    say(*(changed or [f"{folder}/metrics.json says the same"]))
     return 0
 
 

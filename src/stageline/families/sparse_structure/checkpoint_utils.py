@@ -22,6 +22,7 @@ from stageline.checkpoint.legacy import load_torch_file
 from stageline.checkpoint.torch_files import write_torch_file
 from stageline.encoders.frozen import read_weights
 from stageline.errors import CheckpointError
+from stageline.printing import one_line
 
 if TYPE_CHECKING:
     from stageline.families.sparse_structure.model import DualBackboneSparseStructureFlowTdfyWrapper
@@ -293,4 +294,4 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _some(names: list[str]) -> str:
-    return f"{', '.join(names[:MOST_NAMES])}{', ...' if len(names) > MOST_NAMES else ''}"
+    return f"{', '.join(map(one_line, names[:MOST_NAMES]))}{', ...' if len(names) > MOST_NAMES else ''}"
