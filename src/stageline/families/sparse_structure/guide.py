@@ -173,12 +173,18 @@ def check_resume(path: str, root: Path, run: str, stage: str) -> None:
     """ConfigError unless a checkpoint is one that the run goes on from by itself. path: "" for whatever is there."""
     if not path:
         return
-    found = resolve(path).metadata
-    if (found.run, found.stage) != (run, stage):
+    reference = resolve(path)
+    found, place = reference.metadata, Path(reference.uri).resolve()
+    says = [f"--run {found.run}"] if found.run != run else []
+    says += [f"--stage {found.stage}"] if found.stage != stage else []
+    is_below = place.is_relative_to((root / "runs" / found.run / found.stage).resolve())
+    says += [] if is_below else ["the --output_dir that it lies in"]
+    if says:
         raise ConfigError(
-            f"{path} is of stage {found.stage!r} of run {found.run!r}; going on is for {stage!r} of {run!r} in {root}",
-            remedy=f"say --run {found.run} to go on with it, or, to start from its weights, leave --resume out and say "
-            f"parents.global_flow.sparse={path}",
+            f"{path} is of stage {found.stage!r} of run {found.run!r} at {place}; going on is for {stage!r} of {run!r} "
+            f"in {root}",
+            remedy=f"say {' and '.join(says)} to go on with it, or, to start from its weights, leave --resume out and "
+            f"say parents.global_flow.sparse={path}",
         )
 
 

@@ -16,7 +16,8 @@ from stageline.checkpoint.tensors import read_tensors
 from stageline.cli.exports import write_export
 from stageline.contract import Parent
 from stageline.data.prepared import PreparedData, open_prepared
-from stageline.errors import CheckpointError, InterruptedRunError, StagelineError
+from stageline.errors import CheckpointError, ConfigError, InterruptedRunError, StagelineError
+from stageline.families.sparse_structure import guide
 from stageline.families.sparse_structure.assembly import DualModel, build_model
 from stageline.families.sparse_structure.checkpoint_utils import (
     load_combined_checkpoint,
@@ -254,3 +255,17 @@ def test_own_meshes_are_what_stages_train_on(tmp_path: Path) -> None:
         assert equal(first["conditionals"], second["conditionals"])
         for name, value in first["latents"].items():
             torch.testing.assert_close(value, second["latents"][name], atol=1e-3, rtol=0, msg=name)
+
+
+def test_the_guides_command_goes_on_from_its_own_checkpoint_alone(root: Path, chain: dict[str, CheckpointRef]) -> None:
+    """One of another output folder has the same names there; to pass over it would train anew without a word."""
+    place = chain["global_flow"]
+    run = place.metadata.run
+    guide.check_resume(place.uri, root, run, "global_flow")
+    for where, name, stage, words in (
+        (root / "other", run, "global_flow", "say the --output_dir that it lies in to go on"),
+        (root, "other", "joint", f"say --run {run} and --stage global_flow to go on"),
+    ):
+        with pytest.raises(ConfigError, match=f"going on is for '{stage}' of '{name}' in {where}") as caught:
+            guide.check_resume(place.uri, where, name, stage)
+        assert words in str(caught.value)
