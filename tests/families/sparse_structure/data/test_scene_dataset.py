@@ -83,6 +83,7 @@ def test_folders_and_lists_of_scenes(tmp_path: Path) -> None:
 FAULTS: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "a list": ([1], {}, ValueError, "no dict of tensors"),
     "a value that is no tensor": ({**latents(3), "scale": 1.0}, {}, ValueError, "scale: no tensor but a float"),
+    "no tensor, and the others missing": ({"shape": [1]}, {}, ValueError, "lacks .*shape: no tensor but a list"),
     "one axis": (changed(scale=torch.zeros(3)), {}, ValueError, "scale: .*fewer than 2 axes"),
     "integers": (
         changed(scale=torch.zeros(3, 1, 3, dtype=torch.int64)),
@@ -130,6 +131,7 @@ def test_all_faults_of_a_scene_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_objects is 0") as caught:
         read(tmp_path)
     told = str(caught.value)
+    assert isinstance(caught.value, KeyError), "of both kinds, since modalities are missing too"
     for words in (
         "lacks shape and has beside them colour",
         "colour: no tensor but a float",

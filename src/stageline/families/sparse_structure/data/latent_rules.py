@@ -28,6 +28,13 @@ LARGEST_TENSOR_BYTES = 4 << 30
 """A small file can describe a tensor of any size, by strides of zero."""
 
 
+class MixedFaultsError(KeyError, ValueError):
+    """Modalities are missing or extra, and something else is wrong as well."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 @dataclass
 class LatentRules:
     """What latents must be like.
@@ -49,7 +56,7 @@ class LatentRules:
         """The latents of a scene as the network takes them, modalities in the network's order.
 
         latents: modality -> (N, tokens, channels); poses may lack their token axis, a shape may lie otherwise.
-        One error with every fault: KeyError where modalities are missing or extra, else ValueError.
+        One error with every fault: KeyError for missing and extra modalities, ValueError for anything else, or both.
         """
         if not isinstance(latents, Mapping):
             raise ValueError(  # noqa: TRY004 - a fault of a file
@@ -71,7 +78,7 @@ class LatentRules:
         if len(set(counts.values())) > 1 or 0 in counts.values():
             faults.append(f"numbers of objects {counts}; expected one number, at least 1")
         if misnamed or faults:
-            kind = KeyError if misnamed else ValueError
+            kind = ValueError if not misnamed else MixedFaultsError if faults else KeyError
             raise kind(f"scene {scene!r}: {'; '.join([*misnamed, *faults])}")
         count = next(iter(counts.values()))
         return {name: found[name] if name in found else self._zeros(name, count) for name in names}

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from stageline.families.sparse_structure.data.latent_rules import (
     LatentRules,
+    MixedFaultsError,
     check_conditionals,
     check_metadata,
     read_torch_file,
@@ -145,7 +146,8 @@ class SceneDataset(Dataset[Scene]):
         checked = _checked(wrong, check_conditionals, loaded, count, scene_id, metadata)
         if len(wrong) > 1:
             start, first, *others = f"scene {scene_id!r}: ", *(str(error.args[0]) for error in wrong)
-            raise type(wrong[0])("; ".join([first, *(text.removeprefix(start) for text in others)])) from wrong[0]
+            kind = MixedFaultsError if any(isinstance(error, KeyError) for error in wrong) else ValueError
+            raise kind("; ".join([first, *(text.removeprefix(start) for text in others)])) from wrong[0]
         if wrong:
             raise wrong[0]
         conditions, rows = checked
