@@ -69,7 +69,7 @@ def measured(seed: int, variant: str) -> dict[str, Any]:
 
 
 def read(run: Path) -> dict[str, Any]:
-    """Agreement with its interval and distance, mode by mode, of the one evaluation of a run."""
+    """Agreement with its interval, that of different rooms, and distance, mode by mode, of a run's one evaluation."""
     (path,) = sorted((run / "evaluations").glob("*/metrics.json"))
     metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"]
     with path.with_name("rows.csv").open(encoding="utf-8", newline="") as file:
@@ -79,8 +79,9 @@ def read(run: Path) -> dict[str, Any]:
         agreement = estimate(list(values_by_mode(rows, "agreement", WORDS)[mode].values()))
         suffix = "" if mode == SAMPLED else f"_{mode}"
         distance = metrics["distance_floor" if mode == TRUTH else f"distance{suffix}"]
-        numbers = (agreement.mean, agreement.low, agreement.high, distance)
-        keys = ("agreement", "low", "high", "distance")
+        apart = metrics["agreement_apart" if mode == SAMPLED else f"agreement_apart_{mode}"]
+        numbers = (agreement.mean, agreement.low, agreement.high, apart, distance)
+        keys = ("agreement", "low", "high", "apart", "distance")
         found[caption] = {key: None if n is None else round(float(n), 4) for key, n in zip(keys, numbers, strict=True)}
     return found
 
@@ -95,8 +96,8 @@ def table(results: dict[str, Any]) -> str:
     for seed, variants in results["seeds"].items():
         for variant, found in variants.items():
             cells = [
-                f"{one['agreement']:.2f} ({one['low']:.2f} to {one['high']:.2f}), {one['distance']:.3f}"
-                for one in (found[caption] for caption in captions)
+                "{agreement:.2f} ({low:.2f} to {high:.2f}), {apart:.2f}, {distance:.3f}".format(**found[caption])
+                for caption in captions
             ]
             lines.append(f"| {seed} | {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -24,7 +24,7 @@ from stageline.families.sparse_structure.config.model import POSE
 from stageline.families.sparse_structure.data.prepared_scenes import PreparedScenes
 from stageline.families.sparse_structure.data.scene_dataset import Scene, multi_scene_collate_fn
 from stageline.families.sparse_structure.distances import object_features, project, sliced_distance
-from stageline.families.sparse_structure.measures import agreement, facing_error, interpenetration
+from stageline.families.sparse_structure.measures import agreement, agreement_apart, facing_error, interpenetration
 from stageline.families.sparse_structure.model.scale import SceneScale
 from stageline.families.sparse_structure.model.shape_vae import voxel_iou
 from stageline.families.sparse_structure.render import Frame, draw, surfaces
@@ -42,6 +42,8 @@ NO_POSES = "model.modalities lack a part of a pose"
 NOTHING = "no scene has objects to measure it of"
 MEASURES = ("agreement", "interpenetration", "facing_error")
 """What is measured of the objects of a scene among each other."""
+STYLES = "styles"
+"""Column of rows: the styles that were read off a scene's objects."""
 FITTED_SCENES = 250
 """Training scenes that the reader of styles is fitted to, at most."""
 Array = NDArray[Any]
@@ -203,15 +205,17 @@ class _Evaluator:
             return None
         return float(voxel_iou(self._reconstructed(scene["voxels"]) > 0, scene["voxels"]).mean())
 
-    def _measured(self, decoded: DecodedScene | None, scene: Scene) -> dict[str, float | None]:
-        """What is measured of objects among each other; None without voxels or what else it takes."""
+    def _measured(self, decoded: DecodedScene | None, scene: Scene) -> dict[str, Any]:
+        """What is measured of objects among each other, and their styles; None without voxels or what else it takes."""
+        found: dict[str, Any] = dict.fromkeys((*MEASURES, STYLES))
         if decoded is None:
-            return dict.fromkeys(MEASURES)
-        found: dict[str, float | None] = dict.fromkeys(MEASURES)
+            return found
         classes = scene["row"]["classes"]
         if self.reader is not None and self.reader[1] >= LEAST_ACCURACY:
             styles = self.reader[0].read(decoded.logits.sigmoid().numpy(), classes)
-            found["agreement"] = None if None in styles else agreement([str(style) for style in styles])
+            if None not in styles:
+                found[STYLES] = [str(style) for style in styles]
+                found["agreement"] = agreement(found[STYLES])
         if decoded.poses is not None:
             found["interpenetration"] = interpenetration(decoded.voxels.numpy(), decoded.poses)
             found["facing_error"] = facing_error(decoded.poses, classes)
@@ -245,6 +249,11 @@ class _Evaluator:
                 samples[measure + suffix] = len(values)
                 if not values:
                     reasons[measure + suffix] = self._why_not(measure)
+            styles = [row[STYLES] for row in found if row.get(STYLES)]
+            apart = metrics[f"agreement_apart{suffix}"] = agreement_apart(styles)
+            samples[f"agreement_apart{suffix}"] = sum(map(len, styles))
+            if apart is None:
+                reasons[f"agreement_apart{suffix}"] = self._why_not("agreement")
             if name != TRUTH:
                 sampled = np.concatenate([row["projections"] for row in found])
                 metrics[f"distance{suffix}"] = sliced_distance(sampled, truth)

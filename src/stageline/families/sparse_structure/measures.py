@@ -1,10 +1,11 @@
 """What is measured of the objects of a scene among each other: interpenetration, facing, equal styles. No torch.
 
-Each is a number of one scene, or None where the scene has nothing that it could be read off.
+Each is a number of one scene (`agreement_apart` of all), or None where nothing is there that it could be read off.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -23,6 +24,17 @@ def agreement(labels: Sequence[int | str]) -> float | None:
     """Share of the pairs of objects whose labels are equal; None below two objects."""
     pairs = list(combinations(labels, 2))
     return sum(a == b for a, b in pairs) / len(pairs) if pairs else None
+
+
+def agreement_apart(scenes: Sequence[Sequence[int | str]]) -> float | None:
+    """Share of the pairs of objects of different scenes whose labels are equal; None below two scenes with objects.
+
+    What agreement within scenes would be if scenes meant nothing; 1 where all scenes are made alike.
+    """
+    sizes, counts = [len(labels) for labels in scenes], [Counter(labels) for labels in scenes]
+    pairs = sum(sizes) ** 2 - sum(size**2 for size in sizes)
+    equal = sum(n**2 for n in sum(counts, Counter()).values()) - sum(n**2 for one in counts for n in one.values())
+    return equal / pairs if pairs else None
 
 
 def interpenetration(voxels: Array, poses: Poses) -> float | None:

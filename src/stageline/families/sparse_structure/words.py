@@ -24,6 +24,7 @@ WORDS = Words(
     },
     metrics={
         "agreement": "pairs of objects of one style",
+        "agreement_apart": "the same of objects of different scenes",
         "interpenetration": "share of an object inside of others",
         "facing_error": "degrees by which chairs miss the table",
         "iou": "overlap of sampled voxels with those of the true object",
@@ -33,7 +34,15 @@ WORDS = Words(
         "reader_accuracy": "styles read right of reconstructions",
     },
     pictures={"truth": "the true scene", "scene": "the scene"},
-    main_metrics=("agreement", "iou_vae", "distance", "distance_floor", "interpenetration", "facing_error"),
+    main_metrics=(
+        "agreement",
+        "agreement_apart",
+        "iou_vae",
+        "distance",
+        "distance_floor",
+        "interpenetration",
+        "facing_error",
+    ),
     headline="Objects of a scene are of one style in {agreement} of the pairs; sampled objects are {distance} from the "
     "true ones, training scenes {distance_floor}.",
     higher_is_better=frozenset({"agreement", "iou", "iou_vae", "reader_accuracy"}),

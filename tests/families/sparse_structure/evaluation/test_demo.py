@@ -65,12 +65,13 @@ def test_its_table_has_every_mode_with_an_interval_over_rooms(
         writer.writeheader()
         writer.writerows(rows)
     names = ("distance", "distance_floor", *(f"distance_{mode}" for mode in demo.MODES))
-    record = {"metrics": dict.fromkeys(names, 0.125), "provenance": {"scenes": 3, "objects": 9, "styles": 3}}
+    apart = {"agreement_apart": 0.375, **{f"agreement_apart_{mode}": 0.375 for mode in demo.MODES}}
+    record = {"metrics": dict.fromkeys(names, 0.125) | apart, "provenance": {"scenes": 3, "objects": 9, "styles": 3}}
     (folder / "metrics.json").write_text(json.dumps(record))
     demo.print_scores(tmp_path)
     shown = capsys.readouterr().out
     for value in modes.values():
         assert f"{value:.3f} ({value:.3f} to {value:.3f})" in shown
     assert "3 rooms, 9 objects; pairs of one style by chance: 0.33" in shown
-    assert shown.count("0.1250") == len(modes)
+    assert shown.count("0.1250") == shown.count(" 0.375 ") == len(modes)
     assert "overlap 0.900 (0.900 to 0.900)" in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from stageline.families.sparse_structure.baselines import _expected_agreement
 from stageline.families.sparse_structure.data.made import MadeScene, make_scene
 from stageline.families.sparse_structure.data.poses import Poses, yaw_rotation
 from stageline.families.sparse_structure.distances import DIRECTIONS, project, sliced_distance
-from stageline.families.sparse_structure.measures import agreement, facing_error, interpenetration
+from stageline.families.sparse_structure.measures import agreement, agreement_apart, facing_error, interpenetration
 from stageline.families.sparse_structure.styles import LEAST_ACCURACY, StyleReader
 
 
@@ -51,6 +52,16 @@ def test_agreement_is_the_share_of_equal_pairs() -> None:
     assert agreement(["a"]) is None
     labels = numpy_rng("labels").integers(0, 4, size=400).tolist()
     assert agreement(labels) == pytest.approx(0.25, abs=0.02)
+
+
+def test_agreement_apart_is_the_share_of_equal_pairs_of_different_scenes() -> None:
+    scenes = [numpy_rng("scene", number).integers(0, 3, size=size).tolist() for number, size in enumerate((2, 5, 1, 4))]
+    pairs = [a == b for one, other in combinations(scenes, 2) for a in one for b in other]
+    assert agreement_apart(scenes) == pytest.approx(np.mean(pairs))
+    assert agreement_apart([["a", "a"], ["a"], ["a", "a", "a"]]) == 1
+    assert agreement_apart([["a", "a"], ["b", "b"]]) == 0
+    assert agreement_apart([["a", "a", "b"]]) is None
+    assert agreement_apart([]) is None
 
 
 def test_styles_that_are_drawn_apart_agree_as_often_as_their_shares_say() -> None:

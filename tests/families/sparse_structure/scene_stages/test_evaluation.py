@@ -100,8 +100,9 @@ def test_no_style_is_read_off_samples_where_the_reader_fails_on_the_truth(record
     assert accuracy is not None
     assert accuracy < LEAST_ACCURACY
     for suffix in ("", "_steps_1", "_sparse", "_truth"):
-        assert record.metrics[f"agreement{suffix}"] is None
-        assert f"{accuracy:.3f}" in record.reasons[f"agreement{suffix}"]
+        for name in (f"agreement{suffix}", f"agreement_apart{suffix}"):
+            assert record.metrics[name] is None
+            assert f"{accuracy:.3f}" in record.reasons[name]
 
 
 def test_the_first_scene_is_shown_in_every_mode_by_one_camera(
