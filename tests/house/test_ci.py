@@ -24,7 +24,8 @@ clean:
 TESTS = """
 import subprocess, sys, time
 from pathlib import Path
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+child = subprocess.Popen([sys.executable, "-c", "import time; print(flush=True); time.sleep(100)"], stdout=-1)
+child.stdout.readline()  # an interpreter that only starts may lose a signal
 try:
     Path(".venv/running").touch()
     time.sleep(100)
