@@ -79,9 +79,9 @@ def read(run: Path) -> dict[str, Any]:
         agreement = estimate(list(values_by_mode(rows, "agreement", WORDS)[mode].values()))
         suffix = "" if mode == SAMPLED else f"_{mode}"
         distance = metrics["distance_floor" if mode == TRUTH else f"distance{suffix}"]
-        apart = metrics["agreement_apart" if mode == SAMPLED else f"agreement_apart_{mode}"]
-        numbers = (agreement.mean, agreement.low, agreement.high, apart, distance)
-        keys = ("agreement", "low", "high", "apart", "distance")
+        across = metrics["agreement_across" if mode == SAMPLED else f"agreement_across_{mode}"]
+        numbers = (agreement.mean, agreement.low, agreement.high, across, distance)
+        keys = ("agreement", "low", "high", "across", "distance")
         found[caption] = {key: None if n is None else round(float(n), 4) for key, n in zip(keys, numbers, strict=True)}
     return found
 
@@ -96,7 +96,7 @@ def table(results: dict[str, Any]) -> str:
     for seed, variants in results["seeds"].items():
         for variant, found in variants.items():
             cells = [
-                "{agreement:.2f} ({low:.2f} to {high:.2f}), {apart:.2f}, {distance:.3f}".format(**found[caption])
+                "{agreement:.2f} ({low:.2f} to {high:.2f}), {across:.2f}, {distance:.3f}".format(**found[caption])
                 for caption in captions
             ]
             lines.append(f"| {seed} | {variant} | " + " | ".join(cells) + " |")

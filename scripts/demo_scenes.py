@@ -76,15 +76,15 @@ def print_scores(run: Path) -> None:
         rows = list(csv.DictReader(file))
     chance = 1 / said["styles"]
     print(f"{said['scenes']} rooms, {said['objects']} objects; pairs of one style by chance: {chance:.2f}")
-    print(f"{'':<38}" + "".join(f"{caption:>28}" for caption in MEASURES.values()) + f"{'apart':>10}{'distance':>12}")
+    print(f"{'':<38}" + "".join(f"{caption:>28}" for caption in MEASURES.values()) + f"{'across':>10}{'distance':>12}")
     for mode in MODES:
         caption = f"{MOST} steps" if mode == SAMPLED else WORDS.modes[mode]
         told = "".join(f"{_with_interval(rows, measure, mode):>28}" for measure in MEASURES)
         suffix = "" if mode == SAMPLED else f"_{mode}"
         distance = metrics["distance_floor" if mode == TRUTH else f"distance{suffix}"]
-        print(f"{caption:<38}{told}{_plain(metrics[f'agreement_apart{suffix}']):>10}{distance:>12.4f}")
+        print(f"{caption:<38}{told}{_plain(metrics[f'agreement_across{suffix}']):>10}{distance:>12.4f}")
     print("(one style: share of pairs; inside others: share of an object's voxels; chairs miss the table by degrees;")
-    print(" apart: pairs of one style in different rooms, 1 where all rooms are alike;")
+    print(" across: pairs of one style in different rooms, 1 where all rooms are alike;")
     print(" distance: sliced Wasserstein, beside the truth that of training rooms)")
     print(f"autoencoder: overlap {_with_interval(rows, 'iou_vae', SAMPLED)} with shapes that training never had")
 

@@ -267,9 +267,11 @@ def test_an_address_in_a_table_leads_to_no_identity(internet: Internet, tmp_path
 
 def test_a_server_of_a_table_cannot_mean_another_address_once_it_was_judged(internet: Internet, tmp_path: Path) -> None:
     internet.names[EVIL] = [["104.16.3.3"], ["169.254.169.254"]]
-    (found,) = fetch_images([f"https://{EVIL}/a.png"], tmp_path, Limits(attempts=1))
+    fetch_images([f"https://{EVIL}/a.png"], tmp_path, Limits(attempts=1))
+    assert internet.reached == ["104.16.3.3"], "the one that was judged"
+    (found,) = fetch_images([f"https://{EVIL}/b.png"], tmp_path, Limits(attempts=1))
     assert "169.254.169.254, an address that is not asked" in found.reason
-    assert internet.reached == []
+    assert internet.reached == ["104.16.3.3"]
 
 
 def test_addresses_are_read_as_the_system_reads_them() -> None:

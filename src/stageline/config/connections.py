@@ -22,14 +22,6 @@ class RefusedAddressError(ValueError):
     """A server that is not asked, in words that follow the name of whoever led there."""
 
 
-def judged_handlers(refused: Refused) -> tuple[urllib.request.BaseHandler, urllib.request.BaseHandler]:
-    """urllib's handlers of http and https that connect to no refused address. refused: whether it may not be asked.
-
-    RefusedAddressError before anything is sent.
-    """
-    return _Plain(refused), _Secure(refused)
-
-
 def _connector(refused: Refused) -> Callable[..., socket.socket]:
     """What connections are made by: to a proxy as it is, to any other host by an address that was judged."""
     named = (value if "://" in value else f"//{value}" for value in urllib.request.getproxies().values())
@@ -54,29 +46,28 @@ def _connector(refused: Refused) -> Callable[..., socket.socket]:
     return connect
 
 
-class _Plain(urllib.request.HTTPHandler):
+class JudgedHandler(urllib.request.AbstractHTTPHandler):
+    """urllib's handler of http and https that connects to no refused address.
+
+    refused: whether an address may not be asked. RefusedAddressError before anything is sent.
+    """
+
+    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
+
     def __init__(self, refused: Refused) -> None:
         super().__init__()
         self._connect = _connector(refused)
 
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._connection, req)
-
-    def _connection(self, host: str, **options: Any) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection(host, **options)
-        connection._create_connection = self._connect  # type: ignore[attr-defined]
-        return connection
-
-
-class _Secure(urllib.request.HTTPSHandler):
-    def __init__(self, refused: Refused) -> None:
-        super().__init__()
-        self._connect = _connector(refused)
+        return self._opened(http.client.HTTPConnection, req)
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._connection, req)
+        return self._opened(http.client.HTTPSConnection, req)
 
-    def _connection(self, host: str, **options: Any) -> http.client.HTTPSConnection:
-        connection = http.client.HTTPSConnection(host, **options)
-        connection._create_connection = self._connect  # type: ignore[attr-defined]
-        return connection
+    def _opened(self, kind: type[http.client.HTTPConnection], req: urllib.request.Request) -> http.client.HTTPResponse:
+        def connection(host: str, **options: Any) -> http.client.HTTPConnection:
+            made = kind(host, **options)
+            made._create_connection = self._connect  # type: ignore[attr-defined]
+            return made
+
+        return self.do_open(connection, req)

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from stageline.config.addresses import link_local_fault, plain_address
-from stageline.config.connections import Refused, RefusedAddressError, judged_handlers
+from stageline.config.connections import JudgedHandler, Refused, RefusedAddressError
 
 REDIRECTS = (301, 302, 303, 307, 308)
 LARGEST_ANSWER = 2**20
@@ -27,7 +27,7 @@ def request(method: str, url: str, headers: dict[str, str], seconds: float, refu
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
-        *judged_handlers(refused),
+        JudgedHandler(refused),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.UnknownHandler(),

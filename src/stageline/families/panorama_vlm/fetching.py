@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from stageline.config.addresses import addresses_of, is_link_local, link_local_fault
+from stageline.config.addresses import is_link_local, link_local_fault
 from stageline.config.bounds import MAX_PIXELS
-from stageline.config.connections import judged_handlers
+from stageline.config.connections import JudgedHandler, RefusedAddressError
 from stageline.data.decoding import PHOTOGRAPHS, PictureError, open_picture
 from stageline.errors import BusyError, DataError, Faults, StagelineError
 from stageline.families.panorama_vlm.data.rows import cached_name, read_rows
@@ -86,26 +86,16 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         old, new = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
         if new not in ("http", "https") or (old, new) == ("https", "http"):
             raise _FetchError(f"redirected from {old} to {newurl!r}, which is not followed")
-        _refuse_link_local(newurl)
+        if fault := link_local_fault(newurl):
+            raise _FetchError(fault)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _refuse_link_local(url: str) -> None:
-    """An address in a table, or of a server that was asked, is no reason to ask where a machine's identity is kept."""
-    if fault := link_local_fault(url):
-        raise _FetchError(fault)
-    parts = urlsplit(url)
-    proxied = parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(parts.hostname or "")
-    known = [] if proxied else addresses_of(parts.hostname or "", parts.port or 443)
-    if any(map(is_link_local, known)):
-        raise _FetchError(f"{url!r:.200} leads to a link-local address, where a machine's identity is kept")
 
 
 def _opener() -> urllib.request.OpenerDirector:
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
-        *judged_handlers(is_link_local),
+        JudgedHandler(is_link_local),
         urllib.request.HTTPDefaultErrorHandler(),
         _Redirects(),
         urllib.request.HTTPErrorProcessor(),
@@ -216,6 +206,8 @@ def _fetch(url: str, path: Path, limits: Limits) -> Fetched:
             continued = _receive(url, path, limits, seen)
         except _FetchError as error:
             again, reason = error.again, str(error)
+        except RefusedAddressError as error:
+            reason = f"{error}: a link-local one, where a machine's identity is kept"
         except urllib.error.HTTPError as error:
             error.close()
             again, reason = error.code in RETRIED_STATUS, f"HTTP status {error.code} ({error.reason})"
@@ -234,7 +226,8 @@ def _receive(url: str, path: Path, limits: Limits, seen: list[str]) -> bool:
 
     seen: gets the address that a redirect led to.
     """
-    _refuse_link_local(url)
+    if fault := link_local_fault(url):
+        raise _FetchError(fault)
     part, tag = _part_of(path)
     have = part.stat().st_size if part.is_file() and tag.is_file() else 0
     headers = {**AGENT, **({"Range": f"bytes={have}-", "If-Range": tag.read_text()} if have else {})}

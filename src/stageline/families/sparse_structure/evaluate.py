@@ -24,7 +24,7 @@ from stageline.families.sparse_structure.config.model import POSE
 from stageline.families.sparse_structure.data.prepared_scenes import PreparedScenes
 from stageline.families.sparse_structure.data.scene_dataset import Scene, multi_scene_collate_fn
 from stageline.families.sparse_structure.distances import object_features, project, sliced_distance
-from stageline.families.sparse_structure.measures import agreement, agreement_apart, facing_error, interpenetration
+from stageline.families.sparse_structure.measures import agreement, agreement_across, facing_error, interpenetration
 from stageline.families.sparse_structure.model.scale import SceneScale
 from stageline.families.sparse_structure.model.shape_vae import voxel_iou
 from stageline.families.sparse_structure.render import Frame, draw, surfaces
@@ -250,10 +250,10 @@ class _Evaluator:
                 if not values:
                     reasons[measure + suffix] = self._why_not(measure)
             styles = [row[STYLES] for row in found if row.get(STYLES)]
-            apart = metrics[f"agreement_apart{suffix}"] = agreement_apart(styles)
-            samples[f"agreement_apart{suffix}"] = sum(map(len, styles))
-            if apart is None:
-                reasons[f"agreement_apart{suffix}"] = self._why_not("agreement")
+            across = metrics[f"agreement_across{suffix}"] = agreement_across(styles)
+            samples[f"agreement_across{suffix}"] = sum(map(len, styles))
+            if across is None:
+                reasons[f"agreement_across{suffix}"] = self._why_not("agreement")
             if name != TRUTH:
                 sampled = np.concatenate([row["projections"] for row in found])
                 metrics[f"distance{suffix}"] = sliced_distance(sampled, truth)

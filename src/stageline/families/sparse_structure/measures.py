@@ -1,6 +1,6 @@
 """What is measured of the objects of a scene among each other: interpenetration, facing, equal styles. No torch.
 
-Each is a number of one scene (`agreement_apart` of all), or None where nothing is there that it could be read off.
+Each is a number of one scene (`agreement_across` of all), or None where nothing is there that it could be read off.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def agreement(labels: Sequence[int | str]) -> float | None:
     return sum(a == b for a, b in pairs) / len(pairs) if pairs else None
 
 
-def agreement_apart(scenes: Sequence[Sequence[int | str]]) -> float | None:
+def agreement_across(scenes: Sequence[Sequence[int | str]]) -> float | None:
     """Share of the pairs of objects of different scenes whose labels are equal; None below two scenes with objects.
 
     What agreement within scenes would be if scenes meant nothing; 1 where all scenes are made alike.

@@ -24,7 +24,7 @@ WORDS = Words(
     },
     metrics={
         "agreement": "pairs of objects of one style",
-        "agreement_apart": "the same of objects of different scenes",
+        "agreement_across": "the same of objects of different scenes",
         "interpenetration": "share of an object inside of others",
         "facing_error": "degrees by which chairs miss the table",
         "iou": "overlap of sampled voxels with those of the true object",
@@ -36,7 +36,7 @@ WORDS = Words(
     pictures={"truth": "the true scene", "scene": "the scene"},
     main_metrics=(
         "agreement",
-        "agreement_apart",
+        "agreement_across",
         "iou_vae",
         "distance",
         "distance_floor",

@@ -65,8 +65,8 @@ def test_its_table_has_every_mode_with_an_interval_over_rooms(
         writer.writeheader()
         writer.writerows(rows)
     names = ("distance", "distance_floor", *(f"distance_{mode}" for mode in demo.MODES))
-    apart = {"agreement_apart": 0.375, **{f"agreement_apart_{mode}": 0.375 for mode in demo.MODES}}
-    record = {"metrics": dict.fromkeys(names, 0.125) | apart, "provenance": {"scenes": 3, "objects": 9, "styles": 3}}
+    across = {"agreement_across": 0.375, **{f"agreement_across_{mode}": 0.375 for mode in demo.MODES}}
+    record = {"metrics": dict.fromkeys(names, 0.125) | across, "provenance": {"scenes": 3, "objects": 9, "styles": 3}}
     (folder / "metrics.json").write_text(json.dumps(record))
     demo.print_scores(tmp_path)
     shown = capsys.readouterr().out

@@ -14,7 +14,7 @@ from stageline.families.sparse_structure.baselines import _expected_agreement
 from stageline.families.sparse_structure.data.made import MadeScene, make_scene
 from stageline.families.sparse_structure.data.poses import Poses, yaw_rotation
 from stageline.families.sparse_structure.distances import DIRECTIONS, project, sliced_distance
-from stageline.families.sparse_structure.measures import agreement, agreement_apart, facing_error, interpenetration
+from stageline.families.sparse_structure.measures import agreement, agreement_across, facing_error, interpenetration
 from stageline.families.sparse_structure.styles import LEAST_ACCURACY, StyleReader
 
 
@@ -54,14 +54,14 @@ def test_agreement_is_the_share_of_equal_pairs() -> None:
     assert agreement(labels) == pytest.approx(0.25, abs=0.02)
 
 
-def test_agreement_apart_is_the_share_of_equal_pairs_of_different_scenes() -> None:
+def test_agreement_across_scenes_is_the_share_of_equal_pairs_of_different_scenes() -> None:
     scenes = [numpy_rng("scene", number).integers(0, 3, size=size).tolist() for number, size in enumerate((2, 5, 1, 4))]
     pairs = [a == b for one, other in combinations(scenes, 2) for a in one for b in other]
-    assert agreement_apart(scenes) == pytest.approx(np.mean(pairs))
-    assert agreement_apart([["a", "a"], ["a"], ["a", "a", "a"]]) == 1
-    assert agreement_apart([["a", "a"], ["b", "b"]]) == 0
-    assert agreement_apart([["a", "a", "b"]]) is None
-    assert agreement_apart([]) is None
+    assert agreement_across(scenes) == pytest.approx(np.mean(pairs))
+    assert agreement_across([["a", "a"], ["a"], ["a", "a", "a"]]) == 1
+    assert agreement_across([["a", "a"], ["b", "b"]]) == 0
+    assert agreement_across([["a", "a", "b"]]) is None
+    assert agreement_across([]) is None
 
 
 def test_styles_that_are_drawn_apart_agree_as_often_as_their_shares_say() -> None:

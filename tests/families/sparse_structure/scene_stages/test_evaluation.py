@@ -100,7 +100,7 @@ def test_no_style_is_read_off_samples_where_the_reader_fails_on_the_truth(record
     assert accuracy is not None
     assert accuracy < LEAST_ACCURACY
     for suffix in ("", "_steps_1", "_sparse", "_truth"):
-        for name in (f"agreement{suffix}", f"agreement_apart{suffix}"):
+        for name in (f"agreement{suffix}", f"agreement_across{suffix}"):
             assert record.metrics[name] is None
             assert f"{accuracy:.3f}" in record.reasons[name]
 
