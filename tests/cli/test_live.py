@@ -98,3 +98,12 @@ def test_the_terminal_is_given_back_on_an_error() -> None:
 )
 def test_references_are_shortened(text: str, expected: str) -> None:
     assert shortened(text) == expected
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_of_a_failure_of_several_lines_the_first_says_that_it_failed(terminal: bool) -> None:
+    failed = {"item": "film", "state": "failed", "text": "scenes: 2 faults\n  - one\n  - two", "seconds": 1.0}
+    text = shown(terminal=terminal, events=[*EVENTS[:3], failed])
+    assert "failed: scenes: 2 faults" in text
+    assert r"\n" not in text
+    assert "- one" not in text

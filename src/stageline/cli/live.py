@@ -101,7 +101,8 @@ class RunView:
             self._progress.update(task, completed=done, total=total, said=one_line(said))
 
     def _state(self, item: str, event: Mapping[str, Any]) -> None:
-        state, text = str(event["state"]), one_line(shortened(str(event["text"])))
+        first, _, _ = str(event["text"]).partition("\n")  # the others were lines of the step, and end the command
+        state, text = str(event["state"]), one_line(shortened(first))
         took = f"  ({event['seconds']:.1f} s)" if state in ("done", "reused") else ""
         task = self._tasks.get(item)
         if self._progress is None or task is None:
