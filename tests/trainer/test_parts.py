@@ -193,10 +193,19 @@ def test_never_two_saves_at_once_and_errors_surface():
 
 
 def test_a_save_in_the_background_does_not_block():
-    gate = threading.Event()
+    started, gate = threading.Event(), threading.Event()
+
+    def write() -> str:
+        started.set()
+        return str(gate.wait(HANG_SECONDS))
+
     queue = SaveQueue(background=True)
-    queue.put(lambda: str(gate.wait(HANG_SECONDS)), Saved(1, "", False, False), began=time.monotonic())
+    began = time.monotonic()
+    queue.put(write, Saved(1, "", False, False), began=began)
+    asked = time.monotonic() - began
     assert queue.take() == []
+    assert started.wait(HANG_SECONDS)
+    time.sleep(asked)  # so that writing takes longer than the loop waited, however busy the machine is
     gate.set()
     queue.join()
     (saved,) = queue.take()
