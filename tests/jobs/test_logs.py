@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -204,6 +205,38 @@ def test_closing_ends_the_threads_and_delivers_nothing_more() -> None:
     count = len(lines)
     follower.drain(5.0)
     assert len(lines) == count
+    assert not [t for t in threading.enumerate() if t.name.startswith("log-")]
+
+
+def test_closing_while_a_stream_is_opened_ends_that_stream_too() -> None:
+    class Waiting(Stream):
+        """Nothing comes until it is closed, as of a pod that says nothing."""
+
+        def __init__(self) -> None:
+            super().__init__([], None)
+            self.closed = threading.Event()
+
+        def lines(self) -> Iterator[bytes]:
+            assert self.closed.wait(20), "read on although the follower is closed"
+            yield from ()
+
+        def close(self) -> None:
+            self.closed.set()
+
+    class Late(ServedLogs):
+        def log(self, pod: str, query: object) -> Stream:
+            opening.set()
+            while not follower.closed.is_set():
+                threading.Event().wait(0.001)
+            return stream
+
+    opening, stream = threading.Event(), Waiting()
+    follower = LogFollower(Late([[]]), lambda text: None)  # noqa: ARG005
+    follower.update(ServedLogs([[]]).pod())
+    assert opening.wait(20)
+    follower.closed.set()  # as `close` does before it looks for streams: there is none yet
+    follower.drain(10.0)
+    assert stream.closed.is_set()
     assert not [t for t in threading.enumerate() if t.name.startswith("log-")]
 
 

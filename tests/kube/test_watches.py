@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stageline.kube.watches import Known
+from stageline.errors import ClusterUnavailableError, StagelineError
+from stageline.kube.watches import Known, Watch
 
 
 def item(uid, version):
@@ -46,3 +50,60 @@ def test_applying_the_changes_gives_the_world(worlds):
                 assert (change.kind == "added") == (uid not in mirror)
                 mirror[uid] = change.object["metadata"]["resourceVersion"]
         assert mirror == {str(uid): str(version) for uid, version in world.items()}
+
+
+class Stream:
+    """One answer of a watch: its lines, then as long as nobody closes it nothing."""
+
+    def __init__(self, *events, rest=b""):
+        self._lines = [*(json.dumps(event).encode() for event in events), *([rest] if rest else [])]
+        self.closed = False
+
+    def lines(self):
+        yield from self._lines
+        assert self.closed, "read on although nothing comes any more"
+
+    def close(self):
+        self.closed = True
+
+
+class Server:
+    """As much of an API server as a watch needs. streams: its answers.  on_open: called before each."""
+
+    namespace = "train"
+
+    def __init__(self, *streams, on_open=lambda: None):
+        self.streams, self.opened, self.on_open = list(streams), [], on_open
+
+    def list(self, resource, **selection):
+        return {"kind": "PodList", "items": [item(1, 1)], "metadata": {"resourceVersion": "1"}}
+
+    def watch(self, resource, version, **selection):
+        self.on_open()
+        self.opened.append(self.streams.pop(0) if len(self.streams) > 1 else self.streams[0])
+        return self.opened[-1]
+
+
+def watch_of(server):
+    return Watch(server, "pods/v1", patience_seconds=-1.0, say=str)
+
+
+def test_a_stop_while_the_stream_is_opened_is_heard():
+    server = Server(Stream({"type": "ADDED", "object": item(2, 2)}), on_open=lambda: watch.stop())
+    watch = watch_of(server)
+    assert [change.kind for change in watch.changes()] == ["added", "synced"]
+    assert [stream.closed for stream in server.opened] == [True]
+
+
+refused = {"type": "ERROR", "object": {"kind": "Status", "code": 403, "reason": "Forbidden", "message": "no"}}
+
+
+@pytest.mark.parametrize(
+    ("last", "kind"),
+    [(Stream(refused), StagelineError), (Stream(rest=b'{"type": "ADDED", "obj'), ClusterUnavailableError)],
+    ids=["refused", "cut within a line"],
+)
+def test_a_stream_that_ends_in_an_error_is_closed_while_the_error_is_kept(last, kind):
+    with pytest.raises(kind) as kept:
+        list(watch_of(Server(last)).changes())
+    assert last.closed, f"still open while {kept.value} is held"

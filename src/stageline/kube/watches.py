@@ -130,21 +130,29 @@ class Watch:
         yield Change("synced", {})
 
     def _stream(self) -> Iterator[Change]:
-        self._response = self._api.watch(self._resource, self._version, **self._selection)
-        self._found_server()
-        for line in self._response.lines():
-            try:
-                event = read_json(line)
-            except ValueError as e:  # the stream ended within a line
-                raise ClusterUnavailableError("a watch was cut", remedy="start again") from e
-            item = event["object"]
-            if event["type"] == "ERROR":
-                raise self._refused(item)
-            self._version = str(item["metadata"]["resourceVersion"])
-            if event["type"] == "DELETED":
-                yield from self._known.drop(item)
-            elif event["type"] != "BOOKMARK":
-                yield from self._known.take(item)
+        response = self._response = self._api.watch(self._resource, self._version, **self._selection)
+        try:
+            if self._stopped.is_set():  # while the stream was opened: `stop` did not see it
+                return
+            self._found_server()
+            for line in response.lines():
+                yield from self._take(line)
+        finally:
+            response.close()
+
+    def _take(self, line: bytes) -> Iterator[Change]:
+        try:
+            event = read_json(line)
+        except ValueError as e:  # the stream ended within a line
+            raise ClusterUnavailableError("a watch was cut", remedy="start again") from e
+        item = event["object"]
+        if event["type"] == "ERROR":
+            raise self._refused(item)
+        self._version = str(item["metadata"]["resourceVersion"])
+        if event["type"] == "DELETED":
+            yield from self._known.drop(item)
+        elif event["type"] != "BOOKMARK":
+            yield from self._known.take(item)
 
     def _refused(self, status: dict[str, Any]) -> StagelineError:
         code = int(status.get("code") or 500)

@@ -197,6 +197,8 @@ class _Reader(threading.Thread):
         query |= {"follow": "true"} if follow else {}
         stream = self._stream = self._follower.source.log(self._name, query)
         try:
+            if self._follower.closed.is_set():  # while the stream was opened: `close` did not see it
+                return False
             # Asked after the stream was opened: if the pod is still ours, so is the stream.
             pod = self._follower.source.get(PODS, self._name)
             if str(pod["metadata"]["uid"]) != self._uid:
