@@ -37,7 +37,7 @@ all; each key is there once. Call with (dict "root" $ "component" "launcher"), a
 {{- $own := dict
     "app.kubernetes.io/name" "stageline"
     "app.kubernetes.io/instance" .root.Release.Name
-    "app.kubernetes.io/version" .root.Chart.AppVersion
+    "app.kubernetes.io/version" (.root.Chart.AppVersion | replace "+" "_")
     "app.kubernetes.io/component" .component
     "app.kubernetes.io/part-of" "stageline"
     "app.kubernetes.io/managed-by" .root.Release.Service
@@ -69,7 +69,7 @@ with (dict "root" $ "image" .Values.images.trainer).
 {{- if .image.digest -}}
 {{ $repository }}@{{ .image.digest }}
 {{- else -}}
-{{ $repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
+{{ $repository }}:{{ .image.tag | default (.root.Chart.AppVersion | replace "+" "_") }}
 {{- end -}}
 {{- end }}
 
@@ -175,6 +175,9 @@ cluster:
 {{- $keys := $storage.s3.credentials -}}
 {{- $cluster := .Values.cluster | default dict -}}
 {{- $trainer := $cluster.service_account | default (include "stageline.trainerAccount" .) -}}
+{{- if eq .Values.enabled false -}}
+{{- $faults = append $faults "enabled=false leaves this chart out of one that has it as a dependency under `condition: stageline.enabled`; here nothing else can" -}}
+{{- end -}}
 {{- if and $storage.existingClaim $storage.claim.create -}}
 {{- $faults = append $faults "storage.existingClaim and storage.claim.create are both set; give one of them" -}}
 {{- end -}}
@@ -186,6 +189,17 @@ cluster:
 {{- end -}}
 {{- if and $storage.s3.caConfigMap $storage.s3.caSecret -}}
 {{- $faults = append $faults "storage.s3.caConfigMap and storage.s3.caSecret are both set; give one of them" -}}
+{{- end -}}
+{{- range $key := list "endpoint" "proxy" -}}
+{{- $url := index $storage.s3 $key | default "" -}}
+{{- if contains "@" $url -}}
+{{- $faults = append $faults (printf "storage.s3.%s holds a user or password, which everybody who may see a job could read" $key) -}}
+{{- else if regexMatch "(?i)^https?://(169\\.254\\.|\\[fe[89ab])" $url -}}
+{{- $faults = append $faults (printf "storage.s3.%s is a link-local address, where a machine's identity is kept and no store is" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- if regexMatch "^/+(tmp|dev/+shm|var/+run/+secrets/+stageline)(/|$)" $storage.mountPath -}}
+{{- $faults = append $faults (printf "storage.mountPath %s is what pods have for other ends; choose another folder" $storage.mountPath) -}}
 {{- end -}}
 {{- if and .Values.localQueue.create (not (and .Values.localQueue.name .Values.localQueue.clusterQueue)) -}}
 {{- $faults = append $faults "localQueue.create needs localQueue.name and localQueue.clusterQueue" -}}
