@@ -13,12 +13,13 @@ import pytest
 from stageline.cli import main
 from stageline.config import ClusterConfig
 from stageline.doctor import Setup, examine, raise_if_wrong
-from stageline.doctor.line import Check, line_of_error, ok, unknown, wrong
+from stageline.doctor.line import Check, Line, line_of_error, ok, unknown, wrong
 from stageline.doctor.namespace import namespace_checks
 from stageline.doctor.registry import ImageName, check_image, image_without_version, parse_image
 from stageline.doctor.running import run_checks
 from stageline.doctor.storage import check_store
 from stageline.errors import ClusterError, ClusterUnavailableError, DoctorError
+from stageline.families import family_config, parse_config
 from stageline.kube.client import Api
 
 from ..jobs.jobs import cluster
@@ -33,6 +34,9 @@ from .registry import DIGEST, registry
     [
         ("python:3.11", "python", ImageName("registry-1.docker.io", "library/python", "3.11")),
         ("team/trainer", "team/trainer", ImageName("registry-1.docker.io", "team/trainer", "latest")),
+        ("docker.io/team/trainer:1", "docker.io/team/trainer", ImageName("registry-1.docker.io", "team/trainer", "1")),
+        ("docker.io/python", "docker.io/python", ImageName("registry-1.docker.io", "library/python", "latest")),
+        ("index.docker.io/a/b", "index.docker.io/a/b", ImageName("registry-1.docker.io", "a/b", "latest")),
         ("localhost:5000/a/b:1", "localhost:5000/a/b", ImageName("localhost:5000", "a/b", "1")),
         (f"ghcr.io/a/b:1@{DIGEST}", "ghcr.io/a/b", ImageName("ghcr.io", "a/b", DIGEST)),
         (f"registry:5000/b@{DIGEST}", "registry:5000/b", ImageName("registry:5000", "b", DIGEST)),
@@ -157,3 +161,79 @@ def test_a_claim_that_is_not_there_comes_with_the_command_for_the_chart_of_that_
     assert (line.state, line.text) == ("wrong", "there is no claim 'runs'")
     made = "nameOverride=imaging,storage.claim.create=true,storage.claim.name=runs"
     assert f"--install imaging helm/stageline -n train --reset-then-reuse-values --set {made};" in line.remedy
+
+
+def namespace_line(name: str, server: ObjectServer, section: ClusterConfig, path: Path, nodes: int = 1) -> Line:
+    with serving(server, path) as kubeconfig:
+        checks = namespace_checks(Api.connect("train", kubeconfig=str(kubeconfig)), section, nodes)
+        (line,) = [check.call() for check in checks if check.name == name]
+    return line
+
+
+def test_a_secret_to_pull_with_comes_with_the_command_that_makes_one_of_its_type(tmp_path: Path) -> None:
+    server, section = ObjectServer(), cluster({"pull_secrets": ["there", "other", "absent"]})
+    server.put("secrets", {"metadata": {"name": "there"}, "type": "kubernetes.io/dockerconfigjson"})
+    server.put("secrets", {"metadata": {"name": "other"}, "type": "Opaque"})
+    line = namespace_line("secrets", server, section, tmp_path)
+    assert line.state == "wrong"
+    assert "secret 'other' has type 'Opaque'" in line.text
+    assert "there is no secret 'absent'" in line.text
+    made = "kubectl -n train create secret docker-registry absent --docker-server=registry.example.org "
+    assert made in line.remedy
+    assert "kubectl -n train delete secret other && kubectl -n train create secret docker-registry other" in line.remedy
+    assert "generic" not in line.remedy
+
+
+def test_keys_that_lack_come_with_a_command_that_goes_where_the_secret_exists(tmp_path: Path) -> None:
+    server, section = ObjectServer(), cluster({"storage": {"s3": {"secret": "keys", "ca_config_map": "ca"}}})
+    server.put("secrets", {"metadata": {"name": "keys"}, "data": {"AWS_ACCESS_KEY_ID": "YQ=="}})
+    line = namespace_line("secrets", server, section, tmp_path)
+    assert "secret 'keys' has no AWS_SECRET_ACCESS_KEY; there is no configmap 'ca'" in line.text
+    change, _, make = line.remedy.rpartition(" && ")
+    assert change.endswith("--dry-run=client -o yaml | kubectl -n train apply -f -")
+    assert make == "kubectl -n train create configmap ca --from-file=ca.crt=<file>"
+
+
+def test_claims_of_mounts_are_looked_at_too(tmp_path: Path) -> None:
+    mounts = [{"mount_path": "/a", "claim": "read"}, {"mount_path": "/b", "claim": "gone", "read_only": False}]
+    server, section = ObjectServer(), cluster({"mounts": mounts})
+    bound = {"status": {"phase": "Bound"}}
+    server.put(
+        "persistentvolumeclaims",
+        {"metadata": {"name": "stageline-data"}, "spec": {"accessModes": ["ReadWriteMany"]}, **bound},
+    )
+    server.put(
+        "persistentvolumeclaims", {"metadata": {"name": "read"}, "spec": {"accessModes": ["ReadOnlyMany"]}, **bound}
+    )
+    line = namespace_line("claim", server, section, tmp_path, nodes=2)
+    assert (line.state, line.text) == ("wrong", "there is no claim 'gone', which cluster.mounts names")
+    server = ObjectServer()
+    for name in ("stageline-data", "read", "gone"):
+        server.put(
+            "persistentvolumeclaims", {"metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"]}, **bound}
+        )
+    one = namespace_line("claim", server, section, tmp_path)
+    assert (one.state, one.text.count("is bound")) == ("ok", 3)
+
+
+def test_without_kueue_the_override_that_takes_the_queue_away_is_one_that_is_taken(tmp_path: Path) -> None:
+    line = namespace_line("queue", ObjectServer(), cluster({"queue": "train"}), tmp_path)
+    assert line.state == "wrong"
+    assert "Kueue is not installed" in line.text
+    _, _, override = line.remedy.partition("or set ")
+    assert parse_config(family_config("film_flow").presets["tiny"], [override], "it").cluster.queue == ""
+
+
+@pytest.mark.parametrize(
+    ("reference", "remedy"),
+    [
+        ("team/stageline/trainer", "REGISTRY={host}/team PUSH=1"),
+        ("stageline/launcher", "REGISTRY={host} PUSH=1"),
+        ("team/own", "push it, or set"),
+    ],
+)
+def test_an_image_that_is_not_there_comes_with_the_command_that_pushes_it_there(reference: str, remedy: str) -> None:
+    with registry() as server:
+        line = check_image("image", f"{server.host}/{reference}:2.0", 5)
+    assert line.state == "wrong"
+    assert remedy.format(host=server.host) in line.remedy

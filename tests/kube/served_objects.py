@@ -99,6 +99,9 @@ class Handler(BaseHTTPRequestHandler):
             denied = (asked["verb"], asked["resource"]) in self.server.denied
             self.answer(201, {**body, "status": {"allowed": not denied}})
             return
+        if "namespaces" not in path:  # discovery of a kind of others
+            self.refuse(404, "NotFound", "the server could not find the requested resource")
+            return
         rest = path[path.index("namespaces") + 2 :]
         group = path[2] if path[1] == "apis" else ""
         plural, name = rest[0], rest[1] if len(rest) > 1 else body.get("metadata", {}).get("name", "")

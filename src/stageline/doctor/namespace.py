@@ -12,6 +12,7 @@ from typing import Any
 from stageline.config import ClusterConfig
 from stageline.config.syntax import quantity_value
 from stageline.doctor.line import Check, Line, ok, unknown, wrong
+from stageline.doctor.mounted import claims_line, secrets_line
 from stageline.doctor.network import policy_line
 from stageline.errors import ClusterUnavailableError, StagelineError
 from stageline.jobs.cluster.render.pytorchjob import render_job
@@ -19,8 +20,6 @@ from stageline.jobs.job import Job
 from stageline.kube.client import Api
 from stageline.kube.keys import (
     ACCOUNTS,
-    CLAIMS,
-    CONFIG_MAPS,
     JOBS,
     LABEL_SECURITY,
     LEASES,
@@ -30,13 +29,10 @@ from stageline.kube.keys import (
     PRIORITIES,
     QUEUES,
     RUNTIMES,
-    SECRETS,
     label,
 )
 from stageline.kube.refusals import AbsentError, is_silent_webhook
-from stageline.kube.rights import chart_command
 
-KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 NAMESPACED = frozenset(
     {"job admission", "pod security", "service account", "claim", "secrets", "queue", "network policy"}
 )
@@ -56,8 +52,8 @@ def namespace_checks(api: Api, cluster: ClusterConfig, nodes: int) -> list[Check
         ("job admission", lambda name: _job_admission(name, api, manifest)),
         ("pod security", lambda name: _pod_admission(name, api, manifest)),
         ("service account", lambda name: _account(name, api, cluster.service_account)),
-        ("claim", lambda name: _claim(name, api, cluster, nodes)),
-        ("secrets", lambda name: _secrets(name, api, cluster)),
+        ("claim", lambda name: claims_line(name, api, cluster, nodes)),
+        ("secrets", lambda name: secrets_line(name, api, cluster)),
         ("queue", lambda name: _queue(name, api, cluster.queue)),
         ("classes", lambda name: _classes(name, api, cluster)),
         ("network policy", lambda name: policy_line(name, api, trial, cluster)),
@@ -135,78 +131,12 @@ def _account(name: str, api: Api, account: str) -> Line:
     return ok(name, f"{account!r} exists")
 
 
-def _claim(name: str, api: Api, cluster: ClusterConfig, nodes: int) -> Line:
-    claim = cluster.storage.claim
-    if not claim:
-        return ok(name, "none is asked for")
-    try:
-        found = api.get(CLAIMS, claim)
-    except AbsentError:
-        make = chart_command(
-            api.namespace, cluster.defaults, "storage.claim.create=true", f"storage.claim.name={claim}"
-        )
-        return wrong(name, f"there is no claim {claim!r}", f"{make}; or cluster.storage.claim=<one of kubectl get pvc>")
-    phase, modes = found.get("status", {}).get("phase", "unknown"), found["spec"].get("accessModes", [])
-    describe = f"kubectl -n {api.namespace} describe pvc {claim}"
-    if nodes > 1 and "ReadWriteMany" not in modes:
-        text = f"{claim!r} has access modes {', '.join(modes)}, but {nodes} pods on different nodes write to it"
-        return wrong(name, text, "make a claim with ReadWriteMany, or set trainer.nodes=1")
-    if phase == "Lost":
-        return wrong(name, f"{claim!r} has lost its volume", describe)
-    if phase != "Bound":
-        return unknown(name, f"{claim!r} is {phase}: its class may wait for the first pod", describe)
-    return ok(name, f"{claim!r} is bound, {', '.join(modes)}")
-
-
-def _secrets(name: str, api: Api, cluster: ClusterConfig) -> Line:
-    """Secrets and ConfigMaps that pods mount. Only names of keys are looked at."""
-    s3 = cluster.storage.s3
-    wanted: list[tuple[str, str, tuple[str, ...]]] = [(SECRETS, secret, ()) for secret in cluster.pull_secrets]
-    if s3 and s3.secret:
-        wanted.append((SECRETS, s3.secret, KEYS))
-    if s3 and s3.ca_secret:
-        wanted.append((SECRETS, s3.ca_secret, (s3.ca_key,)))
-    if s3 and s3.ca_config_map:
-        wanted.append((CONFIG_MAPS, s3.ca_config_map, (s3.ca_key,)))
-    for mount in cluster.mounts:
-        wanted += [(SECRETS, mount.secret, ())] if mount.secret else []
-        wanted += [(CONFIG_MAPS, mount.config_map, ())] if mount.config_map else []
-    if not wanted:
-        return ok(name, "none is asked for")
-    faults, remedies, hidden = [], [], []
-    for resource, wanted_name, keys in wanted:
-        kind = "secret" if resource == SECRETS else "configmap"
-        files = " ".join(f"--from-file={key}=<file>" for key in keys or ("<key>",))
-        command = (
-            f"kubectl -n {api.namespace} create {kind}{' generic' if kind == 'secret' else ''} {wanted_name} {files}"
-        )
-        try:
-            there = set(api.get(resource, wanted_name).get("data") or {})
-        except AbsentError:
-            faults.append(f"there is no {kind} {wanted_name!r}")
-            remedies.append(command)
-        except StagelineError as error:
-            if error.code != "E_FORBIDDEN":
-                raise
-            hidden.append(f"{kind} {wanted_name!r}")
-        else:
-            missing = [key for key in keys if key not in there]
-            if missing:
-                faults.append(f"{kind} {wanted_name!r} has no {', '.join(missing)}")
-                remedies.append(command)
-    if faults:
-        return wrong(name, "; ".join(faults), " && ".join(remedies))
-    if hidden:
-        return unknown(name, f"may not be read from here, as it should be: {', '.join(hidden)}")
-    return ok(name, ", ".join(f"{wanted_name!r}" for _, wanted_name, _ in wanted) + " exist")
-
-
 def _queue(name: str, api: Api, queue: str) -> Line:
     if not queue:
         return ok(name, "none is asked for: pods start at once")
     if not api.is_served(QUEUES):
         return wrong(
-            name, f"cluster.queue is {queue!r}, but Kueue is not installed", "install Kueue, or set cluster.queue="
+            name, f"cluster.queue is {queue!r}, but Kueue is not installed", "install Kueue, or set cluster.queue=''"
         )
     try:
         found = api.get(QUEUES, queue)

@@ -27,6 +27,8 @@ MANIFESTS = ", ".join(
 )
 
 
+HUB = "registry-1.docker.io"
+"""Docker Hub's own registry; runtimes ask it for what is called docker.io or has no host."""
 TOKEN = re.compile(r"[!-~]{1,65536}")
 """What fits into a header."""
 
@@ -51,7 +53,9 @@ def parse_image(reference: str) -> ImageName:
     if slash and ("." in first or ":" in first or first == "localhost"):
         host = first
     else:
-        host, path = "registry-1.docker.io", rest if slash else f"library/{rest}"
+        host, path = HUB, rest
+    if host in ("docker.io", "index.docker.io", HUB):
+        host, path = HUB, path if "/" in path else f"library/{path}"
     repository, colon, tag = path.rpartition(":")
     return ImageName(host, repository if colon else path, digest or (tag if colon else "latest"))
 
@@ -74,11 +78,8 @@ def check_image(name: str, reference: str, seconds: float) -> Line:
         pin = f"cluster.image={image_without_version(reference)}@{digest}" if digest else ""
         return ok(name, f"{reference}, today {digest or 'of unknown digest'}; pin it: {pin or 'name@sha256:…'}")
     if status == 404:
-        return wrong(
-            name,
-            f"{image.host} has no {image.repository} {image.version}",
-            f"push it (make images BASE_IMAGE=… REGISTRY={image.host} PUSH=1), or set cluster.image to one that exists",
-        )
+        remedy = f"push it{_push_command(reference)}, or set cluster.image to one that exists"
+        return wrong(name, f"{image.host} has no {image.repository} {image.version}", remedy)
     if status in (401, 403):
         return unknown(
             name,
@@ -86,6 +87,12 @@ def check_image(name: str, reference: str, seconds: float) -> Line:
             f"crane digest {reference}",
         )
     return unknown(name, f"{image.host} answers {status} for {reference}", f"crane digest {reference}")
+
+
+def _push_command(reference: str) -> str:
+    """In brackets, what builds and pushes that image; "" where `make images` would call it otherwise."""
+    own = re.fullmatch(r"(.+)/stageline/(?:trainer|launcher)", image_without_version(reference))
+    return f" (make images BASE_IMAGE=… REGISTRY={own[1]} PUSH=1)" if own else ""
 
 
 def image_without_version(reference: str) -> str:
