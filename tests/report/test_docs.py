@@ -16,7 +16,11 @@ from stageline.config import dotted_fields
 from stageline.families import FAMILIES, family_config, parse_config
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+FOLDERS = ("helm/stageline", "manifests")
+"""Folders with a page of their own."""
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / folder / "README.md" for folder in FOLDERS)]
+)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 SECTIONS = ("trainer", "cluster", "model", "data", "evaluate", "import", "stage_overrides", "parents")
@@ -133,6 +137,7 @@ def test_mentioned_keys_files_and_targets_exist(page: Path) -> None:
     families = [page.stem] if page.stem in FAMILIES else sorted(FAMILIES)
     keys = {key for family in families for key in dotted_fields(family_config(family).config)}
     known = {".".join(key.split(".")[:depth]) for key in keys for depth in range(1, key.count(".") + 2)}
+    known |= {"cluster.yaml"}  # of the chart's ConfigMap
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for words in mentions(page.read_text()):
         key = re.match(rf"^((?:{'|'.join(SECTIONS)})(?:\.[a-z_]+)+)(?:[=: ].*)?$", words)
