@@ -27,6 +27,9 @@ BASE_IMAGE = "python:3.11-slim-bookworm"
 PINNED = re.compile(r".+@sha256:[0-9a-f]{64}")
 """A reference by digest: the same bytes tomorrow."""
 
+REGISTRY = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*/?")
+"""What may stand before `stageline/…` in a tag: a host, maybe a port, and folders in small letters."""
+
 BUILDERS = {
     "docker": ("docker", "version", "--format", "{{.Server.Version}}"),
     "podman": ("podman", "info", "--format", "{{.Version.Version}}"),
@@ -163,6 +166,14 @@ def push_image(recipe: Recipe, folder: Path) -> str:
     return found[0]
 
 
+def split_flags(text: str) -> list[str]:
+    """The words of BUILD_FLAGS, as a shell reads them. BuildError where a quotation has no end."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise BuildError(f"BUILD_FLAGS {text!r} are no words: {error}\n  -> close the quotation") from error
+
+
 def read_version() -> str:
     """The package's version, from pyproject.toml."""
     import tomllib
@@ -206,6 +217,8 @@ def build_images(
         raise BuildError(f"there is no image {', '.join(unknown)}\n  -> {' or '.join(IMAGES)}")
     if push and not registry:
         raise BuildError("there is no registry to push to\n  -> REGISTRY=registry.example/team")
+    if registry and not REGISTRY.fullmatch(registry):
+        raise BuildError(f"REGISTRY {registry!r} is no registry.example:5000/team\n  -> without https://, blanks, tags")
     name = find_builder(builder)
     check_base(base_image, allow_tag)
     version, revision = read_version(), read_revision()
@@ -257,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             builder=chosen.builder,
             base_image=chosen.base_image or BASE_IMAGE,
             registry=chosen.registry,
-            flags=shlex.split(chosen.build_flags),
+            flags=split_flags(chosen.build_flags),
             created=chosen.created,
             source=chosen.source,
             dry_run=chosen.dry_run,

@@ -206,3 +206,27 @@ def test_pushing_without_a_registry_or_a_digest_is_refused(record: Path) -> None
         build.build_images(base_image=BASE, push=True)
     with pytest.raises(build.BuildError, match="does not tell its digest"):
         build.build_images(["trainer"], base_image=BASE, registry="r", push=True)
+
+
+@pytest.mark.parametrize(
+    "registry", ["https://registry.example", "registry.example/team ", "a/B", "r:5000/t:1", "-a", "a//b"]
+)
+def test_a_registry_that_no_tag_can_begin_with_is_refused_before_anything_is_built(registry: str, record: Path) -> None:
+    fake(record.parent / "bin", "docker", RECORD)
+    with pytest.raises(build.BuildError, match=r"is no registry\.example:5000/team"):
+        build.build_images(["launcher"], registry=registry, allow_tag=True)
+    assert not record.exists()
+
+
+@pytest.mark.parametrize(
+    "registry", ["registry.example/team", "localhost:5000", "10.89.0.2:5000/a/b_c/", "Registry.Example"]
+)
+def test_a_registry_is_taken(registry: str, record: Path) -> None:
+    fake(record.parent / "bin", "docker", RECORD)
+    made = build.build_images(["launcher"], registry=registry, allow_tag=True, dry_run=True)
+    assert made["launcher"].startswith(f"{registry.rstrip('/')}/stageline/launcher:")
+
+
+def test_flags_whose_quotation_has_no_end_are_refused_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert build.main(["--allow-tag", "--dry-run", "--build-flags=--volume 'a b"]) == 1
+    assert "BUILD_FLAGS" in capsys.readouterr().err
