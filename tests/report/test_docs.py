@@ -14,6 +14,7 @@ import pytest
 from stageline import errors
 from stageline.config import dotted_fields
 from stageline.families import FAMILIES, family_config, parse_config
+from stageline.kube.rights import RULES
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("helm/stageline", "manifests")
@@ -181,3 +182,28 @@ def test_decoder_stage_table_is_what_the_model_has() -> None:
     rows = re.findall(r"^\| (\d) \| \S+ \| (\d+) \| (\d+) \|$", (ROOT / "docs/film_flow.md").read_text(), re.MULTILINE)
     channels = decoder_channels(32, (1, 2, 3, 4))
     assert [(int(s), int(c), int(w)) for s, c, w in rows] == [(s, c, 2 * c) for s, c in enumerate(channels)]
+
+
+def test_the_picture_says_what_the_launcher_may() -> None:
+    """What docs/kubernetes.md says of it."""
+    nouns = {
+        **{"pytorchjobs": "PyTorchJobs", "leases": "Leases", "networkpolicies": "NetworkPolicies", "pods": "Pods"},
+        **{"pods/log": "logs", "events": "events", "configmaps": "the defaults", "persistentvolumeclaims": "claims"},
+        **{"serviceaccounts": "accounts", "namespaces": "the namespace", "localqueues": "queues"},
+    }
+    words = {"get": "read", "list": "read", "watch": "read"}
+
+    def may(*parts: str) -> dict[str, str]:
+        rules = [(nouns[rule.resource], rule.verbs) for rule in RULES if rule.part in parts]
+        order = ("create", "read", "patch", "update", "delete")
+        return {noun: ", ".join(sorted({words.get(v, v) for v in verbs}, key=order.index)) for noun, verbs in rules}
+
+    launch = may("launch", "network")
+    sentences = [f"{noun}: {verbs}." for noun, verbs in launch.items() if verbs != "read"]
+    sentences.append(", ".join(noun for noun, verbs in launch.items() if verbs == "read") + ": read.")
+    doctor = may("doctor")
+    assert set(doctor.values()) == {"read"}
+    sentences.append(f"For doctor also {', '.join(noun for noun in doctor if noun not in launch)}: read.")
+    lines = re.findall(r"<text[^>]*>([^<]*)</text>", (ROOT / "docs/kubernetes.svg").read_text())
+    told = " ".join(lines[lines.index("May do") :])
+    assert [sentence for sentence in sentences if sentence not in told] == []
