@@ -227,11 +227,14 @@ def test_the_notes_print_the_next_command(helm: Helm) -> None:
         return result.stdout.partition("NOTES:")[2]
 
     text = notes()
-    assert "helm test stageline -n imaging --logs" in text
+    assert "helm test stageline -n imaging --logs --timeout 17m\n" in text
+    asked = re.search(r'semverCompare "(.*?)" .Capabilities.HelmVersion', (CHART / "templates/NOTES.txt").read_text())
+    assert asked is not None, "with helm 3, --logs fails where the trial succeeded: the pod is gone"
+    assert "--timeout 3m\n" in notes("--set", "trial.deadlineSeconds=60"), "the pod's own end, and some"
     assert "storage.claim.create=true" in text
     assert "stageline pipeline submit" in text
     assert "storage.claim.create" not in notes("--set", "storage.s3.root=s3://a/b")
     assert "No PodMonitor was made" in notes("--set", "podMonitor.enabled=true")
     elsewhere = notes("--set", "jobNamespaces={team-a,team-b}")
-    assert "helm test stageline -n imaging\n\n" in elsewhere
+    assert "helm test stageline -n imaging --timeout 17m\n\n" in elsewhere
     assert "trial.enabled=true" in notes("--set", "trial.enabled=false")
