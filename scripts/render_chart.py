@@ -11,13 +11,16 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
 from stageline.config import json_schema
 from stageline.config.cluster import ClusterConfig
+from stageline.config.fields import Settings
+from stageline.config.syntax import Amounts, Annotations, Bytes, Label, Labels, Name, NodeLabels
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -79,7 +82,45 @@ def schema() -> str:
     section = json_schema(ClusterConfig)
     definitions = {**section.pop("$defs", {}), "ClusterConfig": section}
     text["definitions"] = json.loads(json.dumps(bare(definitions)).replace("#/$defs/", "#/definitions/"))
+    for settings in sections(ClusterConfig):
+        for field, hint in get_type_hints(settings, include_extras=True).items():
+            name = JUDGED.get(f"{settings.__name__}.{field}") or judge(hint)
+            if name:
+                properties = text["definitions"][settings.__name__]["properties"]
+                about = {
+                    key: properties[field][key] for key in ("description", "minLength") if key in properties[field]
+                }
+                properties[field] = {**about, "allOf": [{"$ref": f"#/$defs/{name}"}]}
     return indent(text) + "\n"
+
+
+TYPES = (
+    *((Name, "NameOrNone"), (tuple[Name, ...], "Names"), (Label, "Namespace"), (Amounts, "Amounts"), (Bytes, "Amount")),
+    *((NodeLabels, "NodeLabels"), (Labels, "NodeLabels"), (Annotations, "Keys")),
+)
+"""Types of the settings that pydantic's schema knows as any text or mapping -> what the chart's schema says of them."""
+JUDGED = {
+    "ClusterConfig.tolerations": "Tolerations",
+    "NetworkConfig.metrics_from": "Peers",
+    "NetworkConfig.egress": "EgressRules",
+}
+"""The same for objects of Kubernetes, which the settings take verbatim."""
+
+
+def judge(hint: Any) -> str:
+    """Name of what the chart's schema says of a type; "" for one that says enough itself."""
+    whole = [name for kind, name in TYPES if hint == kind]
+    inner = [name for kind, name in TYPES[:1] if set(kind.__metadata__) & set(getattr(hint, "__metadata__", ()))]
+    return next(iter([*whole, *inner]), "")
+
+
+def sections(settings: type[Settings]) -> Iterator[type[Settings]]:
+    """The settings and those they hold, at any depth."""
+    yield settings
+    for hint in get_type_hints(settings).values():
+        for inner in [hint, *get_args(hint)]:
+            if isinstance(inner, type) and issubclass(inner, Settings):
+                yield from sections(inner)
 
 
 def bare(value: Any) -> Any:

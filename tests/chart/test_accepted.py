@@ -16,11 +16,12 @@ import yaml
 from stageline.config import validate
 from stageline.config.cluster import ClusterConfig
 from stageline.config.syntax import DNS_SUBDOMAIN, quantity_value
+from stageline.errors import ConfigError
 from stageline.jobs.defaults import parse_defaults
 
 from .conftest import StrictLoader
 from .test_objects import CHART, SERVED, Render, pick, unknown_fields
-from .test_values import SCHEMA, Helm
+from .test_values import SCHEMA, VALUES, Helm
 
 Merge = Callable[[str], dict[str, Any]]
 NAMES = (
@@ -187,6 +188,50 @@ def test_what_no_job_could_use_is_said_in_words_without_secrets(helm: Helm, sett
     assert result.returncode != 0
     assert said in result.stderr
     assert "hidden" not in result.stderr
+
+
+SECTIONS: dict[str, dict[str, Any]] = {
+    "a size": {"shared_memory": "big"},
+    "a name": {"service_account": "A"},
+    "no name": {"defaults": ""},
+    "a namespace": {"namespace": "a.b"},
+    "names": {"pull_secrets": ["a", "B"]},
+    "an amount": {"resources": {"limits": {"nvidia.com/gpu": "eight"}}},
+    "an amount of a step": {"prepare_resources": {"requests": {"cpu": "x"}}},
+    "a label of a node": {"node_selector": {"pool": "a b"}},
+    "a label": {"labels": {"a..b/c": "d"}},
+    "an annotation's key": {"annotations": {"a b": "d"}},
+    "a claim": {"storage": {"claim": "a..b"}},
+    "a Secret": {"storage": {"s3": {"secret": "a_b"}}},
+    "a mount": {"mounts": [{"mount_path": "/a", "secret": "-a"}]},
+    "a toleration": {"tolerations": [{"name": "a"}]},
+    "a rule": {"network": {"egress": [{"to": []}]}},
+    "a peer": {"network": {"metrics_from": [{"namespaces": "a"}]}},
+}
+
+
+@pytest.mark.parametrize("section", SECTIONS.values(), ids=SECTIONS)
+def test_the_chart_refuses_in_the_section_what_a_config_refuses(section: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        validate(section, ClusterConfig, "cluster")
+    assert not jsonschema.Draft7Validator(SCHEMA).is_valid({**VALUES, "cluster": section})
+
+
+def test_the_chart_takes_what_a_config_takes() -> None:
+    section = {
+        "shared_memory": 1_000_000_000,
+        "scratch": "1e12",
+        "queue": "",
+        "resources": {"requests": {"cpu": 0.5}, "limits": {"nvidia.com/gpu": 8, "rdma/hca_a": "1"}},
+        "tolerations": [{"operator": "Exists"}],
+        "annotations": {"example.com/a": "b c"},
+        "network": {"metrics_from": ["a", {"podSelector": {"matchLabels": {"a": "b"}}}]},
+        "mounts": [{"mount_path": "/a", "claim": "b"}],
+        "run_as_user": None,
+        "prepare_resources": None,
+    }
+    validate(section, ClusterConfig, "cluster")
+    jsonschema.Draft7Validator(SCHEMA).validate({**VALUES, "cluster": section})
 
 
 ODD = {
