@@ -100,11 +100,13 @@ TYPES = (
 )
 """Types of the settings that pydantic's schema knows as any text or mapping -> what the chart's schema says of them."""
 JUDGED = {
+    "ClusterConfig.image": "Image",
+    "ClusterConfig.affinity": "Affinity",
     "ClusterConfig.tolerations": "Tolerations",
     "NetworkConfig.metrics_from": "Peers",
     "NetworkConfig.egress": "EgressRules",
 }
-"""The same for objects of Kubernetes, which the settings take verbatim."""
+"""The same for what validators of a setting judge, and for objects of Kubernetes, which are taken verbatim."""
 
 
 def judge(hint: Any) -> str:

@@ -191,6 +191,8 @@ def test_what_no_job_could_use_is_said_in_words_without_secrets(helm: Helm, sett
 
 
 SECTIONS: dict[str, dict[str, Any]] = {
+    "an image": {"image": "https://registry.example.com/trainer"},
+    "an affinity": {"affinity": {"nodeaffinity": {}}},
     "a size": {"shared_memory": "big"},
     "a name": {"service_account": "A"},
     "no name": {"defaults": ""},
@@ -223,6 +225,8 @@ def test_the_chart_takes_what_a_config_takes() -> None:
         "scratch": "1e12",
         "queue": "",
         "resources": {"requests": {"cpu": 0.5}, "limits": {"nvidia.com/gpu": 8, "rdma/hca_a": "1"}},
+        "image": "Registry.example.com:5000/a/b_c:1.0@sha256:" + "0" * 64,
+        "affinity": {"nodeAffinity": {}},
         "tolerations": [{"operator": "Exists"}],
         "annotations": {"example.com/a": "b c"},
         "network": {"metrics_from": ["a", {"podSelector": {"matchLabels": {"a": "b"}}}]},
