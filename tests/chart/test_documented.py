@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import subprocess
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ..report.test_docs import FENCE, PAGES, mentions, page_id
 from .conftest import helm_program
-from .test_objects import CHART
+from .test_objects import CHART, ROOT, Render, defaults
 from .test_values import VALUES, Helm, paths
 
 KNOWN = {".".join(where) for where, _ in paths(VALUES)}
@@ -71,3 +73,21 @@ def test_a_documented_value_exists(path: Path) -> None:
     named = [re.match(rf"((?:{'|'.join(HEADS)})(?:\.\w+)+)(?:=\S*)?$", words) for words in mentions(path.read_text())]
     found = {name[1] for name in named if name and not name[1].endswith((".md", ".yaml"))}
     assert found - KNOWN - {*OTHERS} == set()
+
+
+def test_whoever_applies_an_optional_manifest_is_told_what_the_chart_would_set_besides(render: Render) -> None:
+    """One switch of the chart makes the object and the default that makes it of use; a plain file makes the object."""
+
+    def leaves(values: dict[str, Any], where: str = "") -> Iterator[str]:
+        for key, item in values.items():
+            yield from leaves(item, f"{where}{key}.") if isinstance(item, dict) else [f"{where}{key}: {item}"]
+
+    plain = set(leaves(defaults(render())))
+    told = (ROOT / "manifests/README.md").read_text()
+    optional = runpy.run_path(str(ROOT / "scripts/render_chart.py"))["OPTIONAL"]
+    files = [path.stem for path in (ROOT / "manifests/optional").iterdir()]
+    assert sorted(files) == sorted(optional)
+    for name, (_, values) in optional.items():
+        more = set(leaves(defaults(render("", "--set", ",".join(values))))) - plain
+        assert [line for line in more if f"`{line}`" not in told] == [], name
+        assert (more == set()) is (name == "kfp-role")
