@@ -20,7 +20,7 @@ from stageline.errors import ConfigError
 from stageline.jobs.defaults import parse_defaults
 
 from .conftest import StrictLoader
-from .test_objects import CHART, SERVED, Render, pick, unknown_fields
+from .test_objects import CHART, SERVED, Render, defaults, pick, unknown_fields
 from .test_values import SCHEMA, VALUES, Helm
 
 Merge = Callable[[str], dict[str, Any]]
@@ -282,6 +282,17 @@ def test_what_is_odd_and_legal_arrives_as_it_was_meant(render: Render, tmp_path:
     for key in ("cluster.yaml", "trial.yaml"):
         section = parse_defaults(pick(documents, "ConfigMap")["data"][key], key)["cluster"]
         assert validate(section, ClusterConfig, key).storage.mount_path == "/tmpfs"
+
+
+def test_the_pod_of_the_trial_goes_where_its_job_goes(render: Render) -> None:
+    """Where every node is for something, or tainted, it would wait for ever otherwise."""
+    wanted = "cluster.node_selector.pool=gpu,cluster.tolerations[0].key=gpu,cluster.tolerations[0].operator=Exists"
+    for more, pool in (("", "gpu"), (",trial.nodeSelector.pool=cpu", "cpu")):
+        documents = render("", "--set", wanted + more)
+        pod, job = pick(documents, "Pod")["spec"], defaults(documents, key="trial.yaml")["cluster"]
+        assert pod["nodeSelector"] == job["node_selector"] == {"pool": pool}
+        assert pod["tolerations"] == job["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+    assert not {"nodeSelector", "tolerations"} & set(pick(render(), "Pod")["spec"])
 
 
 # A chart of charts ---------------------------------------------------------------------------------------------------

@@ -299,17 +299,6 @@ def test_the_trial_starts_from_the_defaults_with_resources_of_its_own(render: Re
     assert {k: v for k, v in trial.items() if k not in own} == {k: v for k, v in usual.items() if k not in own}
 
 
-def test_the_pod_of_the_trial_goes_where_its_job_goes(render: Render) -> None:
-    """Where every node is for something, or tainted, it would wait for ever otherwise."""
-    wanted = "cluster.node_selector.pool=gpu,cluster.tolerations[0].key=gpu,cluster.tolerations[0].operator=Exists"
-    for more, pool in (("", "gpu"), (",trial.nodeSelector.pool=cpu", "cpu")):
-        documents = render("", "--set", wanted + more)
-        pod, job = pick(documents, "Pod")["spec"], defaults(documents, key="trial.yaml")["cluster"]
-        assert pod["nodeSelector"] == job["node_selector"] == {"pool": pool}
-        assert pod["tolerations"] == job["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
-    assert not {"nodeSelector", "tolerations"} & set(pick(render(), "Pod")["spec"])
-
-
 # Optional objects --------------------------------------------------------------------------------------------------
 
 
