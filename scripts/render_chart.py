@@ -20,7 +20,7 @@ import yaml
 from stageline.config import json_schema
 from stageline.config.cluster import ClusterConfig
 from stageline.config.fields import Settings
-from stageline.config.syntax import Amounts, Annotations, Bytes, Label, Labels, Name, NodeLabels
+from stageline.config.syntax import Amounts, Annotations, Bytes, Label, Labels, Name, Names, NodeLabels
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -87,15 +87,15 @@ def schema() -> str:
             name = JUDGED.get(f"{settings.__name__}.{field}") or judge(hint)
             if name:
                 properties = text["definitions"][settings.__name__]["properties"]
-                about = {
-                    key: properties[field][key] for key in ("description", "minLength") if key in properties[field]
-                }
+                about = {key: properties[field][key] for key in KEPT if key in properties[field]}
                 properties[field] = {**about, "allOf": [{"$ref": f"#/$defs/{name}"}]}
     return indent(text) + "\n"
 
 
+KEPT = ("description", "minLength", "maxLength")
+"""What pydantic's schema says of a field besides its type."""
 TYPES = (
-    *((Name, "NameOrNone"), (tuple[Name, ...], "Names"), (Label, "Namespace"), (Amounts, "Amounts"), (Bytes, "Amount")),
+    *((Name, "NameOrNone"), (Names, "Names"), (Label, "Namespace"), (Amounts, "Amounts"), (Bytes, "Amount")),
     *((NodeLabels, "NodeLabels"), (Labels, "NodeLabels"), (Annotations, "Keys")),
 )
 """Types of the settings that pydantic's schema knows as any text or mapping -> what the chart's schema says of them."""

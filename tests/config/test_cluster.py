@@ -178,6 +178,10 @@ def test_ranks_and_devices_are_as_many() -> None:
             "hides",
             id="over-store",
         ),
+        pytest.param({"storage": {"claim": "c", "mount_path": "//tmp/."}}, "hides /tmp", id="store-over-tmp"),
+        pytest.param({"storage": {"claim": "c", "mount_path": "/a/../b"}}, "goes up", id="up"),
+        pytest.param({"mounts": [{"mount_path": "//", "claim": "b"}]}, "hides /tmp", id="over-everything"),
+        pytest.param({"mounts": [{"mount_path": "/var/run/secrets/stageline/s3", "secret": "b"}]}, "lies in", id="in"),
         pytest.param({"storage": {"sub_path": "../x"}}, "sub_path", id="sub-path"),
         pytest.param({"storage": {"s3": {"ca_config_map": "a", "ca_secret": "b"}}}, "contradict", id="two-cas"),
         pytest.param({"storage": {"s3": {"endpoint": "http://a:99999"}}}, "Port out of range", id="port"),
@@ -186,6 +190,38 @@ def test_ranks_and_devices_are_as_many() -> None:
 )
 def test_contradictions_are_refused(raw: dict[str, Any], words: str) -> None:
     assert words in faults(**raw)
+
+
+# What an API server refuses when the job is made, or its pods, is refused when the config is read.
+
+DIGEST = "@sha256:" + "0" * 64
+IMAGES = ("a", "a/b:1", "localhost:5000/a_b/c-d:_x.1", "reg.example/team/x" + DIGEST, "reg.example/x:1" + DIGEST)
+NO_IMAGES = (
+    *("a/b:-1", "\u00fcn\u00ef", "x/Team:1", "a//b", "a:", "a/b@sha256:12", "a:1:2", "a:" + "1" * 129, "a b", "-a"),
+    "a\n",
+)
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_images_as_registries_write_them(image: str) -> None:
+    assert cluster(image=image).image == image
+
+
+@pytest.mark.parametrize("image", NO_IMAGES)
+def test_what_is_no_image_is_refused(image: str) -> None:
+    assert "is no image reference" in faults(image=image)
+
+
+@pytest.mark.parametrize("key", ["run_as_user", "ttl_seconds", "deadline_seconds"])
+def test_numbers_that_do_not_fit_are_refused(key: str) -> None:
+    assert getattr(cluster(**{key: 2**31 - 1}), key) == 2**31 - 1
+    assert key in faults(**{key: 2**31})
+
+
+def test_names_that_become_labels_or_are_none() -> None:
+    assert cluster(queue="x" * 63).queue == "x" * 63
+    assert "queue" in faults(queue="x" * 64)
+    assert "pull_secrets" in faults(pull_secrets=["a", ""])
 
 
 def test_a_tag_is_worth_a_note_and_a_digest_is_not() -> None:

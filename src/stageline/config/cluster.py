@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from posixpath import normpath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -18,16 +19,20 @@ from stageline.config.addresses import link_local_fault
 from stageline.config.fields import SectionError, Settings
 from stageline.config.network import NetworkConfig
 from stageline.config.syntax import (
+    LARGEST_INT,
     Amounts,
     Annotations,
     Bytes,
     Environment,
+    Image,
     Label,
     Labels,
     Name,
+    Names,
     NodeLabels,
     quantity_value,
 )
+from stageline.config.verbatim import toleration_faults
 
 if TYPE_CHECKING:
     from stageline.config.settings import TrainerConfig
@@ -38,7 +43,8 @@ ACCELERATOR = re.compile(
     r"(?:[a-z0-9.-]+\.)?(?:nvidia|amd|intel|habana|google)\.(?:com|ai)/(?:gpu|mig-.*|gaudi|tpu|i915|xe)"
 )
 """Resource names that stand for devices a rank computes on, one rank each."""
-_TOLERATION_KEYS = ("effect", "key", "operator", "tolerationSeconds", "value")
+SECRETS_PATH = "/var/run/secrets/stageline"
+OWN_PATHS = ("/tmp", "/dev/shm", SECRETS_PATH)  # noqa: S108  # mount points of every pod
 _AFFINITIES = ("nodeAffinity", "podAffinity", "podAntiAffinity")
 
 
@@ -149,10 +155,10 @@ class ClusterConfig(Settings):
     name_prefix: str = Field(default="", pattern=r"^([a-z][-a-z0-9]{0,19})?$")
     """In front of the names of jobs, for the chart's `namePolicy`. Part of their identity: with another one a job that
     runs already is not found."""
-    image: str = ""
+    image: Image = ""
     """Trainer image of this version, best by digest (name@sha256:…): a tag may mean something else tomorrow."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
-    pull_secrets: tuple[Name, ...] = ()
+    pull_secrets: Names = ()
     service_account: Name = "stageline-trainer"
     """Account of the training pods; its token is not mounted."""
     resources: ResourcesConfig = ResourcesConfig()
@@ -171,8 +177,8 @@ class ClusterConfig(Settings):
     runtime_class: Name = ""
     scheduler_name: Name = ""
     """Empty takes the cluster's default; a gang scheduler (Volcano, scheduler-plugins) is named here."""
-    queue: Name = ""
-    """Kueue's LocalQueue; empty starts pods at once."""
+    queue: Annotated[Name, Field(max_length=63)] = ""
+    """Kueue's LocalQueue; empty starts pods at once. It becomes a label, which has 63 characters at most."""
     labels: Labels = Field(default_factory=dict)
     """Added to the job, its pods and its NetworkPolicy."""
     annotations: Annotations = Field(default_factory=dict)
@@ -190,31 +196,24 @@ class ClusterConfig(Settings):
     """Size of /dev/shm, which data loaders and NCCL use; counts as memory of the pod."""
     scratch: Bytes = "10Gi"
     """Largest size of /tmp, on the node's own disk."""
-    run_as_user: int | None = Field(default=1000, ge=1)
+    run_as_user: int | None = Field(default=1000, ge=1, le=LARGEST_INT)
     """Numeric uid of the pods; also their gid and the group of mounted volumes. null leaves all three to the cluster,
     as OpenShift wants it, which gives each namespace a range of its own."""
     fs_group_change_policy: Literal["OnRootMismatch", "Always"] = "OnRootMismatch"
-    grace_seconds: int | None = Field(default=None, ge=1)
+    grace_seconds: int | None = Field(default=None, ge=1, le=LARGEST_INT)
     """From SIGTERM to SIGKILL; null takes `trainer.shutdown_timeout_seconds` and half a minute more."""
     restart_budget: int = Field(default=3, ge=0)
     """Restarts without a new committed checkpoint before the job is ended and explained."""
     pending_seconds: int = Field(default=900, ge=10)
     """How long pods may wait for a node, an image or a volume before the job is ended and explained."""
-    deadline_seconds: int | None = Field(default=None, ge=60)
+    deadline_seconds: int | None = Field(default=None, ge=60, le=LARGEST_INT)
     """From submission to the end, whatever happens; null sets none."""
-    ttl_seconds: int | None = Field(default=86400, ge=0)
+    ttl_seconds: int | None = Field(default=86400, ge=0, le=LARGEST_INT)
     """How long a finished job is kept for people to look at; null keeps it."""
     node_lost_seconds: int = Field(default=300, ge=30)
     """How long a pod's node may be silent before the launcher ends the step and says how to free the pod."""
-    node_toleration_seconds: int = Field(default=30, ge=0)
+    node_toleration_seconds: int = Field(default=30, ge=0, le=LARGEST_INT)
     """How long pods stay on a node that is not ready or unreachable before they are evicted."""
-
-    @field_validator("image")
-    @classmethod
-    def _image_reference(cls, value: str) -> str:
-        if value and (not re.fullmatch(r"[\w][\w.:/@-]*", value) or "://" in value or value.endswith(("/", ":", "@"))):
-            raise ValueError(f"{value!r} is no image reference: expected registry/name@sha256:…, or registry/name:tag")
-        return value
 
     @field_validator("affinity")
     @classmethod
@@ -226,28 +225,26 @@ class ClusterConfig(Settings):
 
     @field_validator("tolerations")
     @classmethod
-    def _known_tolerations(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
-        faults = []
-        for index, toleration in enumerate(value):
-            foreign = sorted(set(toleration) - set(_TOLERATION_KEYS))
-            if foreign:
-                faults.append(f"toleration {index} has no {foreign}; it holds {', '.join(_TOLERATION_KEYS)}")
-            if toleration.get("operator", "Equal") not in ("Exists", "Equal"):
-                faults.append(f"toleration {index}: operator {toleration['operator']!r} is neither Exists nor Equal")
+    def _legal_tolerations(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        faults = [f"toleration {index} {fault}" for index, one in enumerate(value) for fault in toleration_faults(one)]
         if faults:
             raise SectionError(faults)
         return value
 
     @model_validator(mode="after")
     def _mounts_apart(self) -> ClusterConfig:
-        paths = ["/tmp", "/dev/shm", "/var/run/secrets/stageline"]  # noqa: S108  # mount points of every pod
-        paths += [self.storage.mount_path] if self.storage.claim else []
+        paths = [*OWN_PATHS]
         faults = []
-        for mount in self.mounts:
-            path = mount.mount_path.rstrip("/")
-            taken = [other for other in paths if path == other or other.startswith(path + "/")]
-            if taken:
-                faults.append(f"mounts: {mount.mount_path} hides {taken[0]}; choose another folder")
+        storage = [("storage", self.storage.mount_path)] if self.storage.claim else []
+        for key, text in [*storage, *(("mounts", mount.mount_path) for mount in self.mounts)]:
+            path = normpath("/" + text.lstrip("/"))
+            taken = [other for other in paths if path in ("/", other) or other.startswith(path + "/")]
+            if ".." in text.split("/"):
+                faults.append(f"{key}: {text} goes up; give the folder itself")
+            elif taken:
+                faults.append(f"{key}: {text} hides {taken[0]}; choose another folder")
+            elif path.startswith(f"{SECRETS_PATH}/"):
+                faults.append(f"{key}: {text} lies in {SECRETS_PATH}, which can't be written; choose another folder")
             paths.append(path)
         if faults:
             raise SectionError(faults)

@@ -11,10 +11,8 @@ from pydantic import Field, field_validator
 
 from stageline.config.fields import SectionError, Settings
 from stageline.config.syntax import DNS_LABEL
+from stageline.config.verbatim import peer_faults, rule_faults
 
-PEER_KEYS = ("ipBlock", "namespaceSelector", "podSelector")
-RULE_KEYS = ("ports", "to")
-"""Fields of a NetworkPolicyPeer and of a NetworkPolicyEgressRule (networking.k8s.io/v1)."""
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -40,8 +38,8 @@ class NetworkConfig(Settings):
             if isinstance(peer, str):
                 if len(peer) > 63 or not DNS_LABEL.fullmatch(peer):
                     faults.append(f"entry {index}: {peer!r} is no name of a namespace")
-            elif not peer or set(peer) - set(PEER_KEYS):
-                faults.append(f"entry {index}: a peer holds {', '.join(PEER_KEYS)}; found {sorted(peer) or 'nothing'}")
+            else:
+                faults += [f"entry {index}: {fault}" for fault in peer_faults(peer)]
         if faults:
             raise SectionError(faults)
         return value
@@ -49,12 +47,7 @@ class NetworkConfig(Settings):
     @field_validator("egress")
     @classmethod
     def _known_rules(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
-        faults = []
-        for index, rule in enumerate(value):
-            if set(rule) - set(RULE_KEYS):
-                faults.append(f"rule {index}: an egress rule holds {', '.join(RULE_KEYS)}; found {sorted(rule)}")
-            elif not any(rule.values()):
-                faults.append(f"rule {index} admits everything; set limit_egress=false instead")
+        faults = [f"rule {index}: {fault}" for index, rule in enumerate(value) for fault in rule_faults(rule)]
         if faults:
             raise SectionError(faults)
         return value

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from stageline.config.fields import SectionError
 from stageline.config.variables import env_fault
@@ -26,6 +26,14 @@ _FACTORS = {
     **{unit: Decimal(1000) ** power for power, unit in enumerate("MGTPE", 2)},
     **{unit: Decimal(1024) ** power for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)},
 }
+_PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+_IMAGE = re.compile(
+    r"(?:(?:[A-Za-z0-9](?:[-A-Za-z0-9.]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]+)?/)?"
+    rf"{_PART}(?:/{_PART})*(?::[A-Za-z0-9_][-A-Za-z0-9_.]{{0,127}})?(?:@[a-z0-9]+(?:[+._-][a-z0-9]+)*:[0-9a-f]{{32,}})?"
+)
+"""Source: the grammar of references of the distribution project."""
+LARGEST_INT = 2**31 - 1
+"""Of the fields of Kubernetes that are int32, or judged as if they were: user ids, deadlines, times to live."""
 LEAST_BYTES = 2**20
 """Chosen here: no process starts in less than a mebibyte, so that a smaller amount lacks its unit."""
 OWN_PREFIX, OPERATOR_PREFIX = "stageline.dev/", "training.kubeflow.org/"
@@ -110,7 +118,13 @@ def _named(pattern: re.Pattern[str], longest: int, what: str) -> Callable[[str],
     return check
 
 
-def _key_fault(key: str) -> str:
+def _image(value: str) -> str:
+    if value and not _IMAGE.fullmatch(value):
+        raise ValueError(f"{value!r} is no image reference: expected registry/name@sha256:…, or registry/name:tag")
+    return value
+
+
+def key_fault(key: str) -> str:
     """What is wrong with a label or annotation key, `[prefix/]name`."""
     prefix, slash, name = key.rpartition("/")
     if slash and (len(prefix) > 253 or not DNS_SUBDOMAIN.fullmatch(prefix)):
@@ -120,7 +134,7 @@ def _key_fault(key: str) -> str:
     return ""
 
 
-def _label_fault(key: str, value: str) -> str:
+def label_fault(key: str, value: str) -> str:
     if value and (len(value) > 63 or not _QUALIFIED.fullmatch(value)):
         return f"{key}: {value!r} is no label value: letters, digits, '-', '_', '.', at most 63 characters"
     return ""
@@ -177,27 +191,30 @@ def _text(value: Any) -> Any:
 
 Name = Annotated[str, AfterValidator(_named(DNS_SUBDOMAIN, 253, "Kubernetes name"))]
 """The name of an object; an empty text names none."""
+Names = tuple[Annotated[Name, Field(min_length=1)], ...]
 Label = Annotated[str, AfterValidator(_named(DNS_LABEL, 63, "namespace or label"))]
+Image = Annotated[str, AfterValidator(_image)]
+"""A reference of an image; an empty text is none."""
 Quantity = Annotated[str, BeforeValidator(_quantity), WithJsonSchema({"type": ["string", "number"]})]
 """An amount as Kubernetes writes it: 2, 500m, 16Gi."""
 Bytes = Annotated[Quantity, AfterValidator(_bytes)]
 """An amount of memory or storage: 16Gi, 500Mi."""
 Amounts = Annotated[
-    dict[str, Quantity], BeforeValidator(_rejoin), AfterValidator(_each(lambda key, _: _key_fault(key), _amount_fault))
+    dict[str, Quantity], BeforeValidator(_rejoin), AfterValidator(_each(lambda key, _: key_fault(key), _amount_fault))
 ]
 """Resource -> quantity. Any name a node may offer: nvidia.com/mig-1g.10gb, rdma/hca_shared_devices_a."""
 NodeLabels = Annotated[
-    dict[str, str], BeforeValidator(_rejoin), AfterValidator(_each(lambda key, _: _key_fault(key), _label_fault))
+    dict[str, str], BeforeValidator(_rejoin), AfterValidator(_each(lambda key, _: key_fault(key), label_fault))
 ]
 Labels = Annotated[
     dict[str, str],
     BeforeValidator(_rejoin),
-    AfterValidator(_each(lambda key, _: _key_fault(key), _label_fault, _not_ours, _not_tracked)),
+    AfterValidator(_each(lambda key, _: key_fault(key), label_fault, _not_ours, _not_tracked)),
 ]
 Annotations = Annotated[
     dict[str, str],
     BeforeValidator(_rejoin),
-    AfterValidator(_each(lambda key, _: _key_fault(key), _not_ours, _not_tracked)),
+    AfterValidator(_each(lambda key, _: key_fault(key), _not_ours, _not_tracked)),
 ]
 Environment = Annotated[
     dict[str, Annotated[str, BeforeValidator(_text), WithJsonSchema({"type": ["string", "number"]})]],
