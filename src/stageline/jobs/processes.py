@@ -12,8 +12,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
+
+from stageline.printing import LONGEST_LINE
 
 PR_SET_PDEATHSIG = 1
 """<linux/prctl.h>"""
@@ -96,6 +99,12 @@ def _reap(pids: set[int]) -> None:
             os.waitpid(pid, os.WNOHANG)
         except ChildProcessError:
             continue
+
+
+def bounded_lines(output: IO[str]) -> Iterator[str]:
+    """The lines of a program as they come, without their ends; one longer than LONGEST_LINE comes in several."""
+    while line := output.readline(LONGEST_LINE + 1):
+        yield line.removesuffix("\n")
 
 
 def watch_process(pid: int, on_end: Callable[[], None]) -> threading.Thread:

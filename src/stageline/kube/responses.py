@@ -8,6 +8,9 @@ from typing import Any
 
 from stageline.errors import ClusterUnavailableError
 
+LONGEST_LINE = 16 * 2**20
+"""Bytes kept of a line, chosen here: several times the largest object that an API server takes."""
+
 
 class Response:
     """A response whose body is read as it comes. `lines` from one thread; `close` from any."""
@@ -28,14 +31,20 @@ class Response:
             self._raw.release_conn()
 
     def lines(self) -> Iterator[bytes]:
-        """Every line without its end, as soon as it has come. A stream that is cut raises ClusterUnavailableError."""
-        rest = b""
+        """Every line without its end, as soon as it has come. A stream that is cut raises ClusterUnavailableError.
+
+        Of a line longer than LONGEST_LINE its beginning: a container may write for ever without ending one.
+        """
+        rest = bytearray()
         try:
             for chunk in self._raw.stream(2**16, decode_content=True):
-                *whole, rest = (rest + chunk).split(b"\n")
-                yield from whole
+                first, *others = chunk.split(b"\n")
+                rest += first[: LONGEST_LINE - len(rest)]
+                for line in others:
+                    yield bytes(rest)
+                    rest = bytearray(line)
             if rest:
-                yield rest
+                yield bytes(rest)
         except GeneratorExit:
             raise
         except Exception as e:

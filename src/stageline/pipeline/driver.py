@@ -27,7 +27,7 @@ from stageline.families import family_config
 from stageline.jobs.environment import without_ranks
 from stageline.jobs.local import KILL_AFTER_SECONDS
 from stageline.jobs.placement import check_on_cluster
-from stageline.jobs.processes import adopt_orphans, die_with_parent, kill_marked
+from stageline.jobs.processes import adopt_orphans, bounded_lines, die_with_parent, kill_marked
 from stageline.jobs.step_lines import DRIVER_VARIABLE, FOLLOWED_VARIABLE, event_lines, parse_event
 from stageline.pipeline.compiled import compiled_pipeline
 from stageline.plan import PLAN, Plan, blocked_error, make_plan, plan_branch
@@ -213,8 +213,8 @@ def _follow(running: _RunningPipeline, request: Mapping[str, Any], on_event: OnE
     try:
         process.stdin.write(json.dumps(request))
         process.stdin.close()
-        for line in process.stdout:
-            _take_line(running, line.rstrip("\n"), on_event)
+        for line in bounded_lines(process.stdout):
+            _take_line(running, line, on_event)
         return process.wait()
     finally:
         running.end()

@@ -13,6 +13,7 @@ is_best), checkpoint (uri, digest), warning, interrupted, failed, finished.
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -143,18 +144,21 @@ def _is_time(value: Any) -> bool:
 
 
 def parse_events(blocks: Iterable[str]) -> list[dict[str, Any]]:
-    """Texts of JSON lines -> events without void ones. A torn last line of a block is no event."""
+    """Texts of JSON lines -> events without void ones. A torn last line of a block is no event.
+
+    What is void is told from behind, so that lines that make others void cost no more than any.
+    """
     events: list[dict[str, Any]] = []
     validated: set[Any] = set()
-    for block in blocks:
-        for line in block.split("\n")[:-1]:
-            event = _read_event(line)
-            if event.get("event") == "resumed":
-                step = event.get("step") or 0
-                events = [e for e in events if not isinstance(e.get("step"), int) or e["step"] <= step]
-            if event.get("event") == "validation":
-                if event.get("step") in validated:
-                    events = [e for e in events if (e.get("event"), e.get("step")) != ("validation", event.get("step"))]
-                validated.add(event.get("step"))
+    last_step = math.inf
+    for event in reversed([_read_event(line) for block in blocks for line in block.split("\n")[:-1]]):
+        step = event.get("step")
+        is_void = step is not None and step > last_step
+        if event["event"] == "resumed":
+            last_step = min(last_step, step or 0)
+        if event["event"] == "validation":
+            is_void = is_void or step in validated
+            validated.add(step)
+        if not is_void:
             events.append(event)
-    return events
+    return events[::-1]
