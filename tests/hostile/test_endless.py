@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from stageline.errors import StoreError
 from stageline.jobs.processes import bounded_lines
 from stageline.jobs.step_lines import MARK
 from stageline.kube import responses
 from stageline.printing import LONGEST_LINE
+from stageline.store import Store, open_store
 from stageline.telemetry import parse_events
+from stageline.verbs.report import build_report
+from stageline.verbs.report.listing import list_runs
+
+from ..report.run_directory import HandMade
 
 
 class Endless:
@@ -104,3 +112,30 @@ def test_events_are_void_as_before() -> None:
         told[3],
         told[4],
     ]
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Store]:
+    """A root with a run, and with another that holds thousands of folders in each other."""
+    HandMade(open_store(tmp_path).child("runs", "good")).claim()
+    HandMade(open_store(tmp_path).child("runs", "deep")).claim()
+    for folder in ("runs/deep", "runs/deep/evaluations", "runs/empty"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        handle = os.open(tmp_path / folder, os.O_DIRECTORY)
+        for _ in range(1500):
+            os.mkdir("d", dir_fd=handle)
+            inner = os.open("d", os.O_DIRECTORY, dir_fd=handle)
+            os.close(handle)
+            handle = inner
+        os.close(handle)
+    yield open_store(tmp_path)
+    subprocess.run(["rm", "-rf", str(tmp_path / "runs")], check=True)
+
+
+def test_folders_in_folders_without_end_are_told(deep: Store) -> None:
+    for action in (lambda: deep.list("runs"), lambda: deep.delete_tree("runs/deep"), lambda: deep.list()):
+        with pytest.raises(StoreError, match="MAX_LEVELS"):
+            action()
+    assert deep.folders("runs") == ["deep", "empty", "good"]
+    assert [run.run for run in list_runs(deep)] == ["deep", "empty", "good"]
+    assert "MAX_LEVELS" in Path(build_report(deep.child("runs", "deep").uri)).read_text()

@@ -22,8 +22,10 @@ from guards import HANG_SECONDS
 
 import stageline
 from stageline.checkpoint.commit import CheckpointWriter
-from stageline.checkpoint.layout import CheckpointRef, StageDir, resolve
-from stageline.checkpoint.retention import prune
+from stageline.checkpoint.index import INDEX, finished_elsewhere
+from stageline.checkpoint.layout import CHECKPOINTS, CheckpointRef, StageDir, resolve
+from stageline.checkpoint.lease import StageLease
+from stageline.checkpoint.retention import prune, sweep
 from stageline.checkpoint.sharded import load_sharded, save_sharded
 from stageline.checkpoint.steps import Damaged, look
 from stageline.checkpoint.tensors import read_tensors
@@ -321,6 +323,38 @@ def test_a_run_that_is_a_link_is_named_in_the_list_and_written_into_by_nobody(ro
     refused(lambda: StageDir(store, "planted", "film").store.put("config.yaml", b"x"))
     refused(lambda: prune(StageDir.at(open_below(f"{root}/runs/planted/film")), RetentionConfig(), dry_run=False))
     refused(lambda: resolve(f"{root}/runs/planted/film/checkpoints/step-00000001"))
+
+
+@pytest.mark.parametrize(
+    "planted",
+    ["runs/x", "runs/b/x", "runs/b/film/parents.json", "runs/a\nb", "runs/b/\udcff"],
+    ids=["run", "stage", "file", "line-end", "no-text"],
+)
+def test_what_lies_in_another_run_ends_no_training(root: Path, outside: Path, planted: str) -> None:
+    """Retention asks every run for its parents: it deletes nothing then, and the stage goes on."""
+    store = open_store(root)
+    save(StageDir(store, "b", "film"), 1)
+    directory = StageDir(store, "a", "film")
+    save(directory, 1, 2)
+    if planted.isprintable():
+        (root / planted).unlink(missing_ok=True)
+        (root / planted).symlink_to(outside)
+    else:
+        (root / planted / CHECKPOINTS / "x").mkdir(parents=True)
+        (root / planted / CHECKPOINTS / "x" / "file").touch()
+    with StageLease.acquire(directory, "test", keep_renewed=False) as lease:
+        decisions = sweep(directory, RetentionConfig(last=1, best=0), lease)
+    assert {decision.action for decision in decisions} == {"keep"}
+    assert "links can't be read" in decisions[0].reason
+    assert len(directory.committed()) == 2
+
+
+def test_an_entry_of_the_index_that_is_a_link_is_nobodys(root: Path, outside: Path) -> None:
+    store = open_store(root)
+    folder = root / INDEX / ("0" * 64)
+    folder.mkdir(parents=True)
+    (folder / "b.json").symlink_to(outside / "token")
+    assert finished_elsewhere(store, "0" * 64, "film", "a") == []
 
 
 def test_links_in_a_checkpoint_are_damage_and_are_not_read(root: Path, outside: Path) -> None:

@@ -16,6 +16,7 @@ from stageline.checkpoint.derived import show_best
 from stageline.checkpoint.layout import StageDir
 from stageline.checkpoint.metadata import METADATA_NAME, parse_metadata
 from stageline.checkpoint.steps import absolute_uri, open_checkpoint
+from stageline.cli import main
 from stageline.config import seal
 from stageline.data.pod_cache import StoredFiles
 from stageline.data.splits import make_manifest, parse_manifest
@@ -27,8 +28,10 @@ from stageline.families.sparse_structure.data.scene_files import mesh_sources
 from stageline.pipeline.receipts import read_receipt, receipt_key
 from stageline.store import Store, open_store
 from stageline.store.keys import path_below
+from stageline.verbs.report import build_report
 
 from ..checkpoint.samples import save
+from ..report.run_directory import HandMade
 
 DATA = b"of ours" * 100
 OWN = f"{hashlib.sha256(DATA).hexdigest()}.shard"
@@ -207,3 +210,35 @@ def test_buffers_of_a_mesh_are_looked_for_beside_it(tmp_path: Path, victim: Path
     mesh = folder / "a.gltf"
     mesh.write_text(json.dumps({"buffers": [{"uri": name} for name in names]}), encoding="utf-8")
     assert mesh_sources(mesh) == [mesh, folder / "own.bin"]
+
+
+FOLDERS = ["a\nb", "a\x1b[31m", "\u202ea", "\udcff", "back\\slash", "\xa0", ".."]
+"""Names of folders that others made, none of which is a key of a store; the last stays out by itself."""
+
+
+@pytest.mark.parametrize("name", FOLDERS, ids=range(len(FOLDERS)))
+def test_a_folder_whose_name_is_no_key_hides_no_run(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is told, and the others are listed."""
+    HandMade(open_store(tmp_path).child("runs", "good")).claim()
+    (tmp_path / "runs" / name / "film").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "runs" / name / "run.json").write_text("{}")
+    assert main(["runs", "list", "--json", "--root", str(tmp_path)]) == 0
+    shown = {run["run"]: run for run in json.loads(capsys.readouterr().out)}
+    assert "good" in shown
+    others = [run for run in shown.values() if run["run"] != "good"]
+    assert len(others) == (name != "..")
+    assert all("is no key of a store" in run["sentence"] and "damaged" in run["state"] for run in others)
+    assert main(["runs", "list", "--root", str(tmp_path)]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_folder_of_a_run_whose_name_is_no_key_is_told_in_its_report(tmp_path: Path) -> None:
+    run = open_store(tmp_path).child("runs", "good")
+    HandMade(run).claim()
+    for folder in ("", "evaluations/", "comparisons/", "quarantine/"):
+        (tmp_path / "runs/good" / f"{folder}a\nb").mkdir(parents=True)
+        (tmp_path / "runs/good" / f"{folder}a\nb" / "metrics.json").write_text("{}")
+    page = Path(build_report(run.uri)).read_text()
+    assert page.count("is no key of a store") >= 4

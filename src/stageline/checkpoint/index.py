@@ -63,7 +63,9 @@ def finished_elsewhere(root: Store, fingerprint: str, stage: str, run: str) -> l
     found = []
     for info in folder.list():
         name = info.key.removesuffix(".json")
-        if name == run or name == info.key or not re.fullmatch(NAME_PATTERN, name) or info.size > LARGEST_ENTRY:
+        if name == run or name == info.key or not re.fullmatch(NAME_PATTERN, name):
+            continue
+        if not 0 <= info.size <= LARGEST_ENTRY:  # below: a link, a pipe
             continue
         entry = _read(folder, info.key, name, stage)
         if entry is not None:

@@ -33,7 +33,7 @@ from stageline.checkpoint.metadata import METADATA_NAME
 from stageline.checkpoint.steps import look, set_aside
 from stageline.checkpoint.verify import verify
 from stageline.config import RetentionConfig
-from stageline.errors import CheckpointError
+from stageline.errors import CheckpointError, StoreError
 from stageline.store import Store, open_below
 
 NEVER_COMMITTED = "never committed"
@@ -223,8 +223,8 @@ def sweep(
     if any(d.action == "delete" for d in kept):
         try:
             kept = decide(refs, keep, protected_digests(directory))
-        except CheckpointError as error:
-            # A run may not end because another one's files are damaged; but then nobody knows what may go.
+        except (CheckpointError, StoreError) as error:
+            # A run may not end because of what lies in another one; but then nobody knows what may go.
             kept = [Decision(r.name, r.uri, "keep", f"links can't be read: {error.message}") for r in refs]
     decisions += kept
     for decision in decisions:

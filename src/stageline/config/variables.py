@@ -39,11 +39,14 @@ _ACTING = re.compile(r".*_(COMMAND|CMD|EXEC|LIBRARY|LIBRARIES|MAIL_TO|STATS_DEST
 """Of the names above those that name a program to start, a library to load, a file to write without saying so, a
 receiver of mail, or an address to meet at or to serve (UCX, OMPT, NCCL)."""
 LOGS = frozenset(
-    """all aot autograd c10d ddp distributed dtensor dynamic dynamo export fsdp inductor torch aot_graphs aot_joint_graph
-    bytecode cudagraphs ddp_graphs fusion graph graph_breaks graph_code graph_sizes guards kernel_code output_code
-    perf_hints post_grad_graphs pre_grad_graphs recompiles recompiles_verbose schedule""".split()
+    {
+        *("all", "aot", "autograd", "c10d", "ddp", "distributed", "dtensor", "dynamic", "dynamo", "export"),
+        *("fsdp", "inductor", "torch", "aot_graphs", "aot_joint_graph", "bytecode", "cudagraphs", "ddp_graphs"),
+        *("fusion", "graph", "graph_breaks", "graph_code", "graph_sizes", "guards", "kernel_code", "output_code"),
+        *("perf_hints", "post_grad_graphs", "pre_grad_graphs", "recompiles", "recompiles_verbose", "schedule"),
+    }
 )
-"""Names in TORCH_LOGS. Any other one may be a module: torch imports it with all that is in it, to look for its logs."""
+"""Names in TORCH_LOGS. Any other may be a module: torch imports it with all that is in it, to look for its logs."""
 LISTED = (
     "NCCL_*, GLOO_*, UCX_*, FI_*, OMP_*, MKL_* and their like, torch's and CUDA's switches, proxies, "
     "addresses of experiment trackers (docs/config.md)"

@@ -33,6 +33,8 @@ PASSED = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | o
 """Of a folder on the way: O_PATH asks for no right to read it, only to pass."""
 READ = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """Of a folder that is listed or synced."""
+MAX_LEVELS = 64
+"""Folders in each other below a root, chosen here: ours are ten deep. Each is open while those in it are listed."""
 KINDS = (
     (stat.S_ISLNK, "a link"),
     (stat.S_ISDIR, "a folder"),
@@ -201,6 +203,7 @@ class Below:
             yield from self._files_in(handle, key, deep=deep)
 
     def _files_in(self, handle: int, key: str, *, deep: bool) -> Iterator[tuple[str, os.stat_result]]:
+        self._refuse_deep(key)
         for entry, status in self.entries(handle):
             own = f"{key}/{entry.name}" if key else entry.name
             followed = stat.S_ISLNK(status.st_mode) and own in followed_links()
@@ -228,7 +231,12 @@ class Below:
         return found
 
     def _holds_any(self, handle: int, name: str, key: str) -> bool:
-        """Whether a folder in an open one holds anything but empty folders. One that can't be read holds nothing."""
+        """Whether a folder in an open one holds anything but empty folders. One that can't be read holds nothing.
+
+        One that is too deep to be looked through does: whoever lists it is told.
+        """
+        if key.count("/") >= MAX_LEVELS:
+            return True
         try:
             inner = self.enter(handle, name, key)
         except (FileNotFoundError, PermissionError):
@@ -249,7 +257,14 @@ class Below:
                 os.rmdir(name, dir_fd=handle)
             os.fsync(handle)
 
+    def _refuse_deep(self, key: str) -> None:
+        if key.count("/") >= MAX_LEVELS:
+            top = str(self.path("/".join(key.split("/")[:3])))
+            told = f"{top!r} holds folders in each other more than {MAX_LEVELS} deep (MAX_LEVELS)"
+            raise StoreError(told, remedy="nothing of ours is so deep: find out who made it, and remove it (rm -r)")
+
     def _empty(self, handle: int, name: str, key: str) -> None:
+        self._refuse_deep(key)
         inner = self.enter(handle, name, key)
         try:
             with os.scandir(inner) as listed:

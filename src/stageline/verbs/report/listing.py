@@ -8,9 +8,10 @@ from typing import Any
 
 from stageline.checkpoint.lease import held_by
 from stageline.checkpoint.stage_dir import StageDir
-from stageline.errors import StagelineError
+from stageline.errors import StagelineError, StoreError
 from stageline.store import Store
 from stageline.store.below import LinkError
+from stageline.store.keys import check_key
 from stageline.verbs.report.overview import main_evaluation, main_metric
 from stageline.verbs.report.record import RunRecord, mapping, read_run, unread_run
 from stageline.verbs.report.status import run_status
@@ -53,13 +54,19 @@ def list_runs(root: Store) -> list[RunSummary]:
 
     A run of which something cannot be read says so in its state, and so does a copy under another name.
     """
-    records = [_record_of(root.child("runs", name), name) for name in root.folders("runs")]
+    records = [_record_of(root, name) for name in root.folders("runs")]
     records = [record for record in records if record.run or record.unreadable]
     differing = _differing(records)
     return [_summary(root, record, differing[record.name]) for record in records]
 
 
-def _record_of(store: Store, name: str) -> RunRecord:
+def _record_of(root: Store, name: str) -> RunRecord:
+    """What a folder of `runs` holds; why it is not read, where it is a link or its name is no key."""
+    try:
+        check_key(name)
+    except StoreError as error:
+        return unread_run(root.child("runs"), name, error.message)
+    store = root.child("runs", name)
     try:
         return replace(read_run(store, brief=True), name=name)
     except LinkError as error:
@@ -100,9 +107,9 @@ def _summary(root: Store, record: RunRecord, differs: Mapping[str, Any]) -> RunS
 
 
 def _is_running(root: Store, record: RunRecord) -> bool:
-    places = [root.child("runs", record.name)]
-    places += [root.child("runs", record.name, *stage.name.split("/")) for stage in record.stages]
     try:
+        places = [root.child("runs", record.name)]
+        places += [root.child("runs", record.name, *stage.name.split("/")) for stage in record.stages]
         return any(held_by(StageDir.at(place, root)) is not None for place in places)
     except StagelineError:  # a damaged lease holds nothing; whoever starts the stage is told
         return False
