@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from stageline.config import ClusterConfig
 from stageline.config.addresses import is_link_local, is_private, link_local_fault, plain_address
@@ -289,3 +294,84 @@ def test_addresses_are_read_as_the_system_reads_them() -> None:
         assert (is_private(address), is_link_local(address)) == (private, False)
     assert plain_address("registry.example.org") is None
     assert link_local_fault("https://storage.example.org") == ""
+
+
+NO_HTTP = {
+    "no-status": b"garbage\r\n\r\n",
+    "too-many-headers": b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 200 + b"\r\n",
+    "a-long-header": b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
+    "a-status-of-their-own": b"HTTP/1.1 99999 OK\r\n\r\n",
+    "a-realm-with-a-gap": b'HTTP/1.1 401 No\r\nWWW-Authenticate: Bearer realm="https://a b/"\r\n\r\n',
+}
+
+
+class Says(ThreadingHTTPServer):
+    """A server on this machine that says what it was given, in pieces. pause: seconds after each."""
+
+    daemon_threads = True
+
+    def __init__(self, pieces: Iterable[bytes], pause: float = 0.0) -> None:
+        self.pieces, self.pause = list(pieces), pause
+        super().__init__(("127.0.0.1", 0), BaseHTTPRequestHandler)
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        begun = request.recv(65536)
+        with suppress(OSError):
+            if begun[:1] == b"\x16":  # TLS, which it does not speak
+                request.sendall(b"HTTP/1.0 400 No\r\n\r\n")
+                return
+            for piece in self.pieces:
+                request.sendall(piece)
+                time.sleep(self.pause)
+
+
+@pytest.fixture
+def says() -> Iterator[Callable[..., str]]:
+    """Start one; gives `<host>:<port>`."""
+    with ExitStack() as stack:
+
+        def start(pieces: Iterable[bytes], pause: float = 0.0) -> str:
+            server = stack.enter_context(Says(pieces, pause))
+            stack.callback(server.shutdown)
+            return f"127.0.0.1:{server.server_port}"
+
+        yield start
+
+
+@pytest.mark.parametrize("answer", NO_HTTP.values(), ids=NO_HTTP)
+def test_a_registry_that_speaks_no_http_is_told_and_is_no_fault_of_ours(
+    says: Callable[..., str], answer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    line = check(f"{says([answer])}/a:1")
+    assert (line.state, "does not answer from here: what it says is no HTTP" in line.text) == ("unknown", True)
+
+
+def test_a_server_that_drips_is_given_up(
+    says: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte now and then is no silence: neither in the head of an answer nor behind it."""
+    monkeypatch.setenv("no_proxy", "*")
+    limits = Limits(attempts=1, timeout_seconds=0.5)
+    ok = b"HTTP/1.1 200 OK\r\n"
+    slow = [ok, *([b"A"] * 3000)], [ok + b"Content-Length: 3000\r\n\r\n", *([b"x"] * 3000)]
+    urls = [f"http://{says(pieces, 0.1)}/{number}.png" for number, pieces in enumerate(slow)]
+    begin = time.monotonic()
+    head, body = fetch_images(urls, tmp_path, limits)
+    assert "no whole head of an answer within 2 s" in head.reason
+    assert "at least 1024 per second" in body.reason
+    assert time.monotonic() - begin < 60
+
+
+def test_a_server_that_is_slow_and_sends_all_is_waited_for(
+    says: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    image = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(image, "PNG")
+    data = image.getvalue()
+    parts = [data[at : at + 1500] for at in range(0, len(data), 1500)]
+    url = f"http://{says([b'HTTP/1.0 200 OK' + bytes((13, 10, 13, 10)), *parts], 0.1)}/a.png"
+    (found,) = fetch_images([url], tmp_path, Limits(attempts=1, timeout_seconds=0.5))
+    assert (found.status, found.reason) == ("fetched", "")

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import http.client
 import socket
+import threading
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 from stageline.config.addresses import Address, looked_up
 
 Refused = Callable[[Address], bool]
+HEAD_TIMES = 4
+"""How often the silence that is allowed the head of an answer may take, chosen here: a server that sends a byte now and
+then is never silent."""
 
 
 class RefusedAddressError(ValueError):
@@ -65,9 +70,48 @@ class JudgedHandler(urllib.request.AbstractHTTPHandler):
         return self._opened(http.client.HTTPSConnection, req)
 
     def _opened(self, kind: type[http.client.HTTPConnection], req: urllib.request.Request) -> http.client.HTTPResponse:
+        watch = _Watch(self._connect, (req.timeout or 0.0) * HEAD_TIMES)
+
         def connection(host: str, **options: Any) -> http.client.HTTPConnection:
             made = kind(host, **options)
-            made._create_connection = self._connect  # type: ignore[attr-defined]
+            made._create_connection = watch.connect  # type: ignore[attr-defined]
             return made
 
-        return self.do_open(connection, req)
+        try:
+            answer = self.do_open(connection, req)
+        finally:
+            watch.end()
+        if watch.is_late:
+            answer.close()
+            raise TimeoutError(watch.told)
+        return answer
+
+
+class _Watch:
+    """Ends the connections of one request whose answer does not begin in time. seconds: 0 is no limit."""
+
+    def __init__(self, connect: Callable[..., socket.socket], seconds: float) -> None:
+        self.is_late = False
+        self.told = f"no whole head of an answer within {seconds:.0f} s"
+        self._connect = connect
+        self._open: list[socket.socket] = []
+        self._timer = threading.Timer(seconds, self._cut)
+        self._timer.daemon = True
+        if seconds:
+            self._timer.start()
+
+    def connect(self, *given: Any, **options: Any) -> socket.socket:
+        made = self._connect(*given, **options)
+        self._open.append(made.dup())  # TLS takes the first one over; the connection is one
+        return made
+
+    def _cut(self) -> None:
+        self.is_late = True
+        for connection in self._open:
+            with suppress(OSError):  # it has ended by itself
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def end(self) -> None:
+        self._timer.cancel()
+        for connection in self._open:
+            connection.close()

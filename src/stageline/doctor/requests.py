@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +19,7 @@ def request(method: str, url: str, headers: dict[str, str], seconds: float, refu
     """(status, headers, body) of one request to an http or https URL; a redirect is an answer like others.
 
     seconds: of silence.  refused: whether an address may not be asked.
-    OSError or ValueError as the connection fails; RefusedAddressError before anything is sent.
+    OSError or ValueError as the connection fails or what comes is no HTTP; RefusedAddressError before anything is sent.
     """
     host = urlsplit(url).hostname or ""
     written = plain_address(host)
@@ -40,3 +41,5 @@ def request(method: str, url: str, headers: dict[str, str], seconds: float, refu
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.headers, b""
+    except HTTPException as error:
+        raise OSError(f"what it says is no HTTP ({type(error).__name__}: {error})") from error

@@ -32,6 +32,8 @@ from stageline.printing import quoted_block, say
 CHUNK_BYTES = 1 << 18
 RETRIED_STATUS = (408, 429, 500, 502, 503, 504)
 RANGE_REFUSED = 416
+SLOWEST = 1024
+"""Bytes per second of a body once the silence that is allowed has passed, chosen here: fewer are a silence, too."""
 AGENT = {"User-Agent": "stageline", "Accept-Encoding": "identity"}
 
 
@@ -248,7 +250,7 @@ def _receive(url: str, path: Path, limits: Limits, seen: list[str]) -> bool:
             part.unlink(missing_ok=True)
             raise _FetchError(f"{total:,} bytes, at most {limits.max_bytes:,}")
         _note_tag(response.headers, tag)
-        size = _copy(response, part, start, limits.max_bytes)
+        size = _copy(response, part, start, limits)
     if total is not None and size != total:
         raise _FetchError(f"the connection ended after {size:,} of {total:,} bytes", again=True)
     return start > 0
@@ -278,9 +280,9 @@ def _note_tag(headers: Any, tag: Path) -> None:
         tag.unlink(missing_ok=True)
 
 
-def _copy(response: Any, part: Path, start: int, max_bytes: int) -> int:
+def _copy(response: Any, part: Path, start: int, limits: Limits) -> int:
     """Append the body to the first `start` bytes of the part; the size it has then."""
-    size = start
+    size, begin, max_bytes = start, time.monotonic(), limits.max_bytes
     with part.open("r+b" if start else "wb") as file:
         file.seek(start)
         while chunk := response.read1(CHUNK_BYTES):
@@ -288,6 +290,11 @@ def _copy(response: Any, part: Path, start: int, max_bytes: int) -> int:
             if size > max_bytes:
                 break
             file.write(chunk)
+            seconds = time.monotonic() - begin
+            if seconds > limits.timeout_seconds and size - start < seconds * SLOWEST:
+                raise _FetchError(
+                    f"{size - start:,} bytes in {seconds:.0f} s, at least {SLOWEST} per second", again=True
+                )
         file.truncate()
     if size > max_bytes:
         part.unlink()
