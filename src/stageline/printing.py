@@ -24,9 +24,18 @@ _FORMAT = (
     r"\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     r"\U000e0000-\U000e007f"
 )
-_UNSEEN = r"\u2028\u2029\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0\ufffe\uffff"
-_UNSAFE = re.compile(f"[{_CONTROL}{_FORMAT}{_UNSEEN}\ud800-\udfff]")
-_UNSAFE_IN_LINE = re.compile(f"[\n{_CONTROL}{_FORMAT}{_UNSEEN}\ud800-\udfff]")
+_UNSEEN = (
+    r"\u2028\u2029\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0\ufff0-\ufff8\ufffe\uffff"
+    r"\U000e0080-\U000e00ff\U000e01f0-\U000e0fff"
+)
+_VARIANTS = (
+    r"|(?<![\xa9\xae\u203c\u2049\u20a0-\u3163\u3165-\ud7ff\uf900-\ufdff\ufe10-\ufefe\uff01-\uff9f\uffa1-\uffef"
+    r"\U0001d400-\U0003ffff])[\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+    r"|(?<![\u1820-\u18aa])[\u180b-\u180d\u180f]"
+)
+"""They choose a form of the character before: seen behind symbols, ideographs and Mongolian letters alone."""
+_UNSAFE = re.compile(f"[{_CONTROL}{_FORMAT}{_UNSEEN}\ud800-\udfff]{_VARIANTS}")
+_UNSAFE_IN_LINE = re.compile(f"[\n{_CONTROL}{_FORMAT}{_UNSEEN}\ud800-\udfff]{_VARIANTS}")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 

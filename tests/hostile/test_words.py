@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from stageline.jobs.cluster.inspect.manifest import manifest_yaml
 from stageline.jobs.job import Job, Verdict, judge
 from stageline.jobs.step_lines import MARK, event_lines, parse_event
 from stageline.kube.keys import ANNOTATION_DEADLINE
+from stageline.kube.log_cursor import LogCursor
 from stageline.pipeline.receipts import question, read_receipt, receipt_key
 from stageline.pod.attempt import Output
 from stageline.printing import escaped, json_text, one_line, say
@@ -60,15 +62,20 @@ ATTACKS = {
     "other-line-ends": "done\u2028error: none\u2029\x85\x0b\x0c",
     "no-character": "\udfff\ud800\ufffe",
     "deleted": "\x00\x7f",
+    "variants-of-no-form": "film\ufe0f\ufe00 \U000e0100\u180b\u202e\ufe00\u3164\ufe0f\u2764\ufe0f\ufe0f",
+    "not-yet-a-character": "\ufff3\U000e0080\U000e0fff",
 }
 HOSTILE = "".join(ATTACKS.values()) + "[bold red]loud[/] [link=https://evil.example]x[/link] :skull:"
+
+
+UNSEEN = re.compile(r"(?<=[ -~])[\ufe00-\ufe0f\u180b\U000e0100]|[\ufff0-\ufff8\U000e0080-\U000e00ff\U000e0fff]")
 
 
 def unsafe(text: str, *, lines: bool = True) -> list[str]:
     """What of a text a terminal obeys or nobody sees, by Unicode's own table."""
     kept = "\n\t" if lines else "\t"
     categories = ("Cc", "Cf", "Cs", "Zl", "Zp")
-    return [repr(c) for c in text if unicodedata.category(c) in categories and c not in kept]
+    return [repr(c) for c in text if unicodedata.category(c) in categories and c not in kept] + UNSEEN.findall(text)
 
 
 def test_every_character_of_the_unicode_classes_is_made_visible_and_letters_stay() -> None:
@@ -76,7 +83,7 @@ def test_every_character_of_the_unicode_classes_is_made_visible_and_letters_stay
     every = "".join(c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) in classes)
     assert unsafe(one_line(every, len(every) * 10), lines=False) == []
     assert unsafe(escaped(every)) == []
-    letters = "äöü ß 日本語 العربية עברית हिन्दी ☃ é — “x” \t𝛂 👍🏽"
+    letters = "äöü ß 日本語 العربية עברית हिन्दी ☃ é — “x” \t𝛂 👍🏽 ❤\ufe0f 葛\U000e0100 ©\ufe0f ᠠ\u180b"
     assert one_line(letters) == escaped(letters) == letters
     assert escaped("a\nb") == "a\nb"
     assert one_line("a\nb") == r"a\nb"
@@ -616,3 +623,13 @@ def test_the_remedy_of_our_own_error_stays(capsys: pytest.CaptureFixture[str], t
     assert "'a[bold]b'" in told
     assert told.splitlines()[-1].startswith("  -> `stageline runs list`")
     assert unsafe(told) == []
+
+
+@pytest.mark.parametrize(
+    "stamp", ["9999-99-99T99:99:99Z", "0000-01-01T00:00:00Z", "2026-02-30T00:00:00Z", "2026-01-01T00:00:00+99:99"]
+)
+def test_a_line_behind_a_time_that_is_none_is_a_line(stamp: str) -> None:
+    """It ended the thread that reads the pod's log."""
+    cursor = LogCursor()
+    found = [text for line in (f"{stamp} a", "2026-01-01T00:00:00Z b") for text in cursor.take(line.encode())]
+    assert found == [f"{stamp} a", "b"]

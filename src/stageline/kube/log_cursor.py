@@ -60,12 +60,12 @@ class LogCursor:
     def take(self, raw: bytes) -> Iterator[str | Gap]:
         """The new text of one served line, with a gap before it where lines are missing. raw: without its end."""
         match = _STAMP.match(raw)
-        if match is None:
+        when = None if match is None else self._time(match)
+        if match is None or when is None:
             # A line cut within its time comes again; words of the kubelet itself have none.
             if raw and not _PREFIX.fullmatch(raw) and not _GONE.match(raw):
                 yield raw.decode("utf-8", errors="replace")
             return
-        when = self._time(match)
         text = raw[match.end() :].decode("utf-8", errors="replace")
         if self._pending is not None:
             assert self.last is not None
@@ -109,10 +109,13 @@ class LogCursor:
         """The gap of a whole log, read to its end, that no longer holds our last line."""
         return Gap(self.last, None) if self.last is not None and self._pending is not None and not self._found else None
 
-    def _time(self, match: re.Match[bytes]) -> int:
-        """Nanoseconds since 1970; the second is worked out once."""
+    def _time(self, match: re.Match[bytes]) -> int | None:
+        """Nanoseconds since 1970, None for what is no time; the second is worked out once."""
         second = match[1] + match[3]
         if second != self._second:
+            try:
+                self._second_value = int(datetime.fromisoformat(second.decode()).timestamp())
+            except (ValueError, OverflowError):
+                return None
             self._second = second
-            self._second_value = int(datetime.fromisoformat(second.decode()).timestamp())
         return self._second_value * 10**9 + int((match[2] or b"0").ljust(9, b"0"))

@@ -292,9 +292,8 @@ def _copy(response: Any, part: Path, start: int, limits: Limits) -> int:
             file.write(chunk)
             seconds = time.monotonic() - begin
             if seconds > limits.timeout_seconds and size - start < seconds * SLOWEST:
-                raise _FetchError(
-                    f"{size - start:,} bytes in {seconds:.0f} s, at least {SLOWEST} per second", again=True
-                )
+                told = f"{size - start:,} bytes in {seconds:.0f} s, expected at least {SLOWEST} per second"
+                raise _FetchError(told, again=True)
         file.truncate()
     if size > max_bytes:
         part.unlink()
