@@ -242,3 +242,35 @@ def test_a_folder_of_a_run_whose_name_is_no_key_is_told_in_its_report(tmp_path: 
         (tmp_path / "runs/good" / f"{folder}a\nb" / "metrics.json").write_text("{}")
     page = Path(build_report(run.uri)).read_text()
     assert page.count("is no key of a store") >= 4
+
+
+class Lists:
+    """An object store that lists what it likes."""
+
+    def __init__(self, *keys: str) -> None:
+        self.metas = [{"path": key, "size": 1, "e_tag": "x"} for key in keys]
+        self.prefixes = [key.rpartition("/")[0] for key in keys if key != "root/runs"]
+
+    def collect(self) -> list[dict[str, Any]]:
+        return self.metas
+
+    def __getitem__(self, name: str) -> Any:
+        return {"objects": self.metas, "common_prefixes": self.prefixes}[name]
+
+
+@pytest.mark.parametrize("key", ["victim/x", "root/run/s/x", "rootevil/runs/x", "root", "root/runsx/x"])
+@pytest.mark.parametrize("verb", ["list", "files", "folders", "delete_tree"])
+def test_what_a_server_lists_lies_where_it_was_asked(
+    remote: Store, monkeypatch: pytest.MonkeyPatch, key: str, verb: str
+) -> None:
+    deleted: list[Any] = []
+    for name in ("list", "list_with_delimiter"):
+        monkeypatch.setattr(f"obstore.{name}", lambda *_: Lists("root/runs/a/x", key))
+    monkeypatch.setattr("obstore.delete", lambda _, keys: deleted.append(keys))
+    store = open_store("memory://lists/root")
+    with pytest.raises(StoreError, match="which does not lie there"):
+        getattr(store, verb)("runs")
+    assert deleted == []
+    for name in ("list", "list_with_delimiter"):
+        monkeypatch.setattr(f"obstore.{name}", lambda *_: Lists("root/runs/a/x", "root/runs"))
+    assert getattr(store, verb)("runs") in ([], ["a"], None) or getattr(store, verb)("runs")[0].key == "runs/a/x"

@@ -210,22 +210,42 @@ class Objects:
         import obstore
 
         metas = self._do(prefix, lambda: obstore.list(self.store, prefix or None).collect())
-        self._bucket_seen = True
-        return sorted((ObjectInfo(m["path"], m["size"], _token(m)) for m in metas), key=lambda info: info.key)
+        return self._infos(prefix, metas)
 
     def files(self, prefix: str) -> Infos:
         import obstore
 
         metas = self._do(prefix, lambda: obstore.list_with_delimiter(self.store, prefix or None))["objects"]
-        self._bucket_seen = True
-        return sorted((ObjectInfo(m["path"], m["size"], _token(m)) for m in metas), key=lambda info: info.key)
+        return self._infos(prefix, metas)
 
     def folders(self, prefix: str) -> Names:
         import obstore
 
         result = self._do(prefix, lambda: obstore.list_with_delimiter(self.store, prefix or None))
         self._bucket_seen = True
-        return sorted(common.rstrip("/").rsplit("/", 1)[-1] for common in result["common_prefixes"])
+        places = self._below(prefix, [common.rstrip("/") for common in result["common_prefixes"]])
+        return sorted(place.rsplit("/", 1)[-1] for place in places)
+
+    def _infos(self, prefix: str, metas: Iterable[Any]) -> Infos:
+        """The objects of a listing."""
+        self._bucket_seen = True
+        found = {meta["path"]: ObjectInfo(meta["path"], meta["size"], _token(meta)) for meta in metas}
+        return [found[key] for key in sorted(self._below(prefix, found))]
+
+    def _below(self, prefix: str, keys: Iterable[str]) -> Names:
+        """The keys that a server listed in a folder, without what stands for the folder itself.
+
+        StoreError for others: what is left of one behind the prefix would be taken for a name, and go with a folder
+        that is deleted.
+        """
+        listed = [key for key in keys if not prefix or key != prefix]
+        elsewhere = [key for key in listed if prefix and not key.startswith(f"{prefix}/")]
+        if elsewhere:
+            raise StoreError(
+                f"{self.uri}/{prefix} was asked for, and {elsewhere[0]!r:.200} was listed, which does not lie there",
+                remedy="the server does not list as S3 does: look at the endpoint and what answers behind it",
+            )
+        return listed
 
     def delete(self, keys: Iterable[str]) -> None:
         import obstore
