@@ -25,6 +25,7 @@ from stageline.checkpoint.commit import CheckpointWriter
 from stageline.checkpoint.index import INDEX, finished_elsewhere
 from stageline.checkpoint.layout import CHECKPOINTS, CheckpointRef, StageDir, resolve
 from stageline.checkpoint.lease import StageLease
+from stageline.checkpoint.legacy import load_torch_file
 from stageline.checkpoint.retention import prune, sweep
 from stageline.checkpoint.sharded import load_sharded, save_sharded
 from stageline.checkpoint.steps import Damaged, look
@@ -32,12 +33,16 @@ from stageline.checkpoint.tensors import read_tensors
 from stageline.config import RetentionConfig
 from stageline.config.variables import env_fault
 from stageline.data.features import FeatureStore
+from stageline.data.pictures import read_file
 from stageline.data.pod_cache import StoredFiles
 from stageline.data.prepared import read_prepared
 from stageline.encoders.copies import lock_external, open_external
 from stageline.encoders.external import External
+from stageline.encoders.frozen import read_weights
 from stageline.encoders.lock import EXTERNALS
 from stageline.errors import StagelineError, StoreError
+from stageline.families.film_flow.data.folder import read_prompts
+from stageline.families.panorama_vlm.data.rows import read_rows
 from stageline.jobs.cluster.render.pytorchjob import stamp
 from stageline.jobs.environment import carried_environment
 from stageline.store import Store, open_below, open_store
@@ -587,3 +592,33 @@ def test_nothing_else_asks_where_something_lies() -> None:
         path.relative_to(package).as_posix() for path in package.rglob("*.py") if ".local_path(" in path.read_text()
     }
     assert asking <= PATHS
+
+
+FILES_OF_A_USER: dict[str, Callable[[Path], object]] = {
+    "weights.safetensors": read_weights,
+    "weights.pt": read_weights,
+    "other.pt": load_torch_file,
+    "prompts.json": lambda path: read_prompts(path, {"a"}),
+    "rows.csv": lambda path: read_rows([path], lambda *_: None),
+    "picture.png": read_file,
+}
+
+
+@pytest.mark.parametrize("name", FILES_OF_A_USER)
+def test_a_pipe_among_the_files_of_a_user_is_refused_without_waiting(tmp_path: Path, name: str) -> None:
+    """An archive can hold one. Links among them are followed, as they lead to what the user meant."""
+    os.mkfifo(tmp_path / name)
+    (tmp_path / f"link-{name}").symlink_to(tmp_path / name)
+    told: list[StagelineError] = []
+
+    def read() -> None:
+        for path in (tmp_path / name, tmp_path / f"link-{name}"):
+            try:
+                FILES_OF_A_USER[name](path)
+            except StagelineError as error:
+                told.append(error)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(HANG_SECONDS)
+    assert [name in str(error) for error in told] == [True, True]

@@ -16,7 +16,7 @@ from typing import Any
 
 from stageline.checkpoint.metadata import CheckpointMetadata, TensorRecord
 from stageline.config import canonical_json
-from stageline.config.bounds import TooLargeError, is_count, read_json, shape_fault
+from stageline.config.bounds import TooLargeError, is_count, open_regular, read_json, shape_fault
 from stageline.errors import CheckpointError, difference
 from stageline.store import Store
 
@@ -150,7 +150,7 @@ def read_header(store: Store, key: str) -> Header:
 
 def read_local_header(path: Path) -> Header:
     """The header of a local safetensors file of anybody, checked; OSError where it cannot be read."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         first = file.read(8)
         length = min(int.from_bytes(first, "little"), MAX_HEADER_BYTES)
         return parse_header(first + file.read(length), path.stat().st_size, path.name)

@@ -7,10 +7,13 @@ Limits are chosen here unless a source is named.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import stat
 from collections.abc import Collection
+from io import BufferedReader
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -104,9 +107,18 @@ def read_json(data: bytes | str, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
     raise TooLargeError(too_deep)
 
 
+def open_regular(path: Path) -> BufferedReader:
+    """A file of a user's, opened to be read, links followed; OSError also for a pipe, which would be waited for."""
+    found = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(found).st_mode):
+        os.close(found)
+        raise OSError(errno.EINVAL, "Is no regular file", str(path))
+    return os.fdopen(found, "rb")
+
+
 def read_whole(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """The bytes of a file that somebody else wrote; TooLargeError before more than `max_bytes` are read, or OSError."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
             raise TooLargeError(f"it has {size} bytes, at most {max_bytes} are read")

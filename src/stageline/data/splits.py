@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from stageline.config import fingerprint, is_sealed, seal
-from stageline.config.bounds import read_json
+from stageline.config.bounds import open_regular, read_json
 from stageline.data.quarantine import SetAside
 from stageline.encoders.external import External
 from stageline.errors import DataError, Faults
@@ -107,7 +107,7 @@ def silent(done: int, total: int, what: str) -> None:
 def file_sha256(path: Path) -> str:
     """SHA-256 (hex) of a local file."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

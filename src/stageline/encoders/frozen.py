@@ -121,7 +121,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{str(path)!r} cannot be read: {error}", remedy="fetch it again") from error
-    if not path.name.endswith(PICKLES):
+    if not path.name.endswith(PICKLES) or (path.exists() and not path.is_file()):
         raise CheckpointError(f"{str(path)!r} is no file of weights", remedy=f"{SAFE} or {', '.join(PICKLES)}")
     if fault := grown(path) if path.is_file() else "":
         raise CheckpointError(f"{str(path)!r}: {fault}", remedy="save it anew with torch.save, tensors alone")

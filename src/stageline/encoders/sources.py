@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from stageline.checkpoint.header import read_local_header
-from stageline.config.bounds import read_json, read_whole
+from stageline.config.bounds import open_regular, read_json, read_whole
 from stageline.encoders.external import External, ExternalFile
 from stageline.errors import CheckpointError, DataError, Faults, MissingPartError, StoreError
 from stageline.store.disk import lfs_pointer
@@ -198,7 +198,7 @@ def read_files(external: External, source: Source) -> tuple[ExternalFile, ...]:
 
 def hash_file(path: Path, name: str) -> ExternalFile:
     """What is known of a file. name: relative, as it is to be called."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hash_open(file, name)
 
 

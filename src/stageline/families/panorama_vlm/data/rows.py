@@ -12,11 +12,12 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from stageline.config.bounds import read_json
+from stageline.config.bounds import open_regular, read_json
 from stageline.data import quarantine
 from stageline.data.tables import bounded_lines
 from stageline.errors import ConfigError, DataError, Faults
@@ -263,7 +264,7 @@ class _Cell:
 def _read_file(path: Path, faults: Faults, *, with_text: bool) -> Iterator[_Cell]:
     number = 0
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(bounded_lines(file), strict=True)
             columns = _find_columns(path, next(reader, []), faults, with_text=with_text)
             if columns is None:
