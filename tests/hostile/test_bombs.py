@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import struct
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from stageline.checkpoint.header import parse_header, read_local_header
 from stageline.checkpoint.legacy import load_torch_file
@@ -340,6 +342,19 @@ def test_further_pictures_are_found_without_a_canvas(tmp_path: Path) -> None:
     faults = Faults(DataError, "pictures")
     assert _header(path, faults) is None
     assert "holds 2 pictures or more" in faults.found[0]
+
+
+def test_a_progressive_jpeg_has_few_scans(tmp_path: Path) -> None:
+    """Half a megabyte of them took a quarter of a minute, ten times as many ten times that."""
+    path, file = tmp_path / "a.jpg", io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    path.write_bytes(data)
+    assert read_file(path).pixels.shape == (64, 64, 3)
+    last = data[data.rfind(b"\xff\xda") : -2]
+    path.write_bytes(data[:-2] + last * 300 + data[-2:])
+    with pytest.raises(DataError, match="MAX_SCANS"):
+        read_file(path)
 
 
 def test_a_tile_larger_than_its_picture_is_judged_too(tmp_path: Path) -> None:

@@ -58,6 +58,8 @@ NAMES = {
     GifImageFile: "GIF",
     PpmImageFile: "PPM",
 }
+MAX_SCANS = 200
+"""Of a progressive JPEG, chosen here: each is decoded over the whole picture; programs write ten or so."""
 LIMIT = threading.RLock()
 """Held while Pillow's own limit is lifted."""
 DEEP = ("RGB;16", "RGBA;16", "RGBX;16", "RGBa;16", "LA;16")
@@ -145,6 +147,8 @@ def open_picture(
                 if isinstance(opened, TiffImageFile):  # a tile is decoded whole, however small the picture is
                     tile = [opened.tag_v2.get(tag, 0) for tag in TILE_SIZE]
                     _refuse_large(path, (tile[0], tile[1]), max_pixels, key, "tiles of ")
+                if opened.info.get("progressive"):
+                    _refuse_scans(path)
                 if count and _has_more(path, opened):
                     refuse(path, "holds 2 pictures or more, expected one")
                 turned, odd = orientation_of(opened)
@@ -160,6 +164,13 @@ def _refuse_large(path: Path, size: tuple[int, int], max_pixels: int | None, key
     if max_pixels is not None and width * height > max_pixels:
         limit = f"at most {max_pixels}{f' ({key})' if key else ''}"
         raise PictureError(path, "too_large", f"{what}{width} x {height} pixels, expected {limit}")
+
+
+def _refuse_scans(path: Path) -> None:
+    """PictureError for a JPEG with too many scans. Inside of one their mark is escaped (ITU-T T.81, B.1.1.5)."""
+    scans = path.read_bytes().count(b"\xff\xda")
+    if scans > MAX_SCANS:
+        raise PictureError(path, "too_large", f"{scans} scans, expected at most {MAX_SCANS} (MAX_SCANS)")
 
 
 def _webp_size(start: bytes) -> tuple[int, int]:
