@@ -110,12 +110,15 @@ def test_it_is_the_naive_loop_over_mean_losses_of_scenes(grad_clip: float) -> No
 
 
 def test_what_cannot_be_trained_is_told_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"num_epochs: 0.*accumulate_scenes: 0.*batch_mode is off.*requires a grad"):
+    with pytest.raises(
+        ConfigError, match=r"num_epochs: 0.*accumulate_scenes: 0.*grad_clip: -1.*batch_mode is off.*requires a"
+    ):
         train_scenes(
             Scenes(),
             Network().requires_grad_(False),
             num_epochs=0,
             accumulate_scenes=0,
+            grad_clip=-1.0,  # it would climb
             objective={"batch_mode": False},
         )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stageline.config import nearest, read_yaml
-from stageline.errors import ConfigError, Faults
+from stageline.errors import ConfigError, Faults, StagelineError
 
 _ROOM = "stageline.families.sparse_structure"
 _BACKBONE = "sam3d_objects.model.backbone"
@@ -63,9 +63,10 @@ def build(node: Any) -> Any:
 
     node: mappings, sequences and values, as YAML gives them.
     ConfigError with every fault before anything is built: unknown targets by name, unknown `_` keys, too many values.
+    What a class raises of its arguments has a note that says where in the node it stands.
     """
     refuse_faults(node)
-    return _built(node)
+    return _built(node, "")
 
 
 def refuse_faults(node: Any) -> None:
@@ -127,6 +128,8 @@ def _fault(node: Mapping[Any, Any], where: str) -> str:
     strange = [key for key in node if key.startswith("_") and key.endswith("_") and key not in _CONTROL]
     if strange:
         return f"{place}: {strange[0]!r} is not supported beside `_target_`"
+    if not _is_list(node.get("_args_", ())):
+        return f"{place}: `_args_` is {node['_args_']!r}, expected a list"
     return "" if isinstance(node.get("_partial_", False), bool) else f"{place}: `_partial_` is no true or false"
 
 
@@ -146,15 +149,22 @@ def _is_reference(node: Any) -> bool:
     return isinstance(node, str) and "${" in node
 
 
-def _built(node: Any) -> Any:
+def _built(node: Any, where: str) -> Any:
     if isinstance(node, Mapping):
-        values = {key: _built(value) for key, value in node.items() if key not in _CONTROL}
+        at = f"{where}." if where else ""
+        values = {key: _built(value, f"{at}{key}") for key, value in node.items() if key not in _CONTROL}
         if "_target_" not in node:
             return values
         place = _place(node["_target_"])
         assert place is not None, "checked before"
         module, _, name = place.partition(":")
         called = getattr(import_module(module), name)
-        args = [_built(value) for value in node.get("_args_", ())]
-        return functools.partial(called, *args, **values) if node.get("_partial_") else called(*args, **values)
-    return [_built(value) for value in node] if _is_list(node) else node
+        args = [_built(value, f"{at}_args_[{number}]") for number, value in enumerate(node.get("_args_", ()))]
+        if node.get("_partial_"):
+            return functools.partial(called, *args, **values)
+        try:
+            return called(*args, **values)
+        except (TypeError, ValueError, LookupError, StagelineError) as error:
+            error.add_note(f"while building {where or 'the top'}: {node['_target_']}")
+            raise
+    return [_built(value, f"{where}[{number}]") for number, value in enumerate(node)] if _is_list(node) else node

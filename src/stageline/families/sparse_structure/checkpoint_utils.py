@@ -71,8 +71,8 @@ def load_dual_backbone_from_checkpoints(
     report: dict[str, dict[str, list[str]]] = {}
     faults: list[str] = []
     for branch, (file, strict) in given.items():
-        module = own.get_submodule(branch)
-        tensors = branch_tensors(read_state_dict(file, state_dict_key), module.state_dict(), branch)
+        module = unwrapped(own.get_submodule(branch))
+        tensors = branch_tensors(read_state_dict(file, state_dict_key), plain_state(module), branch)
         report[branch] = _compared(module, tensors)
         found[branch] = (module, tensors)
         faults += [f"{file} for {branch}: {fault}" for fault in _faults(module, tensors, report[branch], strict)]
@@ -133,7 +133,7 @@ def save_dual_backbone_checkpoint(
     extra = dict(additional_state or {})
     if STATE_DICT in extra:
         raise ValueError(f"additional_state has an entry {STATE_DICT!r}, which is the model's own; rename it")
-    tensors = {name: _whole(tensor) for name, tensor in _dual(model).state_dict().items()}
+    tensors = {name: _whole(tensor) for name, tensor in plain_state(_dual(model)).items()}
     path = Path(save_path)
     is_folder = os.fspath(save_path).endswith(("/", os.sep)) or path.is_dir() or not path.suffix
     parts = dual_files(tensors)
@@ -162,7 +162,7 @@ def load_combined_checkpoint(model: nn.Module, path: str | Path, strict: bool = 
     """
     own, file = _dual(model), Path(path)
     _refuse_missing([file])
-    tensors = best_prefix(read_state_dict(file), own.state_dict(), WRAPPERS)
+    tensors = best_prefix(read_state_dict(file), plain_state(own), WRAPPERS)
     report = _compared(own, tensors)
     faults = list(_faults(own, tensors, report, strict))
     if faults:
@@ -185,6 +185,23 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def plain_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module by the names that it has where nothing in it is wrapped."""
+    wrapped = [name for name, part in module.named_modules() if isinstance(part, nn.parallel.DistributedDataParallel)]
+    found = {}
+    for name, tensor in module.state_dict().items():
+        for outer in reversed(wrapped):  # the inner ones first
+            if name.startswith(f"{outer}.module."):
+                name = f"{outer}.{name.removeprefix(f'{outer}.module.')}"
+        found[_uncompiled(name)] = tensor
+    return found
+
+
+def _uncompiled(name: str) -> str:
+    """A tensor's name without what torch.compile puts into it."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
 def _dual(model: nn.Module) -> nn.Module:
     """The module without wrappers; TypeError for one that has not both branches."""
     own = unwrapped(model)
@@ -197,23 +214,31 @@ def read_state_dict(path: Path, state_dict_key: str = STATE_DICT) -> dict[str, T
     """The tensors of a file by name, on the CPU and left in the file until they are looked at where it allows that.
 
     path: `.safetensors`, or what `torch.save` wrote.  state_dict_key: the level that holds them, where there is one.
+    Names are without what torch.compile puts into them; plain values among tensors are left out.
     CheckpointError names the class of what would have to be executed; nothing ever is.
     """
     if path.suffix == ".safetensors":
-        return read_weights(path)
-    value = load_torch_file(path, mapped=True)
+        return {_uncompiled(name): tensor for name, tensor in read_weights(path).items()}
+    try:
+        value = load_torch_file(path, mapped=True)
+    except CheckpointError as error:
+        if (error.remedy or "").startswith("allow it"):  # there is nothing to allow it by here
+            raise CheckpointError(
+                error.message, remedy="save it anew with tensors and plain values alone, as {'state_dict': ...}"
+            ) from None
+        raise
     if isinstance(value, Mapping) and isinstance(value.get(state_dict_key), Mapping):
         value = value[state_dict_key]
     if not isinstance(value, Mapping):
         raise CheckpointError(f"{str(path)!r} holds a {type(value).__name__}", remedy="give a file with a state dict")
     strange = sorted(str(name) for name, item in value.items() if not isinstance(item, Tensor))
-    if strange:
-        levels = [name for name in strange if isinstance(value[name], Mapping)]
+    levels = [str(name) for name, item in value.items() if isinstance(item, Mapping)]
+    if levels or len(strange) == len(value) > 0:
         raise CheckpointError(
             f"{str(path)!r} holds more than tensors: {_some(strange)}",
             remedy=f"say state_dict_key, one of: {_some(levels)}" if levels else "give a file with a state dict",
         )
-    return {str(name): tensor for name, tensor in value.items()}
+    return {_uncompiled(str(name)): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
 
 
 def branch_tensors(
@@ -250,7 +275,7 @@ def _refuse_missing(files: list[Path]) -> None:
 
 
 def _compared(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    own = module.state_dict()
+    own = plain_state(module)
     return {
         "loaded": [name for name in own if name in tensors],
         "missing": [name for name in own if name not in tensors],
@@ -262,7 +287,7 @@ def _faults(
     module: nn.Module, tensors: Mapping[str, Tensor], report: Mapping[str, list[str]], strict: bool
 ) -> Iterator[str]:
     """Why these tensors cannot be loaded."""
-    own = module.state_dict()
+    own = plain_state(module)
     if not report["loaded"]:
         there = f"it has {_some(list(tensors))}" if tensors else "it has no tensor"
         wanted = f"{len(own)} wanted: {_some(list(own))}"
@@ -281,7 +306,7 @@ def _left_over(report: Mapping[str, list[str]]) -> str:
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor], names: list[str]) -> None:
-    own = module.state_dict()
+    own = plain_state(module)
     with torch.no_grad():
         for name in names:
             own[name].copy_(tensors[name])

@@ -23,9 +23,15 @@ from stageline.contract import PredictedFile, Progress
 from stageline.errors import DataError, Faults
 from stageline.families.sparse_structure.assembly import DualModel, SparseModel
 from stageline.families.sparse_structure.data.furniture import CLASSES
-from stageline.families.sparse_structure.data.latent_rules import check_conditionals, check_metadata, read_torch_file
+from stageline.families.sparse_structure.data.latent_rules import (
+    CONDITION_NAME,
+    check_conditionals,
+    check_metadata,
+    condition_faults,
+    read_torch_file,
+)
 from stageline.families.sparse_structure.data.origin import CONDITIONALS, METADATA
-from stageline.families.sparse_structure.data.prepared_scenes import CONDITION_NAME, class_tokens
+from stageline.families.sparse_structure.data.prepared_scenes import class_tokens
 from stageline.families.sparse_structure.data.scene_files import MAX_OBJECTS, SCENE_FILE, read_json
 from stageline.families.sparse_structure.data.voxels import Mesh
 from stageline.families.sparse_structure.render import Frame, draw, surfaces
@@ -82,7 +88,7 @@ def read_inputs(config: SparseStructureConfig, inputs: Sequence[str | Path]) -> 
             faults.add(f"there is nothing at {str(given)!r}")
             continue
         try:
-            found.append(_asked_classes(config, folder) if config.has_vae else _asked_conditions(folder))
+            found.append(_asked_classes(config, folder) if config.has_vae else _asked_conditions(config, folder))
         except (OSError, ValueError) as error:
             faults.add(f"{str(given)!r}: {error}")
     if not inputs:
@@ -111,7 +117,7 @@ def _asked_classes(config: SparseStructureConfig, folder: Path) -> AskedScene:
     )
 
 
-def _asked_conditions(folder: Path) -> AskedScene:
+def _asked_conditions(config: SparseStructureConfig, folder: Path) -> AskedScene:
     name = folder.resolve().name
     conditions = read_torch_file(folder / CONDITIONALS, what=f"scene {name!r}")
     has_metadata = (folder / METADATA).is_file()
@@ -119,7 +125,11 @@ def _asked_conditions(folder: Path) -> AskedScene:
     count = metadata.get("num_objects")
     if count is None:
         raise ValueError(f"{METADATA} does not say num_objects")
+    if count > MAX_OBJECTS:
+        raise ValueError(f"{METADATA} says {count} objects, at most {MAX_OBJECTS} are sampled together")
     checked, _ = check_conditionals(conditions, count, name, metadata)
+    if wrong := condition_faults(checked, count, config.model.cond_channels):
+        raise ValueError("; ".join(wrong))
     return AskedScene(name, count, checked)
 
 
@@ -144,7 +154,7 @@ def _result(
     if poses is not None:
         meshes = surfaces(decoded.logits.sigmoid().numpy(), poses)
         result["picture"] = PredictedFile(f"{name}.png", draw(meshes, Frame.around(poses), size=PICTURE_SIZE))
-        if find_spec("trimesh"):
+        if find_spec("trimesh") and any(mesh is not None for mesh in meshes):
             result["mesh"] = PredictedFile(f"{name}.glb", scene_mesh(meshes, scene.classes))
     return result
 
@@ -158,7 +168,7 @@ def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 def scene_mesh(meshes: Sequence[Mesh | None], classes: Sequence[str]) -> bytes:
     """A binary glTF of the objects in their places, in metres; one without an occupied voxel is left out.
 
-    meshes: of the objects, z up.  classes: names for them.
+    meshes: of the objects, z up, at least one of them.  classes: names for them.
     """
     import trimesh
 

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from stageline.errors import CheckpointError
 from stageline.families.sparse_structure.assembly import DualModel
 from stageline.families.sparse_structure.config.model import POSE, SHAPE
 from stageline.families.sparse_structure.data.poses import Poses, decode_poses
@@ -73,6 +75,7 @@ class SceneGenerator:
         made: dict[str, Tensor] = self.shortcut.generate(
             shapes, self.device, reverse_fn=self.network, steps=steps, noise=noise, **given
         )
+        _refuse_strange([name for name, x in made.items() if not torch.isfinite(x).all()])
         return made
 
     def _empty(self, num_objects: int) -> dict[str, Tensor]:
@@ -93,4 +96,18 @@ class SceneGenerator:
         if not isinstance(self.model.scale, SceneScale) or not set(POSE) <= set(latents):
             return None
         restored = self.model.scale.unscale_poses({name: latents[name].to(self.device) for name in POSE})
-        return decode_poses({name: x.cpu().numpy() for name, x in restored.items()})
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = decode_poses({name: x.cpu().numpy() for name, x in restored.items()})
+        parts = {"rotation": found.rotation, "translation": found.translation, "scale": found.scale}
+        _refuse_strange([name for name, x in parts.items() if not np.isfinite(x).all()])
+        return found
+
+
+def _refuse_strange(names: Sequence[str]) -> None:
+    """CheckpointError where there are any. names: of what is sampled and not finite."""
+    if names:
+        raise CheckpointError(
+            f"what is sampled has numbers that are not finite: {', '.join(names)}",
+            remedy="its training diverged: name an earlier checkpoint; or guidance runs away: lower "
+            "evaluate.scene_strength and objective.guidance.strength",
+        )

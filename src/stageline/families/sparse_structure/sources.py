@@ -32,6 +32,7 @@ def source_of(config: SparseStructureConfig) -> SceneSource:
         modalities={name: (tokens[name], channels[name]) for name in model.modalities} if is_latents else {},
         zero_filled=tuple(name for name in model.pose if weights.get(name, 1.0) == 0.0) if is_latents else (),
         allow_extra=data.allow_extra,
+        cond_channels=model.cond_channels if is_latents else None,
     )
 
 

@@ -19,6 +19,7 @@ from stageline.data.prepared import PreparedData
 from stageline.errors import DataError
 from stageline.families.sparse_structure.assembly import DualModel, FlowModel, VaeModel, build_model
 from stageline.families.sparse_structure.config.model import SHAPE
+from stageline.families.sparse_structure.data.latent_rules import CONDITION_REMEDY, condition_faults
 from stageline.families.sparse_structure.data.order import scene_order
 from stageline.families.sparse_structure.data.poses import PoseStatistics
 from stageline.families.sparse_structure.data.prepared_scenes import PreparedObjects, PreparedScenes, collate_objects
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 SCALED_OBJECTS = 2048
 """Training objects that the scale of latents is measured over, at most."""
 OBJECTS_AT_ONCE = 64
+MOST_NAMES = 8
+"""Scenes that an error names."""
 
 
 class SceneTask:
@@ -160,7 +163,13 @@ class FlowTask(SceneTask):
 
     def collate(self, samples: Sequence[Scene]) -> dict[str, Any]:
         """Scenes one after the other, with their voxels."""
-        batch: dict[str, Any] = multi_scene_collate_fn(samples)
+        try:
+            batch: dict[str, Any] = multi_scene_collate_fn(samples)
+        except ValueError as error:
+            raise DataError(
+                f"scenes {_named([scene['scene_id'] for scene in samples])} do not go together: {error}",
+                remedy="say trainer.batch_size: 1; trainer.accumulate_grad_batches makes a step of several scenes",
+            ) from error
         if self.config.has_vae:
             batch["voxels"] = torch.cat([scene["voxels"] for scene in samples])
         return batch
@@ -234,11 +243,9 @@ class FlowTask(SceneTask):
         missing = [name for name in self.config.model.modalities if name not in latents]
         if missing:
             raise DataError(f"scenes lack the modalities {missing}", remedy="name in model.modalities what they have")
-        if not batch["conditionals"]:
-            raise DataError(
-                "scenes have no condition, and the networks attend to one",
-                remedy="give each scene a conditionals.pt with tokens of width model.cond_channels",
-            )
+        count = sum(batch["scene_sizes"])
+        if wrong := condition_faults(batch["conditionals"], count, self.config.model.cond_channels):
+            raise DataError(f"scenes {_named(batch['scene_id'])}: {'; '.join(wrong)}", remedy=CONDITION_REMEDY)
         return {name: latents[name] for name in self.config.model.modalities}
 
     def _terms(self, x1: Mapping[str, Tensor], draws: Any, batch: Mapping[str, Any], asked: Any) -> Any:
@@ -249,8 +256,8 @@ class FlowTask(SceneTask):
         return self.shortcut.loss_terms(x1, draws, reverse_fn=asked, **batch["conditionals"], **keywords)
 
     def validation_key(self, index: int) -> Any:
-        """Scenes of equally many objects go together."""
-        return self.val_counts[index]
+        """Scenes of equally many objects go together; of latents each is alone, since their conditions need not fit."""
+        return self.val_counts[index] if self.config.has_vae else index
 
     def validate(
         self, model: nn.Module, batch: Mapping[str, Any], context: ValidationContext
@@ -280,6 +287,10 @@ class FlowTask(SceneTask):
             getattr(self.flow, name) for name in ("sparse_flow", "global_sparse_flow") if hasattr(self.flow, name)
         ]
         return [block for branch in branches for block in branch.blocks]
+
+
+def _named(scenes: Sequence[str]) -> str:
+    return f"{', '.join(scenes[:MOST_NAMES])}{', ...' if len(scenes) > MOST_NAMES else ''}"
 
 
 def build_task(config: SparseStructureConfig, stage: Stage, data: PreparedData) -> VaeTask | FlowTask:

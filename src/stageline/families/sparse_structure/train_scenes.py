@@ -71,6 +71,8 @@ def train_scenes(
     num_scenes = len(dataset)  # type: ignore[arg-type]  # said above
     numbers = {"num_epochs": num_epochs, "accumulate_scenes": accumulate_scenes, "scenes of dataset": num_scenes}
     faults = [f"{name}: {number}, at least 1" for name, number in numbers.items() if number < 1]
+    rates = {"learning_rate": learning_rate, "weight_decay": weight_decay, "grad_clip": grad_clip}
+    faults += [f"{name}: {number}, at least 0" for name, number in rates.items() if not number >= 0]
     if (objective or {}).get("batch_mode", True) is not True:
         faults.append("objective.batch_mode is off, and a scene is trained as a whole here")
     trained = [parameter for parameter in reverse_fn.parameters() if parameter.requires_grad]

@@ -34,6 +34,7 @@ def test_unknown_targets_are_refused_by_name_and_nothing_is_imported() -> None:
         "e": "${a.b}",
         "f": {"_partial_": True},
         "g": {"_target_": 3},
+        "h": {"_target_": MAKE_DICT, "_args_": "text"},
     }
     with pytest.raises(ConfigError) as caught:
         build(node)
@@ -45,6 +46,7 @@ def test_unknown_targets_are_refused_by_name_and_nothing_is_imported() -> None:
         "e: '${a.b}' refers to other keys",
         "f: `_partial_` without `_target_`",
         "g: unknown target 3",
+        "h: `_args_` is 'text', expected a list",
     ):
         assert part in text
     assert "wave" not in sys.modules
@@ -59,6 +61,18 @@ def test_a_file_is_read_at_its_generator(tmp_path: Path) -> None:
     assert build_file(file) == {"1": None}
     with pytest.raises(ConfigError, match="no 'other' at module"):
         build_file(file, "module.other")
+
+
+LATENT = "sam3d_objects.model.backbone.tdfy_dit.models.mm_latent"
+
+
+@pytest.mark.parametrize("change", [{"tokens": 1}, {"in_channels": "three"}, {"pos_embedder": None}])
+def test_arguments_that_a_class_refuses_are_found_in_the_file(change: dict[str, Any]) -> None:
+    learned = {"_target_": f"{LATENT}.LearntPositionEmbedder", "model_channels": 4, "token_len": 1}
+    latent = {"_target_": f"{LATENT}.Latent", "in_channels": 3, "model_channels": 4, "pos_embedder": learned}
+    with pytest.raises(TypeError) as caught:
+        build({"all": [{"first": latent}, {"second": latent | change}]})
+    assert caught.value.__notes__ == [f"while building all[1].second: {LATENT}.Latent"]
 
 
 @pytest.mark.parametrize("kind", ["wide", "deep", "round"])

@@ -208,6 +208,35 @@ def test_wrappers_of_torch_are_taken_off(model: TwoBranches, other: TwoBranches,
     assert equal(copied(model), copied(other))
 
 
+def test_names_in_files_are_those_without_wrappers(model: TwoBranches, other: TwoBranches, tmp_path: Path) -> None:
+    """A branch that was compiled alone, and files of programs that saved what they had compiled."""
+    for branch in ("sparse_flow", "global_sparse_flow"):
+        setattr(model, branch, torch.compile(model.get_submodule(branch), backend="eager"))
+    save_dual_backbone_checkpoint(model, tmp_path)
+    names = [*load_torch_file(tmp_path / "sparse_flow.ckpt")["state_dict"]]
+    assert names == [*other.sparse_flow.state_dict()]
+    assert load_torch_file(tmp_path / "combined_model.ckpt")["state_dict"].keys() == other.state_dict().keys()
+    load_combined_checkpoint(other, tmp_path / "combined_model.ckpt")
+    load_dual_backbone_from_checkpoints(model, tmp_path / "sparse_flow.ckpt", tmp_path / "global_sparse_flow.ckpt")
+    assert model.last_load_report["sparse_flow"]["loaded"] == names
+    for prefix in ("_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "reverse_fn._orig_mod.backbone."):
+        third = TwoBranches(2)
+        load_dual_backbone_from_checkpoints(third, write(tmp_path / "c.ckpt", other.sparse_flow.state_dict(), prefix))
+        assert equal(copied(third.sparse_flow), copied(other.sparse_flow))
+
+
+def test_plain_values_of_others_among_the_tensors_do_not_count(
+    model: TwoBranches, other: TwoBranches, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "a.ckpt", model.sparse_flow.state_dict(), "backbone.", **{"metric._extra_state": None})
+    load_dual_backbone_from_checkpoints(other, file)
+    assert equal(copied(other.sparse_flow), copied(model.sparse_flow))
+    torch.save({"state_dict": copied(model.sparse_flow), "hyper_parameters": tmp_path}, file)
+    with pytest.raises(CheckpointError, match=r"pathlib\.PosixPath") as caught:
+        load_dual_backbone_from_checkpoints(other, file)
+    assert "allow" not in str(caught.value), "there is nothing to allow it by"
+
+
 def test_a_state_of_training_is_kept(model: TwoBranches, tmp_path: Path) -> None:
     """An optimizer's state is tensors and plain values, as the guide saves it."""
     optimizer = torch.optim.AdamW(model.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
@@ -218,3 +219,18 @@ def test_where_the_data_lie_the_noise_is_drawn_in_their_kind() -> None:
     assert {name: (x.dtype, tuple(x.shape)) for name, x in x0.items()} == {
         name: (torch.float64, (2, *size)) for name, size in SIZES.items()
     }
+
+
+def test_a_copy_draws_like_the_model_and_not_from_it() -> None:
+    """As an average of weights beside the model: one seed is one sample, and what one draws the other still has."""
+    model = ShortCut(Network())
+    found = []
+    with torch.random.fork_rng():
+        for one in (model, copy.deepcopy(model)):
+            torch.manual_seed(3)
+            random.seed(3)
+            found.append(one.sample_draws(data(8)))
+    assert_close(found[0].t, found[1].t, rtol=0, atol=0)
+    own, alone = (ShortCut(Network(), self_consistency_prob=1.0, seed_or_generator=3) for _ in range(2))
+    copy.deepcopy(own).sample_draws(data(8))
+    assert_close(own.sample_draws(data(8)).h, alone.sample_draws(data(8)).h, rtol=0, atol=0)

@@ -24,6 +24,9 @@ from stageline.families.sparse_structure.data.poses import ROTATION, SCALE, SHAP
 LEAST_MODALITIES = (SHAPE, TRANSLATION, SCALE, ROTATION)
 """What a scene must have where nobody says which modalities the network has."""
 LAYOUTS = ("channels_last", "tokens_last")
+CONDITION_NAME = "cond"
+"""Keyword of the condition tokens."""
+CONDITION_REMEDY = f"give each scene a {CONDITIONALS} with {CONDITION_NAME}: tokens of width model.cond_channels"
 LARGEST_TENSOR_BYTES = 4 << 30
 """A small file can describe a tensor of any size, by strides of zero."""
 
@@ -114,9 +117,10 @@ class LatentRules:
             tensor = tensor.transpose(1, 2)
         if spec is not None and tuple(tensor.shape[1:]) != tuple(spec):
             raise ValueError(f"shape {tuple(tensor.shape)}; expected (N, {spec[0]}, {spec[1]})")
-        if not torch.isfinite(tensor).all():
-            raise ValueError("it holds values that are not finite")
-        return tensor.float().contiguous()
+        single = tensor.detach().float()
+        if not torch.isfinite(single).all():
+            raise ValueError("it holds values that are not finite, or too large for float32")
+        return single.contiguous()
 
     def _warn(self, text: str) -> None:
         if text not in self.told:
@@ -165,7 +169,31 @@ def check_conditionals(
     if faults:
         raise ValueError(f"scene {scene!r}: conditions: {'; '.join(faults)}")
     rows = {name for name, tensor in tensors.items() if tensor.ndim and len(tensor) == (count or 0) > 1}
-    return dict(conditionals), frozenset(rows if flagged is None else rows & set(flagged))
+    values = {name: _detached(value) for name, value in conditionals.items()}
+    return values, frozenset(rows if flagged is None else rows & set(flagged))
+
+
+def _detached(value: Any) -> Any:
+    """Tensors as values: those that were saved with a graph cannot leave a loader's process, nor become arrays."""
+    if isinstance(value, Mapping):
+        return {name: _detached(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_detached(part) for part in value)
+    return value.detach() if isinstance(value, Tensor) and value.requires_grad else value
+
+
+def condition_faults(conditionals: Mapping[str, Any], count: int, channels: int) -> list[str]:
+    """Why the networks of a run cannot take these conditions of `count` objects. channels: model.cond_channels."""
+    faults = []
+    if others := sorted(map(str, conditionals.keys() - {CONDITION_NAME, "cfg"})):
+        faults.append(f"conditions {', '.join(others)}: a network takes one, {CONDITION_NAME!r}")
+    tokens = conditionals.get(CONDITION_NAME)
+    shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else None
+    if shape is None or len(shape) != 3 or shape[0] not in (1, count) or not shape[1] or shape[2] != channels:
+        found = "not there" if tokens is None else type(tokens).__name__ if shape is None else f"of shape {shape}"
+        rows = "1" if count == 1 else f"1 or {count}"
+        faults.append(f"condition {CONDITION_NAME!r} is {found}; expected ({rows}, tokens, {channels})")
+    return faults
 
 
 def check_metadata(metadata: Any, scene: str) -> dict[str, Any]:

@@ -147,7 +147,8 @@ def _kinds(rng: np.random.Generator, count: int) -> list[str]:
     """Classes of a scene's objects; a table comes first, its chairs next."""
     kinds = []
     if rng.random() < TABLE_SHARE:
-        kinds = ["table", *["chair"] * int(rng.integers(1, min(MOST_CHAIRS, count - 1) + 1))]
+        chairs = int(rng.integers(1, min(MOST_CHAIRS, count - 1) + 1)) if count > 1 else 0
+        kinds = ["table", *["chair"] * chairs]
     others = [kind for kind in CLASSES if kind not in ("table", "chair")]
     return kinds + [others[int(place)] for place in rng.integers(len(others), size=count - len(kinds))]
 

@@ -24,7 +24,7 @@ from stageline.config.bounds import MAX_DEPTH, read_json
 from stageline.errors import DataError
 from stageline.families.sparse_structure.data.made import MadeScene, make_scene
 from stageline.families.sparse_structure.data.poses import Poses
-from stageline.families.sparse_structure.data.scene_files import SCENE_FILE, PlacedMesh
+from stageline.families.sparse_structure.data.scene_files import LARGEST, SCENE_FILE, PlacedMesh
 from stageline.families.sparse_structure.data.voxels import Box, Mesh, bounding_box, canonical, fill_solid, fill_surface
 
 MAX_MESH_BYTES = 256 << 20
@@ -195,9 +195,17 @@ def read_voxels(objects: tuple[PlacedMesh, ...], *, resolution: int, fill: str) 
         if isinstance(found, str):
             faults.append(found)
             continue
+        centre, size = thing.translation + thing.rotation @ (thing.scale * found[1].centre), thing.scale * found[1].size
+        if not (size > 1 / LARGEST).all() or max(size.max(), np.abs(centre).max()) > LARGEST:
+            sides, place = (", ".join(f"{number:g}" for number in numbers) for numbers in (size, centre))
+            faults.append(
+                f"the mesh {str(thing.mesh)!r} is ({sides}) metres large at ({place}); expected {1 / LARGEST:g} to "
+                f"{LARGEST:g}: say its unit by `scale`"
+            )
+            continue
         voxels.append(found[0])
-        centres.append(thing.translation + thing.rotation @ (thing.scale * found[1].centre))
-        sizes.append(thing.scale * found[1].size)
+        centres.append(centre)
+        sizes.append(size)
     if faults:
         raise DataError("; ".join(dict.fromkeys(faults)), remedy="mend these meshes, or leave their objects out")
     rotation = np.stack([thing.rotation for thing in objects])

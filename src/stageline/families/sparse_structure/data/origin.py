@@ -42,6 +42,7 @@ class SceneSource:
     modalities: of latents: name -> (tokens, channels) that the network has.
     zero_filled: of these, those that may be missing and are zero then: their loss has no weight.
     allow_extra: whether latents may hold further modalities, which are left out.
+    cond_channels: width of the condition that scenes of latents must have; None where any will do.
     """
 
     kind: Literal["made", "meshes", "latents"]
@@ -55,6 +56,7 @@ class SceneSource:
     modalities: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     zero_filled: tuple[str, ...] = ()
     allow_extra: bool = False
+    cond_channels: int | None = None
 
     @property
     def has_voxels(self) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stageline.data.shards import SplitWriter
 from stageline.errors import DataError, Faults
+from stageline.families.sparse_structure.data.latent_rules import condition_faults
 from stageline.families.sparse_structure.data.made import make_scene
 from stageline.families.sparse_structure.data.meshes import VoxelScene, read_voxels
 from stageline.families.sparse_structure.data.origin import SceneSource
@@ -101,6 +102,10 @@ def _read_scene(source: SceneSource, name: str, scene: str) -> Any:
             f"scene {scene!r}: conditions {', '.join(strange)} are neither tensors nor plain values, as rows hold them"
         )
         raise DataError(told, remedy=REMEDY)
+    if source.cond_channels is not None:
+        wrong = condition_faults(found["conditionals"], found["num_objects"], source.cond_channels)
+        if wrong:
+            raise DataError(f"scene {scene!r}: {'; '.join(wrong)}", remedy=REMEDY)
     return found, per_object
 
 

@@ -17,14 +17,12 @@ from torch import Tensor
 
 from stageline.data.reading import SplitReader
 from stageline.data.rng import numpy_rng
+from stageline.families.sparse_structure.data.latent_rules import CONDITION_NAME
 from stageline.families.sparse_structure.data.poses import PoseStatistics
 from stageline.families.sparse_structure.data.preparation import BFLOAT16, CONDITION, LATENT, POSE_PARTS
 from stageline.families.sparse_structure.data.scene_dataset import Scene, choose, chosen_objects
 
 Array = NDArray[Any]
-
-CONDITION_NAME = "cond"
-"""Keyword of the class tokens among the conditions."""
 
 
 @lru_cache(maxsize=256)

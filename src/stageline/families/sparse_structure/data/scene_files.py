@@ -66,7 +66,7 @@ def list_scenes(folder: Path, needed: str | None) -> list[str]:
         found = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         return sorted(path.name for path in found if needed is None or (path / needed).is_file())
     try:
-        lines = [line.strip() for line in bounds.read_whole(listed).decode().splitlines()]
+        lines = [line.strip() for line in bounds.read_whole(listed).decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{listed} is no UTF-8 text: {error}") from error
     except bounds.TooLargeError as error:

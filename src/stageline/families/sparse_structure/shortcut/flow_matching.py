@@ -128,11 +128,19 @@ class FlowMatching(nn.Module):
         return []
 
     def _seed_from(self, source: int | torch.Generator | None) -> None:
-        if source is None:
-            self.random_generator, self._coins = torch.default_generator, random.random
-            return
-        self.random_generator = torch.Generator().manual_seed(source) if isinstance(source, int) else source
-        self._coins = random.Random(self.random_generator.initial_seed()).random  # noqa: S311
+        own = torch.Generator().manual_seed(source) if isinstance(source, int) else source
+        # None, and not the global ones themselves: a copy of the model would have copies of them.
+        self._own_generator = own
+        self._own_coins = None if own is None else random.Random(own.initial_seed())  # noqa: S311
+
+    @property
+    def random_generator(self) -> torch.Generator:
+        """Where tensors of random numbers come from."""
+        return torch.default_generator if self._own_generator is None else self._own_generator
+
+    def _coin(self) -> float:
+        """The next uniform number in [0, 1)."""
+        return (self._own_coins or random).random()
 
     def forward(self, x_shape: Any, x_device: Any, *conditions: Any, **keywords: Any) -> Any:
         """`generate`, as upstream; what trains is `loss`."""

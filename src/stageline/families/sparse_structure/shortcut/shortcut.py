@@ -147,7 +147,7 @@ class ShortCut(FlowMatching):
         """
         num = num_objects(x1)
         numbers = self.random_generator if rng is None else rng
-        own = self._coins if rng is None else coin_of(rng)
+        own = self._coin if rng is None else coin_of(rng)
         decisions = self._decisions(rng, shared)
         coin = own if decisions is None else decisions
         share = self.shared_draws and progress >= self.shared_draws_from
