@@ -109,6 +109,25 @@ def test_it_is_the_naive_loop_over_mean_losses_of_scenes(grad_clip: float) -> No
     assert model.generate({"shape": (3, 4, 2)}, "cpu", cond=torch.zeros(1, 3), word="kept")["shape"].shape == (3, 4, 2)
 
 
+class Weighted(Network):
+    """Its answer times one number, as the scene's branch of a weighted dual backbone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x_t: Any, t: Tensor, cond: Tensor, d: Tensor, word: str) -> dict[str, Tensor]:
+        return {"shape": super().forward(x_t, t, cond, d, word)["shape"] + 0 * self.factor}
+
+
+def test_a_single_number_does_not_decay() -> None:
+    network = Weighted()
+    before = network.layer.weight.detach().clone()
+    train_scenes(Scenes(), network, num_epochs=1, **settings(0.0) | {"weight_decay": 50.0})
+    assert network.factor == 1
+    assert network.layer.weight.norm() < 0.5 * before.norm()
+
+
 def test_what_cannot_be_trained_is_told_at_once() -> None:
     with pytest.raises(
         ConfigError, match=r"num_epochs: 0.*accumulate_scenes: 0.*grad_clip: -1.*batch_mode is off.*requires a"

@@ -59,7 +59,8 @@ def train_scenes(
 
     dataset: `SceneDataset`, or anything with a length whose items are such scenes; `object_counts()` groups scenes of
         one size where it is there.  reverse_fn: the network, trained in place.
-    num_epochs: passes over the scenes.  learning_rate, weight_decay: of AdamW, for parameters that require gradients.
+    num_epochs: passes over the scenes.  learning_rate, weight_decay: of AdamW, for parameters that require gradients;
+        a single number, as the factor of a weighted dual backbone, does not decay.
     grad_clip: largest norm of the gradient; 0 does not clip.  accumulate_scenes: per process and step.
     num_workers: loader processes.  seed: of order and draws.  device: where it trains.
     objective: further arguments of `ShortCut`; `batch_mode` is on.  on_epoch: called after each epoch.
@@ -86,7 +87,12 @@ def train_scenes(
     counts = dataset.object_counts() if hasattr(dataset, "object_counts") else [1] * num_scenes
     sampler = SceneSampler(counts, rank=rank, world_size=world, seed=seed)
     loader = DataLoader(dataset, batch_size=1, sampler=sampler, collate_fn=scene_collate_fn, num_workers=num_workers)
-    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay)
+    # A single number is no weight to keep small: the factor of the scene's branch would be drawn to zero.
+    groups = [
+        {"params": [p for p in trained if p.dim()]},
+        {"params": [p for p in trained if not p.dim()], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
     network.train()
     done = steps = 0
     for epoch in range(num_epochs):

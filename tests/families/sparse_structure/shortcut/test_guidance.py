@@ -15,6 +15,7 @@ from stageline.errors import ConfigError
 from stageline.families.sparse_structure.shortcut import (
     ClassifierFreeGuidance,
     ClassifierFreeGuidanceWithExternalUnconditionalProbability,
+    FlowMatching,
     ShortCut,
     ShortCutDraws,
 )
@@ -197,3 +198,16 @@ def test_guidance_around_a_wrapped_network_calls_the_wrapper() -> None:
     assert wrapped.asked == 5
     outer, _ = model.loss_from_draws(x1, draws, cond, reverse_fn=Wrapper(guidance))
     assert torch.equal(own, outer)
+
+
+@pytest.mark.parametrize("objective", [FlowMatching, ShortCut])
+@pytest.mark.parametrize("kind", [ClassifierFreeGuidance, External])
+def test_a_loss_in_eval_mode_is_neither_guided_nor_without_condition(
+    kind: type[ClassifierFreeGuidance], objective: type[FlowMatching]
+) -> None:
+    """Check 22: of both objectives, with guidance at all times: that of training mode where nothing is dropped."""
+    losses = []
+    for train, probability in ((True, 0.0), (False, 0.0), (False, 1.0)):
+        model = objective(kind(Network(), probability, 3.0, "zeros", (0, 1000)), seed_or_generator=1)
+        losses.append(model.train(train).loss(data(4), condition(4))[0].item())
+    assert losses == 3 * losses[:1]

@@ -13,6 +13,7 @@ import itertools
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol, get_args
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stageline.errors import ConfigError
+from stageline.families.sparse_structure.shortcut.guidance import guidance_of
 from stageline.objectives.flow import straight_path, straight_velocity
 from stageline.objectives.solvers import FixedSolver, fixed_step
 from stageline.objectives.states import State, map_state, tensors_of
@@ -160,7 +162,9 @@ class FlowMatching(nn.Module):
         x0 = self.draw_noise(x1)
         t = t.to(tensors_of(x1)[0].device)
         network = self.reverse_fn if reverse_fn is None else reverse_fn
-        answer = network(self.path(x0, x1, t), t * self.time_scale, *conditions, **keywords)
+        guidance = guidance_of(network)
+        with nullcontext() if guidance is None else guidance.training_branch():  # in eval mode too it is one pass
+            answer = network(self.path(x0, x1, t), t * self.time_scale, *conditions, **keywords)
         total, each = self.weighted_loss(answer, self.target(x0, x1))
         return total, {"flow_matching_loss": total.detach(), **{f"flow_matching/{m}": v for m, v in each.items()}}
 
