@@ -30,7 +30,6 @@ from stageline.families.sparse_structure.objective import COPIED, make_guidance,
 from stageline.families.sparse_structure.published import read_published
 from stageline.stage import stage_config
 from stageline.verbs.prepare import prepare_data
-from stageline.verbs.train import train_stage
 
 DUAL = "checkpoints/hf/dual_backbone_generator.yaml"
 TEXT = "TRAINING_SHORTCUT_SCENE.md"
@@ -241,9 +240,8 @@ def test_scenes_without_a_condition_are_refused_by_name(inside: Path, tmp_path: 
     shutil.copytree(inside / "data/scenes", tmp_path / "scenes", ignore=shutil.ignore_patterns("conditionals.pt"))
     words = [f"root={tmp_path}", f"data.data_root={tmp_path / 'scenes'}", "trainer.tensorboard=false"]
     config = load_config(inside / "configs/default.yaml", words)
-    with pytest.raises(DataError, match="scenes have no condition") as caught:
-        train_stage(config, "sparse_flow", data=str(prepare_data(config).reference))
-    assert "conditionals.pt" in str(caught.value.remedy)
+    with pytest.raises(DataError, match=r"(?s)scene '.*': conditionals\.pt: condition 'cond' is not there"):
+        prepare_data(config)
 
 
 @pytest.mark.slow

@@ -63,11 +63,11 @@ def test_conditions_that_no_network_takes_are_told_before_a_row_is_written(tmp_p
         check_sources(source, ["train"], silent)
     told = str(caught.value)
     for fault in (
-        "'absent': condition 'cond' is not there; expected (1 or 3, tokens, 4)",
-        "'name': conditions level, tokens: a network takes one, 'cond'; condition 'cond' is not there",
-        "'rows': condition 'cond' is of shape (2, 5, 4)",
-        "'text': condition 'cond' is str",
-        "'width': condition 'cond' is of shape (1, 5, 3)",
+        "'absent': conditionals.pt: condition 'cond' is not there; expected (1 or 3, tokens, 4)",
+        "'name': conditionals.pt: conditions level, tokens: a network takes one, 'cond'; condition 'cond' is not there",
+        "'rows': conditionals.pt: condition 'cond' is of shape (2, 5, 4)",
+        "'text': conditionals.pt: condition 'cond' is str",
+        "'width': conditionals.pt: condition 'cond' is of shape (1, 5, 3)",
     ):
         assert f"scene {fault}" in told
     assert "5 faults" in told

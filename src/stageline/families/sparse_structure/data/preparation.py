@@ -20,7 +20,7 @@ from stageline.errors import DataError, Faults
 from stageline.families.sparse_structure.data.latent_rules import condition_faults
 from stageline.families.sparse_structure.data.made import make_scene
 from stageline.families.sparse_structure.data.meshes import VoxelScene, read_voxels
-from stageline.families.sparse_structure.data.origin import SceneSource
+from stageline.families.sparse_structure.data.origin import CONDITIONALS, SceneSource
 from stageline.families.sparse_structure.data.poses import PoseStatistics, encode_poses
 from stageline.families.sparse_structure.data.scene_dataset import Scene, SceneDataset
 from stageline.families.sparse_structure.data.scene_files import SCENE_FILE, list_scenes, read_scene
@@ -105,7 +105,7 @@ def _read_scene(source: SceneSource, name: str, scene: str) -> Any:
     if source.cond_channels is not None:
         wrong = condition_faults(found["conditionals"], found["num_objects"], source.cond_channels)
         if wrong:
-            raise DataError(f"scene {scene!r}: {'; '.join(wrong)}", remedy=REMEDY)
+            raise DataError(f"scene {scene!r}: {CONDITIONALS}: {'; '.join(wrong)}", remedy=REMEDY)
     return found, per_object
 
 
