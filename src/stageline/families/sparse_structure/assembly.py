@@ -76,8 +76,7 @@ class SparseModel(_Encoding, nn.Module):
 
     def velocity(self, latents: Mapping[str, Tensor], t: Tensor, *conditions: Any, **keywords: Any) -> Any:
         """The network: modality -> (N, L, ch). keywords: `scene_sizes` among them makes no difference here."""
-        keywords.pop("scene_sizes", None)
-        return self.sparse_flow(latents, t, *conditions, **keywords)
+        return one_branch(self.sparse_flow, latents, t, *conditions, **keywords)
 
 
 class DualModel(_Encoding, DualBackboneSparseStructureFlowTdfyWrapper):
@@ -93,7 +92,20 @@ class DualModel(_Encoding, DualBackboneSparseStructureFlowTdfyWrapper):
 
     def velocity(self, latents: Mapping[str, Tensor], t: Tensor, *conditions: Any, **keywords: Any) -> Any:
         """The network: modality -> (N, L, ch)."""
-        return super().forward(latents, t, *conditions, **keywords)
+        return super().forward(latents, t, *conditions, **_told(self.sparse_flow, keywords))
+
+
+def one_branch(
+    network: SparseStructureFlowTdfyWrapper, latents: Mapping[str, Tensor], t: Tensor, *conditions: Any, **keywords: Any
+) -> Any:
+    """The per-object network asked as a model is: what it has no use for is left out of the keywords."""
+    keywords.pop("scene_sizes", None)
+    return network(latents, t, *conditions, **_told(network, keywords))
+
+
+def _told(network: SparseStructureFlowTdfyWrapper, keywords: dict[str, Any]) -> dict[str, Any]:
+    """Keywords without the step where the networks are not told it; both branches are, or none."""
+    return keywords if network.is_shortcut_model else {k: v for k, v in keywords.items() if k != "d"}
 
 
 FlowModel = SparseModel | DualModel

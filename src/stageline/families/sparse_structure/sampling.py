@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stageline.errors import CheckpointError
-from stageline.families.sparse_structure.assembly import DualModel
+from stageline.families.sparse_structure.assembly import DualModel, one_branch
 from stageline.families.sparse_structure.config.model import POSE, SHAPE
 from stageline.families.sparse_structure.data.poses import Poses, decode_poses
 from stageline.families.sparse_structure.model.scale import SceneScale
@@ -48,8 +48,7 @@ class SceneGenerator:
         self.device = next(model.parameters()).device
 
     def _one_branch(self, latents: Mapping[str, Tensor], t: Tensor, *conditions: Any, **keywords: Any) -> Any:
-        keywords.pop("scene_sizes", None)
-        return self.model.sparse_flow(latents, t, *conditions, **keywords)
+        return one_branch(self.model.sparse_flow, latents, t, *conditions, **keywords)
 
     def _both_branches(self, latents: Mapping[str, Tensor], t: Tensor, *conditions: Any, **keywords: Any) -> Any:
         if isinstance(self.model, DualModel):

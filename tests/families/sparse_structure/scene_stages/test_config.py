@@ -17,6 +17,9 @@ from stageline.trainer.parameters import freeze_untrained
 from .runs import at_stage, small
 
 
+BRANCHES = ("sparse_flow", "global_sparse_flow")
+
+
 def test_all_contradictions_come_at_once() -> None:
     raw = raw_preset("sparse_structure", "tiny")
     overrides = [
@@ -61,7 +64,6 @@ def test_all_contradictions_come_at_once() -> None:
         (["objective.shared_draws=false", "objective.shared_draws_from=0.5"], "say when draws are shared"),
         (["data.name=latents", "data.data_root=x", "data.shuffle_objects=true"], "latents have none"),
         (["evaluate.steps=[]"], "at least one number"),
-        (["model.sparse_flow.force_zeros_cond=false"], "ignores the flag"),
         (["model.sparse_flow.is_shortcut_model=false"], "both are told the step or none"),
         (["model.global_sparse_flow.block_map=[0, 1]"], "names 2 blocks for 1"),
         (["model.global_sparse_flow.block_map=[7]"], "are no blocks of 2"),
@@ -80,6 +82,11 @@ def test_contradictions_are_refused(tmp_path: Any, overrides: list[str], words: 
     [
         ("shape_vae", ["data.name=latents", "data.data_root=x"], "nothing to encode"),
         ("sparse_flow", ["model.sparse_flow.freeze_shared_parameters=true"], "keep the blocks closed"),
+        ("sparse_flow", ["model.sparse_flow.force_zeros_cond=false"], "ignores the flag"),
+        ("joint", ["model.global_sparse_flow.force_zeros_cond=false"], r"without model\.global_sparse_flow\.force"),
+        ("global_flow", [f"model.{b}.is_shortcut_model=false" for b in BRANCHES], "cannot learn it"),
+        ("joint", ["objective.guidance.unconditional_handling=discard"], "without any condition"),
+        ("sparse_flow", ["objective.guidance.unconditional_handling=drop_tensors"], "say 'add_flag' or 'zeros'"),
         ("global_flow", ["objective.batch_mode=false"], "trainer.batch_size: 1"),
         ("global_flow", ["objective.batch_mode=false", "objective.shared_draws_from=0.5"], "need shared draws"),
     ],
@@ -88,6 +95,21 @@ def test_a_stage_refuses_what_it_cannot_do(tmp_path: Any, stage: str, overrides:
     config = at_stage(small(tmp_path, *overrides), stage)
     with pytest.raises(ConfigError, match=words):
         FAMILY_CONFIG.check(config, STAGES[stage])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["objective.self_consistency_prob=0", *(f"model.{b}.is_shortcut_model=false" for b in BRANCHES)],
+        ["objective.guidance.unconditional_handling=zeros", *(f"model.{b}.force_zeros_cond=false" for b in BRANCHES)],
+        ["objective.guidance.p_unconditional=0", *(f"model.{b}.force_zeros_cond=false" for b in BRANCHES)],
+    ],
+)
+def test_flows_of_other_kinds_have_an_autoencoder_too(tmp_path: Any, overrides: list[str]) -> None:
+    """Its stage reads neither networks nor objective, and asks nothing of them."""
+    config = small(tmp_path, *overrides)
+    for stage in STAGES:
+        FAMILY_CONFIG.check(at_stage(config, stage.name), stage)
 
 
 def test_a_stage_is_not_trained_anew_for_what_it_does_not_read(tmp_path: Any) -> None:

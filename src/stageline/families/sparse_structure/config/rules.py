@@ -137,19 +137,8 @@ def config_faults(config: SparseStructureConfig) -> list[str]:
     unknown = [name for name in objective.cfg_modalities if name not in modalities]
     if unknown:
         faults.append(f"objective.cfg_modalities {unknown} are none of model.modalities")
-    flag = objective.guidance.p_unconditional and objective.guidance.unconditional_handling == "add_flag"
-    if flag and not config.model.sparse_flow.force_zeros_cond:
-        faults.append(
-            "objective.guidance.unconditional_handling 'add_flag' leaves conditions to the network, which ignores the "
-            "flag without model.sparse_flow.force_zeros_cond"
-        )
     if objective.guidance.interval[0] > objective.guidance.interval[1]:
         faults.append(f"objective.guidance.interval {list(objective.guidance.interval)} ends before it begins")
-    if objective.self_consistency_prob and not config.model.sparse_flow.is_shortcut_model:
-        faults.append(
-            "objective.self_consistency_prob > 0 needs model.sparse_flow.is_shortcut_model: a network that is not told "
-            "the step cannot learn it"
-        )
     if objective.shared_draws is False and (objective.shared_draws_from or objective.shared_draws_prob < 1):
         faults.append(
             "objective.shared_draws_from and shared_draws_prob say when draws are shared, and objective.shared_draws "
@@ -164,12 +153,37 @@ def config_faults(config: SparseStructureConfig) -> list[str]:
     return faults
 
 
+def _flow_faults(config: SparseStructureConfig) -> Iterator[str]:
+    """What networks and objective say of each other: rules of the stages that read both."""
+    objective = config.objective
+    handling = objective.guidance.unconditional_handling
+    if handling in ("discard", "drop_tensors"):
+        yield (
+            f"objective.guidance.unconditional_handling {handling!r} asks the networks without any condition, and they "
+            "attend to one; say 'add_flag' or 'zeros'"
+        )
+    for name in ("sparse_flow", "global_sparse_flow"):
+        listens = getattr(config.model, name).force_zeros_cond
+        if handling == "add_flag" and objective.guidance.p_unconditional and not listens:
+            yield (
+                "objective.guidance.unconditional_handling 'add_flag' leaves conditions to the network, which ignores "
+                f"the flag without model.{name}.force_zeros_cond"
+            )
+    if objective.self_consistency_prob and not config.model.sparse_flow.is_shortcut_model:
+        yield (
+            "objective.self_consistency_prob > 0 needs model.sparse_flow.is_shortcut_model: a network that is not told "
+            "the step cannot learn it"
+        )
+
+
 def check(config: SparseStructureConfig, stage: Stage) -> None:
     """Everything about a stage's config that can be refused before data or model are touched. Raises ConfigError."""
     faults = Faults(ConfigError, f"config of stage {stage.name}")
     model, objective = config.model, config.objective
     if stage.name == "shape_vae" and not config.has_vae:
         faults.add(f"data.name {config.data.name!r} already are latents: there is nothing to encode; leave it out")
+    if stage.name != "shape_vae":
+        faults.extend(_flow_faults(config))
     scratch = config.parents.get(stage.name, {}).get("sparse", FROM_SCRATCH) == FROM_SCRATCH
     if stage.name == "sparse_flow" and model.sparse_flow.freeze_shared_parameters and scratch:
         faults.add(
