@@ -88,7 +88,7 @@ def train_scenes(
     sampler = SceneSampler(counts, rank=rank, world_size=world, seed=seed)
     loader = DataLoader(dataset, batch_size=1, sampler=sampler, collate_fn=scene_collate_fn, num_workers=num_workers)
     # A single number is no weight to keep small: the factor of the scene's branch would be drawn to zero.
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.dim()]},
         {"params": [p for p in trained if not p.dim()], "weight_decay": 0.0},
     ]

@@ -16,7 +16,6 @@ from stageline.trainer.parameters import freeze_untrained
 
 from .runs import at_stage, small
 
-
 BRANCHES = ("sparse_flow", "global_sparse_flow")
 
 
