@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.data import Dataset
 
-from stageline.errors import ConfigError
+from stageline.errors import ConfigError, TrainingError
 from stageline.families.sparse_structure.data.order import SceneSampler
 from stageline.families.sparse_structure.shortcut import ShortCut
 from stageline.families.sparse_structure.train_scenes import Epoch, train_scenes
@@ -126,6 +126,22 @@ def test_a_single_number_does_not_decay() -> None:
     train_scenes(Scenes(), network, num_epochs=1, **settings(0.0) | {"weight_decay": 50.0})
     assert network.factor == 1
     assert network.layer.weight.norm() < 0.5 * before.norm()
+
+
+class Broken(Scenes):
+    def __getitem__(self, item: Any, /) -> Any:
+        scene = super().__getitem__(item)
+        return {**scene, "latents": {"shape": scene["latents"]["shape"] * (1e30 if item == 2 else 1.0)}}
+
+
+def test_a_loss_that_is_no_number_ruins_no_weight_and_names_its_scene() -> None:
+    network = Network()
+    with pytest.raises(TrainingError, match="loss of scene '2' is inf in epoch 0"):
+        train_scenes(Broken(), network, num_epochs=2, **settings(1.0))
+    assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
+    model = train_scenes(Scenes(), network, num_epochs=1, **settings(1.0))
+    assert not model.training, "it is handed over to be sampled from"
+    assert not network.training
 
 
 def test_what_cannot_be_trained_is_told_at_once() -> None:

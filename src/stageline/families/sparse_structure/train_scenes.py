@@ -7,6 +7,7 @@ weights. Stages of stageline (`stageline train global_flow`) have all that. Sour
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from stageline.errors import ConfigError
+from stageline.errors import ConfigError, TrainingError
 from stageline.families.sparse_structure.data.order import SceneSampler
 from stageline.families.sparse_structure.data.scene_dataset import scene_collate_fn
 from stageline.families.sparse_structure.shortcut import ShortCut, ShortCutLoss
@@ -55,7 +56,7 @@ def train_scenes(
     objective: Mapping[str, Any] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> ShortCut:
-    """Train a network on scenes with AdamW at a constant rate; returns the ShortCut around it, which samples.
+    """Train a network on scenes with AdamW at a constant rate; returns the ShortCut around it, in eval mode, to sample.
 
     dataset: `SceneDataset`, or anything with a length whose items are such scenes; `object_counts()` groups scenes of
         one size where it is there.  reverse_fn: the network, trained in place.
@@ -66,7 +67,8 @@ def train_scenes(
     objective: further arguments of `ShortCut`; `batch_mode` is on.  on_epoch: called after each epoch.
 
     Where torch.distributed is initialised each process takes its own scenes and gradients are averaged over processes:
-    a step is a mean over accumulate_scenes x processes scenes, each of weight 1.
+    a step is a mean over accumulate_scenes x processes scenes, each of weight 1. TrainingError for a loss that is not
+    finite, before it reaches a weight.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
     num_scenes = len(dataset)  # type: ignore[arg-type]  # said above
@@ -107,6 +109,7 @@ def train_scenes(
                 with _synchronised(network, number == len(scenes)):
                     draws = model.sample_draws(latents, reverse_fn=network, progress=done / (num_epochs * len(sampler)))
                     found = model.loss_terms(latents, draws, reverse_fn=network, **conditions)
+                    _refuse_strange(found.total, scene, epoch)
                     (found.total / len(scenes)).backward()  # type: ignore[no-untyped-call]
                 sums += _measured(found, scene["num_objects"])
                 done += 1
@@ -116,7 +119,7 @@ def train_scenes(
             steps += 1
         if on_epoch is not None:
             on_epoch(_summed(epoch, sums, steps, device, world))
-    return model
+    return model.eval()
 
 
 _SUMS = ("scenes", "loss", "objects", "fm", "num_fm", "sc", "num_sc")
@@ -143,6 +146,16 @@ def _synchronised(network: nn.Module, is_last: bool) -> AbstractContextManager[A
         return nullcontext()
     waiting: AbstractContextManager[Any] = network.no_sync()
     return waiting
+
+
+def _refuse_strange(loss: Tensor, scene: Mapping[str, Any], epoch: int) -> None:
+    """TrainingError for a loss that is not finite: after one step of it no weight would be a number any more."""
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"the loss of scene {scene.get('scene_id', '')!r} is {value} in epoch {epoch}; no weight has seen it",
+            remedy="lower learning_rate or grad_clip, and look for values out of range in this scene",
+        )
 
 
 def _measured(found: ShortCutLoss, num_objects: int) -> Tensor:
