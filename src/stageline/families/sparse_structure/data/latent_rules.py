@@ -175,9 +175,9 @@ def check_conditionals(
 
 def _detached(value: Any) -> Any:
     """Tensors as values: those that were saved with a graph cannot leave a loader's process, nor become arrays."""
-    if isinstance(value, Mapping):
+    if type(value) is dict:
         return {name: _detached(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
+    if type(value) in (list, tuple):
         return type(value)(_detached(part) for part in value)
     return value.detach() if isinstance(value, Tensor) and value.requires_grad else value
 
