@@ -34,6 +34,8 @@ def lease(holder="other/1", age=5.0, ttl=30):
         pytest.param(lease(age=35), True, 0, False, "wait", id="alive-but-not-renewing"),
         pytest.param(lease(age=41), True, 0, False, "free", id="alive-but-hung"),
         pytest.param(lease(age=-20), None, 0, False, "wait", id="from-a-clock-ahead"),
+        pytest.param(lease(ttl=2**31 - 1), None, 301, False, "free", id="asks-for-68-years-and-is-still"),
+        pytest.param(lease(age=311, ttl=2**31 - 1), None, 0, False, "free", id="asks-for-68-years-and-expired"),
         pytest.param({"spec": None}, None, 0, False, "free", id="empty"),
     ],
 )

@@ -30,6 +30,8 @@ from stageline.kube.refusals import AbsentError, ConflictError, ExistsError
 from stageline.store.holder import is_dead, this_process
 
 TTL_SECONDS = 30
+LONGEST_TTL_SECONDS = 300.0
+"""A Lease that says more counts as if it said this, chosen here: no launcher asks for more, none waits for years."""
 RENEWALS_PER_TTL = 3
 SKEW_SECONDS = 10.0
 """How far the clocks of two launchers may be apart: chosen here."""
@@ -72,7 +74,7 @@ def lease_state(
     """
     spec = lease.get("spec") or {}
     holder = spec.get("holderIdentity") or ""
-    ttl = float(spec.get("leaseDurationSeconds") or TTL_SECONDS)
+    ttl = min(float(spec.get("leaseDurationSeconds") or TTL_SECONDS), LONGEST_TTL_SECONDS)
     if holder == me:
         return "ours"
     age = now - _seconds(str(spec.get("renewTime") or ""))
