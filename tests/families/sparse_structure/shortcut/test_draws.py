@@ -234,3 +234,10 @@ def test_a_copy_draws_like_the_model_and_not_from_it() -> None:
     own, alone = (ShortCut(Network(), self_consistency_prob=1.0, seed_or_generator=3) for _ in range(2))
     copy.deepcopy(own).sample_draws(data(8))
     assert_close(own.sample_draws(data(8)).h, alone.sample_draws(data(8)).h, rtol=0, atol=0)
+
+
+def test_a_generator_that_is_set_later_draws_as_one_that_was_given() -> None:
+    given, later = ShortCut(Network(), seed_or_generator=3), ShortCut(Network())
+    later.random_generator = torch.Generator().manual_seed(3)
+    found, expected = (model.sample_draws(data(8)) for model in (later, given))
+    assert_close((found.t, found.h), (expected.t, expected.h), rtol=0, atol=0)

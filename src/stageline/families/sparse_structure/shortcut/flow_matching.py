@@ -123,22 +123,23 @@ class FlowMatching(nn.Module):
         self.loss_weights = loss_weights
         self.solver_method: FixedSolver = solver_method
         self._told: set[str] = set()
-        self._seed_from(seed_or_generator)
+        self.random_generator = seed_or_generator
 
     def _faults(self) -> list[str]:
         """What is wrong with a subclass's own arguments, which it has set by then."""
         return []
 
-    def _seed_from(self, source: int | torch.Generator | None) -> None:
+    @property
+    def random_generator(self) -> torch.Generator:
+        """Where tensors of random numbers come from; another one may be set, an int seeds one."""
+        return torch.default_generator if self._own_generator is None else self._own_generator
+
+    @random_generator.setter
+    def random_generator(self, source: int | torch.Generator | None) -> None:
         own = torch.Generator().manual_seed(source) if isinstance(source, int) else source
         # None, and not the global ones themselves: a copy of the model would have copies of them.
         self._own_generator = own
         self._own_coins = None if own is None else random.Random(own.initial_seed())  # noqa: S311
-
-    @property
-    def random_generator(self) -> torch.Generator:
-        """Where tensors of random numbers come from."""
-        return torch.default_generator if self._own_generator is None else self._own_generator
 
     def _coin(self) -> float:
         """The next uniform number in [0, 1)."""
