@@ -364,6 +364,50 @@ def test_a_tile_larger_than_its_picture_is_judged_too(tmp_path: Path) -> None:
         read_file(path)
 
 
+def stripped(order: str, *, big: bool, further: bool, strips: int) -> bytes:
+    """A picture of ten pixels a side, or a second one behind it, said to lie in that many strips."""
+    mark = b"II" if order == "<" else b"MM"
+    word, head = ("Q", struct.pack(f"{order}HHHQ", 43, 8, 0, 16)) if big else ("I", struct.pack(f"{order}HI", 42, 8))
+    entry, count, data = f"{order}HH{word}{word}", f"{order}{'Q' if big else 'H'}", mark + head
+    base = {256: 10, 257: 10, 258: 8, 259: 1, 262: 1, 277: 1, 278: 1}
+    for is_last in (False, True) if further else (True,):
+        many = strips if is_last else 1
+        size = struct.calcsize(count) + struct.calcsize(entry) * (len(base) + 2) + struct.calcsize(f"{order}{word}")
+        values = len(data) + size
+        tags = [(tag, 4, 1, value) for tag, value in base.items()]
+        tags += [(273, 4, many, values if many > 1 else 8), (279, 4, many, values if many > 1 else 100)]
+        data += struct.pack(count, len(tags))
+        for tag, kind, number, value in tags:
+            packed = struct.pack(f"{order}I", value).ljust(8 if big else 4, b"\0")
+            inside = struct.pack(f"{order}{word}", value) if number > 1 else packed
+            data += struct.pack(f"{order}HH{word}", tag, kind, number) + inside
+        data += struct.pack(f"{order}{word}", 0 if is_last else values)
+    return data + bytes(4 * strips)
+
+
+@pytest.mark.parametrize("further", [False, True], ids=["the first", "the second"])
+@pytest.mark.parametrize(("order", "big"), [("<", False), (">", False), ("<", True)], ids=["II", "MM", "big"])
+def test_a_tiff_has_few_strips(tmp_path: Path, order: str, big: bool, further: bool) -> None:
+    """Two million took 21 seconds and a gigabyte before a pixel was looked at."""
+    path = tmp_path / "a.tif"
+    path.write_bytes(stripped(order, big=big, further=further, strips=2**18 + 1))
+    with pytest.raises(DataError, match=r"262145 strips or tiles, expected at most 262144 \(MAX_PIECES\)"):
+        read_file(path)
+
+
+def test_a_tiff_of_many_strips_and_pages_that_go_round_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    for options in ({"tiffinfo": {278: 1}}, {"big_tiff": True}):
+        Image.new("L", (8, 3000), 7).save(path, **options)
+        assert read_file(path).pixels.shape[:2] == (3000, 8)
+    Image.new("L", (8, 8), 7).save(path)
+    data = bytearray(path.read_bytes())
+    start = struct.unpack_from("<I", data, 4)[0]
+    struct.pack_into("<I", data, start + 2 + 12 * struct.unpack_from("<H", data, start)[0], start)
+    path.write_bytes(data)
+    assert read_file(path).pixels.shape[:2] == (8, 8)
+
+
 def test_a_mesh_describes_no_more_than_is_read(tmp_path: Path) -> None:
     from stageline.families.sparse_structure.data.meshes import MAX_FACES, read_mesh
 

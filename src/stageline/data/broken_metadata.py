@@ -15,6 +15,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from stageline.data.tiff_directories import TYPE_BYTES, directories, is_big_tiff
+
 DAMAGE = (
     OSError,
     SyntaxError,
@@ -33,10 +35,6 @@ OF_PIXELS = frozenset(
     {*range(254, 260), 262, 266, 273, 277, 278, 279, 284, 317, *range(320, 326), 338, 339, 347, 530, 532}
 )
 """TIFF tags that pixels are decoded by."""
-TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
-"""Bytes of one value by its TIFF type."""
-CLASSIC = 42
-"""What marks a TIFF with 32-bit offsets."""
 START_OF_SCAN, COMMENT = 0xDA, 0xFE
 """Markers of a JPEG's segments."""
 
@@ -88,17 +86,14 @@ def _mended(file: BinaryIO) -> BinaryIO:
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
-    head = file.read(8)
+    head = file.read(4)
     order = "<" if head[:2] == b"II" else ">"
     broken = []
-    if len(head) == 8 and struct.unpack(f"{order}H", head[2:4])[0] == CLASSIC:
-        start = file.seek(struct.unpack(f"{order}I", head[4:])[0])
-        entries = file.read(2)
-        count = struct.unpack(f"{order}H", entries)[0] if len(entries) == 2 else 0
-        for number, (tag, kind, values, offset) in enumerate(struct.iter_unpack(f"{order}HHII", _whole(file, count))):
-            length = values * TYPE_BYTES.get(kind, 0)
-            if length > 4 and offset + length > size and tag not in OF_PIXELS:
-                broken.append(start + 2 + 12 * number)
+    if not is_big_tiff(head):
+        for entry in next(directories(file, 1), []):
+            length = entry.values * TYPE_BYTES.get(entry.kind, 0)
+            if length > 4 and entry.offset + length > size and entry.tag not in OF_PIXELS:
+                broken.append(entry.place)
     file.seek(0)
     if not broken:
         return file
@@ -106,9 +101,3 @@ def _mended(file: BinaryIO) -> BinaryIO:
     for place in broken:
         struct.pack_into(f"{order}HII", data, place + 2, 1, 1, 0)  # one byte, of value 0
     return io.BytesIO(data)
-
-
-def _whole(file: BinaryIO, count: int) -> bytes:
-    """As many directory entries of 12 bytes as there are, `count` at most."""
-    found = file.read(12 * count)
-    return found[: len(found) // 12 * 12]

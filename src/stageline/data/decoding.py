@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from PIL.TiffImagePlugin import PREFIXES, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from stageline.data.broken_metadata import DAMAGE, open_file
+from stageline.data.tiff_directories import directories
 from stageline.errors import DataError
 
 EXIF_ORIENTATION = 0x0112
@@ -58,6 +59,10 @@ NAMES = {
     GifImageFile: "GIF",
     PpmImageFile: "PPM",
 }
+PIECES = (273, 279, 324, 325)
+"""TIFF tags that count strips and tiles: where they lie, how long they are."""
+MAX_PIECES = 2**18
+"""Chosen here: half a kilobyte each in Pillow, before it decodes; strips of a row, tiles of 32 x 32 are fewer."""
 MAX_SCANS = 200
 """Of a progressive JPEG, chosen here: each is decoded over the whole picture; programs write ten or so."""
 LIMIT = threading.RLock()
@@ -141,6 +146,8 @@ def open_picture(
         try:
             if known[0] is WebPImageFile:  # its decoder takes memory for the whole picture as soon as it is opened
                 _refuse_large(path, _webp_size(start + file.read(18)), max_pixels, key)
+            if known[0] is TiffImageFile:
+                _refuse_pieces(path, file)
             file.seek(0)
             with open_file(known[0], file) as opened:
                 _refuse_large(path, opened.size, max_pixels, key)
@@ -171,6 +178,15 @@ def _refuse_scans(path: Path) -> None:
     scans = path.read_bytes().count(b"\xff\xda")
     if scans > MAX_SCANS:
         raise PictureError(path, "too_large", f"{scans} scans, expected at most {MAX_SCANS} (MAX_SCANS)")
+
+
+def _refuse_pieces(path: Path, file: BinaryIO) -> None:
+    """PictureError for a TIFF with too many strips or tiles. The first directory is decoded, the second looked for."""
+    for entries in directories(file, 2):
+        pieces = max((entry.values for entry in entries if entry.tag in PIECES), default=0)
+        if pieces > MAX_PIECES:
+            told = f"{pieces} strips or tiles, expected at most {MAX_PIECES} (MAX_PIECES)"
+            raise PictureError(path, "too_large", told)
 
 
 def _webp_size(start: bytes) -> tuple[int, int]:
