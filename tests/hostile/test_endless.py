@@ -43,7 +43,7 @@ class Endless:
 
 
 def test_a_line_of_a_pod_without_end_is_kept_as_far_as_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(responses, "LONGEST_LINE", 100_000)
+    monkeypatch.setattr(responses, "MAX_LINE_BYTES", 100_000)
     assert list(map(len, responses.Response(Endless(40)).lines())) == [100_000, 4]
     assert list(map(len, responses.Response(Endless(40, end=b"x")).lines())) == [100_000]
     assert list(responses.Response(Endless(0, end=b"a\n\nb\n")).lines()) == [b"a", b"", b"b"]

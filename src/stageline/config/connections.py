@@ -70,24 +70,24 @@ class JudgedHandler(urllib.request.AbstractHTTPHandler):
         return self._opened(http.client.HTTPSConnection, req)
 
     def _opened(self, kind: type[http.client.HTTPConnection], req: urllib.request.Request) -> http.client.HTTPResponse:
-        watch = _Watch(self._connect, (req.timeout or 0.0) * HEAD_TIMES)
+        deadline = _Deadline(self._connect, (req.timeout or 0.0) * HEAD_TIMES)
 
         def connection(host: str, **options: Any) -> http.client.HTTPConnection:
             made = kind(host, **options)
-            made._create_connection = watch.connect  # type: ignore[attr-defined]
+            made._create_connection = deadline.connect  # type: ignore[attr-defined]
             return made
 
         try:
             answer = self.do_open(connection, req)
         finally:
-            watch.end()
-        if watch.is_late:
+            deadline.end()
+        if deadline.is_late:
             answer.close()
-            raise TimeoutError(watch.told)
+            raise TimeoutError(deadline.told)
         return answer
 
 
-class _Watch:
+class _Deadline:
     """Ends the connections of one request whose answer does not begin in time. seconds: 0 is no limit."""
 
     def __init__(self, connect: Callable[..., socket.socket], seconds: float) -> None:

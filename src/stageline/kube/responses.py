@@ -8,7 +8,7 @@ from typing import Any
 
 from stageline.errors import ClusterUnavailableError
 
-LONGEST_LINE = 16 * 2**20
+MAX_LINE_BYTES = 16 * 2**20
 """Bytes kept of a line, chosen here: several times the largest object that an API server takes."""
 
 
@@ -33,13 +33,13 @@ class Response:
     def lines(self) -> Iterator[bytes]:
         """Every line without its end, as soon as it has come. A stream that is cut raises ClusterUnavailableError.
 
-        Of a line longer than LONGEST_LINE its beginning: a container may write for ever without ending one.
+        Of a line longer than MAX_LINE_BYTES its beginning: a container may write for ever without ending one.
         """
         rest = bytearray()
         try:
             for chunk in self._raw.stream(2**16, decode_content=True):
                 first, *others = chunk.split(b"\n")
-                rest += first[: LONGEST_LINE - len(rest)]
+                rest += first[: MAX_LINE_BYTES - len(rest)]
                 for line in others:
                     yield bytes(rest)
                     rest = bytearray(line)

@@ -19,7 +19,8 @@ from typing import IO, Any
 
 from stageline.config.bounds import read_json
 from stageline.jobs.processes import descendants, die_with_parent, kill_marked
-from stageline.pod.rank import LONGEST_LINE, NOTES_VARIABLE
+from stageline.pod.rank import NOTES_VARIABLE
+from stageline.printing import LONGEST_LINE
 from stageline.signals import CaughtSignals
 
 POLL_SECONDS = 0.1

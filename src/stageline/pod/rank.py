@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from stageline.jobs.processes import die_with_parent
+from stageline.printing import LONGEST_LINE
 from stageline.signals import REPEAT_SECONDS, CaughtSignals
 
 NOTES_VARIABLE = "STAGELINE_RANK_NOTES"
@@ -25,7 +26,6 @@ RANK_PREFIX = "[rank "
 """How lines of ranks begin; torchrun's own do not."""
 LAST_LINES_SECONDS = 2.0
 """How long to read on after a rank has ended: its loader processes may hold its output open."""
-LONGEST_LINE = 1 << 16
 
 
 def run_rank(command: Sequence[str]) -> int:

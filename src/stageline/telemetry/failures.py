@@ -34,7 +34,7 @@ TRY_AGAIN = 128
 """Exit codes from here on mean "try again", those below "fix it"."""
 TAIL_LINES = 50
 """Last log lines that a record keeps."""
-LONGEST_LINE = 2_000
+LONGEST_TAIL_LINE = 2_000
 LONGEST_WORD = 300
 LONGEST_TEXT = 20_000
 """Characters of a line, of a kind, code or name, and of a sentence or remedy; what is longer is cut when it is read."""
@@ -78,7 +78,7 @@ class FailureRecord:
             object.__setattr__(self, name, one_line(getattr(self, name), LONGEST_WORD))
         for name in ("sentence", "remedy"):
             object.__setattr__(self, name, escaped(getattr(self, name), LONGEST_TEXT))
-        tail = tuple(one_line(line, LONGEST_LINE) for line in self.log_tail[-TAIL_LINES:])
+        tail = tuple(one_line(line, LONGEST_TAIL_LINE) for line in self.log_tail[-TAIL_LINES:])
         object.__setattr__(self, "log_tail", tail)
 
     @classmethod
